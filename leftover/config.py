@@ -1,0 +1,229 @@
+"""The recipe: typed sections <-> one YAML file. An unknown key is an error that names the nearest valid one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leftover.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class LoraSection(Section):
+    """A low-rank adapter (`peft.LoraConfig`) in place of full fine-tuning."""
+
+    r: int = Field(16, gt=0)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelSection(Section):
+    # A folder or Hub id to start from; or a `config` (model_type and its settings) for random weights.
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None  # default: the one at `path`
+    chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSection":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give exactly one of model.path and model.config")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("model.config needs model.tokenizer as well")
+        return self
+
+
+class ColumnsSection(Section):
+    """Names of the user's columns."""
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    reward: str = "reward"  # a recorded score; rows may lack it
+    split: str = "split"  # the user's own splits: train, validation, test
+    family: str = "family"  # rows of one story or conversation, kept on one side of every split
+
+
+class DocumentsSection(Section):
+    """How `format: documents` cuts plain text: sentences of prompt, then sentences of completion."""
+
+    separator: str = "<|endoftext|>"
+    prompt_sentences: int = Field(3, gt=0)
+    completion_sentences: int = Field(1, gt=0)
+    stride: int | None = Field(None, gt=0)  # sentences between two rows; default: they do not overlap
+
+
+class DataSection(Section):
+    path: str | list[str]
+    format: Literal["auto", "jsonl", "parquet", "csv", "hub", "documents", "hh"] = "auto"
+    columns: ColumnsSection = ColumnsSection()
+    documents: DocumentsSection = DocumentsSection()
+    drop_listed: str | None = None  # format hh: the authors' JSON of bad rows, by file name
+    hub_split: str = "train"
+    max_prompt_tokens: int = Field(512, gt=0)  # longer prompts are cut on the left
+    max_completion_tokens: int = Field(128, gt=0)
+    long_completions: Literal["drop", "cut"] = "drop"
+    on_bad_row: Literal["error", "skip"] = "error"
+    rows: Literal["all", "chosen"] = "all"  # chosen: of a chosen/rejected pair, policies train on the chosen only
+    validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
+    test_size: float = Field(0.1, gt=0, lt=1)
+    max_rows: int | None = Field(None, gt=0)
+
+
+class RewardSection(Section):
+    # Each: {type: text|classifier|python|column, weight: 1.0, name: ..., settings of the type}; they are summed.
+    functions: list[dict[str, Any]] = [{"type": "column"}]
+    # none, sigmoid, quantile, minmax, or {scale: a, offset: b} for a R + b; fitted on training rows and stored.
+    transform: Literal["sigmoid", "quantile", "minmax"] | dict[Literal["scale", "offset"], float] | None = None
+
+
+class ReferenceSection(Section):
+    source: Literal["fit", "path", "as_is"] = "fit"
+    path: str | None = None  # source: path - a folder or Hub id, also a PEFT adapter
+    train: dict[str, Any] = {}  # fields of LoLConfig
+
+    @model_validator(mode="after")
+    def _path_given(self) -> "ReferenceSection":
+        if (self.source == "path") != (self.path is not None):
+            raise ValueError("reference.path goes with reference.source: path, and only with it")
+        return self
+
+
+class ValueSection(Section):
+    targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
+    candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
+    num_prompts: int = Field(2000, gt=0)  # reference_samples: how many training prompts are sampled for
+    samples_per_prompt: int = Field(1, gt=0)
+    decoding: Literal["sample", "greedy"] = "sample"
+    folds: int = Field(5, gt=1)  # recorded: cross-fitting by prompt
+    head_max_prompts: int = Field(2000, gt=0)  # prompts whose hidden states are cached for the attention head
+    head_epochs: int = Field(30, gt=0)
+    head_learning_rate: float = Field(1e-3, gt=0)
+    bounds: tuple[float, float] | None = None  # declared bounds of the reward: the value is clipped to them
+
+
+class EvaluateSection(Section):
+    max_prompts: int = Field(500, gt=0)  # unique held-out prompts, test split
+    max_selection_prompts: int = Field(200, gt=0)  # prompts of the validation split that choose the checkpoint
+    primary: Literal["sampled", "greedy"] = "sampled"  # whose completions the result table shows first
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
+    batch_size: int = Field(64, gt=0)
+    judges: list[dict[str, Any]] = []  # held-out rewards: reported, never trained on
+    num_examples: int = Field(10, ge=0)  # completions side by side in the report
+
+
+class Recipe(Section):
+    name: str
+    output_dir: str
+    seed: int = 0  # splits, reference, value
+    seeds: list[int] = Field([0], min_length=1)  # of training; every policy is trained once for each
+    model: ModelSection
+    data: DataSection
+    reward: RewardSection = RewardSection()
+    reference: ReferenceSection = ReferenceSection()
+    value: ValueSection = ValueSection()
+    # name -> fields of LoLConfig; the first policy is the one the report is about, the others are its controls.
+    policies: dict[str, dict[str, Any]] = {"a_lol_seq": {"objective": "a_lol_seq"}}
+    train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @property
+    def main_policy(self) -> str:
+        return next(iter(self.policies))
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe from YAML; `overrides` are `dotted.key=value` strings whose values are YAML.
+
+    Raises UserError that names the file, the key and the nearest valid key.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no recipe at '{path}'") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
+    for override in overrides or []:
+        _apply(content, override)
+    return make_recipe(content, where=str(path))
+
+
+def make_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a recipe given as a dictionary."""
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+    _check_training_fields(recipe, where)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise UserError(f"--set takes key=value, got '{override}'")
+    *parents, last = name.strip().split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"--set {override}: '{parent}' is not a section")
+    section[last] = yaml.safe_load(value)
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        valid = list(_section_at(error["loc"][:-1]).model_fields)
+        close = nearest(str(error["loc"][-1]), valid)
+        return f"unknown key '{location}'{close or '; valid here: ' + ', '.join(valid)}"
+    if error["type"] == "missing":
+        return f"missing key '{location}'"
+    return f"{location + ': ' if location else ''}{error['msg']} (got {error.get('input')!r})"[:400]
+
+
+def _section_at(location: tuple) -> type[BaseModel]:
+    section: Any = Recipe
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return section
+
+
+def _check_training_fields(recipe: Recipe, where: str) -> None:
+    from leftover.trainer import LoLConfig
+
+    valid = [field.name for field in dataclasses.fields(LoLConfig) if field.init]
+    reserved = {"output_dir": "the run's own folder is used", "seed": "set 'seeds'"}
+    sections = {"train": recipe.train, "reference.train": recipe.reference.train}
+    sections |= {f"policies.{name}": fields for name, fields in recipe.policies.items()}
+    for section, fields in sections.items():
+        for name in fields:
+            if name in reserved:
+                raise UserError(f"{where}: '{section}.{name}' cannot be set here: {reserved[name]}")
+            if name not in valid:
+                raise UserError(
+                    f"{where}: unknown key '{section}.{name}'"
+                    f"{nearest(name, valid) or '; it takes the fields of LoLConfig (a TrainingArguments)'}"
+                )
+    if not recipe.policies:
+        raise UserError(f"{where}: 'policies' names no policy to train")

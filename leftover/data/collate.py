@@ -1,0 +1,60 @@
+"""Rows of the table -> padded tensors in the aligned layout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Constants of a row that objectives read, with the value that marks one the table lacks.
+ROW_SCALARS = ("reward", "value", "advantage")
+
+
+class Collator:
+    """Pads prompts on the left and completions on the right, so that the boundary is one column.
+
+    The batch holds `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`,
+    `reference_logprobs` [B, T]; `reward`, `value`, `advantage` [B] float32 and `group` [B] int64. Columns that
+    the rows lack become NaN (`group`: -1).
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], self.pad_token_id, left=True)
+        completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], self.pad_token_id)
+        batch = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": completion_mask,
+        }
+        if rows[0].get("reference_logprobs") is not None:
+            values, _ = pad([row["reference_logprobs"] for row in rows], 0.0, dtype=torch.float32)
+        else:
+            values = torch.full(completion_ids.shape, float("nan"))
+        batch["reference_logprobs"] = values
+        for name in ROW_SCALARS:
+            batch[name] = torch.tensor([_number(row.get(name)) for row in rows], dtype=torch.float32)
+        batch["group"] = torch.tensor([row.get("group", -1) for row in rows], dtype=torch.int64)
+        return batch
+
+
+def pad(
+    sequences: Sequence[Sequence[float]], value: float, *, left: bool = False, dtype: torch.dtype = torch.int64
+) -> tuple[Tensor, Tensor]:
+    """Stack sequences of unequal length; returns the tensor [B, L] and its boolean mask of real entries."""
+    longest = max(len(sequence) for sequence in sequences)
+    out = torch.full((len(sequences), longest), value, dtype=dtype)
+    mask = torch.zeros((len(sequences), longest), dtype=torch.bool)
+    for i, sequence in enumerate(sequences):
+        where = slice(longest - len(sequence), None) if left else slice(None, len(sequence))
+        out[i, where] = torch.as_tensor(np.asarray(sequence), dtype=dtype)
+        mask[i, where] = True
+    return out, mask
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

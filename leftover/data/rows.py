@@ -1,0 +1,161 @@
+"""Located rows of any format -> checked rows of the table; faulty ones are refused or set aside, never lost."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from leftover.config import DataSection
+from leftover.data.formats import Located
+from leftover.errors import UserError
+
+# Messages are kept as JSON text: a column has one type, and users mix strings and conversations.
+ROWS_SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("conversational", pa.bool_()),
+        ("recorded_reward", pa.float64()),
+        ("family", pa.string()),
+        ("user_split", pa.string()),
+        ("is_chosen", pa.bool_()),
+        ("where", pa.string()),
+    ]
+)
+
+SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "validation", "val": "validation", "dev": "validation"}
+_FAULTS_SHOWN = 5
+
+
+class Rejects:
+    """Rows that are set aside, with the reason, in `rejected_rows.jsonl` of the run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def start(self, stage: str) -> None:
+        """Forget what an earlier pass of this stage rejected."""
+        if self.path.is_file():
+            kept = [line for line in self._lines() if json.loads(line)["stage"] != stage]
+            self.path.write_text("".join(kept), encoding="utf-8")
+
+    def add(self, stage: str, where: str, reason: str, row: dict[str, Any]) -> None:
+        record = {"stage": stage, "where": where, "reason": reason, "row": row}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def check_rows(located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, int]) -> Iterator[dict]:
+    """Yield rows of `ROWS_SCHEMA`.
+
+    With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
+    input was read; with `skip` they go to `rejects`. `stats` counts rows read, rejected and duplicated.
+    """
+    stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0}
+    faults: list[str] = []
+    seen: set[bytes] = set()
+    rejects.start("rows")
+    for where, raw in itertools.islice(located, data.max_rows):
+        stats["read"] += 1
+        try:
+            row = _check(raw, data)
+        except ValueError as error:
+            stats["rejected"] += 1
+            if data.on_bad_row == "skip":
+                rejects.add("rows", where, str(error), raw)
+            elif len(faults) < _FAULTS_SHOWN:
+                faults.append(f"  {where}: {error}")
+            continue
+        fingerprint = hashlib.blake2b(f"{row['prompt']}\0{row['completion']}".encode(), digest_size=16).digest()
+        stats["duplicates"] += fingerprint in seen
+        seen.add(fingerprint)
+        stats["without_reward"] += row["recorded_reward"] is None
+        if not faults:
+            yield row | {"where": where}
+    if faults:
+        raise UserError(
+            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) +
+            "\nMend them, or set data.on_bad_row: skip to put them aside in rejected_rows.jsonl"
+        )
+    if stats["read"] == stats["rejected"]:
+        raise UserError(f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path})")
+
+
+def _check(raw: dict[str, Any], data: DataSection) -> dict[str, Any]:
+    if "__fault__" in raw:
+        raise ValueError(raw["__fault__"])
+    columns = data.columns
+    for key, column in (("prompt", columns.prompt), ("completion", columns.completion)):
+        if column not in raw:
+            found = ", ".join(sorted(raw)) or "none"
+            raise ValueError(f"no column '{column}' (found: {found}; set data.columns.{key})")
+    prompt = _text(raw[columns.prompt], columns.prompt)
+    completion = _text(_only_turn(raw[columns.completion], columns.completion), columns.completion)
+    family = raw.get(columns.family)
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "conversational": not isinstance(raw[columns.prompt], str),
+        "recorded_reward": _score(raw.get(columns.reward), columns.reward),
+        "family": prompt if family is None else str(family),
+        "user_split": _split(raw.get(columns.split), columns.split),
+        "is_chosen": raw.get("is_chosen"),
+    }
+
+
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"'{column}' is empty")
+        return value
+    if isinstance(value, list) and value and all(_is_message(m) for m in value):
+        if not value[-1]["content"].strip():
+            raise ValueError(f"the last message of '{column}' is empty")
+        return json.dumps(value, ensure_ascii=False)
+    raise ValueError(f"'{column}' is neither a text nor a list of {{role, content}} messages: {value!r:.60}")
+
+
+def _only_turn(completion: Any, column: str) -> Any:
+    """The text of a completion given as one assistant message; anything else as it is."""
+    if not isinstance(completion, list):
+        return completion
+    if len(completion) == 1 and _is_message(completion[0]) and completion[0]["role"] == "assistant":
+        return completion[0]["content"]
+    raise ValueError(f"'{column}' must be a text or one assistant message; put earlier turns into the prompt")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _score(value: Any, column: str) -> float | None:
+    """A finite float; True and False count as 1 and 0; None is a row without a score."""
+    if value is None:
+        return None
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f"'{column}' is {type(value).__name__} {value!r:.40}, not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"'{column}' is {value}, not a finite number")
+    return float(value)
+
+
+def _split(value: Any, column: str) -> str | None:
+    if value is None:
+        return None
+    if value not in _SPLIT_NAMES:
+        raise ValueError(f"'{column}' is {value!r:.40}; use one of {', '.join(SPLITS)}")
+    return _SPLIT_NAMES[value]
+
+
+def as_prompt(text: str, conversational: bool) -> Any:
+    """The user's own form of a prompt or completion column: a string, or the list of messages."""
+    return json.loads(text) if conversational else text

@@ -1,0 +1,105 @@
+"""Groups and splits: rows that share a prompt have one id, and a prompt family stays on one side."""
+
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+
+from leftover.config import DataSection
+from leftover.data.rows import SPLITS
+from leftover.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_SHINGLE_WORDS = 3
+_NEAR_DUPLICATE = 0.8  # Jaccard similarity of word shingles
+_EVAL_PROMPTS_CHECKED = 2000
+
+
+def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarray]:
+    """Columns `group` [N] int64, `family_id` [N] int64 and `split` [N] (a name of `SPLITS`).
+
+    The user's splits are taken where every row has one. Else families are ranked by a hash of their id and the
+    seed, so that most of them keep their side when rows are added.
+    """
+    groups, families = _ids(rows["prompt"]), _ids(rows["family"])
+    user_splits = rows["user_split"]
+    given = sum(split is not None for split in user_splits)
+    if given and given < len(rows):
+        raise UserError(
+            f"{len(rows) - given} of {len(rows)} rows have no '{data.columns.split}': give every row one, or none"
+        )
+    if given:
+        splits = np.array([str(split) for split in user_splits])
+        _check_user_splits(splits, families)
+    else:
+        splits = _split_families(rows["family"], families, data, seed)
+    for split in SPLITS:
+        if not (splits == split).any():
+            raise UserError(
+                f"the {split} split has no row: {len(rows)} rows of {families.max() + 1} prompt families are too few "
+                "to keep whole families apart; give more rows, or the splits yourself (column "
+                f"'{data.columns.split}')"
+            )
+    return {"group": groups, "family_id": families, "split": splits}
+
+
+def _ids(values: Any) -> np.ndarray:
+    """Integers in order of first appearance; equal strings share one."""
+    known: dict[bytes, int] = {}
+    return np.array(
+        [known.setdefault(hashlib.blake2b(v.encode(), digest_size=16).digest(), len(known)) for v in values], np.int64
+    )
+
+
+def _split_families(names: Any, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
+    num_families = int(families.max()) + 1
+    first_row = np.unique(families, return_index=True)[1]
+    keys = [hashlib.blake2b(f"{seed}\0{names[int(i)]}".encode(), digest_size=8).digest() for i in first_row]
+    rank = np.empty(num_families, np.int64)
+    rank[np.argsort(np.array(keys))] = np.arange(num_families)
+    num_test = round(data.test_size * num_families)
+    num_validation = round(data.validation_size * num_families)
+    side = np.where(rank < num_test, "test", np.where(rank < num_test + num_validation, "validation", "train"))
+    return side[families]
+
+
+def _check_user_splits(splits: np.ndarray, families: np.ndarray) -> None:
+    crossing = 0
+    for split in ("validation", "test"):
+        crossing += len(np.intersect1d(families[splits == split], families[splits == "train"]))
+    if crossing:
+        log.warning(
+            "%d prompt families stand in the given train split and in another split too: held-out results will "
+            "look better than they are",
+            crossing,
+        )
+
+
+def count_near_duplicates(prompts: Any, splits: np.ndarray) -> int:
+    """How many held-out prompts (of at most 2,000) nearly repeat a training prompt: shingle Jaccard >= 0.8."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    unique = {split: sorted({p for p, s in zip(prompts, splits, strict=True) if (s == "train") is split}) for split in
+              (True, False)}
+    train, held_out = unique[True], unique[False][:_EVAL_PROMPTS_CHECKED]
+    vectorizer = HashingVectorizer(
+        analyzer=_shingles, binary=True, norm=None, alternate_sign=False, n_features=2**20, dtype=np.float32
+    )
+    train_matrix = vectorizer.transform(train)
+    train_sizes = np.asarray(train_matrix.sum(1)).ravel()
+    found = 0
+    for start in range(0, len(held_out), 128):
+        matrix = vectorizer.transform(held_out[start : start + 128])
+        shared = (matrix @ train_matrix.T).tocoo()
+        sizes = np.asarray(matrix.sum(1)).ravel()
+        union = sizes[shared.row] + train_sizes[shared.col] - shared.data
+        found += len(np.unique(shared.row[shared.data / np.maximum(union, 1) >= _NEAR_DUPLICATE]))
+    return found
+
+
+def _shingles(text: str) -> list[str]:
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    size = min(_SHINGLE_WORDS, len(words))
+    return [" ".join(words[i : i + size]) for i in range(len(words) - size + 1)] if words else [""]

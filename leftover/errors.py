@@ -1,0 +1,13 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """Bad input, named with its file, row or key and the remedy; the CLI prints it and exits with 2."""
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

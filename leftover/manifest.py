@@ -1,0 +1,136 @@
+"""What has been computed, from what: the keys that decide between reusing, resuming and recomputing.
+
+A key is a nested dictionary: the digests of the keys it builds on under `from`, and the settings of its own.
+Nothing that the numbers do not depend on is in a key, so a change recomputes what depends on it and no more.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Key = dict[str, Any]
+
+
+def digest(key: Any) -> str:
+    """A short hash of anything JSON can hold, independent of the order of dictionary keys."""
+    text = json.dumps(key, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`name: old -> new` for every leaf in which two keys differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys()):
+            path = f"{prefix}.{name}" if prefix else str(name)
+            found += changes(old.get(name), new.get(name), path)
+        return found
+    if old == new:
+        return []
+    # A digest says nothing to a reader: name the input and leave its value out.
+    return [prefix.removeprefix("from.")] if prefix.startswith("from.") else [f"{prefix}: {old} -> {new}"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name and rename it, so that a killed run leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Status:
+    """`reused`: finished under this key. `resumed`: begun under it. `stale`: of another key. `new`: not there."""
+
+    action: str
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.action == "reused"
+
+    @property
+    def discard(self) -> bool:
+        """Leftovers of another key must go before work starts."""
+        return self.action == "stale"
+
+
+class Manifest:
+    """`manifest.json` of a folder: the key, the state and the facts of every artifact in it."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "manifest.json"
+        self.entries: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            self.entries = json.loads(self.path.read_text(encoding="utf-8"))
+
+    def status(self, name: str, key: Key) -> Status:
+        entry = self.entries.get(name)
+        if entry is None:
+            return Status("new")
+        if entry["key"] != key:
+            return Status("stale", ", ".join(changes(entry["key"], key)) or "key")
+        if entry["complete"]:
+            return Status("reused", "nothing it depends on has changed")
+        return Status("resumed", "it was begun before")
+
+    def begin(self, name: str, key: Key) -> Status:
+        """The status of `name` under `key`, said in the log; unless finished, it is marked as begun."""
+        status = self.status(name, key)
+        if status.finished:
+            log.info("%s: reused (%s)", name, status.reason)
+            return status
+        if status.action != "new":
+            log.info("%s: %s (%s)", name, status.action, status.reason)
+        self.entries[name] = {"key": key, "complete": False}
+        self._write()
+        return status
+
+    def finish(self, name: str, **facts: Any) -> None:
+        self.entries[name] |= {"complete": True, **facts}
+        self._write()
+        log.info("%s: done", name)
+
+    def digest(self, name: str) -> str:
+        """The digest of an artifact's key, for the keys of what is computed from it."""
+        return digest(self.entries[name]["key"])
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What was recorded when `name` was finished."""
+        return {k: v for k, v in self.entries.get(name, {}).items() if k not in ("key", "complete")}
+
+    def is_complete(self, name: str) -> bool:
+        return bool(self.entries.get(name, {}).get("complete"))
+
+    def _write(self) -> None:
+        write_json(self.path, self.entries)
+
+
+class FileHashes:
+    """SHA-256 of files, remembered by size and modification time in `hashes.json` of a folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "hashes.json"
+        self.known: dict[str, list] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def of(self, path: str | Path) -> str:
+        """The hash of a file, or of all files of a folder with their names."""
+        path = Path(path).resolve()
+        if path.is_dir():
+            return digest({str(f.relative_to(path)): self.of(f) for f in sorted(path.rglob("*")) if f.is_file()})
+        stat = path.stat()
+        remembered = self.known.get(str(path))
+        if remembered and remembered[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return remembered[2]
+        with path.open("rb") as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, value]
+        write_json(self.path, self.known)
+        return value

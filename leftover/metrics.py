@@ -1,0 +1,143 @@
+"""Statistics of completions and of comparisons. Pure functions; scipy does the resampling."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of the corpus (Li et al., 2016), lower-cased white-space tokens.
+
+    The ratio falls as a corpus grows: compare corpora of as many completions only. 0.0 where there is no n-gram.
+    """
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        tokens = text.lower().split()
+        grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+        total += len(grams)
+        seen.update(grams)
+    return len(seen) / total if total else 0.0
+
+
+def cut_to_equal_length(corpora: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Cut completion i of every corpus to the length, in white-space tokens, of its shortest version."""
+    cut: list[list[str]] = [[] for _ in corpora]
+    for versions in zip(*corpora, strict=True):
+        tokens = [version.split() for version in versions]
+        shortest = min(map(len, tokens))
+        for corpus, words in zip(cut, tokens, strict=True):
+            corpus.append(" ".join(words[:shortest]))
+    return cut
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    clusters: Sequence | None = None,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of `values` with a percentile bootstrap interval that resamples whole clusters.
+
+    Args:
+        values: [N] one number a prompt (a reward, or a paired difference of two methods).
+        clusters: [N] ids of prompt families (a story, a conversation); None makes every value its own cluster.
+
+    Returns:
+        (mean, low, high); all NaN for no values, and low = high = mean for one cluster, which has no spread to
+        resample.
+    """
+    from scipy import stats
+
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    ids = np.arange(len(array)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums, counts = np.bincount(ids, array), np.bincount(ids)
+    mean = float(array.mean())
+    if len(sums) == 1 or np.ptp(array) == 0:
+        return Interval(mean, mean, mean)
+    result = stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=num_resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=256,
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def win_rate(rewards: Sequence[float], other_rewards: Sequence[float]) -> float:
+    """Share of prompts on which the first reward is the higher one; a tie counts as one half."""
+    ours, theirs = np.asarray(rewards, np.float64), np.asarray(other_rewards, np.float64)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"win_rate compares prompt by prompt: got {ours.shape} and {theirs.shape}")
+    return float((ours > theirs).mean() + 0.5 * (ours == theirs).mean()) if ours.size else float("nan")
+
+
+def win_rate_at_equal_length(
+    rewards: Sequence[float],
+    other_rewards: Sequence[float],
+    lengths: Sequence[int],
+    other_lengths: Sequence[int],
+    tolerance: float = 0.1,
+) -> tuple[float, int]:
+    """Win rate over the prompts whose two completions differ in length by at most `tolerance` of the longer one.
+
+    Returns the rate and how many prompts it rests on (NaN and 0 where there are none).
+    """
+    ours, theirs = np.asarray(lengths, np.float64), np.asarray(other_lengths, np.float64)
+    near = np.abs(ours - theirs) <= tolerance * np.maximum(ours, theirs)
+    return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
+
+
+def pair_accuracy(scores: Sequence[float], rewards: Sequence[float], groups: Sequence) -> tuple[float, int]:
+    """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
+
+    Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
+    """
+    by_group: dict = {}
+    for score, reward, group in zip(scores, rewards, groups, strict=True):
+        by_group.setdefault(group, []).append((score, reward))
+    correct, pairs = 0.0, 0
+    for rows in by_group.values():
+        for i, (score, reward) in enumerate(rows):
+            for other_score, other_reward in rows[i + 1 :]:
+                if reward == other_reward:
+                    continue
+                pairs += 1
+                agreement = (score - other_score) * (reward - other_reward)
+                correct += 1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0
+    return (correct / pairs if pairs else float("nan")), pairs
+
+
+def rank_correlation(scores: Sequence[float], rewards: Sequence[float]) -> float:
+    """Spearman's rank correlation; NaN where either side is constant or there are fewer than three rows."""
+    from scipy import stats
+
+    if len(scores) < 3 or np.ptp(np.asarray(scores)) == 0 or np.ptp(np.asarray(rewards)) == 0:
+        return float("nan")
+    return float(stats.spearmanr(scores, rewards).statistic)
+
+
+def perplexity(logprob_sum: float, num_tokens: int) -> float:
+    """exp of the mean negative log-probability a token."""
+    return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")

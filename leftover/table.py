@@ -1,0 +1,127 @@
+"""The table on disk: blocks of columns, row-aligned, memory-mapped, each written shard by shard.
+
+    table/manifest.json          a key for every block, and so for every column
+    table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary name and renamed
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from leftover.manifest import Key, Manifest
+
+log = logging.getLogger(__name__)
+
+SHARD_ROWS = 2048
+
+
+class Table:
+    """Columns that are computed once and then only read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = Manifest(folder)
+
+    def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
+        """Write a block from a stream of rows. Returns False where the finished block was reused."""
+        status = self.manifest.begin(block, key)
+        if status.finished:
+            return False
+        # A stream has no place to resume at: reading is cheap, so it starts again.
+        shutil.rmtree(self.folder / block, ignore_errors=True)
+        num_rows = 0
+        for number, shard in enumerate(_chunks(rows(), SHARD_ROWS)):
+            self._write_shard(block, number, pa.Table.from_pylist(shard, schema=schema))
+            num_rows += len(shard)
+        self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
+        return True
+
+    def write_columns(
+        self,
+        block: str,
+        key: Key,
+        source: Any,
+        compute: Callable[[Any], dict[str, Any]],
+        *,
+        description: str | None = None,
+    ) -> bool:
+        """Write a block computed from `source` (a Dataset), shard by shard; finished shards are kept on resume.
+
+        `compute` gets the source rows of one shard and returns its columns. Returns False on reuse.
+        """
+        from tqdm import tqdm
+
+        status = self.manifest.begin(block, key)
+        if status.finished:
+            return False
+        if status.discard:
+            shutil.rmtree(self.folder / block, ignore_errors=True)
+        starts = range(0, len(source), SHARD_ROWS)
+        todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
+        columns: list[str] = []
+        for number, start in tqdm(todo, desc=description or block, unit="shard", leave=False, disable=None):
+            shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))))
+            columns = list(shard)
+            self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
+        columns = columns or self._open_block(block).column_names
+        self.manifest.finish(block, num_rows=len(source), columns=columns)
+        return True
+
+    def open(self, *blocks: str) -> Any:
+        """The named blocks side by side as one memory-mapped `datasets.Dataset`."""
+        import datasets
+
+        parts = [self._open_block(block) for block in blocks]
+        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts, axis=1)
+
+    def has(self, block: str) -> bool:
+        return self.manifest.is_complete(block)
+
+    def digest(self, block: str) -> str:
+        return self.manifest.digest(block)
+
+    def _open_block(self, block: str) -> Any:
+        import datasets
+
+        shards = sorted((self.folder / block).glob("*.arrow"))
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
+
+    def _shard(self, block: str, number: int) -> Path:
+        return self.folder / block / f"{number:05d}.arrow"
+
+    def _write_shard(self, block: str, number: int, table: pa.Table) -> None:
+        path = self._shard(block, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(temporary, path)
+
+
+def _arrow(column: Any) -> pa.Array:
+    if isinstance(column, pa.Array):
+        return column
+    if getattr(column, "ndim", 1) == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
+    return pa.array(column)
+
+
+def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    chunk: list[dict] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def float_lists(sequences: Iterable[Any]) -> pa.Array:
+    """A column of float32 lists of unequal length."""
+    return pa.array(list(sequences), type=pa.list_(pa.float32()))
