@@ -1,0 +1,139 @@
+"""The frozen reference: what it says of every row (log-probabilities, prompt features), in one pass."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leftover.data.collate import Collator
+from leftover.logprobs import completion_logprobs, position_ids
+from leftover.manifest import FileHashes
+from leftover.models import capture_hidden
+
+# Padded tokens a batch of the reference pass: bounds its memory whatever the lengths.
+PASS_TOKENS = 16_384
+
+
+def length_sorted_batches(lengths: Sequence[int], max_tokens: int = PASS_TOKENS) -> Iterator[list[int]]:
+    """Indices in batches of like length whose padded size stays within `max_tokens`, longest first."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def autocast(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager:
+    """The compute dtype that training uses, so that policy and reference differ by nothing but their weights."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, dtype))
+
+
+@torch.inference_mode()
+def reference_pass(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    *,
+    features: bool = True,
+    compute_dtype: str | None = None,
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Log-probabilities of every completion token, and pooled features of every prompt.
+
+    Args:
+        rows: with `prompt_ids` and `completion_ids`.
+        features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
+        compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
+
+    Returns:
+        A float32 array [T_i] a row, and the features (None where not asked for).
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    collate = Collator(tokenizer.pad_token_id)
+    logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    with capture_hidden(model) as captured, autocast(device, compute_dtype):
+        for chosen in length_sorted_batches(lengths):
+            batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+            values = completion_logprobs(model, batch).cpu().numpy()
+            for i, row_logprobs in zip(chosen, values, strict=True):
+                logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
+            if features:
+                hidden = captured["hidden"][:, : batch["prompt_ids"].shape[1]].float()
+                for i, row_features in zip(chosen, pool(hidden, batch["prompt_mask"]).cpu().numpy(), strict=True):
+                    pooled[i] = row_features
+    return logprobs, np.stack(pooled) if features else None
+
+
+def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real positions beside the last one (prompts are padded on the left): [B, L, H] -> [B, 2 H]."""
+    mean = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    return torch.cat([mean, hidden[:, -1]], dim=-1)
+
+
+@torch.inference_mode()
+def prompt_hidden(
+    model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], *, compute_dtype: str | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of like length."""
+    from leftover.data.collate import pad
+
+    device = next(model.parameters()).device
+    model.eval()
+    with capture_hidden(model) as captured, autocast(device, compute_dtype):
+        for chosen in length_sorted_batches([len(ids) for ids in prompt_ids]):
+            ids, mask = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id, left=True)
+            attention_mask = mask.long().to(device)
+            model(
+                input_ids=ids.to(device),
+                attention_mask=attention_mask,
+                position_ids=position_ids(attention_mask),
+                logits_to_keep=1,
+                use_cache=False,
+            )
+            hidden = captured["hidden"].float().cpu()
+            for i, states in zip(chosen, hidden, strict=True):
+                yield i, states[-len(prompt_ids[i]) :].clone()
+
+
+def model_identity(path: str, hashes: FileHashes | None = None) -> str:
+    """What stands for a model in a key: the hash of its files, or a Hub id with the commit that was resolved."""
+    if Path(path).is_dir():
+        folder = Path(path)
+        identity = {f.name: _hash(f, hashes) for f in sorted(folder.iterdir()) if f.suffix in _MODEL_FILES}
+        if (folder / "adapter_config.json").is_file():
+            from leftover.models import read_json
+
+            identity["base"] = model_identity(
+                read_json(folder / "adapter_config.json")["base_model_name_or_path"], hashes
+            )
+        from leftover.manifest import digest
+
+        return digest(identity)
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(path, "config.json")
+    commit = Path(config).parent.name if isinstance(config, str) else "unresolved"
+    return f"{path}@{commit}"
+
+
+_MODEL_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt"}
+
+
+def _hash(path: Path, hashes: FileHashes | None) -> str:
+    if hashes is not None:
+        return hashes.of(path)
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
