@@ -105,7 +105,6 @@ class ValueSection(Section):
     samples_per_prompt: int = Field(1, gt=0)
     decoding: Literal["sample", "greedy"] = "sample"
     folds: int = Field(5, gt=1)  # recorded: cross-fitting by prompt
-    head_max_prompts: int = Field(2000, gt=0)  # prompts whose hidden states are cached for the attention head
     head_epochs: int = Field(30, gt=0)
     head_learning_rate: float = Field(1e-3, gt=0)
     bounds: tuple[float, float] | None = None  # declared bounds of the reward: the value is clipped to them

@@ -72,7 +72,7 @@ def _jsonl(path: str, data: DataSection) -> Iterator[Located]:
             row = {"__fault__": f"malformed JSON: {error.msg} at column {error.colno}"}
         if not isinstance(row, dict):
             row = {"__fault__": f"expected a JSON object, found {type(row).__name__}"}
-        yield from _expand(where, row)
+        yield from expand_pair(where, row)
 
 
 def _datasets(builder: str):
@@ -85,7 +85,7 @@ def _datasets(builder: str):
             else:
                 rows = datasets.load_dataset(builder, data_files=path, split="train", streaming=True)
             for number, row in enumerate(rows, start=1):
-                yield from _expand(f"{path} row {number}", row)
+                yield from expand_pair(f"{path} row {number}", row)
         except UserError:
             raise
         except Exception as error:  # datasets raises a different type for every cause
@@ -94,7 +94,7 @@ def _datasets(builder: str):
     return read
 
 
-def _expand(where: str, row: dict[str, Any]) -> Iterator[Located]:
+def expand_pair(where: str, row: dict[str, Any]) -> Iterator[Located]:
     """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt."""
     if "chosen" not in row or "rejected" not in row or "completion" in row:
         yield where, row

@@ -23,7 +23,7 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
     The user's splits are taken where every row has one. Else families are ranked by a hash of their id and the
     seed, so that most of them keep their side when rows are added.
     """
-    groups, families = _ids(rows["prompt"]), _ids(rows["family"])
+    groups, families = unique_ids(rows["prompt"]), unique_ids(rows["family"])
     user_splits = rows["user_split"]
     given = sum(split is not None for split in user_splits)
     if given and given < len(rows):
@@ -45,7 +45,7 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
     return {"group": groups, "family_id": families, "split": splits}
 
 
-def _ids(values: Any) -> np.ndarray:
+def unique_ids(values: Any) -> np.ndarray:
     """Integers in order of first appearance; equal strings share one."""
     known: dict[bytes, int] = {}
     return np.array(
