@@ -72,6 +72,18 @@ class Table:
         self.manifest.finish(block, num_rows=len(source), columns=columns)
         return True
 
+    def write_whole(self, block: str, key: Key, compute: Callable[[], dict[str, Any]]) -> bool:
+        """Write a block that needs all rows at once (splits, values). Returns False on reuse."""
+        status = self.manifest.begin(block, key)
+        if status.finished:
+            return False
+        columns = compute()
+        shutil.rmtree(self.folder / block, ignore_errors=True)
+        whole = pa.table({name: _arrow(column) for name, column in columns.items()})
+        self._write_shard(block, 0, whole)
+        self.manifest.finish(block, num_rows=len(whole), columns=list(columns))
+        return True
+
     def open(self, *blocks: str) -> Any:
         """The named blocks side by side as one memory-mapped `datasets.Dataset`."""
         import datasets

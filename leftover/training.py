@@ -1,0 +1,163 @@
+"""Training from the table: the reference by NLL, and every policy by its objective."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leftover.callbacks import MetricsFile, last_whole_checkpoint
+from leftover.errors import UserError
+from leftover.models import read_json, save_model
+from leftover.prepare import max_new_tokens
+from leftover.rewards.transform import apply_transform
+from leftover.trainer import LoLConfig, LoLTrainer
+from leftover.workspace import Run
+
+log = logging.getLogger(__name__)
+
+# Settings that change what is said or where, not what is computed: they are in no key.
+_SILENT = {
+    "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
+    "dataloader_pin_memory", "save_total_limit", "push_to_hub", "hub_model_id", "project", "trackio_space_id",
+}  # fmt: skip
+
+# Every run is evaluated and saved ten times (as the released runs), and the best checkpoint is kept.
+_CADENCE = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 0.1,
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+}
+
+_REFERENCE_DEFAULTS = {
+    "num_train_epochs": 3,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 32,
+}
+
+
+def effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Training settings without those that no number depends on."""
+    return {name: value for name, value in settings.items() if name not in _SILENT}
+
+
+def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False) -> Any:
+    """Kept rows of one split as a Dataset with the columns that training reads."""
+    table = run.table.open("rows", "split", "tokens", *blocks)
+    keep = (np.array(table["split"][:]) == split) & np.array(table["kept"][:])
+    if chosen_only:
+        is_chosen = np.array([c is True for c in table["is_chosen"][:]])
+        if not is_chosen.any():
+            raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
+        keep &= is_chosen
+    if not keep.any():
+        raise UserError(f"the {split} split has no row left after truncation")
+    names = ["prompt", "conversational", "group", "prompt_ids", "completion_ids"]
+    names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
+    return table.select_columns(names).select(np.flatnonzero(keep))
+
+
+def train_reference(run: Run, *, discard: bool) -> dict[str, Any]:
+    """Fit the reference by NLL; the checkpoint of lowest validation NLL is written to `reference/`."""
+    folder = run.folder / "reference"
+    if discard:
+        shutil.rmtree(folder, ignore_errors=True)
+    settings = _CADENCE | _REFERENCE_DEFAULTS | {
+        "metric_for_best_model": "nll",
+        "greater_is_better": False,
+    } | run.recipe.reference.train | {"objective": "nll"}
+    chosen_only = run.recipe.data.rows == "chosen"
+    trainer = _trainer(
+        run, run.load_base(), settings, folder, run.seed,
+        training_rows(run, "train", (), chosen_only=chosen_only), training_rows(run, "validation", ()),
+        peft_config=run.lora_config(), reward_func=None,
+    )
+    return _fit(trainer, run, folder)
+
+
+def train_policy(run: Run, name: str, seed: int, *, discard: bool) -> dict[str, Any]:
+    """Train one policy with one seed from the reference; its chosen checkpoint is written to its folder."""
+    folder = policy_folder(run, name, seed)
+    if discard:
+        shutil.rmtree(folder, ignore_errors=True)
+    can_score = run.reward.scores_new_completions
+    metric = "reward/mean" if can_score else "logratio/rank_correlation"
+    settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True}
+    settings |= policy_settings(run, name)
+    blocks = available_blocks(run)
+    validation = selection_rows(run, blocks)
+    transform = read_json(run.folder / "reward_transform.json")
+    reward_func = (lambda p, c: apply_transform(transform, run.reward(p, c))) if can_score else None
+    trainer = _trainer(
+        run, run.load_reference(), settings, folder, seed,
+        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"), validation,
+        peft_config=run.lora_config(), reward_func=reward_func,
+    )
+    return _fit(trainer, run, folder)
+
+
+def policy_settings(run: Run, name: str) -> dict[str, Any]:
+    """Fields of LoLConfig of one policy: what all share, and its own."""
+    return run.recipe.train | run.recipe.policies[name]
+
+
+def policy_folder(run: Run, name: str, seed: int) -> Path:
+    return run.folder / "policies" / name / f"seed-{seed}"
+
+
+def available_blocks(run: Run) -> tuple[str, ...]:
+    """Blocks of row constants that the run has prepared."""
+    return tuple(block for block in ("reward", "reference", "value") if run.table.has(block))
+
+
+def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
+    """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
+    rows = training_rows(run, "validation", blocks)
+    groups = np.array(rows["group"][:])
+    chosen = np.random.default_rng(run.seed).permutation(np.unique(groups))
+    chosen = chosen[: run.recipe.evaluate.max_selection_prompts]
+    return rows.select(np.flatnonzero(np.isin(groups, chosen)))
+
+
+def _trainer(
+    run: Run, model: Any, settings: dict[str, Any], folder: Path, seed: int, train: Any, validation: Any, *,
+    peft_config: Any, reward_func: Any,
+) -> LoLTrainer:
+    data = run.recipe.data
+    defaults = {
+        "max_prompt_length": data.max_prompt_tokens,
+        "max_completion_length": max_new_tokens(run),
+        "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
+    }
+    try:
+        args = LoLConfig(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training settings are refused: {error}") from error
+    return LoLTrainer(
+        model, args, train, validation, reward_func, run.tokenizer, peft_config,
+        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+    )
+
+
+def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
+    checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint:
+        log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, folder)
+    history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
+    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    return {
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "best_metric": trainer.state.best_metric,
+        "selected_rows": trainer.num_selected,
+        "effective_sample_size": trainer.effective_sample_size,
+        "seconds": result.metrics.get("train_runtime"),
+        "evaluations": history,
+    }

@@ -1,0 +1,149 @@
+"""One run: its recipe, its folder, its table, and the models that its stages share."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leftover.config import Recipe, dump_recipe
+from leftover.data.rows import Rejects
+from leftover.errors import UserError
+from leftover.manifest import FileHashes, Manifest
+from leftover.models import build_model, is_adapter, load_model, load_tokenizer, max_positions
+from leftover.reference import model_identity
+from leftover.rewards import SumReward
+from leftover.table import Table
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The folder of one recipe. Raises UserError where the folder belongs to another recipe or to no run."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        self._claim_folder()
+        self.table = Table(self.folder / "table")
+        self.manifest = Manifest(self.folder)
+        self.hashes = FileHashes(self.folder)
+        self.rejects = Rejects(self.folder / "rejected_rows.jsonl")
+        self.reward = SumReward(recipe.reward.functions)
+        self.check_limits()
+
+    def _claim_folder(self) -> None:
+        saved = self.folder / "recipe.yaml"
+        if saved.is_file():
+            import yaml
+
+            name = yaml.safe_load(saved.read_text(encoding="utf-8")).get("name")
+            if name != self.recipe.name:
+                raise UserError(
+                    f"{self.folder} holds the run '{name}', this recipe is '{self.recipe.name}': choose another "
+                    "output_dir, or remove the folder"
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty and holds no run: choose another output_dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        saved.write_text(dump_recipe(self.recipe), encoding="utf-8")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        model = self.recipe.model
+        return load_tokenizer(
+            model.tokenizer or str(model.path),
+            chat_template=model.chat_template,
+            trust_remote_code=model.trust_remote_code,
+        )
+
+    @property
+    def tokenizer_key(self) -> dict[str, Any]:
+        path = self.recipe.model.tokenizer or str(self.recipe.model.path)
+        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
+        found = {name: self.hashes.of(Path(path) / name) for name in files if (Path(path) / name).is_file()}
+        return {"files": found or path, "chat_template": self.recipe.model.chat_template}
+
+    @cached_property
+    def base_key(self) -> Any:
+        """What stands for the model before the reference is fitted."""
+        model = self.recipe.model
+        return model_identity(model.path, self.hashes) if model.path else {"config": model.config, "seed": self.seed}
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    def load_base(self) -> Any:
+        """The untouched model: pretrained, or with random weights from the recipe's config."""
+        model = self.recipe.model
+        if model.path is None:
+            assert model.config is not None
+            return build_model(model.config, self.tokenizer, seed=self.seed, dtype=model.dtype)
+        return self.load(model.path)
+
+    def load(self, path: str | Path) -> Any:
+        """A model or adapter at `path`, with the recipe's dtype and attention; on a GPU where there is one."""
+        import torch
+
+        settings = self.recipe.model
+        model = load_model(
+            str(path),
+            dtype=settings.dtype,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        return model.to("cuda") if torch.cuda.is_available() else model
+
+    @property
+    def reference_path(self) -> str:
+        reference = self.recipe.reference
+        if reference.source == "path":
+            return str(reference.path)
+        if reference.source == "as_is":
+            return str(self.recipe.model.path)
+        return str(self.folder / "reference")
+
+    def load_reference(self) -> Any:
+        return self.load(self.reference_path)
+
+    def lora_config(self) -> Any:
+        """The peft config for a new adapter; None for full fine-tuning or where the reference is an adapter."""
+        lora = self.recipe.model.lora
+        if lora is None or is_adapter(self.reference_path):
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=lora.r,
+            lora_alpha=int(lora.alpha),
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+
+    def check_limits(self) -> None:
+        """Refuse lengths beyond the model's positions before any row is read."""
+        model, data = self.recipe.model, self.recipe.data
+        if model.path is None:
+            positions = (model.config or {}).get("max_position_embeddings")
+        else:
+            positions = self._positions(model.path)
+        needed = data.max_prompt_tokens + data.max_completion_tokens
+        if positions is not None and needed > positions:
+            raise UserError(
+                f"data.max_prompt_tokens + data.max_completion_tokens = {needed} exceeds the model's {positions} "
+                "positions: lower one of them"
+            )
+
+    def _positions(self, path: str) -> int | None:
+        from transformers import AutoConfig
+
+        from leftover.models import first_line
+
+        if is_adapter(path):
+            raise UserError(f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path")
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=self.recipe.model.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no model at '{path}' (key model.path): {first_line(error)}") from error
+        return max_positions(config)
