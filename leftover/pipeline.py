@@ -1,6 +1,7 @@
 """The whole method, top to bottom: a recipe in, a better language model and the proof of it out."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ from leftover.workspace import Run
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe | str | Path) -> dict[str, Any]:
-    """Everything, in the order of the paper; what is finished already is reused. Returns the results."""
-    this = open_run(recipe)
-    prepare(this)
-    train(this)
-    evaluate(this)
-    return report(this)
+def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | None:
+    """The stages in the order of the paper, up to and including `until`; what is finished already is reused.
 
-
-def open_run(recipe: Recipe | str | Path) -> Run:
-    return Run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    Returns the results (the content of `results.json`), or None where it stops before the report.
+    """
+    this = Run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    for name, do in STAGES.items():
+        result = do(this)
+        if name == until:
+            return result
+    raise ValueError(f"until: {until!r} is not one of {', '.join(STAGES)}")
 
 
 def prepare(this: Run) -> None:
@@ -40,7 +41,6 @@ def train(this: Run) -> None:
     """Every policy with every seed, from the reference, on the rows its objective selects."""
     from leftover.training import available_blocks, effective, policy_settings, train_policy
 
-    prepare(this)
     for name in this.recipe.policies:
         for seed in this.recipe.seeds:
             key = {
@@ -61,7 +61,6 @@ def evaluate(this: Run) -> None:
     """The reference and every policy on held-out prompts."""
     from leftover.evaluate import evaluate_all
 
-    train(this)
     evaluate_all(this)
 
 
@@ -70,3 +69,11 @@ def report(this: Run) -> dict[str, Any]:
     from leftover.report import write_report
 
     return write_report(this)
+
+
+STAGES: dict[str, Callable[[Run], Any]] = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}

@@ -1,0 +1,132 @@
+"""The command line. Exit status 0, or 2 with one message for anything the user can mend."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="leftover")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Turn scored text into a better language model (A-LoL)."""
+    context.obj = {"debug": debug}
+
+
+def _stage(name: str, help_text: str) -> None:
+    """A verb that runs the stages of a recipe up to its own."""
+
+    @cli.command(name, help=help_text)
+    @click.argument("recipe", type=click.Path())
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+    def command(recipe: str, overrides: tuple[str, ...]) -> None:
+        from leftover.config import load_recipe
+        from leftover.pipeline import run
+
+        loaded = load_recipe(recipe, list(overrides))
+        _announce()
+        results = run(loaded, until="report" if name == "run" else name)
+        if results is not None:
+            _show(results, loaded.output_dir)
+
+
+_stage("run", "All stages: prepare, train, evaluate, report. Continues where it stopped.")
+_stage("prepare", "Tokenise, score, fit the reference, its log-probabilities, value and advantage.")
+_stage("train", "prepare, and train every policy of the recipe.")
+_stage("evaluate", "train, and evaluate the reference and every policy on held-out prompts.")
+_stage("report", "evaluate, and write report.md and results.json.")
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path())
+@click.option("--policy", help="Which policy; default: the recipe's first.")
+@click.option("--seed", type=int, help="Of which training seed; default: the recipe's first.")
+@click.option("--output", type=click.Path(), help="Folder to write; default: RUN/export.")
+@click.option("--merge", is_flag=True, help="Merge an adapter into its base.")
+def export(run_folder: str, policy: str | None, seed: int | None, output: str | None, merge: bool) -> None:
+    """Write a policy as a plain folder for from_pretrained and vLLM."""
+    from leftover.export import export_policy
+
+    click.echo(export_policy(run_folder, policy=policy, seed=seed, output=output, merge=merge))
+
+
+@cli.command()
+@click.option("--seed", default=0, show_default=True, help="Of the data, the model and the run.")
+@click.option("--output-dir", default="runs/demo", show_default=True, type=click.Path())
+def demo(seed: int, output_dir: str) -> None:
+    """The whole method on made-up data: no network, no GPU, about three minutes."""
+    from leftover.demo import run_demo
+
+    _announce()
+    results, folder = run_demo(output_dir, seed)
+    _show(results, folder)
+
+
+def _announce() -> None:
+    """Progress in the log, one line a stage; libraries below warnings stay silent."""
+    import logging
+    import warnings
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("leftover").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+
+
+def _show(results: dict[str, Any], folder: str) -> None:
+    from pathlib import Path
+
+    from leftover.report.write import print_results
+
+    print_results(results)
+    click.echo(f"Report: {Path(folder) / 'report.md'}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the entry point of the `leftover` script."""
+    debug = "--debug" in (arguments if arguments is not None else sys.argv)
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command continues", err=True)
+        sys.exit(130)
+    except Exception as error:
+        message = _mendable(error)
+        if debug or message is None:
+            raise
+        click.echo(f"error: {message}", err=True)
+        sys.exit(2)
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to tell the user of an error that the user can mend; None for a defect of ours."""
+    import errno
+
+    from leftover.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        reasons: dict[int | None, Callable[[], str]] = {
+            errno.ENOSPC: lambda: f"the disk is full ({error.filename}); free some space, then run again: it continues",
+            errno.EROFS: lambda: f"the disk is read-only ({error.filename}); set output_dir to one that is not",
+            errno.EACCES: lambda: f"no permission for {error.filename}; set output_dir to a folder of your own",
+        }
+        return reasons[error.errno]() if error.errno in reasons else None
+    return None
+
+
+if __name__ == "__main__":
+    main()

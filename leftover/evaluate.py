@@ -1,0 +1,164 @@
+"""Policies against the reference on held-out prompts: completions, their rewards, and what they cost."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leftover.data.rows import as_prompt
+from leftover.errors import UserError
+from leftover.generate import generate
+from leftover.manifest import write_json
+from leftover.models import align_generation_config, read_json
+from leftover.prepare import compute_dtype, max_new_tokens
+from leftover.reference import reference_pass
+from leftover.rewards import SumReward
+from leftover.rewards.transform import apply_transform
+from leftover.trainer_metrics import row_metrics
+from leftover.training import available_blocks, policy_folder
+from leftover.workspace import Run
+
+log = logging.getLogger(__name__)
+
+DECODINGS = ("sampled", "greedy")
+
+
+def subjects(run: Run) -> dict[str, tuple[str, int]]:
+    """What is evaluated: artifact name -> (path of its model, seed of its sampling)."""
+    found = {"reference": (run.reference_path, run.seed)}
+    for name in run.recipe.policies:
+        for seed in run.recipe.seeds:
+            found[f"{name}-seed-{seed}"] = (str(policy_folder(run, name, seed)), seed)
+    return found
+
+
+def evaluate_all(run: Run) -> None:
+    """Write `evaluation/<subject>.jsonl` (completions) and `.json` (metrics of rows) for every subject."""
+    settings = run.recipe.evaluate
+    judges = SumReward(settings.judges) if settings.judges else None
+    if not run.reward.scores_new_completions:
+        log.warning(
+            "evaluate: the rewards are recorded, so new completions cannot be scored; the log-ratio is compared "
+            "with the recorded rewards of held-out rows instead"
+        )
+    blocks = available_blocks(run)
+    for name, (path, seed) in subjects(run).items():
+        key = {
+            "from": {block: run.table.digest(block) for block in ("tokens", "split", *blocks)},
+            "model": _model_key(run, name),
+            "judges": judges.identity() if judges else None,
+            "settings": settings.model_dump(exclude={"primary", "num_examples", "judges", "max_selection_prompts"}),
+            "seed": seed,
+        }
+        artifact = f"evaluation of {name}"
+        if run.manifest.begin(artifact, key).finished:
+            continue
+        rows = test_rows(run, blocks)
+        model = run.load(path)
+        align_generation_config(model, run.tokenizer)
+        metrics = _row_metrics(run, model, rows)
+        prompts = unique_prompts(rows)
+        completions = []
+        for decoding in DECODINGS:
+            completions += complete(run, name, model, prompts, decoding, seed, judges)
+        write_json(run.folder / "evaluation" / f"{name}.json", metrics)
+        _write_lines(run.folder / "evaluation" / f"{name}.jsonl", completions)
+        run.manifest.finish(artifact)
+
+
+def complete(
+    run: Run, name: str, model: Any, prompts: list[dict], decoding: str, seed: int, judges: SumReward | None
+) -> list[dict[str, Any]]:
+    """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
+    settings = run.recipe.evaluate
+    ids, texts = generate(
+        model,
+        run.tokenizer,
+        [row["prompt_ids"] for row in prompts],
+        max_new_tokens=max_new_tokens(run),
+        sample=decoding == "sampled",
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+        seed=seed,
+        description=f"{name}, {decoding}",
+    )
+    records = [
+        {"group": row["group"], "family": row["family_id"], "decoding": decoding, "text": text, "tokens": len(sequence)}
+        for row, sequence, text in zip(prompts, ids, texts, strict=True)
+    ]
+    asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
+    if run.reward.scores_new_completions:
+        components = run.reward.score_components(asked, texts)
+        total = apply_transform(read_json(run.folder / "reward_transform.json"), run.reward.total(components))
+        _add(records, "reward", total)
+        for component, scores in components.items():
+            _add(records, f"reward/{component}", scores)
+    for judge, scores in (judges.score_components(asked, texts) if judges else {}).items():
+        _add(records, f"judge/{judge}", scores)
+    rows = [
+        {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
+        for row, sequence in zip(prompts, ids, strict=True)
+    ]
+    scorers = {"logprob": model, "reference_logprob": run.load_reference()}
+    if run.recipe.model.path is not None:
+        scorers["base_logprob"] = run.load_base()
+    for column, scorer in scorers.items():
+        logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=compute_dtype(run))
+        _add(records, column, [float(values.sum()) for values in logprobs])
+    return records
+
+
+def test_rows(run: Run, blocks: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
+    table = run.table.open("rows", "split", "tokens", *blocks)
+    keep = (np.array(table["split"][:]) == "test") & np.array(table["kept"][:])
+    if not keep.any():
+        raise UserError("the test split has no row left after truncation")
+    groups = np.array(table["group"][:])
+    chosen = np.random.default_rng(run.seed).permutation(np.unique(groups[keep]))[: run.recipe.evaluate.max_prompts]
+    names = ["prompt", "conversational", "completion", "group", "family_id", "prompt_ids", "completion_ids"]
+    names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
+    return list(table.select_columns(names).select(np.flatnonzero(keep & np.isin(groups, chosen))))
+
+
+def unique_prompts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of every prompt, in the order of the prompts' ids."""
+    by_group: dict[int, dict] = {}
+    for row in rows:
+        by_group.setdefault(row["group"], row)
+    return [by_group[group] for group in sorted(by_group)]
+
+
+def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
+    """The records that `evaluate_all` wrote for a subject."""
+    path = run.folder / "evaluation" / f"{subject}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _row_metrics(run: Run, model: Any, rows: list[dict]) -> dict[str, float]:
+    return row_metrics(model, run.tokenizer, rows, compute_dtype(run))
+
+
+def _model_key(run: Run, name: str) -> str:
+    if name == "reference":
+        from leftover.reference import model_identity
+
+        return model_identity(run.reference_path, run.hashes)
+    policy, _, seed = name.rpartition("-seed-")
+    return run.manifest.digest(f"policy {policy}, seed {seed}")
+
+
+def _add(records: list[dict], column: str, values: Sequence[float]) -> None:
+    for record, value in zip(records, values, strict=True):
+        record[column] = float(value)
+
+
+def _write_lines(path: Path, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    os.replace(temporary, path)

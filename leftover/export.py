@@ -1,0 +1,40 @@
+"""A trained policy as a plain folder: weights, config, generation config and tokenizer."""
+
+from pathlib import Path
+
+from leftover.config import load_recipe
+from leftover.errors import UserError
+from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, save_model
+
+
+def export_policy(
+    run_folder: str | Path,
+    *,
+    policy: str | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    merge: bool = False,
+) -> Path:
+    """Write the policy of a finished run for `from_pretrained` and vLLM; returns the folder.
+
+    With `merge` an adapter is merged into its base; without it an adapter stays one. The generation config holds
+    the end-of-sequence ids that training rows ended in.
+    """
+    folder = Path(run_folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
+    recipe = load_recipe(folder / "recipe.yaml")
+    policy, seed = policy or recipe.main_policy, recipe.seeds[0] if seed is None else seed
+    source = folder / "policies" / policy / f"seed-{seed}"
+    if not (source / "config.json").is_file() and not is_adapter(source):
+        trained = ", ".join(sorted(str(p.relative_to(folder)) for p in folder.glob("policies/*/seed-*"))) or "none"
+        raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {trained})")
+    tokenizer = load_tokenizer(str(source))
+    model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
+    if is_adapter(source) and merge:
+        model = model.merge_and_unload()
+    align_generation_config(model, tokenizer)
+    target = Path(output) if output else folder / "export"
+    save_model(model, tokenizer, target)
+    model.generation_config.save_pretrained(target)
+    return target

@@ -1,0 +1,160 @@
+"""Gather what the stages wrote, and say it: numbers in results.json, words and pictures in report.md."""
+
+import logging
+import platform
+from typing import Any
+
+from leftover.evaluate import DECODINGS, read_completions
+from leftover.manifest import write_json
+from leftover.models import read_json
+from leftover.report.curves import draw_curves
+from leftover.report.sections import data_section, examples_section, leftover_section, verdict
+from leftover.results import compare, summarise
+from leftover.workspace import Run
+
+log = logging.getLogger(__name__)
+
+
+def write_report(run: Run) -> dict[str, Any]:
+    """Write results.json, report.md and its pictures; returns the content of results.json."""
+    results = gather(run)
+    write_json(run.folder / "results.json", results)
+    parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run, results)]
+    for decoding in (results["primary"], *(d for d in DECODINGS if d != results["primary"])):
+        parts += [f"## Results, {decoding} completions", result_table(results, decoding)]
+        parts += [comparison_table(results, decoding)]
+    curves = draw_curves(run, results)
+    if curves:
+        parts += ["## Learning curves", f"![Learning curves]({curves})"]
+    parts += [examples_section(run), _reproduce(run)]
+    path = run.folder / "report.md"
+    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    log.info("report: %s", path)
+    return results
+
+
+def gather(run: Run) -> dict[str, Any]:
+    """The content of results.json, from the files of the run alone."""
+    policies = list(run.recipe.policies)
+    seeds = run.recipe.seeds
+    records = {p: {s: read_completions(run, f"{p}-seed-{s}") for s in seeds} for p in policies}
+    metrics = {p: {s: read_json(run.folder / "evaluation" / f"{p}-seed-{s}.json") for s in seeds} for p in policies}
+    reference = read_completions(run, "reference")
+    reference_metrics = {run.seed: read_json(run.folder / "evaluation" / "reference.json")}
+    results: dict[str, Any] = {
+        "name": run.recipe.name,
+        "main": run.recipe.main_policy,
+        "primary": run.recipe.evaluate.primary,
+        "can_score_new_completions": run.reward.scores_new_completions,
+        "prepare": read_json(run.folder / "prepare.json"),
+        "training": {p: {s: run.manifest.facts(f"policy {p}, seed {s}") for s in seeds} for p in policies},
+    }
+    for decoding in DECODINGS:
+        rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
+        rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
+        against = {
+            p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]
+        }
+        results[decoding] = {"table": rows, "main_against": against}
+    return results
+
+
+def _reproduce(run: Run) -> str:
+    import torch
+    import transformers
+
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"## Reproduce\n\n`leftover run` on the `recipe.yaml` beside this file. {versions}."
+
+
+def comparison_table(results: dict[str, Any], decoding: str) -> str:
+    """Paired differences of the main policy against every control, as Markdown; empty where there is none."""
+    against = {k: v for k, v in results[decoding]["main_against"].items() if v}
+    if not against:
+        return ""
+    lines = [
+        f"Paired difference in reward, {results['main']} minus the control (bootstrap by prompt family):",
+        "",
+        "| control | difference [95 %] | by seed | win rate |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, row in against.items():
+        by_seed = ", ".join(f"{v:+.3f}" for v in row["by_seed"].values())
+        lines.append(f"| {name} | {interval(row['difference'], '+')} | {by_seed} | {row['win_rate']:.2f} |")
+    return "\n".join(lines)
+
+
+def interval(value: dict[str, float] | None, sign: str = "") -> str:
+    """`mean [low, high]`, or a dash where nothing was measured."""
+    return "–" if value is None else f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+
+
+_COLUMNS: dict[str, Any] = {
+    "policy": lambda name, row: name,
+    "reward [95 %]": lambda name, row: interval(row.get("reward")),
+    "range over seeds": lambda name, row: _range(row.get("reward_by_seed")),
+    "win rate": lambda name, row: _number(row.get("win_rate"), 2),
+    "win rate, equal length": lambda name, row: _number(row.get("win_rate_at_equal_length"), 2),
+    "length": lambda name, row: _number(row["length"], 1),
+    "distinct-1/2/3": lambda name, row: "/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)),
+    "distinct-2, equal length": lambda name, row: _number(row["distinct_2_at_reference_length"], 3),
+    "perplexity of its own, base": lambda name, row: _number(row.get("own_perplexity_under_base"), 2),
+    "perplexity of its own, reference": lambda name, row: _number(row.get("own_perplexity_under_reference"), 2),
+    "perplexity of test rows": lambda name, row: _number(row.get("perplexity_of_test_completions"), 2),
+    "KL": lambda name, row: _number((row.get("kl") or {}).get("mean"), 2),
+    "rank correlation": lambda name, row: _number(row.get("logratio/rank_correlation"), 3),
+    "pair accuracy": lambda name, row: _number(row.get("logratio/pair_accuracy"), 3),
+}
+_SHORT = ("policy", "reward [95 %]", "length", "distinct-1/2/3", "win rate", "KL", "rank correlation", "pair accuracy")
+
+
+def result_cells(results: dict[str, Any], decoding: str, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the result table; columns in which nothing was measured are left out."""
+    names = _SHORT if short else tuple(_COLUMNS)
+    table = results[decoding]["table"]
+    cells = [[_COLUMNS[n](policy, row) for n in names] for policy, row in table.items()]
+    judges = sorted({k for row in table.values() for k in row if k.startswith("judge/")})
+    header = list(names) + judges
+    cells = [line + [interval(row.get(j)) for j in judges] for line, row in zip(cells, table.values(), strict=True)]
+    used = [i for i in range(len(header)) if any(line[i] != "–" for line in cells)]
+    return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+
+
+def result_table(results: dict[str, Any], decoding: str) -> str:
+    """The result table as Markdown."""
+    header, cells = result_cells(results, decoding)
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The short result table, the leftover share and the verdict at the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, cells = result_cells(results, results["primary"], short=True)
+    table = Table(title=f"{results['name']}: {results['primary']} completions on held-out prompts")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for line in cells:
+        table.add_row(*line)
+    console = Console()
+    console.print(table)
+    leftover = results["prepare"].get("leftover")
+    if leftover:
+        console.print(
+            f"Leftover: {leftover['leftover_rows']} of {leftover['training_rows']} training rows "
+            f"({leftover['share']:.0%}) have a positive advantage."
+        )
+    console.print(verdict(results))
+
+
+def _range(by_seed: dict | None) -> str:
+    if not by_seed or len(by_seed) < 2:
+        return "–"
+    return f"{min(by_seed.values()):.3f} to {max(by_seed.values()):.3f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+

@@ -1,0 +1,101 @@
+"""From completions of the reference and of every policy and seed to one table of results. Pure functions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from leftover.metrics import (
+    bootstrap_interval,
+    cut_to_equal_length,
+    distinct_n,
+    perplexity,
+    win_rate,
+    win_rate_at_equal_length,
+)
+
+Records = list[dict[str, Any]]
+
+
+def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> dict[str, Any]:
+    """One row of the result table: a policy over its seeds, on the prompts the reference completed too.
+
+    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family; the range over
+    seeds stands beside them.
+    """
+    ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
+    theirs = _by_prompt(reference, decoding)
+    families = [record["family"] for record in theirs]
+    row: dict[str, Any] = {"seeds": sorted(seeds), "prompts": len(theirs)}
+    if "reward" in theirs[0]:
+        by_seed = {seed: np.array([r["reward"] for r in records]) for seed, records in ours.items()}
+        base = np.array([r["reward"] for r in theirs])
+        mean = np.mean(list(by_seed.values()), axis=0)
+        row["reward"] = bootstrap_interval(mean, families)._asdict()
+        row["reward_by_seed"] = {seed: float(rewards.mean()) for seed, rewards in by_seed.items()}
+        row["difference_from_reference"] = bootstrap_interval(mean - base, families)._asdict()
+        row["win_rate"] = float(np.mean([win_rate(rewards, base) for rewards in by_seed.values()]))
+        equal = [
+            win_rate_at_equal_length(by_seed[s], base, _column(ours[s], "tokens"), _column(theirs, "tokens"))
+            for s in ours
+        ]
+        total = sum(count for _, count in equal)
+        wins = sum(rate * count for rate, count in equal if count)
+        row["win_rate_at_equal_length"] = wins / total if total else None
+        row["pairs_of_equal_length"] = total
+        for name in theirs[0]:
+            if name.startswith(("reward/", "judge/")):
+                scores = np.mean([_column(records, name) for records in ours.values()], axis=0)
+                row[name] = bootstrap_interval(scores, families)._asdict()
+    row["length"] = _mean([np.mean(_column(r, "tokens")) for r in ours.values()])
+    for n in (1, 2, 3):
+        row[f"distinct_{n}"] = _mean([distinct_n(_texts(r), n) for r in ours.values()])
+    cut = [cut_to_equal_length([_texts(r), _texts(theirs)])[0] for r in ours.values()]
+    row["distinct_2_at_reference_length"] = _mean([distinct_n(texts, 2) for texts in cut])
+    row["own_perplexity_under_reference"] = _mean([_perplexity(r, "reference_logprob") for r in ours.values()])
+    if "base_logprob" in theirs[0]:
+        row["own_perplexity_under_base"] = _mean([_perplexity(r, "base_logprob") for r in ours.values()])
+    if decoding == "sampled":
+        kl = np.mean([_column(r, "logprob") - _column(r, "reference_logprob") for r in ours.values()], axis=0)
+        row["kl"] = bootstrap_interval(kl, families)._asdict()
+    for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
+        found = [m[name] for m in metrics.values() if name in m]
+        if found:
+            row[{"perplexity": "perplexity_of_test_completions"}.get(name, name)] = _mean(found)
+            row[f"{name} by seed"] = found
+    return row
+
+
+def compare(ours: dict[int, Records], theirs: dict[int, Records], decoding: str) -> dict[str, Any] | None:
+    """The paired difference of two policies' mean rewards, prompt by prompt, averaged over the seeds they share."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
+    if not pairs or "reward" not in pairs[0][0][0]:
+        return None
+    differences = [_column(a, "reward") - _column(b, "reward") for a, b in pairs]
+    families = [record["family"] for record in pairs[0][0]]
+    return {
+        "difference": bootstrap_interval(np.mean(differences, axis=0), families)._asdict(),
+        "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
+        "win_rate": float(np.mean([win_rate(_column(a, "reward"), _column(b, "reward")) for a, b in pairs])),
+    }
+
+
+def _by_prompt(records: Records, decoding: str) -> Records:
+    return sorted((r for r in records if r["decoding"] == decoding), key=lambda r: r["group"])
+
+
+def _column(records: Records, name: str) -> np.ndarray:
+    return np.array([record[name] for record in records], np.float64)
+
+
+def _texts(records: Records) -> list[str]:
+    return [record["text"] for record in records]
+
+
+def _perplexity(records: Records, column: str) -> float:
+    return perplexity(float(_column(records, column).sum()), int(_column(records, "tokens").sum()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
