@@ -80,6 +80,7 @@ def _announce() -> None:
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _show(results: dict[str, Any], folder: str) -> None:

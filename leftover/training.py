@@ -2,12 +2,14 @@
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PrinterCallback, ProgressCallback
 
-from leftover.callbacks import MetricsFile, last_whole_checkpoint
+from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
 from leftover.prepare import max_new_tokens
@@ -133,15 +135,21 @@ def _trainer(
         "max_prompt_length": data.max_prompt_tokens,
         "max_completion_length": max_new_tokens(run),
         "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
+        "disable_tqdm": not sys.stderr.isatty(),
     }
     try:
         args = LoLConfig(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:
         raise UserError(f"training settings are refused: {error}") from error
-    return LoLTrainer(
+    trainer = LoLTrainer(
         model, args, train, validation, reward_func, run.tokenizer, peft_config,
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
+    for printing in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printing)
+    if not args.disable_tqdm:
+        trainer.add_callback(Progress)
+    return trainer
 
 
 def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:

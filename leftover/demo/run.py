@@ -1,0 +1,85 @@
+"""Make the demonstration's files from a seed, then run its recipe like any other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from leftover.config import Recipe, make_recipe
+from leftover.demo.grammar import make_rows
+
+NUM_PROMPTS = 4000
+_VOCABULARY = 600
+
+
+def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
+    """Generate data, tokenizer and a random model under `output_dir`, run everything; returns (results, folder)."""
+    from leftover.pipeline import run
+
+    recipe = demo_recipe(Path(output_dir) / f"seed-{seed}", seed)
+    results = run(recipe)
+    assert results is not None
+    return results, recipe.output_dir
+
+
+def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
+    """The demonstration's recipe; its inputs are written below `folder` where they are not there yet."""
+    inputs = folder / "inputs"
+    rows_file, tokenizer_folder = inputs / "rows.jsonl", inputs / "tokenizer"
+    if not (tokenizer_folder / "tokenizer.json").is_file():
+        inputs.mkdir(parents=True, exist_ok=True)
+        rows = make_rows(NUM_PROMPTS, seed)
+        rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        train_tokenizer([row["prompt"] + row["completion"] for row in rows]).save_pretrained(tokenizer_folder)
+    content: dict[str, Any] = {
+        "name": "demo",
+        "output_dir": str(folder / "run"),
+        "seed": seed,
+        "seeds": [seed],
+        "model": {
+            "config": {
+                "model_type": "llama",
+                "hidden_size": 128,
+                "intermediate_size": 352,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 128,
+                "tie_word_embeddings": True,
+            },
+            "tokenizer": str(tokenizer_folder),
+        },
+        "data": {"path": str(rows_file), "max_prompt_tokens": 64, "max_completion_tokens": 64},
+        "reward": {
+            "functions": [
+                {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "answer quality"}
+            ]
+        },
+        "reference": {"train": {"num_train_epochs": 6, "learning_rate": 3e-3, "per_device_train_batch_size": 32}},
+        "value": {"num_prompts": 2000},
+        "policies": {"a_lol_seq": {"objective": "a_lol_seq"}, "nll": {"objective": "nll"}},
+        "train": {"max_steps": 300, "learning_rate": 5e-4, "per_device_train_batch_size": 32},
+        "evaluate": {"max_prompts": 400, "max_selection_prompts": 128, "max_new_tokens": 48},
+    }
+    return make_recipe(content | overrides, where="demo")
+
+
+def train_tokenizer(texts: list[str]) -> Any:
+    """A byte-level BPE tokenizer of the texts' own, with beginning, end and padding tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
+    )
