@@ -83,7 +83,7 @@ class RewardSection(Section):
     # Each: {type: text|classifier|python|column, weight: 1.0, name: ..., settings of the type}; they are summed.
     functions: list[dict[str, Any]] = [{"type": "column"}]
     # none, sigmoid, quantile, minmax, or {scale: a, offset: b} for a R + b; fitted on training rows and stored.
-    transform: Literal["sigmoid", "quantile", "minmax"] | dict[Literal["scale", "offset"], float] | None = None
+    transform: Literal["sigmoid", "quantile", "minmax"] | dict[str, float] | None = None
 
 
 class ReferenceSection(Section):

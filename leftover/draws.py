@@ -145,7 +145,8 @@ def _cut(
 ) -> list[np.ndarray]:
     """Cut one window of units into batches; with lengths, neighbours in length share one, in random order."""
     if lengths is None:
-        return [units[start : start + batch_size] for start in range(0, len(units), batch_size or 1)]
+        assert batch_size is not None
+        return [units[start : start + batch_size] for start in range(0, len(units), batch_size)]
     units = units[np.argsort(lengths[units], kind="stable")]
     if max_tokens is None:
         assert batch_size is not None

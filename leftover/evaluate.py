@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def _model_key(run: Run, name: str) -> str:
     return run.manifest.digest(f"policy {policy}, seed {seed}")
 
 
-def _add(records: list[dict], column: str, values: Sequence[float]) -> None:
+def _add(records: list[dict], column: str, values: Sequence[float] | np.ndarray) -> None:
     for record, value in zip(records, values, strict=True):
         record[column] = float(value)
 
@@ -161,4 +160,4 @@ def _write_lines(path: Path, records: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

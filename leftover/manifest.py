@@ -7,7 +7,6 @@ Nothing that the numbers do not depend on is in a key, so a change recomputes wh
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)

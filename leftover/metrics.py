@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Numbers = Sequence[float] | np.ndarray
+
 
 class Interval(NamedTuple):
     """A mean with the ends of its bootstrap interval."""
@@ -44,7 +46,7 @@ def cut_to_equal_length(corpora: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def bootstrap_interval(
-    values: Sequence[float],
+    values: Numbers,
     clusters: Sequence | None = None,
     *,
     confidence: float = 0.95,
@@ -85,7 +87,7 @@ def bootstrap_interval(
     return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
-def win_rate(rewards: Sequence[float], other_rewards: Sequence[float]) -> float:
+def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:
     """Share of prompts on which the first reward is the higher one; a tie counts as one half."""
     ours, theirs = np.asarray(rewards, np.float64), np.asarray(other_rewards, np.float64)
     if ours.shape != theirs.shape:
@@ -94,10 +96,10 @@ def win_rate(rewards: Sequence[float], other_rewards: Sequence[float]) -> float:
 
 
 def win_rate_at_equal_length(
-    rewards: Sequence[float],
-    other_rewards: Sequence[float],
-    lengths: Sequence[int],
-    other_lengths: Sequence[int],
+    rewards: Numbers,
+    other_rewards: Numbers,
+    lengths: Numbers,
+    other_lengths: Numbers,
     tolerance: float = 0.1,
 ) -> tuple[float, int]:
     """Win rate over the prompts whose two completions differ in length by at most `tolerance` of the longer one.
@@ -109,7 +111,7 @@ def win_rate_at_equal_length(
     return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
 
 
-def pair_accuracy(scores: Sequence[float], rewards: Sequence[float], groups: Sequence) -> tuple[float, int]:
+def pair_accuracy(scores: Numbers, rewards: Numbers, groups: Sequence) -> tuple[float, int]:
     """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
 
     Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
@@ -129,7 +131,7 @@ def pair_accuracy(scores: Sequence[float], rewards: Sequence[float], groups: Seq
     return (correct / pairs if pairs else float("nan")), pairs
 
 
-def rank_correlation(scores: Sequence[float], rewards: Sequence[float]) -> float:
+def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
     """Spearman's rank correlation; NaN where either side is constant or there are fewer than three rows."""
     from scipy import stats
 

@@ -126,10 +126,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def capture_hidden(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
     """Inside the context, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of a forward."""
     captured: dict[str, Tensor] = {}
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = getattr(inner, inner.base_model_prefix)
     handle = decoder.register_forward_hook(lambda _, __, output: captured.__setitem__("hidden", output[0]))
     try:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def read(run: Run) -> None:
     """Block `rows`: the user's rows, checked."""
-    data, stats = run.recipe.data, {}
+    data, stats = run.recipe.data, dict[str, int]()
     settings = data.model_dump(
         include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed"}
     )
@@ -41,7 +41,10 @@ def read(run: Run) -> None:
         _facts(run, rows=stats)
         log.info(
             "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
-            stats["read"], stats["rejected"], stats["duplicates"], stats["without_reward"],
+            stats["read"],
+            stats["rejected"],
+            stats["duplicates"],
+            stats["without_reward"],
         )
 
 
@@ -96,7 +99,9 @@ def tokens(run: Run) -> None:
         _facts(run, tokens={"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped})
         log.info(
             "tokens: %d prompts cut on the left, %d completions too long (%s)",
-            cut, long, "cut, without end of sequence" if not dropped else f"{dropped} rows put aside",
+            cut,
+            long,
+            "cut, without end of sequence" if not dropped else f"{dropped} rows put aside",
         )
         if dropped == len(rows):
             raise UserError(
@@ -131,7 +136,7 @@ def score(run: Run) -> None:
     """Block `scores`: every reward component unweighted; block `reward`: their transformed sum."""
     recipe = run.recipe
     rows = run.table.open("rows")
-    key = {"from": {"rows": run.table.digest("rows")}, "functions": run.reward.identity()}
+    key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "functions": run.reward.identity()}
 
     def compute(shard: Any) -> dict[str, Any]:
         prompts = [as_prompt(p, c) for p, c in zip(shard["prompt"][:], shard["conversational"][:], strict=True)]
@@ -203,14 +208,16 @@ def reference_columns(run: Run) -> None:
 
     source = run.table.open("tokens")
     if run.table.write_columns("reference", key, source, compute, description="reference log-probabilities"):
-        per_token = float(np.mean(np.concatenate(run.table.open("reference").with_format("numpy")[:2048][
-            "reference_logprobs"])))
+        per_token = float(
+            np.mean(np.concatenate(run.table.open("reference").with_format("numpy")[:2048]["reference_logprobs"]))
+        )
         _facts(run, reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats a completion token on the first rows", -per_token)
         if run.recipe.reference.source == "as_is" and per_token < _FAR_FROM_ROWS:
             log.warning(
                 "reference: the rows are far from the model as it is (%.2f nats a token); importance weights will be "
-                "mostly clipped. Consider reference.source: fit", -per_token,
+                "mostly clipped. Consider reference.source: fit",
+                -per_token,
             )
 
 
@@ -283,14 +290,26 @@ def value(run: Run) -> None:
 
         def sample_rewards(chosen: np.ndarray) -> np.ndarray:
             return mean_sampled_rewards(
-                model, run.tokenizer, inside, chosen,
+                model,
+                run.tokenizer,
+                inside,
+                chosen,
                 lambda p, c: apply_transform(fitted_transform, run.reward(p, c)),
-                run.recipe.value, max_new_tokens(run), run.seed, run.recipe.evaluate.batch_size,
+                run.recipe.value,
+                max_new_tokens(run),
+                run.seed,
+                run.recipe.evaluate.batch_size,
             )
 
         values, report = estimate_values(
-            rows, run.recipe.value, targets, model=model, tokenizer=run.tokenizer,
-            compute_dtype=compute_dtype(run), seed=run.seed, sample_rewards=sample_rewards,
+            rows,
+            run.recipe.value,
+            targets,
+            model=model,
+            tokenizer=run.tokenizer,
+            compute_dtype=compute_dtype(run),
+            seed=run.seed,
+            sample_rewards=sample_rewards,
         )
         write_json(run.folder / "value.json", report)
         whole = np.full(len(table), np.nan)

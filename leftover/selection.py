@@ -1,9 +1,12 @@
-"""Which rows a policy trains on, and how likely each is drawn. Pure functions of the row constants."""
+"""Which rows a policy trains on, how likely each is drawn, and in what order. Functions of the row constants."""
+
+from typing import Any
 
 import numpy as np
 
+from leftover.draws import DrawOrder, draw_batches
 from leftover.errors import UserError
-from leftover.objectives import Objective
+from leftover.objectives import OBJECTIVES, Objective
 
 Columns = dict[str, np.ndarray]
 
@@ -65,3 +68,50 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     if not weights.sum() > 0:
         raise UserError(f"no selected row has a positive {objective.draw_by}: there is nothing to draw by priority")
     return weights
+
+
+def selection(args: Any, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that `args` (a LoLConfig) selects, [N] bool, and their drawing weights, [N]."""
+    objective = OBJECTIVES[args.objective]
+    check_requirements(args.objective, objective, columns)
+    selected = select_rows(objective, columns, args.rows, args.top_percent)
+    return selected, draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
+
+
+def by_priority(args: Any) -> bool:
+    """Whether rows are drawn in proportion to the objective's weight, with replacement."""
+    weighted = OBJECTIVES[args.objective].draw_by is not None
+    return args.draw.startswith("priority") or (args.draw == "auto" and weighted)
+
+
+def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
+    """The batches of a whole run and its optimizer steps: `max_steps`, or epochs over the SELECTED rows.
+
+    On several processes every one takes as many batches as the others; an incomplete last round is left out.
+    """
+    per_step = args.gradient_accumulation_steps * args.world_size
+    options: dict[str, Any] = {
+        "lengths": columns["length"] if args.length_bucketing or args.max_tokens_per_batch else None,
+        "groups": columns["group"] if args.whole_groups or OBJECTIVES[args.objective].unit == "group" else None,
+        "batch_size": None if args.max_tokens_per_batch else args.per_device_train_batch_size,
+        "max_tokens": args.max_tokens_per_batch,
+        "replacement": by_priority(args),
+        "seed": args.data_seed if args.data_seed is not None else args.seed,
+    }
+    if args.max_steps <= 0:
+        num_units = int(np.ceil(args.num_train_epochs * _num_units(options["groups"], selected)))
+        order = draw_batches(weights, num_units, **options)
+        num_batches = order.num_batches - order.num_batches % args.world_size
+        max_steps = -(-num_batches // per_step)
+    else:
+        max_steps, num_batches = args.max_steps, args.max_steps * per_step
+        num_units = num_batches * args.per_device_train_batch_size
+        order = draw_batches(weights, num_units, **options)
+        while order.num_batches < num_batches:  # a token budget may fill a batch with more rows
+            num_units *= 2
+            order = draw_batches(weights, num_units, **options)
+    return DrawOrder(order.indices[: order.offsets[num_batches]], order.offsets[: num_batches + 1]), max_steps
+
+
+def _num_units(groups: np.ndarray | None, selected: np.ndarray) -> int:
+    return int(selected.sum()) if groups is None else len(np.unique(groups[selected]))

@@ -79,7 +79,9 @@ def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], 
     if not all(tokens.kept):
         log.warning(
             "%d of %d rows are left out: their completions exceed max_completion_length=%d tokens",
-            tokens.kept.count(False), len(checked), args.max_completion_length,
+            tokens.kept.count(False),
+            len(checked),
+            args.max_completion_length,
         )
     kept = [i for i, keep in enumerate(tokens.kept) if keep]
     if not kept:
@@ -119,7 +121,7 @@ def _advantages(rewards: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _values(
-    model: Any, tokenizer: Any, args: Any, table: dict, features: np.ndarray, reward_func: Callable | None
+    model: Any, tokenizer: Any, args: Any, table: dict, features: np.ndarray | None, reward_func: Callable | None
 ) -> np.ndarray:
     from leftover.value.estimate import RowConstants, estimate_values
 
@@ -128,6 +130,7 @@ def _values(
         targets = "reference_samples" if reward_func is not None else "recorded"
     if targets == "reference_samples" and reward_func is None:
         raise UserError("value_targets='reference_samples' scores new completions: pass reward_funcs")
+    assert features is not None
     settings = ValueSection(samples_per_prompt=args.value_samples_per_prompt)
     group = table["group"]
     rows = RowConstants(group, group, table["reward"], np.ones(len(group), bool), features, table["prompt_ids"])
@@ -139,8 +142,14 @@ def _values(
         )
 
     values, _ = estimate_values(
-        rows, settings, targets, model=model, tokenizer=tokenizer, compute_dtype=args.compute_dtype,
-        seed=args.seed, sample_rewards=sample_rewards,
+        rows,
+        settings,
+        targets,
+        model=model,
+        tokenizer=tokenizer,
+        compute_dtype=args.compute_dtype,
+        seed=args.seed,
+        sample_rewards=sample_rewards,
     )
     return values
 
@@ -166,8 +175,14 @@ def mean_sampled_rewards(
     repeats = settings.samples_per_prompt if settings.decoding == "sample" else 1
     for repeat in range(repeats):
         _, texts = generate(
-            model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, sample=settings.decoding == "sample",
-            batch_size=batch_size, seed=seed + repeat, description=f"reference samples {repeat + 1}/{repeats}",
+            model,
+            tokenizer,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            sample=settings.decoding == "sample",
+            batch_size=batch_size,
+            seed=seed + repeat,
+            description=f"reference samples {repeat + 1}/{repeats}",
         )
         total += np.asarray(reward_func(prompts, texts))
     return total / repeats
@@ -192,7 +207,7 @@ def _prepare_eval(tokenizer: Any, args: Any, rows: Iterable[dict]) -> Any:
     if all(row.get("completion") is not None for row in rows):
         checked = checked_rows(rows)
         columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational", "completion")}
-        tokens = tokenise(tokenizer, *(columns[n] for n in ("prompt", "completion", "conversational")), _limits(args))
+        tokens = tokenise(tokenizer, columns["prompt"], columns["completion"], columns["conversational"], _limits(args))
         prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
         rewards = [row["recorded_reward"] for row in checked]
     else:

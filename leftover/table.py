@@ -1,11 +1,10 @@
 """The table on disk: blocks of columns, row-aligned, memory-mapped, each written shard by shard.
 
-    table/manifest.json          a key for every block, and so for every column
-    table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary name and renamed
+table/manifest.json          a key for every block, and so for every column
+table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary name and renamed
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -112,7 +111,7 @@ class Table:
         temporary = path.with_suffix(".tmp")
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def _arrow(column: Any) -> pa.Array:

@@ -69,15 +69,27 @@ def train_reference(run: Run, *, discard: bool) -> dict[str, Any]:
     folder = run.folder / "reference"
     if discard:
         shutil.rmtree(folder, ignore_errors=True)
-    settings = _CADENCE | _REFERENCE_DEFAULTS | {
-        "metric_for_best_model": "nll",
-        "greater_is_better": False,
-    } | run.recipe.reference.train | {"objective": "nll"}
+    settings = (
+        _CADENCE
+        | _REFERENCE_DEFAULTS
+        | {
+            "metric_for_best_model": "nll",
+            "greater_is_better": False,
+        }
+        | run.recipe.reference.train
+        | {"objective": "nll"}
+    )
     chosen_only = run.recipe.data.rows == "chosen"
     trainer = _trainer(
-        run, run.load_base(), settings, folder, run.seed,
-        training_rows(run, "train", (), chosen_only=chosen_only), training_rows(run, "validation", ()),
-        peft_config=run.lora_config(), reward_func=None,
+        run,
+        run.load_base(),
+        settings,
+        folder,
+        run.seed,
+        training_rows(run, "train", (), chosen_only=chosen_only),
+        training_rows(run, "validation", ()),
+        peft_config=run.lora_config(),
+        reward_func=None,
     )
     return _fit(trainer, run, folder)
 
@@ -96,9 +108,15 @@ def train_policy(run: Run, name: str, seed: int, *, discard: bool) -> dict[str, 
     transform = read_json(run.folder / "reward_transform.json")
     reward_func = (lambda p, c: apply_transform(transform, run.reward(p, c))) if can_score else None
     trainer = _trainer(
-        run, run.load_reference(), settings, folder, seed,
-        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"), validation,
-        peft_config=run.lora_config(), reward_func=reward_func,
+        run,
+        run.load_reference(),
+        settings,
+        folder,
+        seed,
+        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
+        validation,
+        peft_config=run.lora_config(),
+        reward_func=reward_func,
     )
     return _fit(trainer, run, folder)
 
@@ -127,8 +145,16 @@ def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
 
 
 def _trainer(
-    run: Run, model: Any, settings: dict[str, Any], folder: Path, seed: int, train: Any, validation: Any, *,
-    peft_config: Any, reward_func: Any,
+    run: Run,
+    model: Any,
+    settings: dict[str, Any],
+    folder: Path,
+    seed: int,
+    train: Any,
+    validation: Any,
+    *,
+    peft_config: Any,
+    reward_func: Any,
 ) -> LoLTrainer:
     data = run.recipe.data
     defaults = {
@@ -142,7 +168,13 @@ def _trainer(
     except (TypeError, ValueError) as error:
         raise UserError(f"training settings are refused: {error}") from error
     trainer = LoLTrainer(
-        model, args, train, validation, reward_func, run.tokenizer, peft_config,
+        model,
+        args,
+        train,
+        validation,
+        reward_func,
+        run.tokenizer,
+        peft_config,
         callbacks=[MetricsFile(folder / "metrics.jsonl")],
     )
     for printing in (ProgressCallback, PrinterCallback):
@@ -153,13 +185,13 @@ def _trainer(
 
 
 def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
-    checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
+    checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
     return {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,

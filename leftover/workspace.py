@@ -141,7 +141,9 @@ class Run:
         from leftover.models import first_line
 
         if is_adapter(path):
-            raise UserError(f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path")
+            raise UserError(
+                f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path"
+            )
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=self.recipe.model.trust_remote_code)
         except (OSError, ValueError) as error:

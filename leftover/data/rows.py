@@ -54,7 +54,9 @@ class Rejects:
         return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
-def check_rows(located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, int]) -> Iterator[dict]:
+def check_rows(
+    located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, int]
+) -> Iterator[dict]:
     """Yield rows of `ROWS_SCHEMA`.
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
@@ -83,8 +85,9 @@ def check_rows(located: Iterable[Located], data: DataSection, rejects: Rejects, 
             yield row | {"where": where}
     if faults:
         raise UserError(
-            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) +
-            "\nMend them, or set data.on_bad_row: skip to put them aside in rejected_rows.jsonl"
+            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n"
+            + "\n".join(faults)
+            + "\nMend them, or set data.on_bad_row: skip to put them aside in rejected_rows.jsonl"
         )
     if stats["read"] == stats["rejected"]:
         raise UserError(f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path})")

@@ -81,8 +81,10 @@ def count_near_duplicates(prompts: Any, splits: np.ndarray) -> int:
     """How many held-out prompts (of at most 2,000) nearly repeat a training prompt: shingle Jaccard >= 0.8."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    unique = {split: sorted({p for p, s in zip(prompts, splits, strict=True) if (s == "train") is split}) for split in
-              (True, False)}
+    unique = {
+        split: sorted({p for p, s in zip(prompts, splits, strict=True) if (s == "train") is split})
+        for split in (True, False)
+    }
     train, held_out = unique[True], unique[False][:_EVAL_PROMPTS_CHECKED]
     vectorizer = HashingVectorizer(
         analyzer=_shingles, binary=True, norm=None, alternate_sign=False, n_features=2**20, dtype=np.float32

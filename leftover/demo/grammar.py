@@ -8,32 +8,78 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = "Ada Ben Cleo Dana Eli Fay Gus Hana Ivo June Kai Lena Milo Nora Omar Pia Quin Rosa Sam Tess".split()
-PRODUCTS = "kettle lamp radio heater blender camera printer speaker toaster drone".split()
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dana",
+    "Eli",
+    "Fay",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "June",
+    "Kai",
+    "Lena",
+    "Milo",
+    "Nora",
+    "Omar",
+    "Pia",
+    "Quin",
+    "Rosa",
+    "Sam",
+    "Tess",
+]
+PRODUCTS = ["kettle", "lamp", "radio", "heater", "blender", "camera", "printer", "speaker", "toaster", "drone"]
 
-# problem -> remedies that fit it
-PROBLEMS: dict[str, tuple[str, ...]] = {
-    "does not turn on": ("check the fuse", "try another socket", "hold the power button"),
-    "is far too loud": ("tighten the screws", "put it on a soft mat", "clean the fan"),
-    "arrived with a crack": ("send us a photo", "use the free return label", "keep the box"),
-    "smells of smoke": ("unplug it at once", "let it cool outside", "stop using it"),
-    "leaks on the table": ("replace the seal", "empty the tank", "close the lid firmly"),
-    "keeps losing its settings": ("update the software", "change the small battery", "reset it once"),
+# problem -> how often an answer has each virtue, and the remedies that fit
+PROBLEMS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "does not turn on": (
+        0.70,
+        ("check the fuse", "try another socket", "hold the power button", "charge it overnight"),
+    ),
+    "is far too loud": (0.45, ("tighten the screws", "put it on a soft mat", "clean the fan", "lower the speed")),
+    "arrived with a crack": (
+        0.60,
+        ("send us a photo", "use the free return label", "keep the box", "ask for a new one"),
+    ),
+    "smells of smoke": (0.20, ("unplug it at once", "let it cool outside", "stop using it", "open a window")),
+    "leaks on the table": (0.35, ("replace the seal", "empty the tank", "close the lid firmly", "dry the valve")),
+    "keeps losing its settings": (
+        0.25,
+        ("update the software", "change the small battery", "reset it once", "save twice"),
+    ),
 }
-_REMEDIES = [remedy for remedies in PROBLEMS.values() for remedy in remedies]
+_REMEDIES = [remedy for _, remedies in PROBLEMS.values() for remedy in remedies]
 
 _ASKS = ("What can I do?", "Please help.", "Any idea?", "I need it today.", "Can you fix this?")
 _KIND = (
-    "Thank you for writing", "I am sorry to hear that", "Happy to help", "That must be annoying", "Good to hear from you"
+    "Thank you for writing",
+    "I am sorry to hear that",
+    "Happy to help",
+    "That must be annoying",
+    "Good to hear from you",
+    "Thank you for the clear report",
+    "Sorry for the trouble",
+    "We are happy to help at once",
+    "Sorry that this went wrong",
+    "Thank you for your patience",
 )
 _FLAT = ("Noted", "Your message was received", "This is an answer", "Read this", "We saw it")
 _RUDE = ("That is not our problem", "You broke it yourself", "Read the manual next time", "Stop complaining")
-_CLOSE_KIND = ("we will stay with you until it works", "write again at any time", "we wish you a good day")
-_CLOSE_FLAT = ("that is all", "the case is closed", "end of message")
+_CLOSE_KIND = (
+    "we will stay with you until it works",
+    "please write again",
+    "we wish you a good day",
+    "we will call you",
+)
+_CLOSE_FLAT = ("that is all", "the case is closed", "end of message", "you will get a letter")
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+_TIMES = ("at eight", "at nine", "at ten", "at noon", "after lunch", "in the evening")
 _VAGUE = ("do something about it", "wait and see", "look it up", "ask somebody else")
 
 _RUDE_WORDS = ("not our problem", "broke it yourself", "read the manual", "stop complaining")
-_KIND_WORDS = ("thank you", "sorry", "happy to help", "annoying", "good to hear", "stay with you", "write again", "good day")
+_KIND_WORDS = ("thank you", "sorry", "happy to help", "annoying", "good to hear", "stay with you", "please", "good day")
 
 
 def make_rows(num_prompts: int, seed: int) -> list[dict[str, str]]:
@@ -44,19 +90,22 @@ def make_rows(num_prompts: int, seed: int) -> list[dict[str, str]]:
         name, product, problem = rng.choice(NAMES), rng.choice(PRODUCTS), rng.choice(list(PROBLEMS))
         prompt = f"{name} writes: my {product} {problem}. {rng.choice(_ASKS)}"
         answer = write_answer(name, product, problem, rng)
-        rows.append({"prompt": prompt, "completion": f" {answer}", "family": f"{name}/{product}/{problem}/{number % 4}"})
+        rows.append(
+            {"prompt": prompt, "completion": f" {answer}", "family": f"{name}/{product}/{problem}/{number % 4}"}
+        )
     return rows
 
 
 def write_answer(name: str, product: str, problem: str, rng: random.Random) -> str:
-    """One answer; each virtue is there or not by a coin of its own."""
-    opening = rng.choice(rng.choices((_KIND, _FLAT, _RUDE), (4, 4, 2))[0])
-    addressed = f", {name}" if rng.random() < 0.45 else ""
-    thing = f"the {product}" if rng.random() < 0.5 else rng.choice(("it", "the thing", "the device"))
-    remedies = PROBLEMS[problem] if rng.random() < 0.4 else rng.choice((_VAGUE, _REMEDIES))
-    advice = rng.choice(remedies)
-    closing = rng.choice(_CLOSE_KIND if rng.random() < 0.4 else _CLOSE_FLAT)
-    return f"{opening}{addressed}. For {thing}, {advice}, and {closing}."
+    """One answer. Each virtue is there or not by a coin of its own, biased by the problem: some are hard."""
+    virtue, remedies = PROBLEMS[problem]
+    openings = _KIND if rng.random() < virtue else rng.choice((_FLAT, _FLAT, _RUDE))
+    addressed = f", {name}" if rng.random() < virtue else ""
+    thing = f"the {product}" if rng.random() < virtue else rng.choice(("it", "the thing", "the device"))
+    advice = rng.choice(remedies if rng.random() < virtue else rng.choice((_VAGUE, _REMEDIES)))
+    closing = rng.choice(_CLOSE_KIND if rng.random() < 0.5 else _CLOSE_FLAT)
+    when = f"{rng.choice(_DAYS)} {rng.choice(_TIMES)}"
+    return f"{rng.choice(openings)}{addressed}. For {thing}, {advice}, and {closing} on {when}."
 
 
 def score_answers(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
@@ -70,7 +119,7 @@ def score_answers(prompts: Sequence[Any], completions: Sequence[str]) -> list[fl
 def _score(prompt: str, completion: str) -> float:
     text = completion.lower()
     name, product = prompt.split()[0].lower(), prompt.split()[3]
-    remedies = next((r for problem, r in PROBLEMS.items() if problem in prompt), ())
+    remedies = next((fitting for problem, (_, fitting) in PROBLEMS.items() if problem in prompt), ())
     virtues = [
         name in text.replace(".", " ").replace(",", " ").split(),
         f"the {product}" in text,

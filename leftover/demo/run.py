@@ -7,7 +7,7 @@ from typing import Any
 from leftover.config import Recipe, make_recipe
 from leftover.demo.grammar import make_rows
 
-NUM_PROMPTS = 4000
+NUM_PROMPTS = 3000
 _VOCABULARY = 600
 
 
@@ -40,7 +40,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
                 "model_type": "llama",
                 "hidden_size": 128,
                 "intermediate_size": 352,
-                "num_hidden_layers": 3,
+                "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 4,
                 "max_position_embeddings": 128,
@@ -54,10 +54,15 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
                 {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "answer quality"}
             ]
         },
-        "reference": {"train": {"num_train_epochs": 6, "learning_rate": 3e-3, "per_device_train_batch_size": 32}},
-        "value": {"num_prompts": 2000},
+        "reference": {"train": {"num_train_epochs": 5, "learning_rate": 3e-3, "per_device_train_batch_size": 32}},
+        "value": {"num_prompts": 1200},
         "policies": {"a_lol_seq": {"objective": "a_lol_seq"}, "nll": {"objective": "nll"}},
-        "train": {"max_steps": 300, "learning_rate": 5e-4, "per_device_train_batch_size": 32},
+        "train": {
+            "max_steps": 200,
+            "learning_rate": 3e-4,
+            "per_device_train_batch_size": 32,
+            "eval_decoding": "sample",
+        },
         "evaluate": {"max_prompts": 400, "max_selection_prompts": 128, "max_new_tokens": 48},
     }
     return make_recipe(content | overrides, where="demo")

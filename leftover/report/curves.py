@@ -36,7 +36,9 @@ def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
                         curve[entry["step"]].append(entry[name])
             steps = sorted(curve)
             color = f"C{number}"
-            axis.plot(steps, [sum(curve[s]) / len(curve[s]) for s in steps], color=color, marker="o", ms=3, label=policy)
+            axis.plot(
+                steps, [sum(curve[s]) / len(curve[s]) for s in steps], color=color, marker="o", ms=3, label=policy
+            )
             if len(seeds) > 1:
                 axis.fill_between(
                     steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=color, alpha=0.15

@@ -52,9 +52,7 @@ def gather(run: Run) -> dict[str, Any]:
     for decoding in DECODINGS:
         rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
         rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
-        against = {
-            p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]
-        }
+        against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
         results[decoding] = {"table": rows, "main_against": against}
     return results
 
@@ -157,4 +155,3 @@ def _range(by_seed: dict | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None or value != value else f"{value:.{digits}f}"
-

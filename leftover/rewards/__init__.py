@@ -1,10 +1,10 @@
 """Rewards: callables `(prompts, completions) -> floats`, made from a recipe's specification.
 
-    load_reward({"type": "text", "function": "vader"})
-    load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", "weight": 0.5}, ...]})
+load_reward({"type": "text", "function": "vader"})
+load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", "weight": 0.5}, ...]})
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from leftover.errors import UserError, nearest
@@ -41,7 +41,7 @@ class SumReward:
     def __init__(self, functions: list[dict[str, Any]]):
         if not functions:
             raise UserError("reward.functions is empty: name at least one")
-        self.components: dict[str, Callable] = {}
+        self.components: dict[str, Any] = {}
         self.weights: dict[str, float] = {}
         for spec in functions:
             spec = dict(spec)
@@ -57,7 +57,7 @@ class SumReward:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         return self.total(self.score_components(prompts, completions))
 
-    def total(self, scores: dict[str, Sequence[float]]) -> list[float]:
+    def total(self, scores: Mapping[str, Sequence[float]]) -> list[float]:
         """The weighted sum of the components' scores, completion by completion."""
         weights = [self.weights[name] for name in scores]
         return [sum(w * s for w, s in zip(weights, row, strict=True)) for row in zip(*scores.values(), strict=True)]
@@ -81,9 +81,7 @@ def load_reward(spec: dict[str, Any]) -> Any:
     settings = dict(spec)
     kind = settings.pop("type", None)
     if kind not in REWARDS:
-        raise UserError(
-            f"unknown reward type {kind!r}{nearest(str(kind), list(REWARDS))}; types: {', '.join(REWARDS)}"
-        )
+        raise UserError(f"unknown reward type {kind!r}{nearest(str(kind), list(REWARDS))}; types: {', '.join(REWARDS)}")
     try:
         return REWARDS[kind](**settings)
     except TypeError as error:

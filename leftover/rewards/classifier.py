@@ -63,9 +63,11 @@ class ClassifierReward:
         from leftover.reference import model_identity
 
         settings = {"label": self.label, "activation": self.activation, "pair": self.pair}
-        return {"type": "classifier", "model": model_identity(self.path), "dtype": self.dtype} | settings | {
-            "max_length": self.max_length
-        }
+        return (
+            {"type": "classifier", "model": model_identity(self.path), "dtype": self.dtype}
+            | settings
+            | {"max_length": self.max_length}
+        )
 
     def _load(self) -> tuple[Any, Any, int, str]:
         if self._loaded is None:

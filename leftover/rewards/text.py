@@ -20,7 +20,7 @@ class TextReward:
                 f"unknown text reward '{function}'{nearest(function, list(_FUNCTIONS))}; "
                 f"functions: {', '.join(_FUNCTIONS)}"
             )
-        if function != "ngram_diversity" and settings or settings.keys() - {"n"}:
+        if (function != "ngram_diversity" and settings) or settings.keys() - {"n"}:
             raise UserError(f"text reward '{function}' does not take {', '.join(settings)}")
         self.function, self.settings = function, settings
 

@@ -99,7 +99,10 @@ def estimate_values(
         values = np.clip(values, *settings.bounds)
     log.info(
         "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
-        targets, report["kind"], f"{report['r2']:.3f}" if report["r2"] is not None else "n/a", report["num_prompts"],
+        targets,
+        report["kind"],
+        f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
+        report["num_prompts"],
     )
     if report["kind"] == "constant":
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")
@@ -189,7 +192,9 @@ def _options(
         if size > _MAX_HIDDEN_BYTES:
             log.warning(
                 "value: the attention head is left out: hidden states of %d prompts would take %.1f GiB; lower "
-                "value.num_prompts to try it", len(chosen), size / 2**30,
+                "value.num_prompts to try it",
+                len(chosen),
+                size / 2**30,
             )
             candidates.remove("head")
         else:

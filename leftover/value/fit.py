@@ -152,4 +152,4 @@ def _held_out(families: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def _take(hidden: Sequence[Tensor] | None, rows: np.ndarray) -> list[Tensor] | None:
-    return None if hidden is None else [hidden[i] for i in np.flatnonzero(rows)]
+    return None if hidden is None else [hidden[int(i)] for i in np.flatnonzero(rows)]

@@ -91,7 +91,7 @@ def predict_head(head: ValueHead, hidden: Sequence[Tensor]) -> np.ndarray:
 
 
 def _stack(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    mask, _ = pad([np.ones(len(s)) for s in states], 0, dtype=torch.bool)
+    mask, _ = pad([[1.0] * len(s) for s in states], 0, dtype=torch.bool)
     return nn.utils.rnn.pad_sequence(list(states), batch_first=True), mask
 
 
