@@ -1,7 +1,6 @@
 """The command line. Exit status 0, or 2 with one message for anything the user can mend."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -79,6 +78,7 @@ def _announce() -> None:
     import transformers
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs an error, and raises it too
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -119,14 +119,19 @@ def _mendable(error: Exception) -> str | None:
 
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError):
-        reasons: dict[int | None, Callable[[], str]] = {
-            errno.ENOSPC: lambda: f"the disk is full ({error.filename}); free some space, then run again: it continues",
-            errno.EROFS: lambda: f"the disk is read-only ({error.filename}); set output_dir to one that is not",
-            errno.EACCES: lambda: f"no permission for {error.filename}; set output_dir to a folder of your own",
-        }
-        return reasons[error.errno]() if error.errno in reasons else None
+    code = error.errno if isinstance(error, OSError) else None
+    # A write on an open file knows no name; safetensors and torch.save raise errors of their own without a number.
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if code in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in _DISK_FULL):
+        return f"the disk is full{place}; free some space, then run again: it continues"
+    if code == errno.EROFS:
+        return f"the disk is read-only{place}; set output_dir to one that is not"
+    if code == errno.EACCES:
+        return f"no permission for a file{place}; set output_dir to a folder of your own, or make the file readable"
     return None
+
+
+_DISK_FULL = ("No space left on device", "inline_container.cc")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no recipe at '{path}'") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
@@ -185,7 +185,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise UserError(f"--set {override}: '{parent}' is not a section")
-    section[last] = yaml.safe_load(value)
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _explain(error: Any) -> str:
@@ -209,6 +212,7 @@ def _section_at(location: tuple) -> type[BaseModel]:
 
 
 def _check_training_fields(recipe: Recipe, where: str) -> None:
+    from leftover.objectives import OBJECTIVES
     from leftover.trainer import LoLConfig
 
     valid = [field.name for field in dataclasses.fields(LoLConfig) if field.init]
@@ -216,6 +220,12 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
     sections = {"train": recipe.train, "reference.train": recipe.reference.train}
     sections |= {f"policies.{name}": fields for name, fields in recipe.policies.items()}
     for section, fields in sections.items():
+        objective = str(fields.get("objective", "nll"))
+        if objective not in OBJECTIVES:
+            raise UserError(
+                f"{where}: '{section}.objective' is '{objective}'{nearest(objective, list(OBJECTIVES))}; "
+                f"objectives: {', '.join(OBJECTIVES)}"
+            )
         for name in fields:
             if name in reserved:
                 raise UserError(f"{where}: '{section}.{name}' cannot be set here: {reserved[name]}")

@@ -64,7 +64,8 @@ class Status:
 class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, label: str = ""):
+        self.label = label  # before every name in the log
         self.path = folder / "manifest.json"
         self.entries: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
@@ -84,10 +85,10 @@ class Manifest:
         """The status of `name` under `key`, said in the log; unless finished, it is marked as begun."""
         status = self.status(name, key)
         if status.finished:
-            log.info("%s: reused (%s)", name, status.reason)
+            log.info("%s%s: reused (%s)", self.label, name, status.reason)
             return status
         if status.action != "new":
-            log.info("%s: %s (%s)", name, status.action, status.reason)
+            log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
         self.entries[name] = {"key": key, "complete": False}
         self._write()
         return status
@@ -95,7 +96,7 @@ class Manifest:
     def finish(self, name: str, **facts: Any) -> None:
         self.entries[name] |= {"complete": True, **facts}
         self._write()
-        log.info("%s: done", name)
+        log.info("%s%s: done", self.label, name)
 
     def digest(self, name: str) -> str:
         """The digest of an artifact's key, for the keys of what is computed from it."""

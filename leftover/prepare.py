@@ -20,6 +20,7 @@ from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards import ColumnReward
 from leftover.rewards.transform import apply_transform, fit_transform
+from leftover.selection import check_requirements
 from leftover.standalone import mean_sampled_rewards
 from leftover.table import float_lists
 from leftover.workspace import Run
@@ -171,6 +172,34 @@ def score(run: Run) -> None:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
         elif np.ptp(found) == 0:
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
+    _check_rewards(run)
+
+
+def _check_rewards(run: Run) -> None:
+    """Refuse a policy that the rewards cannot serve before the reference is fitted for it."""
+    table = run.table.open("rows", "split", "tokens", "reward")
+    trains = (np.array(table["split"][:]) == "train") & np.array(table["kept"][:])
+    if run.recipe.data.rows == "chosen":
+        trains &= np.array([chosen is True for chosen in table["is_chosen"][:]])
+    reward = np.array(table.with_format("numpy")["reward"][:])[trains]
+    for name, fields in run.recipe.policies.items():
+        settings = run.recipe.train | fields
+        objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]
+        needed = "reward" in objective.requires or settings.get("rows") in ("leftover", "top")
+        if needed and not np.isfinite(reward).any():
+            raise UserError(
+                f"policy '{name}' needs scores, and no training row has one in the column "
+                f"'{run.recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
+            )
+        needs_advantage = "advantage" in objective.requires or settings.get("rows") == "leftover"
+        if needs_advantage and np.nanmax(reward) == np.nanmin(reward) and value_targets(run) != "reference_samples":
+            # Left to the arithmetic, advantages of rounding errors would be trained on.
+            raise UserError(
+                f"policy '{name}': all recorded rewards are equal ({np.nanmax(reward):g}), so that no training row has "
+                "a positive advantage: there is nothing left over to train on"
+            )
+        if "nonnegative_reward" in objective.requires:
+            check_requirements(name, objective, {"reward": reward})
 
 
 def _check_scores(name: str, scores: list[float], shard: Any) -> None:

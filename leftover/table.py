@@ -24,7 +24,7 @@ class Table:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.manifest = Manifest(folder)
+        self.manifest = Manifest(folder, label="table/")
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows. Returns False where the finished block was reused."""

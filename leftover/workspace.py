@@ -11,7 +11,7 @@ from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest
 from leftover.models import build_model, is_adapter, load_model, load_tokenizer, max_positions
 from leftover.reference import model_identity
-from leftover.rewards import SumReward
+from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,12 @@ class Run:
         self.hashes = FileHashes(self.folder)
         self.rejects = Rejects(self.folder / "rejected_rows.jsonl")
         self.reward = SumReward(recipe.reward.functions)
+        self.check_rewards()
         self.check_limits()
 
     def _claim_folder(self) -> None:
         saved = self.folder / "recipe.yaml"
+        temporary = self.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
         if saved.is_file():
             import yaml
 
@@ -42,10 +44,13 @@ class Run:
                     f"{self.folder} holds the run '{name}', this recipe is '{self.recipe.name}': choose another "
                     "output_dir, or remove the folder"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} (key output_dir) is a file: choose another output_dir")
+        elif self.folder.exists() and set(self.folder.iterdir()) - {temporary}:
             raise UserError(f"{self.folder} is not empty and holds no run: choose another output_dir")
         self.folder.mkdir(parents=True, exist_ok=True)
-        saved.write_text(dump_recipe(self.recipe), encoding="utf-8")
+        temporary.write_text(dump_recipe(self.recipe), encoding="utf-8")
+        temporary.replace(saved)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -121,19 +126,35 @@ class Run:
             task_type="CAUSAL_LM",
         )
 
+    def check_rewards(self) -> None:
+        """Refuse what the table cannot give, and faulty judges, before any row is read."""
+        column = self.recipe.data.columns.reward
+        for name, reward in self.reward.components.items():
+            if isinstance(reward, ColumnReward) and reward.column not in (None, column):
+                raise UserError(
+                    f"reward function '{name}' reads the column '{reward.column}', but recorded scores are read from "
+                    f"'{column}': set data.columns.reward"
+                )
+        if self.recipe.evaluate.judges:
+            SumReward(self.recipe.evaluate.judges)
+
     def check_limits(self) -> None:
         """Refuse lengths beyond the model's positions before any row is read."""
         model, data = self.recipe.model, self.recipe.data
         if model.path is None:
-            positions = (model.config or {}).get("max_position_embeddings")
+            config = model.config or {}
+            positions = config.get("max_position_embeddings", config.get("n_positions"))
         else:
             positions = self._positions(model.path)
-        needed = data.max_prompt_tokens + data.max_completion_tokens
-        if positions is not None and needed > positions:
-            raise UserError(
-                f"data.max_prompt_tokens + data.max_completion_tokens = {needed} exceeds the model's {positions} "
-                "positions: lower one of them"
-            )
+        lengths = {"data.max_completion_tokens": data.max_completion_tokens}
+        lengths["evaluate.max_new_tokens"] = self.recipe.evaluate.max_new_tokens or 0
+        for key, length in lengths.items():
+            needed = data.max_prompt_tokens + length
+            if positions is not None and needed > positions:
+                raise UserError(
+                    f"data.max_prompt_tokens + {key} = {needed} exceeds the model's {positions} positions: lower one "
+                    "of them"
+                )
 
     def _positions(self, path: str) -> int | None:
         from transformers import AutoConfig

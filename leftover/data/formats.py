@@ -3,11 +3,12 @@
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leftover.config import DataSection
+from leftover.config import ColumnsSection, DataSection
 from leftover.errors import UserError
 
 Located = tuple[str, dict[str, Any]]
@@ -45,18 +46,19 @@ def _kind(path: str, declared: str) -> str:
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file, plain or gzip; an empty or undecodable file is an error that names it."""
-    opener = gzip.open if path.endswith(".gz") else open
+    opener: Any = gzip.open if path.endswith(".gz") else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                yield number, line
+                # Some editors begin a file with a byte-order mark.
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 text near line {number + 1} ({error.reason}); convert it, for example with iconv"
+            f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file, for example with iconv"
         ) from error
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path}: not a gzip file: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file: {error}") from error
     if number == 0:
         raise UserError(f"{path}: the file is empty")
 
@@ -71,8 +73,10 @@ def _jsonl(path: str, data: DataSection) -> Iterator[Located]:
         except json.JSONDecodeError as error:
             row = {"__fault__": f"malformed JSON: {error.msg} at column {error.colno}"}
         if not isinstance(row, dict):
-            row = {"__fault__": f"expected a JSON object, found {type(row).__name__}"}
-        yield from expand_pair(where, row)
+            row = {"__fault__": f"expected one JSON object a line, found a {type(row).__name__}"}
+        if "__fault__" in row:
+            row["line"] = line.rstrip("\r\n")
+        yield from expand_pair(where, row, data.columns)
 
 
 def _datasets(builder: str):
@@ -85,7 +89,7 @@ def _datasets(builder: str):
             else:
                 rows = datasets.load_dataset(builder, data_files=path, split="train", streaming=True)
             for number, row in enumerate(rows, start=1):
-                yield from expand_pair(f"{path} row {number}", row)
+                yield from expand_pair(f"{path} row {number}", row, data.columns)
         except UserError:
             raise
         except Exception as error:  # datasets raises a different type for every cause
@@ -94,19 +98,20 @@ def _datasets(builder: str):
     return read
 
 
-def expand_pair(where: str, row: dict[str, Any]) -> Iterator[Located]:
+def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None = None) -> Iterator[Located]:
     """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt."""
-    if "chosen" not in row or "rejected" not in row or "completion" in row:
+    columns = columns or ColumnsSection()
+    if "chosen" not in row or "rejected" not in row or columns.completion in row:
         yield where, row
         return
     rest = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
     for side in ("chosen", "rejected"):
-        prompt, completion = rest.get("prompt"), row[side]
+        prompt, completion = rest.get(columns.prompt), row[side]
         if isinstance(completion, list) and prompt is None:  # implicit prompt: all turns but the last
             prompt, completion = completion[:-1], completion[-1:]
         score = row.get(f"{side}_score", row.get(f"{side}_reward"))
-        extra = {"is_chosen": side == "chosen"} | ({} if score is None else {"reward": score})
-        yield f"{where} {side}", rest | {"prompt": prompt, "completion": completion} | extra
+        extra = {"is_chosen": side == "chosen"} | ({} if score is None else {columns.reward: score})
+        yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
 
 
 def _documents(path: str, data: DataSection) -> Iterator[Located]:
@@ -172,8 +177,8 @@ def _hh(path: str, data: DataSection) -> Iterator[Located]:
                         "is_chosen": i == 0,
                     },
                 )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            yield where, {"__fault__": f"not a Helpful-and-Harmless row of PRO's form: {error!r}"}
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            yield where, row | {"__fault__": f"not a Helpful-and-Harmless row of PRO's form: {error!r}"}
 
 
 def _turn(turn: str) -> dict[str, str]:
@@ -187,7 +192,10 @@ def _listed(path: str, listing: str | None) -> set[int]:
     """Row numbers (from 0) that the authors' list drops from this file."""
     if listing is None:
         return set()
-    by_file = json.loads(Path(listing).read_text(encoding="utf-8"))
+    try:
+        by_file = json.loads(Path(listing).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{listing}' (key data.drop_listed) cannot be read as JSON: {error}") from error
     stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("test_")
     return set(by_file.get(f"{stem}.json", []))
 

@@ -47,7 +47,8 @@ class Rejects:
 
     def add(self, stage: str, where: str, reason: str, row: dict[str, Any]) -> None:
         record = {"stage": stage, "where": where, "reason": reason, "row": row}
-        with self.path.open("a", encoding="utf-8") as file:
+        # Half of a surrogate pair has no UTF-8 form; its escape is what JSON writes for it anyway.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
     def _lines(self) -> list[str]:
@@ -73,7 +74,7 @@ def check_rows(
         except ValueError as error:
             stats["rejected"] += 1
             if data.on_bad_row == "skip":
-                rejects.add("rows", where, str(error), raw)
+                rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != "__fault__"})
             elif len(faults) < _FAULTS_SHOWN:
                 faults.append(f"  {where}: {error}")
             continue
@@ -89,6 +90,8 @@ def check_rows(
             + "\n".join(faults)
             + "\nMend them, or set data.on_bad_row: skip to put them aside in rejected_rows.jsonl"
         )
+    if stats["read"] == 0:
+        raise UserError(f"{data.path} (key data.path) holds no row")
     if stats["read"] == stats["rejected"]:
         raise UserError(f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path})")
 
@@ -109,9 +112,9 @@ def _check(raw: dict[str, Any], data: DataSection) -> dict[str, Any]:
         "completion": completion,
         "conversational": not isinstance(raw[columns.prompt], str),
         "recorded_reward": _score(raw.get(columns.reward), columns.reward),
-        "family": prompt if family is None else str(family),
+        "family": prompt if family is None else _unicode(str(family), columns.family),
         "user_split": _split(raw.get(columns.split), columns.split),
-        "is_chosen": raw.get("is_chosen"),
+        "is_chosen": _flag(raw.get("is_chosen"), "is_chosen"),
     }
 
 
@@ -119,12 +122,23 @@ def _text(value: Any, column: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError(f"'{column}' is empty")
-        return value
+        return _unicode(value, column)
     if isinstance(value, list) and value and all(_is_message(m) for m in value):
         if not value[-1]["content"].strip():
             raise ValueError(f"the last message of '{column}' is empty")
-        return json.dumps(value, ensure_ascii=False)
+        return _unicode(json.dumps(value, ensure_ascii=False), column)
+    if value is None:
+        raise ValueError(f"'{column}' is missing")
     raise ValueError(f"'{column}' is neither a text nor a list of {{role, content}} messages: {value!r:.60}")
+
+
+def _unicode(text: str, column: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can spell half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"'{column}' holds half of a surrogate pair at character {error.start}") from None
+    return text
 
 
 def _only_turn(completion: Any, column: str) -> Any:
@@ -146,15 +160,25 @@ def _score(value: Any, column: str) -> float | None:
         return None
     if not isinstance(value, (bool, int, float)):
         raise ValueError(f"'{column}' is {type(value).__name__} {value!r:.40}, not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"'{column}' is {value}, not a finite number")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        finite = False
+    if not finite:
+        raise ValueError(f"'{column}' is {value!r:.40}, not a finite number")
     return float(value)
+
+
+def _flag(value: Any, column: str) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError(f"'{column}' is {value!r:.40}; use true or false")
 
 
 def _split(value: Any, column: str) -> str | None:
     if value is None:
         return None
-    if value not in _SPLIT_NAMES:
+    if not isinstance(value, str) or value not in _SPLIT_NAMES:
         raise ValueError(f"'{column}' is {value!r:.40}; use one of {', '.join(SPLITS)}")
     return _SPLIT_NAMES[value]
 

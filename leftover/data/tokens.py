@@ -39,11 +39,7 @@ def tokenise(
         if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
             completion = whole[len(prompt) :]
         elif conversational[i]:
-            raise UserError(
-                "the chat template writes a prompt differently once a completion follows it, so the tokens of the "
-                "completion cannot be told apart; set model.chat_template to a template whose generation prompt "
-                "is a prefix of the whole conversation"
-            )
+            completion = _turn_apart(tokenizer, prompts[i], completions[i])
         else:
             completion = tokenizer(completions[i], add_special_tokens=False)["input_ids"]
         if not conversational[i]:
@@ -95,13 +91,29 @@ def _encode_whole(
     if plain:
         texts = [prompts[i] + completions[i] for i in plain]
         for i, sequence in zip(plain, tokenizer(texts)["input_ids"], strict=True):
-            ids[i] = sequence[:-1] if sequence[-1] == tokenizer.eos_token_id else sequence
+            ids[i] = sequence[:-1] if sequence[-1:] == [tokenizer.eos_token_id] else sequence
     for i, chat in enumerate(conversational):
         if chat:
-            turn = {"role": "assistant", "content": completions[i]}
-            whole = _template(tokenizer, [*as_prompt(prompts[i], True), turn])
-            ids[i] = _up_to_last_end(tokenizer, whole)
+            ids[i] = _up_to_last_end(tokenizer, _template(tokenizer, _conversation(prompts[i], completions[i])))
     return ids
+
+
+def _conversation(prompt: str, completion: str) -> list[dict[str, str]]:
+    return [*as_prompt(prompt, True), {"role": "assistant", "content": completion}]
+
+
+def _turn_apart(tokenizer: Any, prompt: str, completion: str) -> list[int]:
+    """Token ids of the last turn's text alone, for templates whose seam lies within a token."""
+    asked = tokenizer.apply_chat_template(as_prompt(prompt, True), tokenize=False, add_generation_prompt=True)
+    told = tokenizer.apply_chat_template(_conversation(prompt, completion), tokenize=False)
+    if not told.startswith(asked) or told == asked:
+        raise UserError(
+            "the chat template writes a prompt differently once a completion follows it, so the tokens of the "
+            "completion cannot be told apart; set model.chat_template to a template whose generation prompt "
+            "is a prefix of the whole conversation"
+        )
+    ids = tokenizer(told.removeprefix(asked), add_special_tokens=False)["input_ids"]
+    return _up_to_last_end(tokenizer, ids)
 
 
 def _up_to_last_end(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -22,13 +22,13 @@ class Reward(Protocol):
 class ColumnReward:
     """Scores recorded in the data. They belong to their rows: a new completion has none."""
 
-    def __init__(self, column: str = "reward"):
-        self.column = column
+    def __init__(self, column: str | None = None):
+        self.column = column  # None: the one that data.columns.reward names
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         raise UserError(
-            f"column '{self.column}' holds recorded scores, which say nothing of a new completion; add a reward "
-            "function (text, classifier, python) to score new ones"
+            f"the column '{self.column or 'reward'}' holds recorded scores, which say nothing of a new completion; "
+            "add a reward function (text, classifier, python) to score new ones"
         )
 
     def identity(self) -> dict[str, Any]:
@@ -45,10 +45,12 @@ class SumReward:
         self.weights: dict[str, float] = {}
         for spec in functions:
             spec = dict(spec)
-            weight, name = float(spec.pop("weight", 1.0)), spec.pop("name", None) or _default_name(spec)
+            weight, name = spec.pop("weight", 1.0), spec.pop("name", None) or _default_name(spec)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise UserError(f"reward function '{name}': weight is {weight!r}, not a number")
             if name in self.components:
                 raise UserError(f"two reward functions are named '{name}'; set 'name' on each")
-            self.components[name], self.weights[name] = load_reward(spec), weight
+            self.components[name], self.weights[name] = load_reward(spec), float(weight)
 
     def score_components(self, prompts: Sequence[Any], completions: Sequence[str]) -> dict[str, list[float]]:
         """The unweighted scores of every component, by name."""

@@ -32,12 +32,12 @@ class ClassifierReward:
             raise UserError(f"classifier activation '{activation}' is not one of softmax, sigmoid, none")
         self.path, self.label, self.activation, self.pair = model, label, activation, pair
         self.max_length, self.batch_size, self.dtype, self.device = max_length, batch_size, dtype, device
-        self._loaded: tuple[Any, Any, int, str] | None = None
+        self._loaded: tuple[Any, Any, int, str, int | None] | None = None
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         import torch
 
-        tokenizer, model, label, activation = self._load()
+        tokenizer, model, label, activation, max_length = self._load()
         texts = [_as_text(prompt) for prompt in prompts]
         # Longest first: least padding, and a batch that does not fit fails at once.
         order = sorted(range(len(completions)), key=lambda i: -len(texts[i]) * self.pair - len(completions[i]))
@@ -47,7 +47,7 @@ class ClassifierReward:
             answers = [completions[i] for i in chosen]
             inputs = ([texts[i] for i in chosen], answers) if self.pair else (answers,)
             encoded = tokenizer(
-                *inputs, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+                *inputs, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
             ).to(model.device)
             with torch.inference_mode():
                 logits = model(**encoded).logits.float()
@@ -69,7 +69,7 @@ class ClassifierReward:
             | {"max_length": self.max_length}
         )
 
-    def _load(self) -> tuple[Any, Any, int, str]:
+    def _load(self) -> tuple[Any, Any, int, str, int | None]:
         if self._loaded is None:
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -86,9 +86,11 @@ class ClassifierReward:
             model.config.pad_token_id = tokenizer.pad_token_id
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             activation = self.activation or ("sigmoid" if model.config.num_labels == 1 else "softmax")
-            if self.max_length is None and tokenizer.model_max_length > 10**6:
-                self.max_length = getattr(model.config, "max_position_embeddings", None)
-            self._loaded = (tokenizer, model.to(device).eval(), self._label_index(model.config), activation)
+            max_length = self.max_length
+            if max_length is None and tokenizer.model_max_length > 10**6:
+                max_length = _positions(model)
+            label = self._label_index(model.config)
+            self._loaded = (tokenizer, model.to(device).eval(), label, activation, max_length)
         return self._loaded
 
     def _label_index(self, config: Any) -> int:
@@ -101,6 +103,15 @@ class ClassifierReward:
         if self.label not in config.label2id:
             raise UserError(f"classifier '{self.path}' has no label '{self.label}': {', '.join(config.label2id)}")
         return config.label2id[self.label]
+
+
+def _positions(model: Any) -> int | None:
+    """The longest input of a model whose tokenizer does not say; RoBERTa counts its positions from the padding id."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if positions and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return positions - module.padding_idx - 1
+    return positions
 
 
 def _as_text(prompt: Any) -> str:

@@ -26,15 +26,22 @@ class PythonReward:
         try:
             self.module = importlib.import_module(module_name)
             self.callable = getattr(self.module, name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"python reward '{function}' cannot be loaded: {error}") from error
+        except Exception as error:  # the user's module may fail in any way
+            raise UserError(f"python reward '{function}' cannot be loaded: {type(error).__name__}: {error}") from error
+        if not callable(self.callable):
+            raise UserError(f"python reward '{function}' is not a function")
         self.function, self.settings = function, settings
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        scores = [
-            float(score)
-            for score in self.callable(prompts=list(prompts), completions=list(completions), **self.settings)
-        ]
+        try:
+            scores = [
+                float(score)
+                for score in self.callable(prompts=list(prompts), completions=list(completions), **self.settings)
+            ]
+        except Exception as error:  # the user's function may fail in any way
+            raise UserError(
+                f"python reward '{self.function}' failed: {type(error).__name__}: {error} (--debug shows where)"
+            ) from error
         if len(scores) != len(completions):
             raise UserError(
                 f"python reward '{self.function}' returned {len(scores)} scores for {len(completions)} completions"

@@ -22,6 +22,8 @@ class TextReward:
             )
         if (function != "ngram_diversity" and settings) or settings.keys() - {"n"}:
             raise UserError(f"text reward '{function}' does not take {', '.join(settings)}")
+        if not isinstance(settings.get("n", 2), int) or settings.get("n", 2) < 1:
+            raise UserError(f"text reward '{function}': n is {settings['n']!r}, not a whole number from 1")
         self.function, self.settings = function, settings
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:

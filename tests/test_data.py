@@ -1,0 +1,308 @@
+"""Readers give the user's rows with their place; splits keep a prompt family on one side."""
+
+import csv
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leftover.config import DataSection
+from leftover.data.formats import read_rows, split_sentences
+from leftover.data.rows import Rejects, check_rows
+from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
+from leftover.errors import UserError
+
+ROWS = [
+    {"prompt": "What is 2 + 2?", "completion": " Four.", "reward": 1.0},
+    {"prompt": "Who, me?", "completion": ' "Yes", he said.\nTwice.', "reward": -0.5},
+]
+
+
+def read(tmp_path: Path, path: str | list[str], **settings: Any) -> list[dict[str, Any]]:
+    """Checked rows of files, as the table would hold them."""
+    data = DataSection(path=path, **settings)
+    return list(check_rows(read_rows(data), data, Rejects(tmp_path / "rejects"), {}))
+
+
+def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": r["prompt"], "completion": r["completion"], "reward": r["recorded_reward"]} for r in rows
+    ]
+
+
+# Readers.
+
+
+def test_jsonl_is_read_with_the_line_of_every_row(tmp_path, rows_file):
+    path = rows_file([json.dumps(ROWS[0]), "", json.dumps(ROWS[1])])
+    rows = read(tmp_path, path)
+    assert short(rows) == ROWS
+    assert [r["where"] for r in rows] == [f"{path}:1", f"{path}:3"]
+
+
+def test_gzip_jsonl_is_read_like_the_plain_file(tmp_path, rows_file):
+    plain = rows_file(ROWS)
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    assert short(read(tmp_path, str(packed))) == short(read(tmp_path, plain)) == ROWS
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in ROWS) + b"\r\n")
+    assert short(read(tmp_path, str(path))) == ROWS
+
+
+def test_csv_is_read_with_quotes_and_an_absent_score(tmp_path):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion", "reward"])
+        writer.writeheader()
+        writer.writerows([*ROWS, {"prompt": "No score?", "completion": "None."}])
+    rows = read(tmp_path, str(path))
+    assert short(rows) == [*ROWS, {"prompt": "No score?", "completion": "None.", "reward": None}]
+    assert rows[1]["where"] == f"{path} row 2"
+
+
+def test_parquet_is_read(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    assert short(read(tmp_path, str(path))) == ROWS
+
+
+def test_several_files_are_read_in_order_and_max_rows_ends_it(tmp_path, rows_file):
+    paths = [rows_file([ROWS[0]], "a.jsonl"), rows_file([ROWS[1]], "b.jsonl")]
+    assert short(read(tmp_path, paths)) == ROWS
+    assert short(read(tmp_path, paths, max_rows=1)) == ROWS[:1]
+
+
+def test_columns_of_other_names_are_read(tmp_path, rows_file):
+    path = rows_file([{"q": "a?", "a": "b", "thumb": True, "story": 7, "part": "dev"}])
+    columns = {"prompt": "q", "completion": "a", "reward": "thumb", "family": "story", "split": "part"}
+    (row,) = read(tmp_path, path, columns=columns)
+    assert (row["prompt"], row["completion"], row["recorded_reward"]) == ("a?", "b", 1.0)
+    assert (row["family"], row["user_split"]) == ("7", "validation")
+
+
+def test_documents_are_cut_into_sentences_of_prompt_and_completion(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text(
+        'One. Two! "Three?" Four. Five.\nSix. Seven.\n<|endoftext|>\nA. B. C.\n<|endoftext|>\nD. E. F. G.\n'
+    )
+    rows = read(
+        tmp_path, str(path), format="documents", documents={"prompt_sentences": 3, "completion_sentences": 1}
+    )
+    assert [(r["prompt"], r["completion"]) for r in rows] == [
+        ('One. Two! "Three?"', " Four."),
+        ("D. E. F.", " G."),
+    ]
+    assert [r["family"] for r in rows] == ["stories.txt#1", "stories.txt#3"]
+    overlapping = read(tmp_path, str(path), format="documents", documents={"stride": 1})
+    assert [r["completion"] for r in overlapping] == [" Four.", " Five.", " Six.", " Seven.", " G."]
+
+
+def test_sentences_keep_the_quotes_that_close_them():
+    assert split_sentences("“Go.” He went.\n\n(Away!) Then?") == ["“Go.”", "He went.", "(Away!)", "Then?"]
+
+
+HH_ROW = {
+    "prefix": [["<|prompter|>Hi", "<|assistant|>Hello", "<|prompter|>How?", "<|assistant|>"]] * 2,
+    "suffix": ["So.", "No."],
+    "reward": [0.5, -1.25],
+}
+
+
+def test_helpful_and_harmless_rows_become_two_rows_of_one_group(tmp_path, rows_file):
+    rows = read(tmp_path, rows_file([HH_ROW], "test_helpful.jsonl"), format="hh")
+    assert [json.loads(r["prompt"]) for r in rows] == [
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "How?"},
+        ]
+    ] * 2
+    assert [r["completion"] for r in rows] == ["So.", "No."]
+    assert [r["recorded_reward"] for r in rows] == [0.5, -1.25]
+    assert [r["is_chosen"] for r in rows] == [True, False]
+    assert [r["conversational"] for r in rows] == [True, True]
+    assert unique_ids([r["prompt"] for r in rows]).tolist() == [0, 0]
+    assert {r["family"] for r in rows} == {"Hi"}
+
+
+def test_helpful_and_harmless_rows_on_the_authors_list_are_left_out(tmp_path, rows_file):
+    listing = tmp_path / "bad.json"
+    listing.write_text(json.dumps({"helpful.json": [0, 2]}))
+    path = rows_file([HH_ROW] * 4, "test_helpful.jsonl")
+    rows = read(tmp_path, path, format="hh", drop_listed=str(listing))
+    assert [r["where"] for r in rows] == [f"{path}:{line} completion {i}" for line in (2, 4) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_faulty_list_of_bad_rows_is_named(content, tmp_path, rows_file):
+    listing = tmp_path / "bad.json"
+    if content:
+        listing.write_text(content)
+    with pytest.raises(UserError, match=r"bad\.json' \(key data\.drop_listed\)"):
+        read(tmp_path, rows_file([HH_ROW]), format="hh", drop_listed=str(listing))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"suffix": ["one"]},
+        {"prefix": [["Hi"]] * 2},
+        {"prefix": [[1, 2]] * 2},
+        {"reward": [1.0]},
+        {"prefix": 3},
+    ],
+)
+def test_a_row_that_is_not_of_the_helpful_and_harmless_form_is_named(fault, tmp_path, rows_file):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: not a Helpful-and-Harmless row"):
+        read(tmp_path, rows_file([HH_ROW | fault]), format="hh")
+
+
+def test_a_chosen_and_rejected_pair_becomes_two_rows_of_one_group(tmp_path, rows_file):
+    pair = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 2, "rejected_reward": -1}
+    rows = read(tmp_path, rows_file([pair]))
+    assert short(rows) == [
+        {"prompt": "Why?", "completion": "So.", "reward": 2.0},
+        {"prompt": "Why?", "completion": "No.", "reward": -1.0},
+    ]
+    assert [r["is_chosen"] for r in rows] == [True, False]
+    assert [r["where"].rpartition(" ")[2] for r in rows] == ["chosen", "rejected"]
+    assert unique_ids([r["prompt"] for r in rows]).tolist() == [0, 0]
+
+
+def test_a_pair_with_columns_of_other_names_is_read(tmp_path, rows_file):
+    pair = {"question": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 2, "rejected_score": 1}
+    columns = {"prompt": "question", "completion": "answer", "reward": "score"}
+    rows = read(tmp_path, rows_file([pair]), columns=columns)
+    assert [(r["prompt"], r["completion"], r["recorded_reward"]) for r in rows] == [
+        ("Why?", "So.", 2.0),
+        ("Why?", "No.", 1.0),
+    ]
+
+
+def test_a_pair_of_conversations_parts_its_last_turn_from_the_shared_prompt(tmp_path, rows_file):
+    def turns(answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+
+    names = {"prompt": "question", "completion": "answer"}
+    rows = read(tmp_path, rows_file([{"chosen": turns("So."), "rejected": turns("No.")}]), columns=names)
+    assert [json.loads(r["prompt"]) for r in rows] == [turns("So.")[:1]] * 2
+    assert [r["completion"] for r in rows] == ["So.", "No."]
+
+
+def test_conversational_prompts_and_completions_are_read_beside_plain_ones(tmp_path, rows_file):
+    chat = [{"role": "user", "content": "Hé?"}]
+    answer = [{"role": "assistant", "content": "Oui."}]
+    rows = read(tmp_path, rows_file([{"prompt": chat, "completion": answer}, ROWS[0]]))
+    assert [r["conversational"] for r in rows] == [True, False]
+    assert json.loads(rows[0]["prompt"]) == chat
+    assert rows[0]["completion"] == "Oui."
+    assert rows[0]["recorded_reward"] is None
+
+
+# Splits.
+
+
+def columns(
+    families: list[str], prompts: list[str] | None = None, splits: list[str | None] | None = None
+) -> Any:
+    import datasets
+
+    return datasets.Dataset.from_dict(
+        {
+            "prompt": prompts or families,
+            "family": families,
+            "user_split": splits or [None] * len(families),
+        }
+    )
+
+
+DATA = DataSection(path="rows.jsonl")
+
+
+def test_a_family_stays_on_one_side_of_every_split():
+    families = [f"story {i // 8}" for i in range(400)]
+    out = assign_splits(columns(families, [f"prompt {i}" for i in range(400)]), DATA, seed=0)
+    sides: dict[str, set[str]] = {}
+    for family, split in zip(families, out["split"], strict=True):
+        sides.setdefault(family, set()).add(str(split))
+    assert all(len(found) == 1 for found in sides.values())
+    # A tenth of 50 families each: 5, of 8 rows.
+    assert {name: int((out["split"] == name).sum()) for name in ("train", "validation", "test")} == {
+        "train": 320,
+        "validation": 40,
+        "test": 40,
+    }
+    assert len(np.unique(out["group"])) == 400
+    assert len(np.unique(out["family_id"])) == 50
+
+
+def test_another_seed_splits_otherwise_and_the_same_seed_alike():
+    rows = columns([f"story {i}" for i in range(100)])
+    first, again, other = (assign_splits(rows, DATA, seed)["split"] for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_most_families_keep_their_split_when_rows_are_added():
+    few = assign_splits(columns([f"story {i}" for i in range(1000)]), DATA, seed=0)["split"]
+    # Added in front, so that a split by position would move.
+    more = assign_splits(
+        columns([f"new {i}" for i in range(100)] + [f"story {i}" for i in range(1000)]), DATA, 0
+    )
+    kept = (few == more["split"][100:]).mean()
+    # Only families near one of the two borders move; drawn anew, 0.8^2 + 2 * 0.1^2 = 66 % would agree.
+    assert kept > 0.95
+
+
+def test_the_order_of_rows_does_not_change_the_split():
+    families = [f"story {i}" for i in range(100)]
+    forward = assign_splits(columns(families), DATA, seed=0)["split"]
+    backward = assign_splits(columns(families[::-1]), DATA, seed=0)["split"]
+    assert (forward == backward[::-1]).all()
+
+
+def test_splits_of_the_user_are_taken_and_a_family_across_them_is_said(caplog):
+    splits = ["train", "train", "validation", "test", "test"]
+    with caplog.at_level(logging.WARNING, "leftover"):
+        out = assign_splits(columns(["a", "b", "c", "d", "e"], splits=splits), DATA, seed=0)
+        assert out["split"].tolist() == splits
+        assert not caplog.records
+        assign_splits(columns(["a", "b", "b", "d", "a"], splits=splits), DATA, seed=0)
+    assert "2 prompt families stand in the given train split and in another split too" in caplog.text
+
+
+def test_splits_given_for_some_rows_only_are_refused():
+    with pytest.raises(UserError, match="1 of 3 rows have no 'split': give every row one, or none"):
+        assign_splits(columns(["a", "b", "c"], splits=["train", None, "test"]), DATA, seed=0)
+
+
+def test_a_split_without_rows_is_refused():
+    with pytest.raises(UserError, match="the test split has no row"):
+        assign_splits(columns(["a", "b"], splits=["train", "validation"]), DATA, seed=0)
+
+
+def test_held_out_prompts_that_nearly_repeat_a_training_prompt_are_counted():
+    # Shingles of 3 words; 20 words have 18 of them. One other word at the end: 17 shared of 19, 0.89.
+    words = [f"w{i}" for i in range(20)]
+    prompts = [
+        " ".join(words),
+        " ".join([*words[:-1], "other"]),
+        " ".join(words).upper() + "!",
+        "quite another prompt",
+    ]
+    splits = np.array(["train", "test", "validation", "test"])
+    assert count_near_duplicates(prompts, splits) == 2
+    # One other word in the middle breaks three shingles: 15 shared of 21, 0.71.
+    middle = " ".join([*words[:9], "other", *words[10:]])
+    assert count_near_duplicates([prompts[0], middle], np.array(["train", "test"])) == 0

@@ -1,0 +1,180 @@
+"""The result table, from completions of four prompts in two families."""
+
+import json
+import math
+
+import pytest
+
+from leftover.results import compare, summarise
+
+L = math.log(2)
+FAMILIES = ["a", "a", "b", "b"]
+
+
+def make_records(rewards, tokens=(2, 2, 2, 2), decoding="greedy", text="x y", logprob=-2 * L, **columns):
+    """One record a prompt; `columns` hold one number a prompt."""
+    return [
+        {"group": i, "family": FAMILIES[i], "decoding": decoding, "text": text, "tokens": tokens[i]}
+        | {"reward": reward, "logprob": logprob, "reference_logprob": -4 * L}
+        | {name: values[i] for name, values in columns.items()}
+        for i, reward in enumerate(rewards)
+    ]
+
+
+REFERENCE = make_records([1.0, 1.0, 2.0, 2.0])
+OURS = {0: make_records([1.0, 2.0, 3.0, 0.0]), 7: make_records([3.0, 2.0, 3.0, 2.0])}
+
+
+def row_of(ours=OURS, reference=REFERENCE, metrics=None, decoding="greedy"):
+    return summarise(ours, reference, metrics or {}, decoding)
+
+
+def without(records, *names):
+    return [{n: v for n, v in record.items() if n not in names} for record in records]
+
+
+def test_rewards_are_averaged_over_seeds_with_each_seed_beside_them():
+    row = row_of()
+    # Seeds averaged, the prompts have 2, 2, 3 and 1.
+    assert row["reward"]["mean"] == 8 / 4
+    assert row["reward_by_seed"] == {0: 6 / 4, 7: 10 / 4}
+    assert row["seeds"] == [0, 7] and row["prompts"] == 4
+
+
+def test_the_difference_from_the_reference_is_paired_by_prompt():
+    # 2 2 3 1 less 1 1 2 2 is 1 1 1 -1; family a has the mean 1, family b 0: the ends.
+    assert row_of()["difference_from_reference"] == {"mean": 2 / 4, "low": 0, "high": 1}
+
+
+def test_intervals_resample_whole_families():
+    # Family means 2 and 2 leave nothing to resample, though the prompts differ.
+    assert row_of()["reward"] == {"mean": 2, "low": 2, "high": 2}
+
+
+def test_the_win_rate_is_of_each_seed_and_a_tie_is_one_half():
+    # Seed 0: tie, win, win, loss; seed 7: win, win, win, tie.
+    assert row_of()["win_rate"] == (2.5 / 4 + 3.5 / 4) / 2
+
+
+def test_the_win_rate_at_equal_length_is_over_all_pairs_of_all_seeds():
+    # Seed 0 keeps its first two prompts (tie, win), seed 7 only its last (tie).
+    ours = {0: make_records([1.0, 2, 3, 0], (2, 2, 9, 9)), 7: make_records([3.0, 2, 3, 2], (9, 9, 9, 2))}
+    row = row_of(ours)
+    assert row["pairs_of_equal_length"] == 3
+    assert row["win_rate_at_equal_length"] == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+
+def test_without_a_pair_of_equal_length_there_is_no_such_rate():
+    row = row_of({0: make_records([1.0] * 4, (50,) * 4)})
+    assert (row["win_rate_at_equal_length"], row["pairs_of_equal_length"]) == (None, 0)
+
+
+def test_components_and_judges_have_intervals_of_their_own():
+    columns = {"reward/joy": [1.0, 2, 3, 4], "judge/taste": [0.0, 0, 1, 1]}
+    row = row_of({0: make_records([1.0] * 4, **columns)}, make_records([1.0] * 4, **columns))
+    assert row["reward/joy"]["mean"] == 2.5 and row["judge/taste"]["mean"] == 0.5
+    assert (row["judge/taste"]["low"], row["judge/taste"]["high"]) == (0, 1)
+
+
+def test_length_and_diversity_are_averaged_over_seeds():
+    ours = {
+        0: make_records([1.0] * 4, (1, 2, 3, 4), text="a b"),
+        1: make_records([1.0] * 4, (5,) * 4, text="a a"),
+    }
+    row = row_of(ours)
+    assert row["length"] == (2.5 + 5) / 2
+    assert row["distinct_1"] == pytest.approx((2 / 8 + 1 / 8) / 2)
+    assert row["distinct_2"] == pytest.approx((1 / 4 + 1 / 4) / 2)
+    assert row["distinct_3"] == 0
+
+
+def test_diversity_is_also_given_at_the_reference_length():
+    # "a b c d" against "x y" is cut to "a b": one bigram, four times.
+    row = row_of({0: make_records([1.0] * 4, text="a b c d")})
+    assert row["distinct_2"] == 3 / 12 and row["distinct_2_at_reference_length"] == 1 / 4
+    row = row_of({0: make_records([1.0] * 4, text="a")})
+    assert row["distinct_2_at_reference_length"] == 0
+
+
+def test_perplexity_is_a_token_and_not_a_completion():
+    # Four completions of log-probability -4 L: 2^16 over 8 tokens is 2^2, over 16 tokens 2^1.
+    assert row_of({0: make_records([1.0] * 4)})["own_perplexity_under_reference"] == pytest.approx(4)
+    row = row_of({0: make_records([1.0] * 4, (1, 1, 1, 13))})
+    assert row["own_perplexity_under_reference"] == pytest.approx(2)
+
+
+def test_perplexity_under_the_base_is_there_where_there_is_a_base():
+    column = {"base_logprob": [-6 * L] * 4}
+    assert "own_perplexity_under_base" not in row_of()
+    row = row_of({0: make_records([1.0] * 4, **column)}, make_records([1.0] * 4, **column))
+    assert row["own_perplexity_under_base"] == pytest.approx(8)
+
+
+def test_kl_is_the_mean_log_ratio_of_sampled_completions_only():
+    assert "kl" not in row_of()
+    ours = {
+        0: make_records([1.0] * 4, decoding="sampled"),
+        1: make_records([1.0] * 4, decoding="sampled", logprob=-L),
+    }
+    row = row_of(ours, make_records([1.0] * 4, decoding="sampled"), decoding="sampled")
+    assert row["kl"]["mean"] == pytest.approx((2 * L + 3 * L) / 2)
+
+
+def test_only_the_asked_decoding_counts():
+    ours = {0: OURS[0] + make_records([100.0] * 4, decoding="sampled")}
+    assert row_of(ours, REFERENCE + make_records([50.0] * 4, decoding="sampled")) == row_of({0: OURS[0]})
+
+
+def test_records_may_come_in_any_order():
+    assert row_of({0: OURS[0][::-1]}, [REFERENCE[i] for i in (2, 0, 3, 1)]) == row_of({0: OURS[0]})
+
+
+def test_without_a_reward_function_there_are_no_rewards_in_the_row():
+    row = row_of({0: without(OURS[0], "reward")}, without(REFERENCE, "reward"))
+    assert not {"reward", "win_rate", "difference_from_reference"} & row.keys()
+    assert row["length"] == 2 and row["distinct_2"] == 1 / 4
+
+
+def test_metrics_of_rows_are_averaged_and_kept_by_seed():
+    metrics = {0: {"perplexity": 4.0, "logratio/pair_accuracy": 0.5}, 7: {"perplexity": 6.0}}
+    row = row_of(metrics=metrics)
+    assert row["perplexity_of_test_completions"] == 5 and row["perplexity by seed"] == [4, 6]
+    assert row["logratio/pair_accuracy"] == 0.5 and "logratio/rank_correlation" not in row
+
+
+def test_a_row_is_json():
+    json.dumps(row_of(), allow_nan=False)
+
+
+@pytest.mark.xfail(reason="summarise: other prompts are paired with the reference's by position", strict=True)
+def test_other_prompts_than_the_reference_completed_are_not_compared():
+    shifted = [record | {"group": record["group"] + 1} for record in OURS[0]]
+    with pytest.raises((ValueError, AssertionError)):
+        row_of({0: shifted})
+
+
+THEIRS = {0: make_records([1.0, 1.0, 1.0, 1.0]), 7: make_records([3.0, 3.0, 3.0, 3.0])}
+
+
+def test_policies_are_compared_prompt_by_prompt_over_the_seeds_they_share():
+    found = compare(OURS, THEIRS, "greedy")
+    # Seed 0: 0 1 2 -1; seed 7: 0 -1 0 -1; averaged 0 0 1 -1: both families have the mean 0.
+    assert found["difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["by_seed"] == {0: 2 / 4, 7: -2 / 4}
+    assert found["win_rate"] == ((0.5 + 1 + 1 + 0) / 4 + (0.5 + 0 + 0.5 + 0) / 4) / 2
+
+
+def test_a_seed_that_only_one_policy_has_is_left_out():
+    assert compare(OURS, {0: THEIRS[0]}, "greedy") == compare({0: OURS[0]}, THEIRS, "greedy")
+    assert list(compare(OURS, {0: THEIRS[0]}, "greedy")["by_seed"]) == [0]
+
+
+def test_a_comparison_turned_round_changes_sign():
+    found, turned = compare({0: OURS[0]}, THEIRS, "greedy"), compare(THEIRS, {0: OURS[0]}, "greedy")
+    assert turned["difference"]["mean"] == -found["difference"]["mean"]
+    assert turned["win_rate"] == 1 - found["win_rate"]
+
+
+def test_without_shared_seeds_or_rewards_there_is_no_comparison():
+    assert compare({0: OURS[0]}, {7: THEIRS[7]}, "greedy") is None
+    assert compare({0: without(OURS[0], "reward")}, {0: without(THEIRS[0], "reward")}, "greedy") is None

@@ -1,0 +1,76 @@
+"""A run killed in the middle of preparing and of training ends in the weights of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from leftover.callbacks import last_whole_checkpoint
+from tests.conftest import scored_rows
+
+STEPS = 40
+
+
+def start(recipe: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "leftover.cli", "train", str(recipe)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def kill_when(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "run/policies/a_lol_seq/seed-0/model.safetensors")
+
+
+@pytest.mark.slow
+def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    recipes = {}
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+        settings = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+        content = tiny_recipe(tmp_path / name, rows=scored_rows(80), train=settings)
+        recipes[name] = tmp_path / name / "recipe.yaml"
+        recipes[name].write_text(yaml.safe_dump(content))
+    whole = start(recipes["undisturbed"])
+    assert whole.wait(timeout=200) == 0, whole.stderr.read().decode()[-2000:]
+
+    run = tmp_path / "killed/run"
+    kill_when(start(recipes["killed"]), lambda: (run / "reference/checkpoints").is_dir())
+    assert not (run / "table/value").exists()
+    checkpoints = run / "policies/a_lol_seq/seed-0/checkpoints"
+    kill_when(start(recipes["killed"]), lambda: last_whole_checkpoint(checkpoints) is not None)
+    assert not (run / "policies/a_lol_seq/seed-0/model.safetensors").exists()
+    final = start(recipes["killed"])
+    assert final.wait(timeout=200) == 0
+    said = final.stderr.read().decode()
+    assert "reused" in said and "continues at checkpoint-" in said
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, state in ((10, '{"global_step": 10}'), (20, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-30").mkdir()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -1,0 +1,319 @@
+"""Rewards: each type from its specification, weighted sums, and what they refuse."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leftover.errors import UserError
+from leftover.rewards import load_reward
+
+PROMPTS = ["How do you do?", "Again?", "And now?"]
+COMPLETIONS = ["a b a b", "one two three", ""]
+
+
+# text
+
+
+def test_length_counts_white_space_tokens():
+    assert load_reward({"type": "text", "function": "length"})(PROMPTS, COMPLETIONS) == [4.0, 3.0, 0.0]
+
+
+def test_ngram_diversity_is_distinct_over_all_ngrams_of_a_completion():
+    # "a b a b" has the bigrams ab, ba, ab: 2 of 3; its unigrams a, b, a, b: 2 of 4.
+    assert load_reward({"type": "text", "function": "ngram_diversity"})(PROMPTS, COMPLETIONS) == [
+        2 / 3,
+        1.0,
+        0.0,
+    ]
+    assert load_reward({"type": "text", "function": "ngram_diversity", "n": 1})(
+        PROMPTS[:1], COMPLETIONS[:1]
+    ) == [0.5]
+
+
+def test_vader_prefers_kind_words():
+    kind, flat, rude = load_reward({"type": "text", "function": "vader"})(
+        PROMPTS, ["What a wonderful, happy day!", "The table is here.", "I hate this horrible mess."]
+    )
+    assert kind > 0.5 > flat == 0.0 > rude
+
+
+# column
+
+
+def test_a_recorded_column_refuses_new_completions():
+    with pytest.raises(
+        UserError, match="'score' holds recorded scores, which say nothing of a new completion"
+    ):
+        load_reward({"type": "column", "column": "score"})(PROMPTS, COMPLETIONS)
+
+
+# python
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`module(source)` writes an importable module and returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(source: str) -> str:
+        name = f"reward_{random.randrange(10**9)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    return write
+
+
+def test_a_python_function_gets_prompts_completions_and_its_settings(module):
+    name = module("def f(prompts, completions, scale):\n    return [scale * len(p) for p in prompts]\n")
+    reward = load_reward({"type": "python", "function": f"{name}:f", "scale": 2})
+    assert reward(PROMPTS, COMPLETIONS) == [28.0, 12.0, 16.0]
+
+
+def test_the_identity_of_a_python_reward_changes_with_its_source(module, tmp_path):
+    name = module("def f(prompts, completions):\n    return [1] * len(prompts)\n")
+    spec = {"type": "python", "function": f"{name}:f"}
+    first = load_reward(spec).identity()
+    assert load_reward(spec).identity() == first
+    (tmp_path / f"{name}.py").write_text("def f(prompts, completions):\n    return [2] * len(prompts)\n")
+    assert load_reward(spec).identity() != first
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return [1.0]", "returned 1 scores for 3 completions"),
+        ("return None", "failed: TypeError"),
+        ("return ['good'] * 3", "failed: ValueError: could not convert string to float"),
+        ("return [1 / 0]", "failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_python_function_that_fails_is_named_with_the_reason(body, expected, module):
+    name = module(f"def f(prompts, completions):\n    {body}\n")
+    with pytest.raises(UserError, match=f"'{name}:f' {expected}"):
+        load_reward({"type": "python", "function": f"{name}:f"})(PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize(
+    "source", ["def f(:\n", "raise RuntimeError('x')\n", "g = 1\n", "import nothing_of_this_name\n"]
+)
+def test_a_python_module_that_cannot_be_loaded_is_named(source, module):
+    name = module(source)
+    with pytest.raises(UserError, match=f"'{name}:f' cannot be loaded"):
+        load_reward({"type": "python", "function": f"{name}:f"})
+
+
+def test_a_python_reward_without_a_colon_or_that_is_no_function_is_refused(module):
+    with pytest.raises(UserError, match="not of the form module:function"):
+        load_reward({"type": "python", "function": "json.dumps"})
+    with pytest.raises(UserError, match="is not a function"):
+        load_reward({"type": "python", "function": f"{module('f = 3')}:f"})
+
+
+# classifier
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, str]:
+    """Folders of random sequence classifiers: BERT with three named classes, RoBERTa with one output."""
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        PreTrainedTokenizerFast,
+        RobertaConfig,
+        RobertaForSequenceClassification,
+    )
+
+    right = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.5,  # scores that differ
+    }
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    models = {
+        "bert": BertForSequenceClassification(
+            BertConfig(**common, id2label=labels, label2id={name: i for i, name in labels.items()})
+        ),
+        "roberta": RobertaForSequenceClassification(RobertaConfig(**common, num_labels=1, type_vocab_size=2)),
+    }
+    paths = {}
+    for name, model in models.items():
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        right.save_pretrained(folder)
+        paths[name] = str(folder)
+    return paths
+
+
+def texts(count: int) -> tuple[list[str], list[str]]:
+    rng = random.Random(0)
+    words = ["kettle", "fuse", "sorry", "thank", "Ada", "leaks", "soon"]
+
+    def text() -> str:
+        return " ".join(rng.choices(words, k=rng.randint(1, 12)))
+
+    return [text() for _ in range(count)], [text() for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_classifier_scores_do_not_depend_on_batch_size_or_order(name, classifiers):
+    prompts, completions = texts(13)
+    scores = load_reward({"type": "classifier", "model": classifiers[name]})(prompts, completions)
+    assert max(scores) - min(scores) > 0.01, "a constant would pass every order"
+    for batch_size in (1, 4):
+        reward = load_reward({"type": "classifier", "model": classifiers[name], "batch_size": batch_size})
+        assert reward(prompts, completions) == pytest.approx(scores, abs=1e-5)
+        assert reward(prompts[::-1], completions[::-1]) == pytest.approx(scores[::-1], abs=1e-5)
+
+
+def test_a_classifier_score_is_the_probability_of_its_label(classifiers):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(classifiers["bert"])
+    model = AutoModelForSequenceClassification.from_pretrained(classifiers["bert"]).eval()
+    prompts, completions = texts(3)
+    with torch.inference_mode():
+        logits = torch.cat(
+            [
+                model(**tokenizer(p, c, return_tensors="pt")).logits
+                for p, c in zip(prompts, completions, strict=True)
+            ]
+        )
+        alone = torch.cat([model(**tokenizer(c, return_tensors="pt")).logits for c in completions])
+    expected = logits.softmax(-1)
+
+    def scores(**settings: Any) -> list[float]:
+        return load_reward({"type": "classifier", "model": classifiers["bert"], **settings})(
+            prompts, completions
+        )
+
+    assert scores(label="good") == pytest.approx(expected[:, 2].tolist(), abs=1e-5)
+    assert scores(label=0) == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+    assert scores() == scores(label="good"), "the last label is the default"
+    assert scores(label="fair", activation="none") == pytest.approx(logits[:, 1].tolist(), abs=1e-4)
+    assert scores(pair=False) == pytest.approx(alone.softmax(-1)[:, 2].tolist(), abs=1e-5)
+
+
+def test_one_output_is_squashed_by_a_sigmoid(classifiers):
+    prompts, completions = texts(3)
+    spec = {"type": "classifier", "model": classifiers["roberta"]}
+    raw = torch.tensor(load_reward(spec | {"activation": "none"})(prompts, completions))
+    assert load_reward(spec)(prompts, completions) == pytest.approx(raw.sigmoid().tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_text_beyond_the_positions_of_a_classifier_is_cut(name, classifiers):
+    (score,) = load_reward({"type": "classifier", "model": classifiers[name]})(
+        ["kettle " * 90], ["fuse " * 90]
+    )
+    assert 0 < score < 1
+
+
+def test_the_identity_of_a_classifier_is_the_same_before_and_after_it_scored(classifiers):
+    reward = load_reward({"type": "classifier", "model": classifiers["bert"]})
+    before = reward.identity()
+    reward(PROMPTS, COMPLETIONS)
+    assert reward.identity() == before
+
+
+def test_a_classifier_reads_a_conversation_as_its_turns(classifiers):
+    reward = load_reward({"type": "classifier", "model": classifiers["bert"]})
+    chat = [{"role": "user", "content": "My kettle leaks."}, {"role": "assistant", "content": "Sorry."}]
+    assert reward([chat], ["Soon."]) == reward(["user: My kettle leaks.\n\nassistant: Sorry."], ["Soon."])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"label": "best"}, "has no label 'best': bad, fair, good"),
+        ({"label": 3}, "has labels 0 to 2, not 3"),
+        ({"activation": "tanh"}, "activation 'tanh' is not one of softmax, sigmoid, none"),
+        ({"dtype": "int8"}, "dtype 'int8' is not one of float32, bfloat16, float16"),
+    ],
+)
+def test_a_setting_that_the_classifier_cannot_serve_is_refused(settings, expected, classifiers):
+    with pytest.raises(UserError, match=expected):
+        load_reward({"type": "classifier", "model": classifiers["bert"], **settings})(PROMPTS, COMPLETIONS)
+
+
+def test_a_classifier_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"no sequence classifier at '{tmp_path}/none'"):
+        load_reward({"type": "classifier", "model": f"{tmp_path}/none"})(PROMPTS, COMPLETIONS)
+
+
+# sum
+
+
+def test_a_weighted_sum_adds_its_components_and_keeps_them_apart():
+    reward = load_reward(
+        {
+            "type": "sum",
+            "functions": [
+                {"type": "text", "function": "length", "weight": 0.5},
+                {"type": "text", "function": "ngram_diversity", "weight": -3, "name": "variety"},
+            ],
+        }
+    )
+    # 4 / 2 - 3 * 2/3 = 0; 3 / 2 - 3 = -1.5; 0.
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx([0.0, -1.5, 0.0])
+    assert reward.score_components(PROMPTS, COMPLETIONS) == {
+        "length": [4.0, 3.0, 0.0],
+        "variety": [2 / 3, 1.0, 0.0],
+    }
+    assert reward.scores_new_completions
+
+
+def test_a_sum_with_a_recorded_column_cannot_score_new_completions():
+    reward = load_reward(
+        {"type": "sum", "functions": [{"type": "column"}, {"type": "text", "function": "length"}]}
+    )
+    assert not reward.scores_new_completions
+
+
+def test_the_identity_of_a_sum_leaves_the_weights_out():
+    spec = {"type": "text", "function": "length"}
+    one, two = (load_reward({"type": "sum", "functions": [spec | {"weight": w}]}).identity() for w in (1, 2))
+    assert one == two
+
+
+# What every type refuses.
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"type": "clasifier", "model": "x"}, "unknown reward type 'clasifier'; did you mean 'classifier'?"),
+        ({"function": "vader"}, "unknown reward type None; types: column, text, classifier, python, sum"),
+        ({"type": "text", "function": "vadr"}, "unknown text reward 'vadr'; did you mean 'vader'?"),
+        ({"type": "text", "function": "length", "n": 3}, "text reward 'length' does not take n"),
+        ({"type": "text", "function": "ngram_diversity", "size": 3}, "does not take size"),
+        ({"type": "text", "function": "ngram_diversity", "n": "2"}, "n is '2', not a whole number from 1"),
+        ({"type": "text"}, "missing 1 required positional argument: 'function'"),
+        ({"type": "classifier"}, "missing 1 required positional argument: 'model'"),
+        ({"type": "classifier", "model": "x", "lable": 1}, "unexpected keyword argument 'lable'"),
+        ({"type": "column", "name_of_column": "x"}, "unexpected keyword argument 'name_of_column'"),
+        ({"type": "sum", "functions": []}, "reward.functions is empty"),
+        (
+            {"type": "sum", "functions": [{"type": "text", "function": "length", "weight": "heavy"}]},
+            "reward function 'length': weight is 'heavy', not a number",
+        ),
+        (
+            {"type": "sum", "functions": [{"type": "text", "function": "length"}] * 2},
+            "two reward functions are named 'length'; set 'name' on each",
+        ),
+    ],
+)
+def test_an_unknown_or_missing_setting_is_refused_by_name(spec, expected):
+    with pytest.raises(UserError) as error:
+        load_reward(spec)
+    assert expected in str(error.value)

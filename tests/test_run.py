@@ -1,0 +1,183 @@
+"""Whole runs: every kind of score, what is reused and what is not, adapters, export, the report."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leftover.config import make_recipe
+from leftover.pipeline import run
+from tests.conftest import scored_rows
+
+
+def recorded(**more: Any) -> dict[str, Any]:
+    return {"reward": {"functions": [{"type": "column"}], **more}, "value": {"targets": "recorded", "folds": 3}}
+
+
+def states(caplog: Any) -> dict[str, str]:
+    """artifact -> done, reused or stale, from the log."""
+    said = {}
+    for record in caplog.records:
+        name, _, rest = record.getMessage().partition(": ")
+        if rest.split(" ")[0] in ("done", "reused", "stale", "resumed"):
+            said.setdefault(name, rest)
+    return said
+
+
+def test_a_run_writes_model_results_and_report(tmp_path: Path, tiny_recipe: Callable) -> None:
+    policies = {"a_lol_seq": {"objective": "a_lol_seq"}, "top": {"objective": "nll", "rows": "top"}}
+    results = run(make_recipe(tiny_recipe(tmp_path, policies=policies, seeds=[0, 1])))
+    folder = tmp_path / "run"
+    table = results["sampled"]["table"]
+    assert set(table) == {"reference", "a_lol_seq", "top"}
+    low, mean, high = (table["a_lol_seq"]["reward"][k] for k in ("low", "mean", "high"))
+    assert low <= mean <= high and len(table["a_lol_seq"]["reward_by_seed"]) == 2
+    assert table["reference"]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert table["reference"]["win_rate"] == 0.5
+    assert json.loads((folder / "results.json").read_text())["main"] == "a_lol_seq"
+    report = (folder / "report.md").read_text()
+    for heading in ("## Data", "## The leftover", "## Results, sampled", "## Learning curves", "side by side"):
+        assert heading in report
+    assert (folder / "learning_curves.png").stat().st_size > 1000
+    lines = [json.loads(x) for x in (folder / "policies/top/seed-1/metrics.jsonl").read_text().splitlines()]
+    assert any("eval_reward/mean" in line for line in lines)
+
+
+def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrains(
+    tmp_path: Path, tiny_recipe: Callable, caplog: Any
+) -> None:
+    """Defect 5: caches keyed by folder alone. Here every change recomputes what depends on it, and no more."""
+    content = tiny_recipe(tmp_path)
+    run(make_recipe(content))
+    caplog.set_level(logging.INFO, "leftover")
+    caplog.clear()
+    run(make_recipe(content))
+    assert all(state.startswith("reused") for state in states(caplog).values())
+    caplog.clear()
+    content["train"] = content["train"] | {"learning_rate": 5e-4}
+    run(make_recipe(content))
+    said = states(caplog)
+    assert said.pop("policy a_lol_seq, seed 0") == "stale (settings.learning_rate: 0.001 -> 0.0005)"
+    assert said.pop("evaluation of a_lol_seq-seed-0").startswith("stale (model")
+    assert all(state.startswith("reused") for state in said.values()), said
+    caplog.clear()
+    content["reward"] = {"functions": [{"type": "text", "function": "length"}]}
+    run(make_recipe(content))
+    said = states(caplog)
+    for stale in ("table/scores", "table/reward", "table/value", "policy a_lol_seq, seed 0"):
+        assert said[stale].startswith("stale"), (stale, said)
+    for kept in ("table/rows", "table/split", "table/tokens", "table/reference", "reference"):
+        assert said[kept].startswith("reused"), (kept, said)
+
+
+def test_changed_rows_are_never_served_stale(tmp_path: Path, tiny_recipe: Callable, caplog: Any) -> None:
+    run(make_recipe(tiny_recipe(tmp_path)), until="prepare")
+    caplog.set_level(logging.INFO, "leftover")
+    run(make_recipe(tiny_recipe(tmp_path, rows=scored_rows(60, seed=3))), until="prepare")
+    assert all(state.startswith("stale") for state in states(caplog).values())
+
+
+def test_recorded_scores_are_judged_by_the_log_ratio_of_held_out_rows(tmp_path: Path, tiny_recipe: Callable) -> None:
+    rows = [
+        row | {"completion": completion, "reward": reward}
+        for row in scored_rows(60)
+        for completion, reward in ((row["completion"], row["reward"]), (" No.", -1.0))
+    ]
+    results = run(make_recipe(tiny_recipe(tmp_path, rows=rows, **recorded())))
+    row = results["sampled"]["table"]["a_lol_seq"]
+    assert not results["can_score_new_completions"] and "reward" not in row
+    assert -1 <= row["logratio/rank_correlation"] <= 1 and 0 <= row["logratio/pair_accuracy"] <= 1
+    assert "could not be scored" in (tmp_path / "run/report.md").read_text()
+
+
+@pytest.mark.parametrize("thumbs", [[True, False], [1, 0]])
+def test_binary_scores_work(thumbs: list, tmp_path: Path, tiny_recipe: Callable) -> None:
+    rows = [row | {"reward": thumbs[i % 2]} for i, row in enumerate(scored_rows(60))]
+    results = run(make_recipe(tiny_recipe(tmp_path, rows=rows, **recorded())))
+    share = results["prepare"]["leftover"]["share"]
+    assert 0.3 < share < 0.7
+
+
+def test_rows_without_a_score_train_the_reference_only(tmp_path: Path, tiny_recipe: Callable) -> None:
+    scored = scored_rows(60)
+    for row in scored[::3]:
+        del row["reward"]
+    run(make_recipe(tiny_recipe(tmp_path, rows=scored, **recorded())), until="train")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    facts = json.loads((tmp_path / "run/prepare.json").read_text())
+    assert facts["rows"]["without_reward"] == 20
+    assert manifest["reference"]["selected_rows"] == facts["split"]["train"]
+    assert facts["leftover"]["training_rows"] < facts["split"]["train"]
+
+
+def test_gpt2_runs_beside_llama(tmp_path: Path, tiny_recipe: Callable, tiny_gpt2_path: str) -> None:
+    results = run(make_recipe(tiny_recipe(tmp_path, model={"path": tiny_gpt2_path})))
+    assert results["sampled"]["table"]["a_lol_seq"]["prompts"] > 0
+
+
+def test_lora_policy_starts_as_the_references_adapter_and_exports_merged(
+    tmp_path: Path, tiny_recipe: Callable, tokenizer: Any
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from leftover.cli import main
+    from leftover.models import load_model
+
+    lora = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
+    content = tiny_recipe(tmp_path, model=lora, train={"learning_rate": 1e-2, "logging_steps": 1})
+    run(make_recipe(content))
+    folder = tmp_path / "run"
+    policy = folder / "policies/a_lol_seq/seed-0"
+    for saved in (folder / "reference", policy):
+        assert (saved / "adapter_model.safetensors").is_file() and not (saved / "model.safetensors").exists()
+    first = json.loads((policy / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["logratio/initial_max"] < 1e-4
+    main(["export", str(folder), "--merge", "--output", str(tmp_path / "plain")])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    adapted = load_model(str(policy)).eval()
+    ids = torch.tensor([[1, 5, 9, 30]])
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=0)
+    generation = json.loads((tmp_path / "plain/generation_config.json").read_text())
+    assert generation["eos_token_id"] == AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token_id
+
+
+def test_reference_by_path_and_as_is(tmp_path: Path, tiny_recipe: Callable, tiny_llama_path: str, caplog: Any) -> None:
+    given = tiny_recipe(tmp_path, name="given", reference={"source": "path", "path": tiny_llama_path, "train": {}})
+    run(make_recipe(given), until="prepare")
+    assert not (tmp_path / "run/reference").exists()
+    (tmp_path / "as_is").mkdir()
+    run(make_recipe(tiny_recipe(tmp_path / "as_is", reference={"source": "as_is", "train": {}})), until="prepare")
+    assert "the rows are far from the model as it is" in caplog.text
+
+
+def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_test(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    """Defect 4: the released code chooses on the prompts that trained the value head."""
+    from leftover.evaluate import test_rows as rows_of_test
+    from leftover.training import available_blocks, selection_rows
+    from leftover.workspace import Run
+
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    run(recipe, until="prepare")
+    this = Run(recipe)
+    table = this.table.open("split")
+    splits, groups = np.array(table["split"][:]), np.array(table["group"][:])
+    selection = set(selection_rows(this, available_blocks(this))["group"])
+    test = {row["group"] for row in rows_of_test(this, available_blocks(this))}
+    assert selection <= set(groups[splits == "validation"]) and test <= set(groups[splits == "test"])
+    assert not selection & set(groups[splits == "train"]) and not selection & test
+
+
+def test_the_demo_recipe_is_another_run_for_another_seed(tmp_path: Path) -> None:
+    from leftover.demo.run import demo_recipe
+
+    for seed in (0, 1):
+        demo_recipe(tmp_path / str(seed), seed)
+    rows = [(tmp_path / str(seed) / "inputs/rows.jsonl").read_text() for seed in (0, 1)]
+    assert rows[0] != rows[1] and len(rows[0].splitlines()) == len(rows[1].splitlines())

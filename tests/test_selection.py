@@ -1,0 +1,128 @@
+"""Which rows may be drawn, and with what weight, from five rows whose columns are written out."""
+
+import numpy as np
+import pytest
+
+from leftover.errors import UserError
+from leftover.objectives import OBJECTIVES
+from leftover.selection import check_requirements, draw_weights, select_rows
+
+NAN = float("nan")
+A_LOL, WBC, NLL = OBJECTIVES["a_lol"], OBJECTIVES["wbc"], OBJECTIVES["nll"]
+
+
+def make_columns(reward=(0.5, 0.9, NAN, 0.0, 0.7), value=(0.7, 0.4, 0.1, 0.0, 0.5)) -> dict[str, np.ndarray]:
+    """Advantages: -0.2, 0.5, NaN (no reward), 0 and 0.2, so that rows 1 and 4 are left over."""
+    reward, value = np.array(reward), np.array(value)
+    return {"reward": reward, "value": value, "advantage": reward - value}
+
+
+def rows_of(selected: np.ndarray) -> list[int]:
+    assert selected.dtype == bool
+    return np.flatnonzero(selected).tolist()
+
+
+def test_auto_is_leftover_for_advantage_objectives():
+    assert rows_of(select_rows(A_LOL, make_columns(), "auto", 10)) == [1, 4]
+
+
+def test_auto_is_all_scored_rows_for_reward_objectives():
+    assert rows_of(select_rows(WBC, make_columns(), "auto", 10)) == [0, 1, 3, 4]
+
+
+def test_auto_is_all_rows_for_nll_scored_or_not():
+    assert rows_of(select_rows(NLL, make_columns(), "auto", 10)) == [0, 1, 2, 3, 4]
+
+
+def test_nll_can_train_on_the_leftover_rows():
+    assert rows_of(select_rows(NLL, make_columns(), "leftover", 10)) == [1, 4]
+
+
+def test_an_advantage_of_zero_is_not_left_over():
+    assert 3 not in rows_of(select_rows(A_LOL, make_columns(), "leftover", 10))
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(25, [1]), (50, [1, 4]), (75, [0, 1, 4]), (100, [0, 1, 3, 4])]
+)
+def test_top_is_a_share_of_the_scored_rows(percent, expected):
+    assert rows_of(select_rows(NLL, make_columns(), "top", percent)) == expected
+
+
+def test_top_keeps_one_row_at_least():
+    assert rows_of(select_rows(NLL, make_columns(), "top", 0.1)) == [1]
+
+
+def test_top_prefers_the_earlier_of_equal_rows():
+    assert rows_of(select_rows(NLL, make_columns(reward=(1.0,) * 5), "top", 40)) == [0, 1]
+
+
+@pytest.mark.xfail(reason="select_rows: rows: all keeps rows without an advantage", strict=True)
+def test_all_drops_rows_without_the_advantage_that_the_objective_needs():
+    columns = make_columns(value=(0.7, 0.4, 0.1, 0.0, NAN))
+    assert rows_of(select_rows(A_LOL, columns, "all", 10)) == [0, 1, 3]
+
+
+def test_no_leftover_row_is_refused():
+    with pytest.raises(UserError, match="no training row has a positive advantage"):
+        select_rows(A_LOL, make_columns(value=(1.0,) * 5), "auto", 10)
+
+
+@pytest.mark.parametrize(("rows", "column"), [("leftover", "advantage"), ("top", "reward")])
+def test_a_choice_without_its_column_is_refused(rows, column):
+    columns = make_columns()
+    columns[column] = np.full(5, NAN)
+    for found in (columns, {n: c for n, c in columns.items() if n != column}):
+        with pytest.raises(UserError, match=f"rows: {rows} needs the column '{column}'"):
+            select_rows(NLL, found, rows, 10)
+
+
+def test_an_objective_without_its_column_is_refused_by_name():
+    with pytest.raises(UserError, match="objective 'a_lol' needs the column 'advantage'"):
+        check_requirements("a_lol", A_LOL, {"reward": np.ones(2), "value": np.ones(2)})
+    with pytest.raises(UserError, match="objective 'wbc' needs the column 'reward'"):
+        check_requirements("wbc", WBC, {"reward": np.full(2, NAN)})
+
+
+def test_negative_rewards_are_refused_with_count_and_remedy():
+    columns = make_columns(reward=(0.5, -0.9, NAN, -0.1, 0.7))
+    with pytest.raises(UserError, match=r"2 of 5 rows are below 0, the lowest -0\.9; set reward\.transform"):
+        check_requirements("wbc", WBC, columns)
+
+
+def test_negative_rewards_are_fine_for_advantage_objectives():
+    check_requirements("a_lol", A_LOL, make_columns(reward=(0.5, -0.9, NAN, -0.1, 0.7)))
+
+
+def test_missing_and_zero_rewards_are_not_negative():
+    check_requirements("wbc", WBC, make_columns())
+
+
+@pytest.mark.parametrize("draw", ["priority", "priority_unweighted"])
+def test_priority_draws_in_proportion_to_the_advantage(draw):
+    columns = make_columns()
+    weights = draw_weights(A_LOL, columns, select_rows(A_LOL, columns, "auto", 10), draw)
+    np.testing.assert_allclose(weights, [0, 0.5, 0, 0, 0.2])
+
+
+def test_priority_draws_in_proportion_to_the_reward():
+    columns = make_columns()
+    weights = draw_weights(WBC, columns, select_rows(WBC, columns, "auto", 10), "priority")
+    np.testing.assert_allclose(weights, [0.5, 0.9, 0, 0, 0.7])
+
+
+def test_priority_never_draws_a_selected_row_of_negative_advantage():
+    columns = make_columns()
+    weights = draw_weights(A_LOL, columns, np.ones(5, bool), "priority")
+    np.testing.assert_allclose(weights, [0, 0.5, 0, 0, 0.2])
+
+
+@pytest.mark.parametrize(("objective", "draw"), [(A_LOL, "uniform"), (NLL, "priority"), (NLL, "uniform")])
+def test_uniform_draws_the_selected_rows_alike(objective, draw):
+    selected = np.array([True, False, True, False, True])
+    assert draw_weights(objective, make_columns(), selected, draw).tolist() == [1, 0, 1, 0, 1]
+
+
+def test_nothing_to_draw_by_priority_is_refused():
+    with pytest.raises(UserError, match="no selected row has a positive reward"):
+        draw_weights(WBC, make_columns(reward=(0.0,) * 5), np.ones(5, bool), "priority")
