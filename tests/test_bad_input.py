@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MAX_POSITIONS, scored_rows
 
 from leftover.cli import main
 from leftover.config import DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
+from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}
 GOOD: dict[str, Any] = {"prompt": "How are you?", "completion": " Fine, thank you.", "reward": 1.0}
@@ -24,7 +24,7 @@ GOOD: dict[str, Any] = {"prompt": "How are you?", "completion": " Fine, thank yo
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """`refused(recipe)`: the message on stderr of a command that must exit with 2."""
 
-    def run(recipe: dict[str, Any] | str, *arguments: str, verb: str = "prepare") -> str:
+    def run(recipe: dict[str, Any] | str | Path, *arguments: str, verb: str = "prepare") -> str:
         with pytest.raises(SystemExit) as stop:
             main([verb, recipe_file(tmp_path, recipe), *arguments])
         message = capsys.readouterr().err
@@ -35,7 +35,9 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def recipe_file(folder: Path, recipe: dict[str, Any] | str) -> str:
+def recipe_file(folder: Path, recipe: dict[str, Any] | str | Path) -> str:
+    if isinstance(recipe, Path):
+        return str(recipe)
     path = folder / "recipe.yaml"
     path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe), encoding="utf-8")
     return str(path)
@@ -477,11 +479,9 @@ def test_a_disk_that_cannot_be_written_is_named_with_the_file(
     def fail(self: Path, *args: Any, **kwargs: Any) -> None:
         raise OSError(number, "as the kernel says", str(self))
 
-    recipe = recipe_file(tmp_path, tiny_recipe(tmp_path))
-    text = Path(recipe).read_text(encoding="utf-8")
+    recipe = Path(recipe_file(tmp_path, tiny_recipe(tmp_path)))
     monkeypatch.setattr("leftover.workspace.Path.mkdir", fail)
-    monkeypatch.setattr("test_bad_input.recipe_file", lambda folder, _: recipe)
-    message = refused(text)
+    message = refused(recipe)
     assert f"error: {expected}{tmp_path}/run" in message
 
 
@@ -517,11 +517,9 @@ def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(
             file.write(text[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    recipe = tiny_recipe(tmp_path, rows=[])
-    path = recipe_file(tmp_path, recipe)
+    recipe = Path(recipe_file(tmp_path, tiny_recipe(tmp_path, rows=[])))
     with monkeypatch.context() as disk:
         disk.setattr("leftover.workspace.Path.write_text", half_write)
-        disk.setattr("test_bad_input.recipe_file", lambda folder, _: path)
         assert "the disk is full" in refused(recipe)
     assert "the file is empty" in refused(recipe), "the folder is taken up again"
 

@@ -47,7 +47,7 @@ def prepared_rows(path: str, tokenizer: Any) -> datasets.Dataset:
     )
 
 
-def train(path: str, tokenizer: Any, rows: Any, folder: Path, **settings: Any) -> LoLTrainer:
+def train(path: str, tokenizer: Any, dataset: Any, folder: Path, **settings: Any) -> LoLTrainer:
     defaults: dict[str, Any] = {
         "learning_rate": 1e-2,
         "max_steps": 8,
@@ -56,7 +56,7 @@ def train(path: str, tokenizer: Any, rows: Any, folder: Path, **settings: Any) -
         "disable_tqdm": True,
     }
     args = LoLConfig(output_dir=str(folder), **(defaults | settings))
-    trainer = LoLTrainer(AutoModelForCausalLM.from_pretrained(path), args, rows, processing_class=tokenizer)
+    trainer = LoLTrainer(AutoModelForCausalLM.from_pretrained(path), args, dataset, processing_class=tokenizer)
     trainer.train()
     return trainer
 

@@ -395,7 +395,7 @@ def test_group_loo_is_the_mean_of_the_other_completions():
 
 
 def test_group_loo_reports_its_r_squared_by_hand():
-    # Rewards 0 0 4 4 have the values 0 0 4 4: no error. Rewards 0 4 have the values 4 0 and the mean 2: 32 of 8.
+    # Rewards 0 0 4 4 have the values 0 0 4 4: no error. Rewards 0 4 have the values 4 0, the mean 2: 32 of 8.
     assert estimate(make_groups([0, 0, 1, 1], [0, 0, 4, 4]), "group_loo")[1]["r2"] == 1
     assert estimate(make_groups([0, 0], [0, 4]), "group_loo")[1]["r2"] == 1 - 32 / 8
 
