@@ -105,6 +105,8 @@ def train_policy(run: Run, name: str, seed: int, *, discard: bool) -> dict[str, 
     settings |= policy_settings(run, name)
     blocks = available_blocks(run)
     validation = selection_rows(run, blocks)
+    if not can_score:
+        _check_selection_scores(validation)
     transform = read_json(run.folder / "reward_transform.json")
     reward_func = (lambda p, c: apply_transform(transform, run.reward(p, c))) if can_score else None
     trainer = _trainer(
@@ -142,6 +144,17 @@ def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
     chosen = np.random.default_rng(run.seed).permutation(np.unique(groups))
     chosen = chosen[: run.recipe.evaluate.max_selection_prompts]
     return rows.select(np.flatnonzero(np.isin(groups, chosen)))
+
+
+def _check_selection_scores(rows: Any) -> None:
+    scores = np.array(rows.with_format("numpy")["reward"][:])
+    scores = scores[np.isfinite(scores)]
+    if len(scores) < 3 or np.ptp(scores) == 0:
+        raise UserError(
+            f"the checkpoint is chosen by the rank correlation with recorded scores, and the {len(rows)} selection rows "
+            f"have {len(scores)} scores ({len(np.unique(scores))} distinct): raise data.validation_size or "
+            "evaluate.max_selection_prompts"
+        )
 
 
 def _trainer(

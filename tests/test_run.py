@@ -107,7 +107,8 @@ def test_rows_without_a_score_train_the_reference_only(tmp_path: Path, tiny_reci
     scored = scored_rows(60)
     for row in scored[::3]:
         del row["reward"]
-    run(make_recipe(tiny_recipe(tmp_path, rows=scored, **recorded())), until="train")
+    selection = {"max_selection_prompts": 60, "max_prompts": 8, "max_new_tokens": 8}
+    run(make_recipe(tiny_recipe(tmp_path, rows=scored, evaluate=selection, **recorded())), until="train")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     facts = json.loads((tmp_path / "run/prepare.json").read_text())
     assert facts["rows"]["without_reward"] == 20
