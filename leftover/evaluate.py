@@ -13,7 +13,6 @@ from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.manifest import write_json
 from leftover.models import align_generation_config, read_json
-from leftover.prepare import compute_dtype, max_new_tokens
 from leftover.reference import reference_pass
 from leftover.rewards import SumReward
 from leftover.rewards.transform import apply_transform
@@ -78,7 +77,7 @@ def complete(
         model,
         run.tokenizer,
         [row["prompt_ids"] for row in prompts],
-        max_new_tokens=max_new_tokens(run),
+        max_new_tokens=run.max_new_tokens,
         sample=decoding == "sampled",
         temperature=settings.temperature,
         batch_size=settings.batch_size,
@@ -106,7 +105,7 @@ def complete(
     if run.recipe.model.path is not None:
         scorers["base_logprob"] = run.load_base()
     for column, scorer in scorers.items():
-        logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=compute_dtype(run))
+        logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=run.compute_dtype)
         _add(records, column, [float(values.sum()) for values in logprobs])
     return records
 
@@ -139,7 +138,7 @@ def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
 
 
 def _row_metrics(run: Run, model: Any, rows: list[dict]) -> dict[str, float]:
-    return row_metrics(model, run.tokenizer, rows, compute_dtype(run))
+    return row_metrics(model, run.tokenizer, rows, run.compute_dtype)
 
 
 def _model_key(run: Run, name: str) -> str:

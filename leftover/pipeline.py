@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover import prepare as stage
+from leftover import row_constants
 from leftover.config import Recipe, load_recipe
 from leftover.workspace import Run
 
@@ -32,9 +33,9 @@ def prepare(this: Run) -> None:
     stage.tokens(this)
     stage.score(this)
     stage.fit_reference(this)
-    stage.reference_columns(this)
-    if stage.needs_value(this):
-        stage.value(this)
+    row_constants.reference_columns(this)
+    if row_constants.needs_value(this):
+        row_constants.value(this)
 
 
 def train(this: Run) -> None:

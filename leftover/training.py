@@ -12,7 +12,6 @@ from transformers import PrinterCallback, ProgressCallback
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
-from leftover.prepare import max_new_tokens
 from leftover.rewards.transform import apply_transform
 from leftover.trainer import LoLConfig, LoLTrainer
 from leftover.workspace import Run
@@ -151,8 +150,8 @@ def _check_selection_scores(rows: Any) -> None:
     scores = scores[np.isfinite(scores)]
     if len(scores) < 3 or np.ptp(scores) == 0:
         raise UserError(
-            f"the checkpoint is chosen by the rank correlation with recorded scores, and the {len(rows)} selection rows "
-            f"have {len(scores)} scores ({len(np.unique(scores))} distinct): raise data.validation_size or "
+            f"the checkpoint is chosen by the rank correlation with recorded scores, and the {len(rows)} selection "
+            f"rows have {len(scores)} scores ({len(np.unique(scores))} distinct): raise data.validation_size or "
             "evaluate.max_selection_prompts"
         )
 
@@ -172,7 +171,7 @@ def _trainer(
     data = run.recipe.data
     defaults = {
         "max_prompt_length": data.max_prompt_tokens,
-        "max_completion_length": max_new_tokens(run),
+        "max_completion_length": run.max_new_tokens,
         "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
     }

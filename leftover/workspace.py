@@ -8,8 +8,8 @@ from typing import Any
 from leftover.config import Recipe, dump_recipe
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
-from leftover.manifest import FileHashes, Manifest
-from leftover.models import build_model, is_adapter, load_model, load_tokenizer, max_positions
+from leftover.manifest import FileHashes, Manifest, write_json
+from leftover.models import build_model, is_adapter, load_model, load_tokenizer, max_positions, read_json
 from leftover.reference import model_identity
 from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
@@ -170,3 +170,32 @@ class Run:
         except (OSError, ValueError) as error:
             raise UserError(f"no model at '{path}' (key model.path): {first_line(error)}") from error
         return max_positions(config)
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The autocast dtype that the recipe's training uses; the reference pass shares it."""
+        train = self.recipe.train
+        return "bfloat16" if train.get("bf16") else "float16" if train.get("fp16") else None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long generated completions may be."""
+        return self.recipe.evaluate.max_new_tokens or self.recipe.data.max_completion_tokens
+
+    @property
+    def value_targets(self) -> str:
+        """The kind of value targets: the recipe's, or samples where new completions can be scored."""
+        targets = self.recipe.value.targets
+        if targets == "auto":
+            return "reference_samples" if self.reward.scores_new_completions else "recorded"
+        if targets == "reference_samples" and not self.reward.scores_new_completions:
+            raise UserError(
+                "value.targets: reference_samples scores new completions, but the rewards are a recorded column; use "
+                "recorded or group_loo"
+            )
+        return targets
+
+    def note(self, **facts: Any) -> None:
+        """Remember counts of the preparation, for the report, in `prepare.json`."""
+        path = self.folder / "prepare.json"
+        write_json(path, (read_json(path) if path.is_file() else {}) | facts)

@@ -173,6 +173,8 @@ def test_padded_groups_stay_within_max_tokens():
 def test_a_row_beyond_max_tokens_is_a_batch_of_its_own():
     batches = batches_of(None, 4, lengths=np.array([3, 300, 4, 500]), max_tokens=100, replacement=False)
     assert sorted(map(sorted, batches)) == [[0, 2], [1], [3]]
+    batches = batches_of(None, 2, lengths=np.array([300, 500]), max_tokens=100, replacement=False)
+    assert sorted(batches) == [[0], [1]], "and none is empty"
 
 
 def test_one_seed_gives_one_order_and_another_seed_another():

@@ -66,9 +66,10 @@ def test_clusters_of_like_values_widen_the_interval():
 
 
 def test_the_mean_is_over_values_not_over_clusters():
-    interval = bootstrap_interval([1, 1, 1, 5], ["a", "a", "a", "b"])
-    assert interval.mean == 2
-    assert (interval.low, interval.high) == (1, 5), "both families may be drawn twice"
+    values, families = [1, 1, 1, 5], ["a", "a", "a", "b"]
+    assert bootstrap_interval(values, families) == (2, 1, 5), "either family may be drawn twice"
+    # One resample in four has a twice, one b twice, the others both: (1 + 1 + 1 + 5) / 4 and not (1 + 5) / 2.
+    assert bootstrap_interval(values, families, confidence=0.4) == (2, 2, 2)
 
 
 def test_cluster_ids_may_be_numbers_or_names():

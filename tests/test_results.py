@@ -92,6 +92,8 @@ def test_diversity_is_also_given_at_the_reference_length():
     # "a b c d" against "x y" is cut to "a b": one bigram, four times.
     row = row_of({0: make_records([1.0] * 4, text="a b c d")})
     assert row["distinct_2"] == 3 / 12 and row["distinct_2_at_reference_length"] == 1 / 4
+    varied = [record | {"text": f"{i} b c d"} for i, record in enumerate(OURS[0])]
+    assert row_of({0: varied})["distinct_2_at_reference_length"] == 1
     row = row_of({0: make_records([1.0] * 4, text="a")})
     assert row["distinct_2_at_reference_length"] == 0
 

@@ -46,9 +46,9 @@ class ClassifierReward:
             chosen = order[start : start + self.batch_size]
             answers = [completions[i] for i in chosen]
             inputs = ([texts[i] for i in chosen], answers) if self.pair else (answers,)
-            encoded = tokenizer(
-                *inputs, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-            ).to(model.device)
+            encoded = tokenizer(*inputs, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(
+                model.device
+            )
             with torch.inference_mode():
                 logits = model(**encoded).logits.float()
             if activation == "softmax":
