@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leftover.metrics import pair_accuracy, perplexity, rank_correlation
+from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correlation
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.batch import sequence_logprobs
 
@@ -87,7 +87,7 @@ def evaluate_policy(
     """Metrics of a policy on prepared rows (`prompt_ids`, and `completion_ids`, `reward` where there are any).
 
     nll and perplexity: a token, on the rows' completions. logratio/rank_correlation and logratio/pair_accuracy:
-    of the sequence log-ratio against the recorded rewards. reward/mean, completions/mean_length: of completions
+    of the sequence log-ratio against the recorded rewards. reward/*, completions/*: of completions
     generated for the unique prompts, where a reward function can score them.
     """
     metrics: dict[str, float] = {}
@@ -114,6 +114,7 @@ def evaluate_policy(
         rewards = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
         metrics["reward/mean"] = float(np.mean(rewards))
         metrics["reward/std"] = float(np.std(rewards))
+        metrics["completions/distinct_2"] = distinct_n(texts, 2)
         metrics["completions/mean_length"] = float(np.mean([len(ids) for ids in completion_ids]))
     return metrics
 

@@ -15,6 +15,10 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str
     """Generate data, tokenizer and a random model under `output_dir`, run everything; returns (results, folder)."""
     from leftover.pipeline import run
 
+    import torch
+
+    # A model this small gains nothing from more threads, and loses much where the cores are shared.
+    torch.set_num_threads(1)
     recipe = demo_recipe(Path(output_dir) / f"seed-{seed}", seed)
     results = run(recipe)
     assert results is not None
@@ -59,7 +63,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
         "policies": {"a_lol_seq": {"objective": "a_lol_seq"}, "nll": {"objective": "nll"}},
         "train": {
             "max_steps": 200,
-            "learning_rate": 3e-4,
+            "learning_rate": 1e-4,
             "per_device_train_batch_size": 32,
             "eval_decoding": "sample",
         },

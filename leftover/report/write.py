@@ -103,12 +103,16 @@ _COLUMNS: dict[str, Any] = {
     "rank correlation": lambda name, row: _number(row.get("logratio/rank_correlation"), 3),
     "pair accuracy": lambda name, row: _number(row.get("logratio/pair_accuracy"), 3),
 }
-_SHORT = ("policy", "reward [95 %]", "length", "distinct-1/2/3", "win rate", "KL", "rank correlation", "pair accuracy")
+_SHORT = ("policy", "reward [95 %]", "length", "distinct-1/2/3", "win rate", "KL")
+# What stands for the reward where new completions could not be scored.
+_SHORT_RECORDED = ("policy", "rank correlation", "pair accuracy", "length", "distinct-1/2/3", "KL")
 
 
 def result_cells(results: dict[str, Any], decoding: str, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the result table; columns in which nothing was measured are left out."""
-    names = _SHORT if short else tuple(_COLUMNS)
+    names = tuple(_COLUMNS)
+    if short:
+        names = _SHORT if results["can_score_new_completions"] else _SHORT_RECORDED
     table = results[decoding]["table"]
     cells = [[_COLUMNS[n](policy, row) for n in names] for policy, row in table.items()]
     judges = sorted({k for row in table.values() for k in row if k.startswith("judge/")})
@@ -127,13 +131,14 @@ def result_table(results: dict[str, Any], decoding: str) -> str:
 
 def print_results(results: dict[str, Any]) -> None:
     """The short result table, the leftover share and the verdict at the terminal."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     header, cells = result_cells(results, results["primary"], short=True)
-    table = Table(title=f"{results['name']}: {results['primary']} completions on held-out prompts")
+    table = Table(title=f"{results['name']}: {results['primary']} completions on held-out prompts", box=box.SIMPLE)
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for line in cells:
         table.add_row(*line)
     console = Console()
