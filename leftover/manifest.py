@@ -7,6 +7,7 @@ Nothing that the numbers do not depend on is in a key, so a change recomputes wh
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ def digest(key: Any) -> str:
     """A short hash of anything JSON can hold, independent of the order of dictionary keys."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def as_json(key: Key) -> Key:
+    """The key as it will be read back: tuples are lists, names of entries are strings."""
+    return json.loads(json.dumps(key, default=str))
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -57,8 +63,8 @@ class Status:
 
     @property
     def discard(self) -> bool:
-        """Leftovers of another key must go before work starts."""
-        return self.action == "stale"
+        """What lies in the artifact's place is of another key, or of none that is known: it must go."""
+        return self.action in ("stale", "new")
 
 
 class Manifest:
@@ -72,6 +78,7 @@ class Manifest:
             self.entries = json.loads(self.path.read_text(encoding="utf-8"))
 
     def status(self, name: str, key: Key) -> Status:
+        key = as_json(key)
         entry = self.entries.get(name)
         if entry is None:
             return Status("new")
@@ -81,14 +88,21 @@ class Manifest:
             return Status("reused", "nothing it depends on has changed")
         return Status("resumed", "it was begun before")
 
-    def begin(self, name: str, key: Key) -> Status:
-        """The status of `name` under `key`, said in the log; unless finished, it is marked as begun."""
+    def begin(self, name: str, key: Key, discard: Callable[[], None] = lambda: None) -> Status:
+        """The status of `name` under `key`, said in the log; unless finished, it is marked as begun.
+
+        `discard` removes what lies in the artifact's place. It is called before the new key is written, so that a
+        run killed in between finds the old key again and discards again.
+        """
+        key = as_json(key)
         status = self.status(name, key)
         if status.finished:
             log.info("%s%s: reused (%s)", self.label, name, status.reason)
             return status
         if status.action != "new":
             log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
+        if status.discard:
+            discard()
         self.entries[name] = {"key": key, "complete": False}
         self._write()
         return status

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,14 @@ def prepare(this: Run) -> None:
 
 def train(this: Run) -> None:
     """Every policy with every seed, from the reference, on the rows its objective selects."""
-    from leftover.training import available_blocks, effective, policy_settings, train_policy
+    from leftover.training import (
+        available_blocks,
+        discard,
+        effective,
+        policy_folder,
+        policy_settings,
+        train_policy,
+    )
 
     for name in this.recipe.policies:
         for seed in this.recipe.seeds:
@@ -53,9 +61,9 @@ def train(this: Run) -> None:
                 "seed": seed,
             }
             artifact = f"policy {name}, seed {seed}"
-            status = this.manifest.begin(artifact, key)
-            if not status.finished:
-                this.manifest.finish(artifact, **train_policy(this, name, seed, discard=status.discard))
+            folder = policy_folder(this, name, seed)
+            if not this.manifest.begin(artifact, key, partial(discard, folder)).finished:
+                this.manifest.finish(artifact, **train_policy(this, name, seed))
 
 
 def evaluate(this: Run) -> None:

@@ -111,7 +111,7 @@ def fit_reference(run: Run) -> None:
         if recipe.reference.source == "as_is" and recipe.model.path is None:
             raise UserError("reference.source: as_is needs model.path: random weights cannot be a reference")
         return
-    from leftover.training import effective, train_reference
+    from leftover.training import discard, effective, train_reference
 
     key = {
         "from": {name: run.table.digest(name) for name in ("tokens", "split")},
@@ -121,9 +121,8 @@ def fit_reference(run: Run) -> None:
         "train": effective(recipe.reference.train),
         "seed": run.seed,
     }
-    status = run.manifest.begin("reference", key)
-    if not status.finished:
-        run.manifest.finish("reference", **train_reference(run, discard=status.discard))
+    if not run.manifest.begin("reference", key, lambda: discard(run.folder / "reference")).finished:
+        run.manifest.finish("reference", **train_reference(run))
 
 
 def score(run: Run) -> None:

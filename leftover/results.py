@@ -25,6 +25,8 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     """
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
     theirs = _by_prompt(reference, decoding)
+    for records in ours.values():
+        _same_prompts(records, theirs)
     families = [record["family"] for record in theirs]
     row: dict[str, Any] = {"seeds": sorted(seeds), "prompts": len(theirs)}
     if "reward" in theirs[0]:
@@ -72,6 +74,8 @@ def compare(ours: dict[int, Records], theirs: dict[int, Records], decoding: str)
     pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
     if not pairs or "reward" not in pairs[0][0][0]:
         return None
+    for a, b in [*pairs, (pairs[0][0], pairs[-1][0])]:
+        _same_prompts(a, b)
     differences = [_column(a, "reward") - _column(b, "reward") for a, b in pairs]
     families = [record["family"] for record in pairs[0][0]]
     return {
@@ -79,6 +83,11 @@ def compare(ours: dict[int, Records], theirs: dict[int, Records], decoding: str)
         "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
         "win_rate": float(np.mean([win_rate(_column(a, "reward"), _column(b, "reward")) for a, b in pairs])),
     }
+
+
+def _same_prompts(ours: Records, theirs: Records) -> None:
+    if [r["group"] for r in ours] != [r["group"] for r in theirs]:
+        raise ValueError("paired statistics need completions of the same prompts")
 
 
 def _by_prompt(records: Records, decoding: str) -> Records:

@@ -41,6 +41,8 @@ def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: 
     selected = np.ones(len(next(iter(columns.values()))), bool)
     if "reward" in objective.requires or rows == "top":
         selected &= np.isfinite(columns["reward"])
+    if "advantage" in objective.requires:
+        selected &= np.isfinite(columns["advantage"])
     if rows == "leftover":
         selected &= np.nan_to_num(columns["advantage"], nan=-1.0) > 0
         if not selected.any():

@@ -28,11 +28,10 @@ class Table:
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows. Returns False where the finished block was reused."""
-        status = self.manifest.begin(block, key)
-        if status.finished:
+        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
         # A stream has no place to resume at: reading is cheap, so it starts again.
-        shutil.rmtree(self.folder / block, ignore_errors=True)
+        self._discard(block)
         num_rows = 0
         for number, shard in enumerate(_chunks(rows(), SHARD_ROWS)):
             self._write_shard(block, number, pa.Table.from_pylist(shard, schema=schema))
@@ -55,11 +54,8 @@ class Table:
         """
         from tqdm import tqdm
 
-        status = self.manifest.begin(block, key)
-        if status.finished:
+        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
-        if status.discard:
-            shutil.rmtree(self.folder / block, ignore_errors=True)
         starts = range(0, len(source), SHARD_ROWS)
         todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
         columns: list[str] = []
@@ -73,11 +69,10 @@ class Table:
 
     def write_whole(self, block: str, key: Key, compute: Callable[[], dict[str, Any]]) -> bool:
         """Write a block that needs all rows at once (splits, values). Returns False on reuse."""
-        status = self.manifest.begin(block, key)
-        if status.finished:
+        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
         columns = compute()
-        shutil.rmtree(self.folder / block, ignore_errors=True)
+        self._discard(block)
         whole = pa.table({name: _arrow(column) for name, column in columns.items()})
         self._write_shard(block, 0, whole)
         self.manifest.finish(block, num_rows=len(whole), columns=list(columns))
@@ -95,6 +90,9 @@ class Table:
 
     def digest(self, block: str) -> str:
         return self.manifest.digest(block)
+
+    def _discard(self, block: str) -> None:
+        shutil.rmtree(self.folder / block, ignore_errors=True)
 
     def _open_block(self, block: str) -> Any:
         import datasets

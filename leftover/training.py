@@ -47,6 +47,11 @@ def effective(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _SILENT}
 
 
+def discard(folder: Path) -> None:
+    """Remove the model, checkpoints and metrics of an earlier key."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False) -> Any:
     """Kept rows of one split as a Dataset with the columns that training reads."""
     table = run.table.open("rows", "split", "tokens", *blocks)
@@ -63,11 +68,9 @@ def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only:
     return table.select_columns(names).select(np.flatnonzero(keep))
 
 
-def train_reference(run: Run, *, discard: bool) -> dict[str, Any]:
+def train_reference(run: Run) -> dict[str, Any]:
     """Fit the reference by NLL; the checkpoint of lowest validation NLL is written to `reference/`."""
     folder = run.folder / "reference"
-    if discard:
-        shutil.rmtree(folder, ignore_errors=True)
     settings = (
         _CADENCE
         | _REFERENCE_DEFAULTS
@@ -93,11 +96,9 @@ def train_reference(run: Run, *, discard: bool) -> dict[str, Any]:
     return _fit(trainer, run, folder)
 
 
-def train_policy(run: Run, name: str, seed: int, *, discard: bool) -> dict[str, Any]:
+def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     """Train one policy with one seed from the reference; its chosen checkpoint is written to its folder."""
     folder = policy_folder(run, name, seed)
-    if discard:
-        shutil.rmtree(folder, ignore_errors=True)
     can_score = run.reward.scores_new_completions
     metric = "reward/mean" if can_score else "logratio/rank_correlation"
     settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True}

@@ -211,9 +211,7 @@ def test_duplicates_are_counted_and_kept(tmp_path, tiny_recipe, caplog):
     assert sum(facts(recipe)["split"][name] for name in ("train", "validation", "test")) == 27
 
 
-def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects(
-    tmp_path, tiny_recipe, caplog
-):
+def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects(tmp_path, tiny_recipe, caplog):
     caplog.set_level(logging.INFO, "leftover")
     rows = scored_rows(30)
     for i, row in enumerate(rows):
@@ -281,9 +279,7 @@ def test_evaluation_beyond_the_positions_of_the_model_is_refused(tmp_path, tiny_
 
 
 @pytest.mark.parametrize("objective", ["wbc", "r_gold", "r_lol"])
-def test_a_negative_reward_is_refused_by_an_objective_that_needs_none(
-    objective, tmp_path, tiny_recipe, refused
-):
+def test_a_negative_reward_is_refused_by_an_objective_that_needs_none(objective, tmp_path, tiny_recipe, refused):
     rows = [row | {"reward": row["reward"] - 10} for row in scored_rows(60)]
     recipe = tiny_recipe(tmp_path, rows=rows, reward=RECORDED, policies={"mine": {"objective": objective}})
     message = refused(recipe, verb="train")
@@ -294,9 +290,7 @@ def test_a_negative_reward_is_refused_by_an_objective_that_needs_none(
 
 
 def test_rows_without_any_score_are_refused_before_the_reference_is_fitted(tmp_path, tiny_recipe, refused):
-    rows = [
-        {"score" if key == "reward" else key: value for key, value in row.items()} for row in scored_rows(60)
-    ]
+    rows = [{"score" if key == "reward" else key: value for key, value in row.items()} for row in scored_rows(60)]
     message = refused(tiny_recipe(tmp_path, rows=rows, reward=RECORDED))
     assert "no training row has one in the column 'reward'" in message
     assert "data.columns.reward" in message
@@ -306,9 +300,7 @@ def test_rows_without_any_score_are_refused_before_the_reference_is_fitted(tmp_p
 def test_a_reward_function_that_gives_nan_is_named_with_the_row(tmp_path, tiny_recipe, refused, monkeypatch):
     rows = scored_rows(60)
     rows[3]["prompt"] = "Odd?"
-    source = (
-        "def score(prompts, completions):\n    return [float('nan' if p == 'Odd?' else 1) for p in prompts]\n"
-    )
+    source = "def score(prompts, completions):\n    return [float('nan' if p == 'Odd?' else 1) for p in prompts]\n"
     (tmp_path / "faulty_reward.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     recipe = tiny_recipe(
@@ -509,9 +501,7 @@ def test_a_disk_that_fills_up_while_the_table_is_written_is_told_and_the_run_con
         assert facts(recipe)["rows"]["read"] == 60
 
 
-def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(
-    tmp_path, tiny_recipe, refused, monkeypatch
-):
+def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(tmp_path, tiny_recipe, refused, monkeypatch):
     def half_write(self: Path, text: str, **kwargs: Any) -> None:
         with self.open("w") as file:
             file.write(text[:5])

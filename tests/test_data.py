@@ -29,9 +29,7 @@ def read(tmp_path: Path, path: str | list[str], **settings: Any) -> list[dict[st
 
 
 def short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"prompt": r["prompt"], "completion": r["completion"], "reward": r["recorded_reward"]} for r in rows
-    ]
+    return [{"prompt": r["prompt"], "completion": r["completion"], "reward": r["recorded_reward"]} for r in rows]
 
 
 # Readers.
@@ -96,9 +94,7 @@ def test_documents_are_cut_into_sentences_of_prompt_and_completion(tmp_path):
     path.write_text(
         'One. Two! "Three?" Four. Five.\nSix. Seven.\n<|endoftext|>\nA. B. C.\n<|endoftext|>\nD. E. F. G.\n'
     )
-    rows = read(
-        tmp_path, str(path), format="documents", documents={"prompt_sentences": 3, "completion_sentences": 1}
-    )
+    rows = read(tmp_path, str(path), format="documents", documents={"prompt_sentences": 3, "completion_sentences": 1})
     assert [(r["prompt"], r["completion"]) for r in rows] == [
         ('One. Two! "Three?"', " Four."),
         ("D. E. F.", " G."),
@@ -213,9 +209,7 @@ def test_conversational_prompts_and_completions_are_read_beside_plain_ones(tmp_p
 # Splits.
 
 
-def columns(
-    families: list[str], prompts: list[str] | None = None, splits: list[str | None] | None = None
-) -> Any:
+def columns(families: list[str], prompts: list[str] | None = None, splits: list[str | None] | None = None) -> Any:
     import datasets
 
     return datasets.Dataset.from_dict(
@@ -257,9 +251,7 @@ def test_another_seed_splits_otherwise_and_the_same_seed_alike():
 def test_most_families_keep_their_split_when_rows_are_added():
     few = assign_splits(columns([f"story {i}" for i in range(1000)]), DATA, seed=0)["split"]
     # Added in front, so that a split by position would move.
-    more = assign_splits(
-        columns([f"new {i}" for i in range(100)] + [f"story {i}" for i in range(1000)]), DATA, 0
-    )
+    more = assign_splits(columns([f"new {i}" for i in range(100)] + [f"story {i}" for i in range(1000)]), DATA, 0)
     kept = (few == more["split"][100:]).mean()
     # Only families near one of the two borders move; drawn anew, 0.8^2 + 2 * 0.1^2 = 66 % would agree.
     assert kept > 0.95

@@ -71,9 +71,7 @@ def test_bucketing_puts_rows_of_like_length_together():
 
 def test_bucketed_batches_do_not_come_in_order_of_length():
     lengths = np.arange(640)
-    means = [
-        np.mean(batch) for batch in batches_of(None, 640, batch_size=10, replacement=False, lengths=lengths)
-    ]
+    means = [np.mean(batch) for batch in batches_of(None, 640, batch_size=10, replacement=False, lengths=lengths)]
     assert abs(stats.spearmanr(means, range(64)).statistic) < 0.3
 
 
@@ -82,9 +80,7 @@ def test_the_incomplete_batch_is_not_always_that_of_the_longest_rows():
     short = set()
     for seed in range(40):
         (batch,) = [
-            b
-            for b in batches_of(None, 21, batch_size=5, replacement=False, lengths=lengths, seed=seed)
-            if len(b) == 1
+            b for b in batches_of(None, 21, batch_size=5, replacement=False, lengths=lengths, seed=seed) if len(b) == 1
         ]
         short |= set(batch)
     # Sorted by length, a single row can stand before any of four full batches or after the last.
@@ -121,18 +117,14 @@ def test_without_replacement_the_first_row_is_drawn_by_weight():
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_no_weights_draw_all_rows_alike(replacement):
-    counts = np.bincount(
-        flat(batches_of(None, 5000, batch_size=7, lengths=np.ones(5), replacement=replacement))
-    )
+    counts = np.bincount(flat(batches_of(None, 5000, batch_size=7, lengths=np.ones(5), replacement=replacement)))
     assert stats.chisquare(counts).pvalue > 0.01
 
 
 GROUPS = np.array([7, 3, 7, 9, 3, 7])  # rows 1 4 | 0 2 5 | 3
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 2}, {"max_tokens": 40}, {"batch_size": 2, "max_tokens": 40}]
-)
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"max_tokens": 40}, {"batch_size": 2, "max_tokens": 40}])
 def test_groups_stay_whole(options):
     lengths = np.array([5, 9, 3, 4, 2, 6])
     for batch in batches_of(None, 30, groups=GROUPS, lengths=lengths, **options):

@@ -51,9 +51,7 @@ def test_the_bootstrap_interval_agrees_with_the_standard_error():
     interval = bootstrap_interval(values)
     error = 1.96 * values.std() / 20
     assert interval.mean == pytest.approx(values.mean())
-    assert (interval.low, interval.high) == pytest.approx(
-        (values.mean() - error, values.mean() + error), abs=0.05
-    )
+    assert (interval.low, interval.high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.05)
 
 
 def test_clusters_of_like_values_widen_the_interval():
@@ -145,9 +143,7 @@ def test_pair_accuracy_counts_pairs_of_one_prompt():
 def test_pair_accuracy_does_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     rows = list(zip(rng.normal(size=30), rng.integers(0, 4, 30), rng.integers(0, 6, 30), strict=True))
-    assert pair_accuracy(*zip(*rows, strict=True)) == pytest.approx(
-        pair_accuracy(*zip(*rows[::-1], strict=True))
-    )
+    assert pair_accuracy(*zip(*rows, strict=True)) == pytest.approx(pair_accuracy(*zip(*rows[::-1], strict=True)))
 
 
 def test_pair_accuracy_without_pairs_is_nan_and_none():

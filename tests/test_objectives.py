@@ -76,9 +76,7 @@ def check(name, settings, losses, gradients, batch=None):
 
 def same(name, settings, other, other_settings, batch):
     """Two objectives agree in losses and gradient."""
-    assert_all_close(
-        loss_and_gradient(name, batch, settings), loss_and_gradient(other, batch, other_settings)
-    )
+    assert_all_close(loss_and_gradient(name, batch, settings), loss_and_gradient(other, batch, other_settings))
 
 
 def assert_all_close(actual, expected):
@@ -226,12 +224,9 @@ def test_what_stands_in_the_padding_changes_nothing(name):
 
 
 # The weight exp(logprob) of r_gold is NaN at such padding, and 0 * NaN comes back in the gradient.
-NAN_REACHES_GRADIENT = pytest.mark.xfail(reason="r_gold: NaN padding reaches the gradient", strict=True)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=NAN_REACHES_GRADIENT if n == "r_gold" else ()) for n in OBJECTIVES]
-)
+@pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_nan_in_the_padding_reaches_neither_loss_nor_gradient(name):
     for value in loss_and_gradient(name, make_batch(junk=math.nan)):
         assert torch.isfinite(value).all()
@@ -279,12 +274,9 @@ def test_a_mask_that_is_not_boolean_is_refused(name):
 
 
 # NaN > 0 is false, so that a_lol_kl takes a missing advantage for one that is not left over.
-NAN_IS_DROPPED = pytest.mark.xfail(reason="a_lol_kl: a missing advantage gives the loss 0", strict=True)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=NAN_IS_DROPPED if n == "a_lol_kl" else ()) for n in A_LOL]
-)
+@pytest.mark.parametrize("name", A_LOL)
 def test_an_advantage_that_the_table_lacks_shows_as_nan(name):
     losses, _ = loss_and_gradient(name, make_batch(advantage=(math.nan, 1 / 2)))
     assert losses.isnan().tolist() == [True, False]

@@ -28,9 +28,7 @@ def test_ngram_diversity_is_distinct_over_all_ngrams_of_a_completion():
         1.0,
         0.0,
     ]
-    assert load_reward({"type": "text", "function": "ngram_diversity", "n": 1})(
-        PROMPTS[:1], COMPLETIONS[:1]
-    ) == [0.5]
+    assert load_reward({"type": "text", "function": "ngram_diversity", "n": 1})(PROMPTS[:1], COMPLETIONS[:1]) == [0.5]
 
 
 def test_vader_prefers_kind_words():
@@ -44,9 +42,7 @@ def test_vader_prefers_kind_words():
 
 
 def test_a_recorded_column_refuses_new_completions():
-    with pytest.raises(
-        UserError, match="'score' holds recorded scores, which say nothing of a new completion"
-    ):
+    with pytest.raises(UserError, match="'score' holds recorded scores, which say nothing of a new completion"):
         load_reward({"type": "column", "column": "score"})(PROMPTS, COMPLETIONS)
 
 
@@ -184,18 +180,13 @@ def test_a_classifier_score_is_the_probability_of_its_label(classifiers):
     prompts, completions = texts(3)
     with torch.inference_mode():
         logits = torch.cat(
-            [
-                model(**tokenizer(p, c, return_tensors="pt")).logits
-                for p, c in zip(prompts, completions, strict=True)
-            ]
+            [model(**tokenizer(p, c, return_tensors="pt")).logits for p, c in zip(prompts, completions, strict=True)]
         )
         alone = torch.cat([model(**tokenizer(c, return_tensors="pt")).logits for c in completions])
     expected = logits.softmax(-1)
 
     def scores(**settings: Any) -> list[float]:
-        return load_reward({"type": "classifier", "model": classifiers["bert"], **settings})(
-            prompts, completions
-        )
+        return load_reward({"type": "classifier", "model": classifiers["bert"], **settings})(prompts, completions)
 
     assert scores(label="good") == pytest.approx(expected[:, 2].tolist(), abs=1e-5)
     assert scores(label=0) == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
@@ -213,9 +204,7 @@ def test_one_output_is_squashed_by_a_sigmoid(classifiers):
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_a_text_beyond_the_positions_of_a_classifier_is_cut(name, classifiers):
-    (score,) = load_reward({"type": "classifier", "model": classifiers[name]})(
-        ["kettle " * 90], ["fuse " * 90]
-    )
+    (score,) = load_reward({"type": "classifier", "model": classifiers[name]})(["kettle " * 90], ["fuse " * 90])
     assert 0 < score < 1
 
 
@@ -274,9 +263,7 @@ def test_a_weighted_sum_adds_its_components_and_keeps_them_apart():
 
 
 def test_a_sum_with_a_recorded_column_cannot_score_new_completions():
-    reward = load_reward(
-        {"type": "sum", "functions": [{"type": "column"}, {"type": "text", "function": "length"}]}
-    )
+    reward = load_reward({"type": "sum", "functions": [{"type": "column"}, {"type": "text", "function": "length"}]})
     assert not reward.scores_new_completions
 
 

@@ -42,9 +42,7 @@ def test_an_advantage_of_zero_is_not_left_over():
     assert 3 not in rows_of(select_rows(A_LOL, make_columns(), "leftover", 10))
 
 
-@pytest.mark.parametrize(
-    ("percent", "expected"), [(25, [1]), (50, [1, 4]), (75, [0, 1, 4]), (100, [0, 1, 3, 4])]
-)
+@pytest.mark.parametrize(("percent", "expected"), [(25, [1]), (50, [1, 4]), (75, [0, 1, 4]), (100, [0, 1, 3, 4])])
 def test_top_is_a_share_of_the_scored_rows(percent, expected):
     assert rows_of(select_rows(NLL, make_columns(), "top", percent)) == expected
 
@@ -57,7 +55,6 @@ def test_top_prefers_the_earlier_of_equal_rows():
     assert rows_of(select_rows(NLL, make_columns(reward=(1.0,) * 5), "top", 40)) == [0, 1]
 
 
-@pytest.mark.xfail(reason="select_rows: rows: all keeps rows without an advantage", strict=True)
 def test_all_drops_rows_without_the_advantage_that_the_objective_needs():
     columns = make_columns(value=(0.7, 0.4, 0.1, 0.0, NAN))
     assert rows_of(select_rows(A_LOL, columns, "all", 10)) == [0, 1, 3]

@@ -160,7 +160,6 @@ def test_shards_begun_under_another_key_are_not_resumed(tmp_path):
     assert compute.calls == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.xfail(reason="write_columns: the new key is on disk before the old shards are gone", strict=True)
 def test_a_run_killed_while_it_drops_old_shards_does_not_take_them_later(tmp_path, monkeypatch):
     table = make_table(tmp_path)
     write_doubled(table, Doubler())
@@ -176,7 +175,6 @@ def test_a_run_killed_while_it_drops_old_shards_does_not_take_them_later(tmp_pat
     assert again.open("doubled")["doubled"][:] == [5 * i for i in range(10)]
 
 
-@pytest.mark.xfail(reason="write_columns: shards that no manifest knows are taken as finished", strict=True)
 def test_shards_without_a_manifest_are_not_taken(tmp_path):
     table = make_table(tmp_path)
     write_doubled(table, Doubler())
@@ -217,9 +215,7 @@ def test_resume_after_the_last_shard_only_finishes(tmp_path, monkeypatch):
 def test_arrays_and_lists_of_unequal_length_keep_their_values_and_types(tmp_path):
     table = Table(tmp_path)
     features = np.arange(6, dtype=np.float32).reshape(3, 2)
-    table.write_whole(
-        "block", {}, lambda: {"features": features, "logprobs": float_lists([[-1.5], [], [-2, -3]])}
-    )
+    table.write_whole("block", {}, lambda: {"features": features, "logprobs": float_lists([[-1.5], [], [-2, -3]])})
     block = table.open("block").with_format("numpy")
     np.testing.assert_array_equal(block["features"][:], features)
     assert block["features"][:].dtype == np.float32

@@ -28,9 +28,7 @@ TEMPLATES = {"chatml": CHATML, "brackets": BRACKETS, "plain": PLAIN_CHAT_TEMPLAT
 CHAT = '[{"role": "user", "content": "My kettle leaks."}]'
 
 
-def one(
-    tokenizer: Any, prompt: str, completion: str, limits: Limits = ROOMY, chat: bool = False
-) -> Tokenised:
+def one(tokenizer: Any, prompt: str, completion: str, limits: Limits = ROOMY, chat: bool = False) -> Tokenised:
     return tokenise(tokenizer, [prompt], [completion], [chat], limits)
 
 
@@ -127,9 +125,7 @@ def test_the_tokens_trained_on_are_exactly_those_the_template_produces(chat_toke
     assert tokenizer.decode(trained) == told.removesuffix("\n")
     assert out.completion_ids[0][-1] == tokenizer.eos_token_id
     assert out.completion_ids[0].count(tokenizer.eos_token_id) == 1
-    assert out.prompt_ids[0].count(tokenizer.bos_token_id) == asked.count("<s>"), (
-        "no second beginning of sequence"
-    )
+    assert out.prompt_ids[0].count(tokenizer.bos_token_id) == asked.count("<s>"), "no second beginning of sequence"
     if tokenizer.chat_template != PLAIN_CHAT_TEMPLATE:  # its seam may lie within a token
         assert tokenizer(told, add_special_tokens=False)["input_ids"][: len(trained)] == trained
 

@@ -53,9 +53,7 @@ def test_quantile_is_the_middle_rank_among_training_rewards():
 
 
 def test_quantile_gives_ties_the_middle_of_their_ranks():
-    np.testing.assert_allclose(
-        transformed("quantile", [1.0, 2.0], train=np.array([1.0, 1, 1, 2])), [3 / 8, 7 / 8]
-    )
+    np.testing.assert_allclose(transformed("quantile", [1.0, 2.0], train=np.array([1.0, 1, 1, 2])), [3 / 8, 7 / 8])
 
 
 def test_quantile_of_many_rewards_is_their_rank():

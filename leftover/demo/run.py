@@ -13,9 +13,9 @@ _VOCABULARY = 600
 
 def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
     """Generate data, tokenizer and a random model under `output_dir`, run everything; returns (results, folder)."""
-    from leftover.pipeline import run
-
     import torch
+
+    from leftover.pipeline import run
 
     # A model this small gains nothing from more threads, and loses much where the cores are shared.
     torch.set_num_threads(1)

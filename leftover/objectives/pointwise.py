@@ -70,7 +70,7 @@ def r_gold(batch: CompletionBatch, settings: FloorSettings) -> Float[Tensor, " B
 
     loss = -R sum_t sg(max(pi_theta(y_t), u)) log pi_theta(y_t)             (after GOLD, arXiv 2009.07839)
     """
-    weight = batch.logprobs.detach().exp().clamp(min=settings.floor)
+    weight = batch.logprobs.detach().masked_fill(~batch.mask, 0.0).exp().clamp(min=settings.floor)
     return -batch.reward * sequence_logprobs(weight * batch.logprobs, batch.mask)
 
 
@@ -126,4 +126,4 @@ def a_lol_kl(batch: CompletionBatch, settings: KLSettings) -> Float[Tensor, " B"
     logratio = (batch.logprobs - batch.reference_logprobs).masked_fill(~batch.mask, 0.0)
     divergence = logratio if settings.kl_estimator == "k1" else (-logratio).exp() - 1 + logratio
     loss = -positive(batch.advantage) * logprob + settings.beta * divergence.sum(-1)
-    return torch.where(batch.advantage > 0, loss, torch.zeros_like(loss))
+    return torch.where(batch.advantage <= 0, torch.zeros_like(loss), loss)
