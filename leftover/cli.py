@@ -11,10 +11,8 @@ _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the t
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="leftover")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+def cli(debug: bool) -> None:
     """Turn scored text into a better language model (A-LoL)."""
-    context.obj = {"debug": debug}
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -94,9 +92,11 @@ def _show(results: dict[str, Any], folder: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of the `leftover` script."""
-    debug = "--debug" in (arguments if arguments is not None else sys.argv)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
     try:
-        cli.main(args=arguments, standalone_mode=False)
+        # Taken out here, so that it may stand before the verb or after it.
+        cli.main(args=[argument for argument in given if argument != "--debug"], standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from leftover.errors import UserError
@@ -66,7 +67,7 @@ def load_model(
             )
             return PeftModel.from_pretrained(base, path, is_trainable=trainable_adapter)
         return AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 
 

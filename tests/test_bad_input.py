@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from leftover.cli import main
 from leftover.config import DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
+from leftover.errors import UserError
 from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}
@@ -515,7 +517,24 @@ def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(tmp_pa
 
 
 def test_debug_shows_the_traceback_of_a_mendable_error(tmp_path):
-    from leftover.errors import UserError
 
     with pytest.raises(UserError, match="no recipe"):
         main(["--debug", "run", str(tmp_path / "absent.yaml")])
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):
+    for arguments in (["--debug", "run", "no.yaml"], ["run", "no.yaml", "--debug"]):
+        with pytest.raises(UserError, match=r"no recipe at 'no\.yaml'"):
+            main(arguments)
+
+
+def test_a_corrupt_weights_file_is_named(tmp_path, tiny_recipe, tiny_llama_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_llama_path, broken)
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tmp_path, model={"path": str(broken)})))
+    with pytest.raises(SystemExit) as error:
+        main(["prepare", str(recipe)])
+    assert error.value.code == 2
+    assert str(broken) in capsys.readouterr().err

@@ -137,17 +137,23 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         raise UserError("value.targets: recorded needs rewards, and no training row has one")
     options, known = _options(prompts, scored, settings, seed)
     families = np.unique(prompts.family[prompts.is_train])
+    if len(families) < 2:
+        raise UserError(
+            "value.targets: recorded is cross-fitted by prompt, and all training rows share one prompt family; use "
+            "group_loo, or give rows of other prompts"
+        )
+    num_folds = min(settings.folds, len(families))
     fold_of_family = dict(
-        zip(families, np.random.default_rng(seed).permutation(len(families)) % settings.folds, strict=True)
+        zip(families, np.random.default_rng(seed).permutation(len(families)) % num_folds, strict=True)
     )
     fold = np.array([fold_of_family.get(f, -1) for f in prompts.family])
     fold[~prompts.is_train] = -1
     values, baseline = np.empty(len(prompts.first)), np.empty(len(prompts.first))
     kinds: list[str] = []
-    for number in [*range(settings.folds), -1]:
+    for number in [*range(num_folds), -1]:
         seen = scored[fold[scored] != number]
         if len(seen) == 0:
-            seen = scored  # a single family: there is nothing to hold out
+            raise UserError("value.targets: recorded needs scores in at least two prompt families of the training rows")
         target = np.flatnonzero(fold == number)
         hidden = [known[p] for p in seen.tolist()] if known else None
         fitted = fit_value(prompts.features[seen], means[seen], prompts.family[seen], hidden=hidden, **options)

@@ -1,0 +1,37 @@
+"""One process of `test_distributed.py`: train a few steps, and let rank 0 save the weights.
+
+torchrun --nproc_per_node N two_processes.py MODEL ROWS OUTPUT ACCUMULATION WORLD_SIZE
+"""
+
+import sys
+
+import datasets
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from leftover import LoLConfig, LoLTrainer
+
+model, rows, output, accumulation, world_size = sys.argv[1:]
+args = LoLConfig(
+    output_dir=output,
+    use_cpu=True,
+    max_steps=4,
+    learning_rate=1e-2,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=int(accumulation),
+    save_strategy="no",
+    disable_tqdm=True,
+    logging_steps=1,
+)
+# accelerate can start independent one-process jobs, which would agree with each other and prove nothing.
+assert args.world_size == int(world_size), f"world size {args.world_size}, not {world_size}"
+trainer = LoLTrainer(
+    AutoModelForCausalLM.from_pretrained(model),
+    args,
+    datasets.load_from_disk(rows),
+    processing_class=AutoTokenizer.from_pretrained(model),
+)
+trainer.train()
+if args.process_index == 0:
+    weights = {name: p.detach() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+    torch.save({"weights": weights, "log": trainer.state.log_history}, f"{output}/result.pt")
