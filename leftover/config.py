@@ -1,6 +1,7 @@
 """The recipe: typed sections <-> one YAML file. An unknown key is an error that names the nearest valid one."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +142,20 @@ class Recipe(Section):
         return next(iter(self.policies))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with 1e-5 read as the number it is (YAML 1.1 wants 1.0e-5)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as plain Python values; nothing is constructed or executed."""
+    return yaml.load(text, _Loader)
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe from YAML; `overrides` are `dotted.key=value` strings whose values are YAML.
 
@@ -148,7 +163,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no recipe at '{path}'") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -186,7 +201,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise UserError(f"--set {override}: '{parent}' is not a section")
     try:
-        section[last] = yaml.safe_load(value)
+        section[last] = load_yaml(value)
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -215,7 +230,8 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
     from leftover.objectives import OBJECTIVES
     from leftover.trainer import LoLConfig
 
-    valid = [field.name for field in dataclasses.fields(LoLConfig) if field.init]
+    defaults = {field.name: field.default for field in dataclasses.fields(LoLConfig) if field.init}
+    valid = list(defaults)
     reserved = {"output_dir": "the run's own folder is used", "seed": "set 'seeds'"}
     sections = {"train": recipe.train, "reference.train": recipe.reference.train}
     sections |= {f"policies.{name}": fields for name, fields in recipe.policies.items()}
@@ -234,5 +250,8 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
                     f"{where}: unknown key '{section}.{name}'"
                     f"{nearest(name, valid) or '; it takes the fields of LoLConfig (a TrainingArguments)'}"
                 )
+            number = isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool)
+            if number and isinstance(fields[name], str):
+                raise UserError(f"{where}: '{section}.{name}' is a number, got the text {fields[name]!r}")
     if not recipe.policies:
         raise UserError(f"{where}: 'policies' names no policy to train")

@@ -1,5 +1,6 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
+import shutil
 from pathlib import Path
 
 from leftover.config import load_recipe
@@ -35,6 +36,11 @@ def export_policy(
         model = model.merge_and_unload()
     align_generation_config(model, tokenizer)
     target = Path(output) if output else folder / "export"
+    if output is None:
+        shutil.rmtree(target, ignore_errors=True)
+    elif target.is_dir() and any(target.iterdir()):
+        # An adapter left beside merged weights would be applied to them a second time.
+        raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
     model.generation_config.save_pretrained(target)
     return target

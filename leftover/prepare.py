@@ -95,7 +95,7 @@ def tokens(run: Run) -> None:
             "tokens: %d prompts cut on the left, %d completions too long (%s)",
             cut,
             long,
-            "cut, without end of sequence" if not dropped else f"{dropped} rows put aside",
+            "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows put aside",
         )
         if dropped == len(rows):
             raise UserError(

@@ -47,8 +47,9 @@ def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: 
         selected &= np.nan_to_num(columns["advantage"], nan=-1.0) > 0
         if not selected.any():
             raise UserError(
-                "no training row has a positive advantage: every reward is at or below its value estimate (are all "
-                "rewards equal?); there is nothing left over to train on"
+                "no training row has a positive advantage: every reward is at or below its value estimate"
+                f"{_ranges(columns)}. All rewards equal, or the reference's own completions scored higher than the rows? "
+                "There is nothing left over to train on; value.targets: recorded compares the rows with one another"
             )
     if rows == "top":
         scored = np.flatnonzero(selected)
@@ -56,6 +57,13 @@ def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: 
         best = scored[np.argsort(-columns["reward"][scored], kind="stable")[:num_top]]
         selected = np.isin(np.arange(len(selected)), best)
     return selected
+
+
+def _ranges(columns: Columns) -> str:
+    if not {"reward", "value"} <= columns.keys():
+        return ""
+    ends = [f(columns[name]) for name in ("reward", "value") for f in (np.nanmin, np.nanmax)]
+    return " (rewards {:.4g} to {:.4g}, values {:.4g} to {:.4g})".format(*ends)
 
 
 def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, draw: str) -> np.ndarray:

@@ -538,3 +538,13 @@ def test_a_corrupt_weights_file_is_named(tmp_path, tiny_recipe, tiny_llama_path,
         main(["prepare", str(recipe)])
     assert error.value.code == 2
     assert str(broken) in capsys.readouterr().err
+
+
+def test_numbers_in_exponent_form_are_numbers_and_texts_are_refused(tmp_path, tiny_recipe, refused):
+    from leftover.config import load_recipe
+
+    recipe = recipe_file(tmp_path, tiny_recipe(tmp_path))
+    for text in ("1e-5", "2E-3", "1.5e-5"):
+        assert load_recipe(recipe, [f"train.learning_rate={text}"]).train["learning_rate"] == float(text)
+    message = refused(Path(recipe), "--set", "train.max_steps=abc")
+    assert "'train.max_steps' is a number" in message

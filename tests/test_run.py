@@ -78,7 +78,9 @@ def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrain
 def test_changed_rows_are_never_served_stale(tmp_path: Path, tiny_recipe: Callable, caplog: Any) -> None:
     run(make_recipe(tiny_recipe(tmp_path)), until="prepare")
     caplog.set_level(logging.INFO, "leftover")
+    caplog.clear()
     run(make_recipe(tiny_recipe(tmp_path, rows=scored_rows(60, seed=3))), until="prepare")
+    assert len(states(caplog)) == 8
     assert all(state.startswith("stale") for state in states(caplog).values())
 
 
@@ -182,3 +184,16 @@ def test_the_demo_recipe_is_another_run_for_another_seed(tmp_path: Path) -> None
         demo_recipe(tmp_path / str(seed), seed)
     rows = [(tmp_path / str(seed) / "inputs/rows.jsonl").read_text() for seed in (0, 1)]
     assert rows[0] != rows[1] and len(rows[0].splitlines()) == len(rows[1].splitlines())
+
+
+def test_an_export_never_mixes_with_an_earlier_one(tmp_path: Path, tiny_recipe: Callable) -> None:
+    from leftover.errors import UserError
+    from leftover.export import export_policy
+
+    run(make_recipe(tiny_recipe(tmp_path, model={"lora": {"r": 2}})), until="train")
+    adapter = export_policy(tmp_path / "run")
+    assert (adapter / "adapter_config.json").is_file()
+    merged = export_policy(tmp_path / "run", merge=True)
+    assert merged == adapter and not (merged / "adapter_config.json").exists()
+    with pytest.raises(UserError, match="is not empty"):
+        export_policy(tmp_path / "run", output=merged)

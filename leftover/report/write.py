@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import sys
 from typing import Any
 
 from leftover.evaluate import DECODINGS, read_completions
@@ -136,12 +137,16 @@ def print_results(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     header, cells = result_cells(results, results["primary"], short=True)
-    table = Table(title=f"{results['name']}: {results['primary']} completions on held-out prompts", box=box.SIMPLE)
+    table = Table(
+        title=f"{results['name']}: {results['primary']} completions on held-out prompts",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for line in cells:
         table.add_row(*line)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     leftover = results["prepare"].get("leftover")
     if leftover:

@@ -97,6 +97,8 @@ def estimate_values(
         values, report = _reference_samples(prompts, settings, seed, sample_rewards)
     if settings.bounds is not None:
         values = np.clip(values, *settings.bounds)
+    if report["r2"] is not None and not np.isfinite(report["r2"]):
+        report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
         "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
         targets,
