@@ -48,7 +48,7 @@ def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: 
         if not selected.any():
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
-                f"{_ranges(columns)}. All rewards equal, or the reference's own completions scored higher than the rows? "
+                f"{_ranges(columns)}. All rewards equal, or the reference's own samples scored higher than the rows? "
                 "There is nothing left over to train on; value.targets: recorded compares the rows with one another"
             )
     if rows == "top":
