@@ -13,7 +13,7 @@ from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.manifest import write_json
 from leftover.models import align_generation_config, read_json
-from leftover.reference import reference_pass
+from leftover.reference import model_identity, reference_pass
 from leftover.rewards import SumReward
 from leftover.rewards.transform import apply_transform
 from leftover.trainer_metrics import row_metrics
@@ -44,6 +44,8 @@ def evaluate_all(run: Run) -> None:
             "with the recorded rewards of held-out rows instead"
         )
     blocks = available_blocks(run)
+    rows: list[dict[str, Any]] = []
+    scorers: dict[str, Any] = {}
     for name, (path, seed) in subjects(run).items():
         key = {
             "from": {block: run.table.digest(block) for block in ("tokens", "split", *blocks)},
@@ -55,21 +57,29 @@ def evaluate_all(run: Run) -> None:
         artifact = f"evaluation of {name}"
         if run.manifest.begin(artifact, key).finished:
             continue
-        rows = test_rows(run, blocks)
-        model = run.load(path)
+        if not scorers:  # the same for every subject, and not needed where all are reused
+            rows, scorers = test_rows(run, blocks), _scorers(run)
+        model = scorers["reference_logprob"] if name == "reference" else run.load(path)
         align_generation_config(model, run.tokenizer)
-        metrics = _row_metrics(run, model, rows)
+        metrics = row_metrics(model, run.tokenizer, rows, run.compute_dtype)
         prompts = unique_prompts(rows)
         completions = []
         for decoding in DECODINGS:
-            completions += complete(run, name, model, prompts, decoding, seed, judges)
+            completions += complete(run, name, model, scorers, prompts, decoding, seed, judges)
         write_json(run.folder / "evaluation" / f"{name}.json", metrics)
         _write_lines(run.folder / "evaluation" / f"{name}.jsonl", completions)
         run.manifest.finish(artifact)
 
 
 def complete(
-    run: Run, name: str, model: Any, prompts: list[dict], decoding: str, seed: int, judges: SumReward | None
+    run: Run,
+    name: str,
+    model: Any,
+    scorers: dict[str, Any],
+    prompts: list[dict],
+    decoding: str,
+    seed: int,
+    judges: SumReward | None,
 ) -> list[dict[str, Any]]:
     """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
     settings = run.recipe.evaluate
@@ -101,10 +111,10 @@ def complete(
         {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
         for row, sequence in zip(prompts, ids, strict=True)
     ]
-    scorers = {"logprob": model, "reference_logprob": run.load_reference()}
-    if run.recipe.model.path is not None:
-        scorers["base_logprob"] = run.load_base()
-    for column, scorer in scorers.items():
+    for column, scorer in {"logprob": model, **scorers}.items():
+        if scorer is model and column != "logprob":  # the reference against itself: one pass says both
+            _add(records, column, [record["logprob"] for record in records])
+            continue
         logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=run.compute_dtype)
         _add(records, column, [float(values.sum()) for values in logprobs])
     return records
@@ -137,14 +147,16 @@ def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _row_metrics(run: Run, model: Any, rows: list[dict]) -> dict[str, float]:
-    return row_metrics(model, run.tokenizer, rows, run.compute_dtype)
+def _scorers(run: Run) -> dict[str, Any]:
+    """Models that score every subject's completions beside its own: the reference, and the pretrained base."""
+    scorers = {"reference_logprob": run.load_reference()}
+    if run.recipe.model.path is not None:
+        scorers["base_logprob"] = run.load_base()
+    return scorers
 
 
 def _model_key(run: Run, name: str) -> str:
     if name == "reference":
-        from leftover.reference import model_identity
-
         return model_identity(run.reference_path, run.hashes)
     policy, _, seed = name.rpartition("-seed-")
     return run.manifest.digest(f"policy {policy}, seed {seed}")

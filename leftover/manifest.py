@@ -127,6 +127,12 @@ class Manifest:
         write_json(self.path, self.entries)
 
 
+def file_hash(path: Path) -> str:
+    """The start of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 class FileHashes:
     """SHA-256 of files, remembered by size and modification time in `hashes.json` of a folder."""
 
@@ -143,8 +149,7 @@ class FileHashes:
         remembered = self.known.get(str(path))
         if remembered and remembered[:2] == [stat.st_size, stat.st_mtime_ns]:
             return remembered[2]
-        with path.open("rb") as file:
-            value = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        value = file_hash(path)
         self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, value]
         write_json(self.path, self.known)
         return value

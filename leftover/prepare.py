@@ -1,6 +1,7 @@
 """The stages that give the table its columns. Each writes one block, or finds it written already."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,6 @@ def read(run: Run) -> None:
     settings = data.model_dump(
         include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed"}
     )
-    from pathlib import Path
-
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
     rows = lambda: check_rows(read_rows(data), data, run.rejects, stats)  # noqa: E731
     if run.table.write_rows("rows", {"files": files, "settings": settings}, rows, ROWS_SCHEMA):

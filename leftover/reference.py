@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leftover.data.collate import Collator
+from leftover.data.collate import Collator, pad
 from leftover.logprobs import completion_logprobs, position_ids
-from leftover.manifest import FileHashes
+from leftover.manifest import FileHashes, digest, file_hash
 from leftover.models import capture_hidden
 
 # Padded tokens a batch of the reference pass: bounds its memory whatever the lengths.
@@ -86,8 +86,6 @@ def prompt_hidden(
     model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], *, compute_dtype: str | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of like length."""
-    from leftover.data.collate import pad
-
     device = next(model.parameters()).device
     model.eval()
     with capture_hidden(model) as captured, autocast(device, compute_dtype):
@@ -110,15 +108,17 @@ def model_identity(path: str, hashes: FileHashes | None = None) -> str:
     """What stands for a model in a key: the hash of its files, or a Hub id with the commit that was resolved."""
     if Path(path).is_dir():
         folder = Path(path)
-        identity = {f.name: _hash(f, hashes) for f in sorted(folder.iterdir()) if f.suffix in _MODEL_FILES}
+        identity = {
+            f.name: hashes.of(f) if hashes else file_hash(f)
+            for f in sorted(folder.iterdir())
+            if f.suffix in _MODEL_FILES
+        }
         if (folder / "adapter_config.json").is_file():
             from leftover.models import read_json
 
             identity["base"] = model_identity(
                 read_json(folder / "adapter_config.json")["base_model_name_or_path"], hashes
             )
-        from leftover.manifest import digest
-
         return digest(identity)
     from huggingface_hub import try_to_load_from_cache
 
@@ -128,12 +128,3 @@ def model_identity(path: str, hashes: FileHashes | None = None) -> str:
 
 
 _MODEL_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt"}
-
-
-def _hash(path: Path, hashes: FileHashes | None) -> str:
-    if hashes is not None:
-        return hashes.of(path)
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -9,7 +9,7 @@ from leftover.config import Recipe, dump_recipe
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
-from leftover.models import build_model, is_adapter, load_model, load_tokenizer, max_positions, read_json
+from leftover.models import build_model, first_line, is_adapter, load_model, load_tokenizer, max_positions, read_json
 from leftover.reference import model_identity
 from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
@@ -158,8 +158,6 @@ class Run:
 
     def _positions(self, path: str) -> int | None:
         from transformers import AutoConfig
-
-        from leftover.models import first_line
 
         if is_adapter(path):
             raise UserError(
