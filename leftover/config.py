@@ -157,11 +157,13 @@ def load_yaml(text: str) -> Any:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe from YAML; `overrides` are `dotted.key=value` strings whose values are YAML.
+    """Read a recipe from YAML, or that of a run from its folder; `overrides` are `dotted.key=value` with YAML values.
 
     Raises UserError that names the file, the key and the nearest valid key.
     """
     path = Path(path)
+    if (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

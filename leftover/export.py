@@ -27,9 +27,10 @@ def export_policy(
     recipe = load_recipe(folder / "recipe.yaml")
     policy, seed = policy or recipe.main_policy, recipe.seeds[0] if seed is None else seed
     source = folder / "policies" / policy / f"seed-{seed}"
-    if not (source / "config.json").is_file() and not is_adapter(source):
-        trained = ", ".join(sorted(str(p.relative_to(folder)) for p in folder.glob("policies/*/seed-*"))) or "none"
-        raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {trained})")
+    trained = sorted(path for path in folder.glob("policies/*/seed-*") if _is_trained(path))
+    if source not in trained:
+        names = ", ".join(str(path.relative_to(folder)) for path in trained) or "none"
+        raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {names})")
     tokenizer = load_tokenizer(str(source))
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
@@ -44,3 +45,8 @@ def export_policy(
     save_model(model, tokenizer, target)
     model.generation_config.save_pretrained(target)
     return target
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a policy's training came to its end: only then is its model written."""
+    return (folder / "config.json").is_file() or is_adapter(folder)

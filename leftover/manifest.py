@@ -34,7 +34,10 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
         found = []
         for name in sorted(old.keys() | new.keys()):
             path = f"{prefix}.{name}" if prefix else str(name)
-            found += changes(old.get(name), new.get(name), path)
+            if name in old and name in new:
+                found += changes(old[name], new[name], path)
+            else:
+                found.append(f"{path}: {'new' if name in new else 'gone'}")
         return found
     if old == new:
         return []

@@ -15,12 +15,14 @@ from leftover.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# A plain transcript for base models without a chat template of their own.
+# A plain transcript for base models without a chat template of their own. The generation prompt ends in the colon:
+# a space after it would be a token of its own there, and part of the next word's in a whole transcript.
 PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ {'user': '\n\nHuman: ', 'assistant': '\n\nAssistant: '}.get(message['role'], '') + message['content'] }}"
+    "{{ {'user': '\n\nHuman: ', 'assistant': '\n\nAssistant: '}.get(message['role'], '') }}"
+    "{{ message['content'].strip() }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
 
@@ -36,12 +38,17 @@ def load_tokenizer(path: str, *, chat_template: str | None = None, trust_remote_
         raise UserError(f"the tokenizer at '{path}' has no end-of-sequence token; set one and save it again")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is always masked, never trained on
-    if chat_template == "plain":
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-    elif chat_template is not None:
-        template_file = Path(chat_template)
-        tokenizer.chat_template = template_file.read_text() if template_file.is_file() else chat_template
+    tokenizer.chat_template = read_chat_template(chat_template) or tokenizer.chat_template
     return tokenizer
+
+
+def read_chat_template(setting: str | None) -> str | None:
+    """The text of a chat template given as itself, as a file, or as `plain`, which names ours."""
+    if setting is None or setting == "plain":
+        return PLAIN_CHAT_TEMPLATE if setting else None
+    # A template may be too long for a file's name, which is_file() would raise for.
+    is_file = "{" not in setting and Path(setting).is_file()
+    return Path(setting).read_text(encoding="utf-8") if is_file else setting
 
 
 def load_model(

@@ -48,8 +48,11 @@ def train(this: Run) -> None:
         policy_folder,
         policy_settings,
         train_policy,
+        training_args,
     )
 
+    for name in this.recipe.policies:  # faulty settings are refused before an earlier policy makes way
+        training_args(this, name, this.recipe.seeds[0])
     for name in this.recipe.policies:
         for seed in this.recipe.seeds:
             key = {

@@ -1,6 +1,7 @@
 """The stages that give the table its columns. Each writes one block, or finds it written already."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.data.formats import data_files, read_rows
-from leftover.data.rows import ROWS_SCHEMA, as_prompt, check_rows
+from leftover.data.rows import ROWS_SCHEMA, SPLITS, as_prompt, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
@@ -29,9 +30,12 @@ def read(run: Run) -> None:
         include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed"}
     )
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
-    rows = lambda: check_rows(read_rows(data), data, run.rejects, stats)  # noqa: E731
-    if run.table.write_rows("rows", {"files": files, "settings": settings}, rows, ROWS_SCHEMA):
+
+    def rows() -> Iterator[dict]:
+        yield from check_rows(read_rows(data), data, run.rejects, stats)
         run.note(rows=stats)
+
+    if run.table.write_rows("rows", {"files": files, "settings": settings}, rows, ROWS_SCHEMA):
         log.info(
             "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
             stats["read"],
@@ -50,12 +54,16 @@ def split(run: Run) -> None:
         "seed": run.seed,
     }
     rows = run.table.open("rows")
-    if run.table.write_whole("split", key, lambda: assign_splits(rows, data, run.seed)):
-        splits = np.array(run.table.open("split")["split"][:])
-        near = count_near_duplicates(rows["prompt"][:], splits)
-        counts = {name: int((splits == name).sum()) for name in ("train", "validation", "test")}
+
+    def compute() -> dict[str, Any]:
+        columns = assign_splits(rows, data, run.seed)
+        near = count_near_duplicates(rows["prompt"][:], columns["split"])
+        counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
         run.note(split=counts | {"held_out_near_duplicates_of_train": near})
         log.info("split: %s; %d held-out prompts nearly repeat a training prompt", counts, near)
+        return columns
+
+    run.table.write_whole("split", key, compute)
 
 
 def tokens(run: Run) -> None:
@@ -80,8 +88,7 @@ def tokens(run: Run) -> None:
             "completion_long": done.completion_long,
         }
 
-    if run.table.write_columns("tokens", key, rows, compute, description="tokenise"):
-        table = run.table.open("tokens")
+    def conclude(table: Any) -> None:
         long, cut = int(np.sum(table["completion_long"][:])), int(np.sum(table["prompt_cut"][:]))
         dropped = long if data.long_completions == "drop" else 0
         run.rejects.start("tokens")
@@ -100,6 +107,8 @@ def tokens(run: Run) -> None:
             raise UserError(
                 f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
             )
+
+    run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
 
 
 def fit_reference(run: Run) -> None:

@@ -9,7 +9,6 @@ import torch
 from leftover.advantages import advantage, leftover_mask
 from leftover.draws import effective_sample_size
 from leftover.errors import UserError
-from leftover.manifest import write_json
 from leftover.models import align_generation_config, read_json
 from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
@@ -47,11 +46,8 @@ def reference_columns(run: Run) -> None:
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
 
-    source = run.table.open("tokens")
-    if run.table.write_columns("reference", key, source, compute, description="reference log-probabilities"):
-        per_token = float(
-            np.mean(np.concatenate(run.table.open("reference").with_format("numpy")[:2048]["reference_logprobs"]))
-        )
+    def conclude(block: Any) -> None:
+        per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats a completion token on the first rows", -per_token)
         if run.recipe.reference.source == "as_is" and per_token < _FAR_FROM_ROWS:
@@ -60,6 +56,11 @@ def reference_columns(run: Run) -> None:
                 "mostly clipped. Consider reference.source: fit",
                 -per_token,
             )
+
+    source = run.table.open("tokens")
+    run.table.write_columns(
+        "reference", key, source, compute, description="reference log-probabilities", conclude=conclude
+    )
 
 
 # Nats a token below which an instruct model plainly does not write such completions.
@@ -133,21 +134,17 @@ def value(run: Run) -> None:
             seed=run.seed,
             sample_rewards=sample_rewards,
         )
-        write_json(run.folder / "value.json", report)
         whole = np.full(len(table), np.nan)
         whole[kept] = values
-        reward_all = torch.from_numpy(np.array(numbers["reward"][:], np.float64))
-        return {"value": whole, "advantage": advantage(reward_all, torch.from_numpy(whole)).numpy()}
+        advantages = advantage(torch.from_numpy(np.array(numbers["reward"][:], np.float64)), torch.from_numpy(whole))
+        run.note(value=report, leftover=leftover_facts(advantages.numpy()[kept][rows.is_train]))
+        return {"value": whole, "advantage": advantages.numpy()}
 
-    if run.table.write_whole("value", key, compute):
-        run.note(value=read_json(run.folder / "value.json"), leftover=leftover_facts(run))
+    run.table.write_whole("value", key, compute)
 
 
-def leftover_facts(run: Run) -> dict[str, Any]:
+def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:
     """How many training rows are left over, how large their advantages are, how evenly they carry the run."""
-    table = run.table.open("split", "tokens", "value").with_format("numpy")
-    rows = (np.array(table["split"][:]) == "train") & np.array(table["kept"][:])
-    advantages = np.array(table["advantage"][:])[rows]
     scored = advantages[np.isfinite(advantages)]
     positive = scored[leftover_mask(torch.from_numpy(scored)).numpy()]
     quantiles = [float(q) for q in np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])] if len(scored) else []

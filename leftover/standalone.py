@@ -188,13 +188,15 @@ def mean_sampled_rewards(
     return total / repeats
 
 
-def checked_rows(rows: Iterable[dict]) -> list[dict]:
+def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict]:
     """Rows of the table from a user's dictionaries; faults are raised together."""
     from leftover.data.formats import expand_pair
 
-    located = (pair for i, row in enumerate(rows) for pair in expand_pair(f"train_dataset[{i}]", row))
+    located = (pair for i, row in enumerate(rows) for pair in expand_pair(f"{name}[{i}]", row))
+    remedy = "Mend them, leave them out, or rename your columns (Dataset.rename_column)"
     with tempfile.TemporaryDirectory() as folder:
-        return list(check_rows(located, DataSection(path="train_dataset"), Rejects(Path(folder) / "rejects"), {}))
+        rejects = Rejects(Path(folder) / "rejects")
+        return list(check_rows(located, DataSection(path=name), rejects, {}, remedy))
 
 
 def _prepare_eval(tokenizer: Any, args: Any, rows: Iterable[dict]) -> Any:
@@ -205,13 +207,13 @@ def _prepare_eval(tokenizer: Any, args: Any, rows: Iterable[dict]) -> Any:
 
     rows = list(rows)
     if all(row.get("completion") is not None for row in rows):
-        checked = checked_rows(rows)
+        checked = checked_rows(rows, "eval_dataset")
         columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational", "completion")}
         tokens = tokenise(tokenizer, columns["prompt"], columns["completion"], columns["conversational"], _limits(args))
         prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
         rewards = [row["recorded_reward"] for row in checked]
     else:
-        checked = checked_rows([{**row, "completion": "-"} for row in rows])
+        checked = checked_rows([{**row, "completion": "-"} for row in rows], "eval_dataset")
         columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational")}
         encoded = encode_prompts(tokenizer, columns["prompt"], columns["conversational"])
         prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]

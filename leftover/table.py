@@ -47,10 +47,12 @@ class Table:
         compute: Callable[[Any], dict[str, Any]],
         *,
         description: str | None = None,
+        conclude: Callable[[Any], None] = lambda block: None,
     ) -> bool:
         """Write a block computed from `source` (a Dataset), shard by shard; finished shards are kept on resume.
 
-        `compute` gets the source rows of one shard and returns its columns. Returns False on reuse.
+        `compute` gets the source rows of one shard and returns its columns. `conclude` gets the whole block just
+        before it counts as finished, so that what it notes is there whenever the block is. Returns False on reuse.
         """
         from tqdm import tqdm
 
@@ -58,13 +60,12 @@ class Table:
             return False
         starts = range(0, len(source), SHARD_ROWS)
         todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
-        columns: list[str] = []
         for number, start in tqdm(todo, desc=description or block, unit="shard", leave=False, disable=None):
             shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))))
-            columns = list(shard)
             self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
-        columns = columns or self._open_block(block).column_names
-        self.manifest.finish(block, num_rows=len(source), columns=columns)
+        whole = self._open_block(block)
+        conclude(whole)
+        self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)
         return True
 
     def write_whole(self, block: str, key: Key, compute: Callable[[], dict[str, Any]]) -> bool:

@@ -13,7 +13,8 @@ from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
 from leftover.rewards.transform import apply_transform
-from leftover.trainer import LoLConfig, LoLTrainer
+from leftover.trainer import LoLTrainer
+from leftover.training_config import LoLConfig, objective_settings
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,7 @@ def train_reference(run: Run) -> dict[str, Any]:
     trainer = _trainer(
         run,
         run.load_base(),
-        settings,
-        folder,
-        run.seed,
+        _args(run, settings, folder, run.seed),
         training_rows(run, "train", (), chosen_only=chosen_only),
         training_rows(run, "validation", ()),
         peft_config=run.lora_config(),
@@ -100,9 +99,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     """Train one policy with one seed from the reference; its chosen checkpoint is written to its folder."""
     folder = policy_folder(run, name, seed)
     can_score = run.reward.scores_new_completions
-    metric = "reward/mean" if can_score else "logratio/rank_correlation"
-    settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True}
-    settings |= policy_settings(run, name)
+    args = training_args(run, name, seed)
     blocks = available_blocks(run)
     validation = selection_rows(run, blocks)
     if not can_score:
@@ -112,9 +109,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     trainer = _trainer(
         run,
         run.load_reference(),
-        settings,
-        folder,
-        seed,
+        args,
         training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
         validation,
         peft_config=run.lora_config(),
@@ -157,18 +152,16 @@ def _check_selection_scores(rows: Any) -> None:
         )
 
 
-def _trainer(
-    run: Run,
-    model: Any,
-    settings: dict[str, Any],
-    folder: Path,
-    seed: int,
-    train: Any,
-    validation: Any,
-    *,
-    peft_config: Any,
-    reward_func: Any,
-) -> LoLTrainer:
+def training_args(run: Run, name: str, seed: int) -> LoLConfig:
+    """The whole settings of one policy; UserError for what LoLConfig or the objective refuses."""
+    metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
+    settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True} | policy_settings(run, name)
+    args = _args(run, settings, policy_folder(run, name, seed), seed)
+    objective_settings(args)
+    return args
+
+
+def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLConfig:
     data = run.recipe.data
     defaults = {
         "max_prompt_length": data.max_prompt_tokens,
@@ -177,9 +170,14 @@ def _trainer(
         "disable_tqdm": not sys.stderr.isatty(),
     }
     try:
-        args = LoLConfig(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
+        return LoLConfig(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:
         raise UserError(f"training settings are refused: {error}") from error
+
+
+def _trainer(
+    run: Run, model: Any, args: LoLConfig, train: Any, validation: Any, *, peft_config: Any, reward_func: Any
+) -> LoLTrainer:
     trainer = LoLTrainer(
         model,
         args,
@@ -188,7 +186,7 @@ def _trainer(
         reward_func,
         run.tokenizer,
         peft_config,
-        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+        callbacks=[MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")],
     )
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)

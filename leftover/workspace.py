@@ -9,7 +9,16 @@ from leftover.config import Recipe, dump_recipe
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
-from leftover.models import build_model, first_line, is_adapter, load_model, load_tokenizer, max_positions, read_json
+from leftover.models import (
+    build_model,
+    first_line,
+    is_adapter,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    read_chat_template,
+    read_json,
+)
 from leftover.reference import model_identity
 from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
@@ -66,7 +75,7 @@ class Run:
         path = self.recipe.model.tokenizer or str(self.recipe.model.path)
         files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
         found = {name: self.hashes.of(Path(path) / name) for name in files if (Path(path) / name).is_file()}
-        return {"files": found or path, "chat_template": self.recipe.model.chat_template}
+        return {"files": found or path, "chat_template": read_chat_template(self.recipe.model.chat_template)}
 
     @cached_property
     def base_key(self) -> Any:

@@ -59,7 +59,7 @@ def rejects(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 ROW_FAULTS = {
     "a missing column": (
         {"prompt": "Hello"},
-        "no column 'completion' (found: prompt; set data.columns.completion",
+        "no column 'completion' (found: prompt)",
     ),
     "an empty prompt": (GOOD | {"prompt": ""}, "'prompt' is empty"),
     "a white-space prompt": (GOOD | {"prompt": " \n\t"}, "'prompt' is empty"),

@@ -176,6 +176,22 @@ def test_a_chosen_and_rejected_pair_becomes_two_rows_of_one_group(tmp_path, rows
     assert unique_ids([r["prompt"] for r in rows]).tolist() == [0, 0]
 
 
+def test_a_pair_without_scores_says_which_is_better_and_no_more(tmp_path, rows_file):
+    rows = read(tmp_path, rows_file([{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]))
+    assert [r["recorded_reward"] for r in rows] == [1.0, 0.0]
+
+
+def test_a_pair_with_a_score_for_one_side_gives_the_other_none(tmp_path, rows_file):
+    rows = read(tmp_path, rows_file([{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 3}]))
+    assert [r["recorded_reward"] for r in rows] == [3.0, None]
+
+
+def test_a_pair_with_one_score_for_both_is_refused(tmp_path, rows_file):
+    pair = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "reward": 1.0}
+    with pytest.raises(UserError, match="give chosen_reward and rejected_reward"):
+        read(tmp_path, rows_file([pair]))
+
+
 def test_a_pair_with_columns_of_other_names_is_read(tmp_path, rows_file):
     pair = {"question": "Why?", "chosen": "So.", "rejected": "No.", "chosen_score": 2, "rejected_score": 1}
     columns = {"prompt": "question", "completion": "answer", "reward": "score"}

@@ -54,7 +54,7 @@ def test_what_was_begun_under_another_key_is_stale(tmp_path, finish):
         ({"settings": {"folds": 9, "bounds": [0.0, 1.0]}, "seed": 2}, "seed: 0 -> 2, settings.folds: 5 -> 9"),
         ({"from": {"rows": "cccc", "split": "bbbb"}}, "rows"),
         ({"from": {"rows": "cccc", "split": "dddd"}}, "rows, split"),
-        ({"targets": "recorded"}, "targets: None -> recorded"),
+        ({"targets": "recorded"}, "targets: new"),
     ],
 )
 def test_the_reason_names_what_changed(tmp_path, changed, reason):
@@ -128,7 +128,7 @@ def test_the_digest_of_an_artifact_is_that_of_its_key(tmp_path):
 
 def test_changes_lists_every_leaf_and_only_those():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}, "e": [1, 2]}, {"a": 1, "b": {"c": 9}, "e": [1, 3], "f": 4}
-    assert changes(old, new) == ["b.c: 2 -> 9", "b.d: 3 -> None", "e: [1, 2] -> [1, 3]", "f: None -> 4"]
+    assert changes(old, new) == ["b.c: 2 -> 9", "b.d: gone", "e: [1, 2] -> [1, 3]", "f: new"]
     assert changes(old, old) == []
 
 

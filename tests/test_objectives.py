@@ -309,3 +309,11 @@ def test_the_objectives_are_these():
     }
     assert found == expected
     assert {o.unit for o in OBJECTIVES.values()} == {"completion"}
+
+
+@pytest.mark.parametrize("name", ["r_lol", "a_lol", "a_lol_seq"])
+def test_without_clip_a_huge_ratio_does_not_make_a_row_without_weight_nan(name):
+    batch = make_batch(policy=[[1.0]], reference=[[1.0]], reward=(0.0,), advantage=(0.0,))
+    batch = batch._replace(reference_logprobs=batch.reference_logprobs - 1000)
+    losses, gradient = loss_and_gradient(name, batch, NO_CLIP)
+    assert (losses == 0).all() and (gradient == 0).all()

@@ -81,8 +81,8 @@ def test_the_identity_of_a_python_reward_changes_with_its_source(module, tmp_pat
     ("body", "expected"),
     [
         ("return [1.0]", "returned 1 scores for 3 completions"),
-        ("return None", "failed: TypeError"),
-        ("return ['good'] * 3", "failed: ValueError: could not convert string to float"),
+        ("return None", "must return one number a completion, got None"),
+        ("return ['good'] * 3", r"must return one number a completion, got \['good'"),
         ("return [1 / 0]", "failed: ZeroDivisionError: division by zero"),
     ],
 )
@@ -304,3 +304,17 @@ def test_an_unknown_or_missing_setting_is_refused_by_name(spec, expected):
     with pytest.raises(UserError) as error:
         load_reward(spec)
     assert expected in str(error.value)
+
+
+def test_a_python_function_of_other_argument_names_is_told_how_it_is_called(module):
+    name = module("def f(texts):\n    return [0.0] * len(texts)\n")
+    with pytest.raises(UserError, match=r"called as f\(prompts=\[...\], completions=\[...\]\)"):
+        load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"])
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_score_that_is_not_finite_is_named_with_its_completion(number, module):
+    name = module(f"def f(prompts, completions):\n    return [0.0, float('{number}')]\n")
+    reward = load_reward({"type": "sum", "functions": [{"type": "python", "function": f"{name}:f", "name": "mine"}]})
+    with pytest.raises(UserError, match=f"'mine' gave {number} for the completion 'bad one'"):
+        reward(["a", "b"], ["fine", "bad one"])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from leftover.config import make_recipe
+from leftover.config import load_recipe, make_recipe
+from leftover.errors import UserError
 from leftover.pipeline import run
 from tests.conftest import scored_rows
 
@@ -92,6 +93,7 @@ def test_recorded_scores_are_judged_by_the_log_ratio_of_held_out_rows(tmp_path: 
     ]
     results = run(make_recipe(tiny_recipe(tmp_path, rows=rows, **recorded())))
     row = results["sampled"]["table"]["a_lol_seq"]
+    assert not any(name.startswith("logratio") for name in results["sampled"]["table"]["reference"])
     assert not results["can_score_new_completions"] and "reward" not in row
     assert -1 <= row["logratio/rank_correlation"] <= 1 and 0 <= row["logratio/pair_accuracy"] <= 1
     assert "could not be scored" in (tmp_path / "run/report.md").read_text()
@@ -187,7 +189,6 @@ def test_the_demo_recipe_is_another_run_for_another_seed(tmp_path: Path) -> None
 
 
 def test_an_export_never_mixes_with_an_earlier_one(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.errors import UserError
     from leftover.export import export_policy
 
     run(make_recipe(tiny_recipe(tmp_path, model={"lora": {"r": 2}})), until="train")
@@ -197,3 +198,57 @@ def test_an_export_never_mixes_with_an_earlier_one(tmp_path: Path, tiny_recipe: 
     assert merged == adapter and not (merged / "adapter_config.json").exists()
     with pytest.raises(UserError, match="is not empty"):
         export_policy(tmp_path / "run", output=merged)
+
+
+def test_faulty_settings_of_any_policy_are_refused_before_an_earlier_one_makes_way(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    content = tiny_recipe(tmp_path, policies={"nll": {"objective": "nll"}})
+    run(make_recipe(content), until="train")
+    weights = tmp_path / "run/policies/nll/seed-0/model.safetensors"
+    before = weights.read_bytes()
+    changed = {"objective": "nll", "learning_rate": 1e-3}
+    for faulty in (
+        {"objective": "a_lol_seq", "draw": "random"},
+        {"objective": "a_lol", "objective_settings": {"u": 1}},
+    ):
+        content["policies"] = {"nll": changed, "other": faulty}
+        with pytest.raises(UserError):
+            run(make_recipe(content), until="train")
+    assert weights.read_bytes() == before
+
+
+def test_counts_of_a_stage_are_noted_before_it_counts_as_finished(
+    tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any
+) -> None:
+    """Else a run killed in between would lose its rejects, and its report their number."""
+    from leftover.table import Manifest
+
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    finish = Manifest.finish
+    noted: dict[str, set] = {}
+
+    def spy(self: Any, name: str, **facts: Any) -> None:
+        path = tmp_path / "run/prepare.json"
+        noted[name] = set(json.loads(path.read_text())) if path.is_file() else set()
+        finish(self, name, **facts)
+
+    monkeypatch.setattr(Manifest, "finish", spy)
+    run(recipe, until="prepare")
+    for block in ("rows", "split", "tokens", "reference", "value"):
+        assert block in noted[block]
+
+
+def test_a_runs_folder_stands_for_its_recipe(tmp_path: Path, tiny_recipe: Callable) -> None:
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    run(recipe, until="prepare")
+    assert load_recipe(tmp_path / "run") == recipe
+
+
+def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_recipe: Callable) -> None:
+    from leftover.export import export_policy
+
+    run(make_recipe(tiny_recipe(tmp_path)), until="train")
+    (tmp_path / "run/policies/half/seed-0/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trained: policies/a_lol_seq/seed-0\)"):
+        export_policy(tmp_path / "run", policy="half")

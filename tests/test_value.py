@@ -347,6 +347,15 @@ def test_recorded_values_do_not_know_the_rewards_of_held_out_splits():
     assert (after == before).all()
 
 
+def test_recorded_values_do_not_know_held_out_rewards_of_a_prompt_that_trains_too():
+    rows = make_rows()
+    crossing = RowConstants(**vars(rows) | {"is_train": np.arange(len(rows.group)) % 2 == 1})
+    before, _ = estimate(crossing, "recorded")
+    changed = np.where(crossing.is_train, rows.reward, rows.reward + 100)
+    after, _ = estimate(RowConstants(**vars(crossing) | {"reward": changed}), "recorded")
+    assert (after == before).all()
+
+
 def test_recorded_values_fall_back_to_the_mean_of_the_other_folds():
     # Constant features: V of a prompt is the mean of the prompts outside its fold, never with its own in it.
     rows = make_rows()

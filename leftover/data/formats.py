@@ -99,18 +99,28 @@ def _datasets(builder: str):
 
 
 def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None = None) -> Iterator[Located]:
-    """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt."""
+    """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt.
+
+    Scores come from `chosen_reward` and `rejected_reward` (or `_score`); a pair that has neither says that the
+    chosen one is better and no more: 1 and 0.
+    """
     columns = columns or ColumnsSection()
     if "chosen" not in row or "rejected" not in row or columns.completion in row:
         yield where, row
         return
+    if row.get(columns.reward) is not None:
+        one = f"a chosen/rejected pair with one '{columns.reward}': give chosen_reward and rejected_reward"
+        yield where, row | {"__fault__": one}
+        return
     rest = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
+    scores = {side: row.get(f"{side}_score", row.get(f"{side}_reward")) for side in ("chosen", "rejected")}
+    if scores == {"chosen": None, "rejected": None}:
+        scores = {"chosen": 1.0, "rejected": 0.0}
     for side in ("chosen", "rejected"):
         prompt, completion = rest.get(columns.prompt), row[side]
         if isinstance(completion, list) and prompt is None:  # implicit prompt: all turns but the last
             prompt, completion = completion[:-1], completion[-1:]
-        score = row.get(f"{side}_score", row.get(f"{side}_reward"))
-        extra = {"is_chosen": side == "chosen"} | ({} if score is None else {columns.reward: score})
+        extra = {"is_chosen": side == "chosen", columns.reward: scores[side]}
         yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
 
 

@@ -55,8 +55,14 @@ class Rejects:
         return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
+REMEDY = (
+    "Mend them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside in "
+    "rejected_rows.jsonl"
+)
+
+
 def check_rows(
-    located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, int]
+    located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, int], remedy: str = REMEDY
 ) -> Iterator[dict]:
     """Yield rows of `ROWS_SCHEMA`.
 
@@ -86,9 +92,7 @@ def check_rows(
             yield row | {"where": where}
     if faults:
         raise UserError(
-            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n"
-            + "\n".join(faults)
-            + "\nMend them, or set data.on_bad_row: skip to put them aside in rejected_rows.jsonl"
+            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) + f"\n{remedy}"
         )
     if stats["read"] == 0:
         raise UserError(f"{data.path} (key data.path) holds no row")
@@ -100,10 +104,9 @@ def _check(raw: dict[str, Any], data: DataSection) -> dict[str, Any]:
     if "__fault__" in raw:
         raise ValueError(raw["__fault__"])
     columns = data.columns
-    for key, column in (("prompt", columns.prompt), ("completion", columns.completion)):
+    for column in (columns.prompt, columns.completion):
         if column not in raw:
-            found = ", ".join(sorted(raw)) or "none"
-            raise ValueError(f"no column '{column}' (found: {found}; set data.columns.{key})")
+            raise ValueError(f"no column '{column}' (found: {', '.join(sorted(raw)) or 'none'})")
     prompt = _text(raw[columns.prompt], columns.prompt)
     completion = _text(_only_turn(raw[columns.completion], columns.completion), columns.completion)
     family = raw.get(columns.family)

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from leftover.objectives.batch import CompletionBatch, NoSettings, clipped, positive, sequence_logprobs
 
+# exp() of more overflows float32 at 88, and an infinite weight times an advantage of 0 is NaN. Only weights with
+# `clip: null` can come near it.
+MAX_LOGRATIO = 80.0
+
 
 @dataclass(frozen=True)
 class ClipSettings:
@@ -37,7 +41,7 @@ def sequence_importance(
     """r = pi_theta(y|x) / pi_ref(y|x), detached: one weight per completion, and a mask that is all true."""
     logprob = sequence_logprobs(batch.logprobs.detach(), batch.mask)
     reference_logprob = sequence_logprobs(batch.reference_logprobs, batch.mask)
-    weight = (logprob - reference_logprob).exp()
+    weight = (logprob - reference_logprob).clamp(max=MAX_LOGRATIO).exp()
     return weight, torch.ones_like(weight, dtype=torch.bool)
 
 
@@ -46,7 +50,7 @@ def token_importance(
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """r_t = pi_theta(y_t) / pi_ref(y_t), detached: one weight per token, 1 outside the mask; and the mask."""
     logratio = (batch.logprobs.detach() - batch.reference_logprobs).masked_fill(~batch.mask, 0.0)
-    return logratio.exp(), batch.mask
+    return logratio.clamp(max=MAX_LOGRATIO).exp(), batch.mask
 
 
 def nll(batch: CompletionBatch, settings: NoSettings) -> Float[Tensor, " B"]:

@@ -4,6 +4,7 @@ load_reward({"type": "text", "function": "vader"})
 load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", "weight": 0.5}, ...]})
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,8 +54,15 @@ class SumReward:
             self.components[name], self.weights[name] = load_reward(spec), float(weight)
 
     def score_components(self, prompts: Sequence[Any], completions: Sequence[str]) -> dict[str, list[float]]:
-        """The unweighted scores of every component, by name."""
-        return {name: reward(prompts, completions) for name, reward in self.components.items()}
+        """The unweighted scores of every component, by name. Raises UserError for one that is not finite."""
+        scores = {name: reward(prompts, completions) for name, reward in self.components.items()}
+        for name, column in scores.items():
+            bad = next((i for i, score in enumerate(column) if not math.isfinite(score)), None)
+            if bad is not None:
+                raise UserError(
+                    f"reward function '{name}' gave {column[bad]} for the completion {completions[bad]!r:.80}"
+                )
+        return scores
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         return self.total(self.score_components(prompts, completions))

@@ -34,13 +34,18 @@ class PythonReward:
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         try:
-            scores = [
-                float(score)
-                for score in self.callable(prompts=list(prompts), completions=list(completions), **self.settings)
-            ]
+            returned = self.callable(prompts=list(prompts), completions=list(completions), **self.settings)
         except Exception as error:  # the user's function may fail in any way
             raise UserError(
-                f"python reward '{self.function}' failed: {type(error).__name__}: {error} (--debug shows where)"
+                f"python reward '{self.function}' failed: {type(error).__name__}: {error}. It is called as "
+                f"f(prompts=[...], completions=[...]{''.join(f', {name}=...' for name in self.settings)}); --debug "
+                "shows where it failed"
+            ) from error
+        try:
+            scores = [float(score) for score in returned]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"python reward '{self.function}' must return one number a completion, got {returned!r:.80}"
             ) from error
         if len(scores) != len(completions):
             raise UserError(

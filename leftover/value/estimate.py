@@ -40,7 +40,8 @@ class Prompts:
         self.rows, self._hidden = rows, hidden
         self.features = rows.features[self.first]
         self.family = rows.family[self.first]
-        self.is_train = rows.is_train[self.first]
+        # A user's own splits may cut through a prompt: it counts as seen where any of its rows trains.
+        self.is_train = np.bincount(self.of_row, rows.is_train) > 0
 
     def hidden(self, prompts: np.ndarray) -> list[Tensor]:
         """Last hidden states of the given prompts; the base runs once over them."""
@@ -48,8 +49,8 @@ class Prompts:
         return [states[i] for i in range(len(prompts))]
 
     def mean_reward(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean recorded reward of every prompt (NaN where it has none), and how many rewards it averages."""
-        scored = np.isfinite(self.rows.reward)
+        """Mean recorded reward of the TRAINING rows of every prompt (NaN where it has none), and of how many."""
+        scored = np.isfinite(self.rows.reward) & self.rows.is_train
         counts = np.bincount(self.of_row[scored], minlength=len(self.first))
         sums = np.bincount(self.of_row[scored], self.rows.reward[scored], minlength=len(self.first))
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
