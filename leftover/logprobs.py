@@ -1,15 +1,21 @@
-"""The only place where logits become log-probabilities."""
+"""The only place where logits become log-probabilities.
 
-from collections.abc import Mapping
+Rows are laid out from position 0, prompt and completion together, padded on the right. Under causal attention no
+real token then sees a padded one, so there is no attention mask, positions are 0, 1, 2, ... for every model, and
+a batch is as wide as its longest row. Hidden states are gathered before the head: only the positions that predict a
+completion token get logits, and none of the padding does.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only, so that learned positions (GPT-2) do not shift with left padding."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+# Logits that are turned into probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
+# temporaries small.
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -21,19 +27,85 @@ def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor
             [B, T], padded on the RIGHT. Other entries are ignored.
 
     Returns:
-        [B, T] float32; 0 at padding. Only the T positions that predict a completion token get logits.
+        [B, T] float32; 0 at padding.
     """
-    completion_ids, completion_mask = batch["completion_ids"], batch["completion_mask"].bool()
-    # The last completion token is only ever a target, so it is not fed.
-    input_ids = torch.cat([batch["prompt_ids"], completion_ids], dim=1)[:, :-1]
-    attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[:, :-1].long()
-    num_targets = completion_ids.shape[1]
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        logits_to_keep=num_targets,
-        use_cache=False,
-    ).logits[:, -num_targets:]
-    logprobs = -F.cross_entropy(logits.float().transpose(1, 2), completion_ids, reduction="none")
-    return logprobs.masked_fill(~completion_mask, 0.0)
+    completion_mask = batch["completion_mask"].bool()
+    input_ids, predicting = join(batch)
+    with head_sees_only(model, predicting):
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    targets = batch["completion_ids"][completion_mask]
+    logprobs = selected_logprobs(logits.flatten(0, 1), targets)
+    return torch.zeros(completion_mask.shape, device=logprobs.device).masked_scatter(completion_mask, logprobs)
+
+
+def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts and completions as one row each, from position 0.
+
+    Returns:
+        `input_ids` [B, L], without the last token of the longest row, which is only ever a target; and [N] int64,
+        where in the flattened [B L] the N completion tokens are predicted, row by row.
+    """
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
+    prompt_lengths, completion_mask = batch["prompt_mask"].sum(1), batch["completion_mask"].bool()
+    width = int(mask.sum(1).max()) - 1
+    # A stable sort of the padding behind the tokens keeps their order.
+    input_ids = ids.gather(1, torch.argsort(~mask, dim=1, stable=True))[:, :width]
+    first = torch.arange(len(ids), device=ids.device) * width + prompt_lengths - 1
+    offsets = torch.arange(completion_mask.shape[1], device=ids.device)
+    return input_ids.contiguous(), (first[:, None] + offsets)[completion_mask]
+
+
+@contextlib.contextmanager
+def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
+    """Inside the context the model's head gets the hidden states at `positions` of [B L] alone: logits [1, N, V].
+
+    The model's own forward runs around it, so that what it does to logits (soft caps, scales) and what wraps it
+    (PEFT, DDP, FSDP) stay in force.
+    """
+    head = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings: it is no causal language model")
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def selected_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[targets] in float32: [N, V] and [N] -> [N]. The backward pass overwrites `logits`."""
+    return _SelectedLogprobs.apply(logits, targets)
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    """Holds one array of the size of the logits, where log_softmax and gather under autograd hold three.
+
+    The gradient is written over the logits. Whatever else needed them for its own backward pass, a second
+    backward pass included, finds them changed and is stopped by autograd with an error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normaliser = torch.cat([rows.float().logsumexp(-1) for rows in _chunks(logits)])
+        ctx.save_for_backward(logits, targets, normaliser)
+        return logits.gather(1, targets[:, None]).squeeze(1).float() - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normaliser = ctx.saved_tensors
+        (gradient,) = gradients
+        parts = zip(_chunks(logits), _chunks(targets, logits), _chunks(normaliser, logits), strict=True)
+        for (rows, chosen, log_sum), weight in zip(parts, _chunks(gradient, logits), strict=True):
+            # d log softmax(z)_y / dz = onehot(y) - softmax(z)
+            probabilities = rows.float().sub_(log_sum[:, None]).exp_().mul_(-weight[:, None])
+            probabilities.scatter_add_(1, chosen[:, None], weight[:, None])
+            rows.copy_(probabilities)
+        return logits, None
+
+
+def _chunks(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Views of a few rows each, as many as hold `_CHUNK_ELEMENTS` of `like` (default: of `rows` itself)."""
+    like = rows if like is None else like
+    elements = _CHUNK_ELEMENTS.get(like.device.type, _CHUNK_ELEMENTS["cuda"])
+    return rows.split(max(1, elements // like.shape[1]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leftover.data.collate import Collator, pad
-from leftover.logprobs import completion_logprobs, position_ids
+from leftover.logprobs import completion_logprobs, head_sees_only
 from leftover.manifest import FileHashes, digest, file_hash
 from leftover.models import capture_hidden
 
@@ -69,16 +69,18 @@ def reference_pass(
             for i, row_logprobs in zip(chosen, values, strict=True):
                 logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
             if features:
-                hidden = captured["hidden"][:, : batch["prompt_ids"].shape[1]].float()
-                for i, row_features in zip(chosen, pool(hidden, batch["prompt_mask"]).cpu().numpy(), strict=True):
+                features_of = pool(captured["hidden"].float(), batch["prompt_mask"].sum(1))
+                for i, row_features in zip(chosen, features_of.cpu().numpy(), strict=True):
                     pooled[i] = row_features
     return logprobs, np.stack(pooled) if features else None
 
 
-def pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real positions beside the last one (prompts are padded on the left): [B, L, H] -> [B, 2 H]."""
-    mean = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-    return torch.cat([mean, hidden[:, -1]], dim=-1)
+def pool(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the first `lengths` [B] positions beside the last of them: [B, L, H] -> [B, 2 H]."""
+    mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    mean = torch.einsum("blh,bl->bh", hidden, mask.float()) / lengths[:, None]
+    last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return torch.cat([mean, last], dim=-1)
 
 
 @torch.inference_mode()
@@ -90,18 +92,12 @@ def prompt_hidden(
     model.eval()
     with capture_hidden(model) as captured, autocast(device, compute_dtype):
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids]):
-            ids, mask = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id, left=True)
-            attention_mask = mask.long().to(device)
-            model(
-                input_ids=ids.to(device),
-                attention_mask=attention_mask,
-                position_ids=position_ids(attention_mask),
-                logits_to_keep=1,
-                use_cache=False,
-            )
+            ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
+            with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device)):
+                model(input_ids=ids.to(device), use_cache=False)
             hidden = captured["hidden"].float().cpu()
             for i, states in zip(chosen, hidden, strict=True):
-                yield i, states[-len(prompt_ids[i]) :].clone()
+                yield i, states[: len(prompt_ids[i])].clone()
 
 
 def model_identity(path: str, hashes: FileHashes | None = None) -> str:

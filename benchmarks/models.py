@@ -1,0 +1,70 @@
+"""Models with random weights, built from a config; and what a training step of them cannot avoid to compute."""
+
+from typing import Any
+
+import torch
+
+HIDDEN, LAYERS, HEADS, FEED_FORWARD = 288, 6, 6, 768
+
+
+def build_llama(vocabulary: int, seed: int = 0) -> Any:
+    """A Llama of hidden size 288 and 6 layers (15M parameters with a vocabulary of 32,000), head tied to embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=HIDDEN,
+            intermediate_size=FEED_FORWARD,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=50_256,
+            eos_token_id=50_256,
+            pad_token_id=50_256,
+        )
+    )
+
+
+def training_flops(
+    lengths: list[tuple[int, int]],
+    vocabulary: int,
+    *,
+    hidden: int = HIDDEN,
+    layers: int = LAYERS,
+    feed_forward: int = FEED_FORWARD,
+    key_value: int = HIDDEN,
+) -> float:
+    """Floating-point operations that a step on rows of (prompt, completion) tokens cannot avoid.
+
+    Matrix products alone, two operations a multiply-add, forward once and backward twice: the trunk for every fed
+    token, causal attention for every pair of tokens, the head for completion tokens.
+    """
+    trunk = layers * (2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * feed_forward)
+    total = 0.0
+    for prompt, completion in lengths:
+        fed = prompt + completion - 1
+        attention = layers * 2 * hidden * fed * (fed + 1) / 2
+        total += 2 * (trunk * fed + attention + completion * vocabulary * hidden)
+    return 3 * total
+
+
+def matrix_rate(dtype: torch.dtype, device: str = "cpu", size: int = 1536) -> float:
+    """Operations a second of a large square matrix product: the best of some seconds' worth."""
+    import time
+
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(2):
+            a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, (time.perf_counter() - start) / 2)
+    return 2 * size**3 / best

@@ -1,0 +1,36 @@
+"""One contestant in a process of its own: prints one JSON line with its steps and its peak resident memory."""
+
+import argparse
+import json
+import logging
+import resource
+import sys
+import warnings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contestant")
+    parser.add_argument("--vocabulary", type=int, default=50_257)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--steps", type=int, default=5, help="the first is not measured")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+    import torch
+
+    from benchmarks.contestants import CONTESTANTS, Setting
+
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    setting = Setting(args.vocabulary, args.bf16, args.steps, args.seed)
+    steps = list(CONTESTANTS[args.contestant](setting))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": [s for s, _ in steps], "tokens": [t for _, t in steps], "peak_mib": peak}))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
