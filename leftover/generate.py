@@ -1,12 +1,18 @@
-"""Completions of a policy, greedy or sampled, in length-sorted batches."""
+"""Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
+
+# A batch ends when this share of its rows, or less, is unfinished: stragglers of all batches go on together in a
+# second round, and so on. They are read again there, at the cost of a step or two, and no batch runs on for a few.
+_STRAGGLERS = 1 / 8
 
 
 @torch.inference_mode()
@@ -31,31 +37,59 @@ def generate(
 
     device = next(model.parameters()).device
     completions: list[list[int]] = [[] for _ in prompt_ids]
-    order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
     decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
     was_training = model.training
     model.eval()
     ends = _ends(model)
+    unfinished = list(range(len(prompt_ids)))
+    shown = tqdm(total=len(unfinished), desc=description, leave=False, disable=None if description else True)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), shown:
             torch.manual_seed(seed)
-            starts = range(0, len(order), batch_size)
-            for start in tqdm(starts, desc=description, leave=False, disable=None if description else True):
-                chosen = order[start : start + batch_size]
-                ids, mask = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id, left=True)
-                output = model.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.long().to(device),
-                    max_new_tokens=max_new_tokens,
-                    pad_token_id=tokenizer.pad_token_id,
-                    use_cache=True,
-                    **decoding,
-                )[:, ids.shape[1] :]
-                for i, sequence in zip(chosen, output.tolist(), strict=True):
-                    completions[i] = up_to_end(sequence, ends)
+            while unfinished:
+                this_round = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
+                unfinished = []
+                for start in range(0, len(this_round), batch_size):
+                    batch = this_round[start : start + batch_size]
+                    budgets = [max_new_tokens - len(completions[i]) for i in batch]
+                    texts = [[*prompt_ids[i], *completions[i]] for i in batch]
+                    ids, mask = pad(texts, tokenizer.pad_token_id, left=True)
+                    # The last batch has no others to leave its stragglers to.
+                    stragglers = round(_STRAGGLERS * len(batch)) if len(this_round) > batch_size else 0
+                    output = model.generate(
+                        input_ids=ids.to(device),
+                        attention_mask=mask.long().to(device),
+                        max_new_tokens=max(budgets),
+                        pad_token_id=tokenizer.pad_token_id,
+                        use_cache=True,
+                        stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
+                        **decoding,
+                    )[:, ids.shape[1] :]
+                    for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
+                        completions[i] += up_to_end(sequence[:budget], ends)
+                        if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
+                            unfinished.append(i)
+                        else:
+                            shown.update()
     finally:
         model.train(was_training)
     return completions, decode_completions(tokenizer, completions)
+
+
+class _Stop(StoppingCriteria):
+    """Ends a row at its end of sequence or its budget, and the batch once at most `stragglers` rows are left."""
+
+    def __init__(self, ends: set[int], budgets: list[int], stragglers: int, device: torch.device):
+        self.ends = torch.tensor(sorted(ends), device=device)
+        self.budgets = torch.tensor(budgets, device=device)
+        self.stragglers, self.generated = stragglers, 0
+        self.done = torch.zeros(len(budgets), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.generated += 1
+        self.done |= torch.isin(input_ids[:, -1], self.ends) | (self.budgets <= self.generated)
+        leave = (~self.done).sum() <= self.stragglers
+        return self.done | leave
 
 
 def up_to_end(sequence: list[int], ends: set[int]) -> list[int]:

@@ -59,7 +59,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
             ]
         },
         "reference": {"train": {"num_train_epochs": 5, "learning_rate": 3e-3, "per_device_train_batch_size": 32}},
-        "value": {"num_prompts": 1200},
+        "value": {"num_prompts": 2400},
         "policies": {"a_lol_seq": {"objective": "a_lol_seq"}, "nll": {"objective": "nll"}},
         "train": {
             "max_steps": 200,

@@ -1,0 +1,88 @@
+"""Training steps side by side: contestants take turns, each turn in a process of its own, and medians are compared."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass
+class Measured:
+    """The turns of one contestant: completion tokens a second, and peak resident memory in MiB."""
+
+    rates: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return float(np.median(self.rates))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        return min(self.rates), max(self.rates)
+
+    @property
+    def peak(self) -> float:
+        return float(np.median(self.peaks))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant under one setting. `steps` counts one that is not measured."""
+
+    contestant: str
+    vocabulary: int = 50_257
+    bf16: bool = False
+    steps: int = 5
+
+    @property
+    def precision(self) -> str:
+        return "bf16 autocast" if self.bf16 else "float32"
+
+
+# Ours steps through length buckets of very unequal cost, so it needs more steps than those who mix all lengths.
+ENTRIES = [
+    Entry("released"),
+    Entry("trl_sft"),
+    Entry("trl_sft_no_checkpointing"),
+    Entry("trl_dpo", steps=4),
+    Entry("ours", steps=49),
+    Entry("ours_lora", steps=49),
+    Entry("ceiling", steps=13),
+    Entry("released", bf16=True),
+    Entry("trl_sft", bf16=True),
+    Entry("trl_dpo", bf16=True, steps=4),
+    Entry("ours", bf16=True, steps=49),
+    Entry("ceiling", bf16=True, steps=13),
+    Entry("released", vocabulary=128_000, steps=4),
+    Entry("ours", vocabulary=128_000, steps=33),
+]
+
+
+def take_turns(entries: list[Entry], turns: int) -> dict[Entry, Measured]:
+    """Every entry once, then again, `turns` times over; turn k of all uses the same rows."""
+    measured = {entry: Measured() for entry in entries}
+    for turn in range(turns):
+        for entry in entries:
+            result = run_worker(entry, seed=turn)
+            rate = sum(result["tokens"]) / sum(result["seconds"])
+            measured[entry].rates.append(rate)
+            measured[entry].peaks.append(result["peak_mib"])
+            print(
+                f"turn {turn + 1}/{turns}  {entry.contestant:26} {entry.precision:14} "
+                f"vocabulary {entry.vocabulary:7,}  {rate:8.1f} tokens/s  {result['peak_mib']:7.0f} MiB",
+                flush=True,
+            )
+    return measured
+
+
+def run_worker(entry: Entry, seed: int) -> dict:
+    command = [sys.executable, "-m", "benchmarks.worker", entry.contestant, "--seed", str(seed)]
+    command += ["--steps", str(entry.steps), "--vocabulary", str(entry.vocabulary)] + ["--bf16"] * entry.bf16
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
