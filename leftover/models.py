@@ -46,9 +46,11 @@ def read_chat_template(setting: str | None) -> str | None:
     """The text of a chat template given as itself, as a file, or as `plain`, which names ours."""
     if setting is None or setting == "plain":
         return PLAIN_CHAT_TEMPLATE if setting else None
-    # A template may be too long for a file's name, which is_file() would raise for.
-    is_file = "{" not in setting and Path(setting).is_file()
-    return Path(setting).read_text(encoding="utf-8") if is_file else setting
+    if "{" in setting:
+        return setting
+    if not Path(setting).is_file():
+        raise UserError(f"model.chat_template '{setting}' is neither 'plain', nor a file, nor a Jinja template")
+    return Path(setting).read_text(encoding="utf-8")
 
 
 def load_model(

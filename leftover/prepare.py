@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from leftover.data.formats import data_files, read_rows
+from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, as_prompt, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, tokenise
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 def read(run: Run) -> None:
     """Block `rows`: the user's rows, checked."""
     data, stats = run.recipe.data, dict[str, int]()
+    check_files(data)  # before an earlier table makes way
     settings = data.model_dump(
         include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed"}
     )

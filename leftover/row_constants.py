@@ -13,7 +13,6 @@ from leftover.models import align_generation_config, read_json
 from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards.transform import apply_transform
-from leftover.standalone import mean_sampled_rewards
 from leftover.table import float_lists
 from leftover.workspace import Run
 
@@ -80,6 +79,7 @@ def needs_value(run: Run) -> bool:
 def value(run: Run) -> None:
     """Block `value`: V(x), and beside it A = R - V."""
     from leftover.value.estimate import RowConstants, estimate_values
+    from leftover.value.samples import mean_sampled_rewards
 
     table = run.table.open("rows", "split", "tokens", "reference", "reward")
     targets = run.value_targets

@@ -49,7 +49,8 @@ def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: 
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
                 f"{_ranges(columns)}. All rewards equal, or the reference's own samples scored higher than the rows? "
-                "There is nothing left over to train on; value.targets: recorded compares the rows with one another"
+                "There is nothing left over to train on; value targets of the kind 'recorded' compare the rows with "
+                "one another"
             )
     if rows == "top":
         scored = np.flatnonzero(selected)

@@ -15,6 +15,7 @@ from leftover.data.tokens import Limits, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.models import load_model, load_tokenizer
 from leftover.objectives import OBJECTIVES
+from leftover.rewards.python import call_reward, check_finite
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,24 @@ def load_for_training(model: Any, tokenizer: Any, peft_config: Any) -> tuple[Any
 
 
 def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
-    """One reward function that adds up several; None where there is none."""
-    if reward_funcs is None or callable(reward_funcs):
-        return reward_funcs
-    functions = list(reward_funcs)
+    """One reward function that adds up one or several, and checks what they return; None where there is none."""
+    if reward_funcs is None:
+        return None
+    functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    for function in functions:
+        if not callable(function):
+            raise UserError(
+                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
+            )
 
     def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        return [sum(scores) for scores in zip(*(f(prompts, completions) for f in functions), strict=True)]
+        columns = [
+            call_reward(f, f"reward function '{getattr(f, '__name__', type(f).__name__)}'", prompts, completions)
+            for f in functions
+        ]
+        totals = [sum(scores) for scores in zip(*columns, strict=True)]
+        check_finite("reward_funcs", totals, completions)
+        return totals
 
     return total
 
@@ -51,16 +63,29 @@ def prepare_rows(
     model: Any, tokenizer: Any, args: Any, train: Any, evaluation: Any, reward_func: Callable | None
 ) -> tuple[Any, Any]:
     """Training and evaluation rows with token ids, reference log-probabilities, values and advantages."""
-    if train is not None and "prompt_ids" not in _columns(train):
+    if train is not None and "prompt_ids" not in _columns(train, "train_dataset"):
         train = _prepare_train(model, tokenizer, args, train, reward_func)
-    if evaluation is not None and "prompt_ids" not in _columns(evaluation):
-        evaluation = _prepare_eval(tokenizer, args, evaluation)
+    if evaluation is not None:
+        evaluation = prepare_evaluation(model, tokenizer, args, evaluation)
     return train, evaluation
 
 
-def _columns(rows: Any) -> list[str]:
-    names = getattr(rows, "column_names", None)
-    return list(names if names is not None else rows[0])
+def _columns(rows: Any, name: str) -> list[str]:
+    """Names of the columns of a Dataset or of a list of dictionaries; UserError for anything else."""
+    import datasets
+
+    if isinstance(rows, datasets.Dataset):
+        return list(rows.column_names)
+    if isinstance(rows, dict):  # a DatasetDict is one
+        raise UserError(f"{name} is a dictionary of {', '.join(map(str, rows))}: choose one split of it")
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(
+            f"{name} is a {type(rows).__name__}; give a datasets.Dataset or a list of dictionaries "
+            "(datasets.load_dataset reads files, datasets.Dataset.from_pandas a data frame)"
+        )
+    if not rows:
+        raise UserError(f"{name} holds no row")
+    return list(rows[0])
 
 
 def _limits(args: Any) -> Limits:
@@ -93,11 +118,22 @@ def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], 
         "completion_ids": [tokens.completion_ids[i] for i in kept],
     }
     table["group"] = unique_ids(table["prompt"])
-    rewards = [columns["recorded_reward"][i] for i in kept]
-    if all(reward is None for reward in rewards) and reward_func is not None:
-        prompts = [as_prompt(p, c) for p, c in zip(table["prompt"], table["conversational"], strict=True)]
-        rewards = reward_func(prompts, [columns["completion"][i] for i in kept])
-    table["reward"] = np.array([np.nan if reward is None else reward for reward in rewards], np.float64)
+    targets = args.value_targets
+    recorded = [columns["recorded_reward"][i] for i in kept]
+    completions = [columns["completion"][i] for i in kept]
+    prompts = [as_prompt(p, c) for p, c in zip(table["prompt"], table["conversational"], strict=True)]
+    if all(reward is None for reward in recorded) and reward_func is not None:
+        recorded = reward_func(prompts, completions)
+    elif reward_func is not None and not _gives(reward_func, prompts, completions, recorded):
+        log.warning(
+            "reward_funcs do not give the rows' recorded rewards, so the value is fitted on the recorded ones "
+            "(value_targets: recorded) and reward_funcs serve evaluate() alone"
+        )
+        targets = "recorded" if targets == "auto" else targets
+    table["reward"] = np.array([np.nan if reward is None else reward for reward in recorded], np.float64)
+    unscored = int(np.isnan(table["reward"]).sum())
+    if 0 < unscored < len(kept):
+        log.warning("%d of %d rows have no reward: no objective that needs one trains on them", unscored, len(kept))
     requires = OBJECTIVES[args.objective].requires
     needs_value = "value" in requires or args.rows == "leftover"
     if needs_value and not np.isfinite(table["reward"]).any():
@@ -108,10 +144,19 @@ def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], 
             model, tokenizer, view, features=needs_value, compute_dtype=args.compute_dtype
         )
         if needs_value:
-            values = _values(model, tokenizer, args, table, features, reward_func)
+            values = _values(model, tokenizer, args, table, features, reward_func, targets)
             table["value"] = values
             table["advantage"] = _advantages(table["reward"], values)
     return datasets.Dataset.from_dict(table)
+
+
+def _gives(
+    reward_func: Callable, prompts: list[Any], completions: list[str], recorded: list[float | None], num_tried: int = 32
+) -> bool:
+    """Whether the function gives the recorded rewards, by the first rows that have one."""
+    tried = [i for i, reward in enumerate(recorded) if reward is not None][:num_tried]
+    scores = reward_func([prompts[i] for i in tried], [completions[i] for i in tried])
+    return bool(np.allclose(scores, np.array([recorded[i] for i in tried], np.float64), rtol=1e-3, atol=1e-3))
 
 
 def _advantages(rewards: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -121,11 +166,17 @@ def _advantages(rewards: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _values(
-    model: Any, tokenizer: Any, args: Any, table: dict, features: np.ndarray | None, reward_func: Callable | None
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    table: dict,
+    features: np.ndarray | None,
+    reward_func: Callable | None,
+    targets: str,
 ) -> np.ndarray:
     from leftover.value.estimate import RowConstants, estimate_values
+    from leftover.value.samples import mean_sampled_rewards
 
-    targets = args.value_targets
     if targets == "auto":
         targets = "reference_samples" if reward_func is not None else "recorded"
     if targets == "reference_samples" and reward_func is None:
@@ -154,40 +205,6 @@ def _values(
     return values
 
 
-def mean_sampled_rewards(
-    model: Any,
-    tokenizer: Any,
-    rows: Any,
-    chosen: np.ndarray,
-    reward_func: Callable,
-    settings: ValueSection,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Mean reward, a prompt, of completions that the reference gives for the chosen rows' prompts."""
-    from leftover.generate import generate
-
-    prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
-    prompts = [as_prompt(rows["prompt"][int(i)], rows["conversational"][int(i)]) for i in chosen]
-    total = np.zeros(len(chosen))
-    # Greedy decoding has one completion a prompt, however many are asked for.
-    repeats = settings.samples_per_prompt if settings.decoding == "sample" else 1
-    for repeat in range(repeats):
-        _, texts = generate(
-            model,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=max_new_tokens,
-            sample=settings.decoding == "sample",
-            batch_size=batch_size,
-            seed=seed + repeat,
-            description=f"reference samples {repeat + 1}/{repeats}",
-        )
-        total += np.asarray(reward_func(prompts, texts))
-    return total / repeats
-
-
 def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict]:
     """Rows of the table from a user's dictionaries; faults are raised together."""
     from leftover.data.formats import expand_pair
@@ -199,12 +216,19 @@ def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict
         return list(check_rows(located, DataSection(path=name), rejects, {}, remedy))
 
 
-def _prepare_eval(tokenizer: Any, args: Any, rows: Iterable[dict]) -> Any:
-    """Evaluation rows may be prompts alone; completions, where given, tell the likelihood."""
+def prepare_evaluation(reference: Any, tokenizer: Any, args: Any, rows: Any, name: str = "eval_dataset") -> Any:
+    """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
+
+    `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
+    """
     import datasets
 
+    from leftover.data.splits import unique_ids
     from leftover.data.tokens import cut_prompt
+    from leftover.reference import reference_pass
 
+    if "prompt_ids" in _columns(rows, name):
+        return rows
     rows = list(rows)
     if all(row.get("completion") is not None for row in rows):
         checked = checked_rows(rows, "eval_dataset")
@@ -218,15 +242,17 @@ def _prepare_eval(tokenizer: Any, args: Any, rows: Iterable[dict]) -> Any:
         encoded = encode_prompts(tokenizer, columns["prompt"], columns["conversational"])
         prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
         completion_ids, rewards = [[] for _ in prompt_ids], [None] * len(prompt_ids)
-    from leftover.data.splits import unique_ids
-
-    return datasets.Dataset.from_dict(
-        {
-            "prompt": columns["prompt"],
-            "conversational": columns["conversational"],
-            "prompt_ids": prompt_ids,
-            "completion_ids": completion_ids,
-            "group": unique_ids(columns["prompt"]),
-            "reward": rewards,
-        }
-    )
+    table: dict[str, Any] = {
+        "prompt": columns["prompt"],
+        "conversational": columns["conversational"],
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "group": unique_ids(columns["prompt"]),
+        "reward": rewards,
+    }
+    if reference is not None and any(reward is not None for reward in rewards):
+        view = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        table["reference_logprobs"], _ = reference_pass(
+            reference, tokenizer, view, features=False, compute_dtype=args.compute_dtype
+        )
+    return datasets.Dataset.from_dict(table)

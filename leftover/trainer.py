@@ -15,6 +15,7 @@ from leftover.logprobs import completion_logprobs
 from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import OBJECTIVES, CompletionBatch, Objective
 from leftover.selection import run_order, selection
+from leftover.standalone import load_for_training, prepare_evaluation, prepare_rows, summed
 from leftover.trainer_metrics import MetricSums, evaluate_policy, training_metrics
 from leftover.training_config import LoLConfig, objective_settings
 
@@ -30,7 +31,8 @@ class LoLTrainer(Trainer):
             that the objective needs beyond these are prepared here, by the functions that `leftover prepare` uses.
             Rows that have `prompt_ids` already are taken as prepared.
         eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
-        reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed.
+        reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed. They score rows
+            without a `reward`, the reference's own samples for the value, and completions in `evaluate`.
         peft_config: trains a new adapter on `model` in place of all its weights.
     """
 
@@ -51,8 +53,6 @@ class LoLTrainer(Trainer):
         callbacks: list | None = None,
         **kwargs: Any,
     ):
-        from leftover.standalone import load_for_training, prepare_rows, summed
-
         args = args or LoLConfig(output_dir="leftover-run")
         policy, processing_class = load_for_training(model, processing_class, peft_config)
         self.reward_func = summed(reward_funcs)
@@ -168,6 +168,9 @@ class LoLTrainer(Trainer):
     ) -> dict[str, float]:
         """Generate for the evaluation prompts and score; also the rows' own likelihood and log-ratio."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise UserError("evaluate needs rows: pass eval_dataset to LoLTrainer")
+        dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
         metrics = evaluate_policy(self.model, self.processing_class, dataset, self.args, self.reward_func)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)

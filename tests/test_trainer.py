@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
+from leftover.demo.grammar import score_answers
 from leftover.draws import draw_batches
 from leftover.errors import UserError
 from leftover.logprobs import completion_logprobs
@@ -302,3 +303,100 @@ def test_wrong_settings_are_named(
 
 def test_config_serialises_for_trackers(tmp_path: Path) -> None:
     assert json.loads(LoLConfig(output_dir=str(tmp_path)).to_json_string())["objective"] == "a_lol_seq"
+
+
+def standalone(model: str, tmp_path: Path, rows: Any, **more: Any) -> LoLTrainer:
+    args = LoLConfig(
+        output_dir=str(tmp_path / "run"),
+        objective=more.pop("objective", "a_lol_seq"),
+        max_steps=1,
+        max_completion_length=64,
+        use_cpu=True,
+    )
+    return LoLTrainer(model, args, rows, **more)
+
+
+def test_value_and_reward_are_on_one_scale_whatever_the_functions_give(
+    tiny_llama_path: str, tmp_path: Path, caplog: Any
+) -> None:
+    """Recorded rewards and a function of another scale: V must not come from the function then."""
+    rows = scored_rows(40)
+    trainer = standalone(
+        tiny_llama_path, tmp_path, rows, reward_funcs=lambda prompts, completions: [1e6] * len(prompts)
+    )
+    assert "do not give the rows' recorded rewards" in caplog.text
+    assert max(trainer.train_dataset["value"]) < 100
+    caplog.clear()
+    trainer = standalone(tiny_llama_path, tmp_path, rows, reward_funcs=score_answers)
+    assert "recorded rewards" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda completions, prompts: [len(c) for c in completions],
+        lambda p, c: [len(text) for text in c],
+        lambda completions, **rest: [len(c) for c in completions],
+    ],
+    ids=["by name", "in order", "any keyword"],
+)
+def test_reward_functions_get_prompts_and_completions_by_name_or_in_order(
+    function: Any, tiny_llama_path: str, tmp_path: Path
+) -> None:
+    rows = [{k: row[k] for k in ("prompt", "completion")} for row in scored_rows(20)]
+    trainer = standalone(tiny_llama_path, tmp_path, rows, reward_funcs=function, objective="nll")
+    expected = {row["prompt"]: len(row["completion"]) for row in rows}
+    prepared = trainer.train_dataset
+    assert [expected[prompt] for prompt in prepared["prompt"]] == list(prepared["reward"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "returned 1 scores for"),
+        (None, "must return one number a completion"),
+        ("many", "must return one number"),
+        (float("nan"), "gave nan for the completion"),
+    ],
+)
+def test_what_a_reward_function_returns_is_checked(
+    returned: Any, message: str, tiny_llama_path: str, tmp_path: Path
+) -> None:
+    def judge(prompts: list, completions: list) -> Any:
+        return [returned] * len(completions) if isinstance(returned, float) else returned
+
+    for rows in (scored_rows(20), [{k: r[k] for k in ("prompt", "completion")} for r in scored_rows(20)]):
+        with pytest.raises(UserError, match=message):
+            standalone(tiny_llama_path, tmp_path, rows, reward_funcs=judge)
+
+
+def test_rows_without_a_reward_among_others_are_said(tiny_llama_path: str, tmp_path: Path, caplog: Any) -> None:
+    rows = scored_rows(40)
+    for row in rows[:10]:
+        row["reward"] = None
+    standalone(tiny_llama_path, tmp_path, rows)
+    assert "10 of 40 rows have no reward" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "train_dataset holds no row"),
+        ("rows.csv", "train_dataset is a str; give a datasets.Dataset"),
+        ({"train": [], "test": []}, "dictionary of train, test: choose one split"),
+    ],
+)
+def test_what_is_no_data_set_is_named(rows: Any, message: str, tiny_llama_path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        standalone(tiny_llama_path, tmp_path, rows)
+
+
+def test_evaluate_on_recorded_rewards_tells_the_log_ratio(tiny_llama_path: str, tmp_path: Path) -> None:
+    rows = scored_rows(40)
+    trainer = standalone(tiny_llama_path, tmp_path, rows[:30], eval_dataset=rows[30:])
+    trainer.train()
+    assert -1 <= trainer.evaluate()["eval_logratio/rank_correlation"] <= 1
+    assert "eval_nll" in trainer.evaluate(rows[:5]), "raw rows are prepared here too"
+    trainer.eval_dataset = None
+    with pytest.raises(UserError, match="pass eval_dataset"):
+        trainer.evaluate()

@@ -83,6 +83,17 @@ def fitted_head(seed=0, epochs=20):
     return head, epoch, states, targets, held_out
 
 
+def test_the_head_is_multi_head_attention_with_a_learned_query():
+    torch.manual_seed(0)
+    head = ValueHead(24)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden, mask = torch.randn(5, 7, 24), torch.arange(7) < torch.tensor([[7], [3], [1], [5], [2]])
+    states = head.norm(hidden)
+    pooled, _ = head.attention(head.query.expand(5, -1, -1), states, states, key_padding_mask=~mask)
+    torch.testing.assert_close(head(hidden, mask), head.output(pooled)[:, 0, 0], atol=1e-4, rtol=1e-5)
+
+
 def test_a_fitted_head_is_in_eval_mode_and_gives_one_value():
     # Defect 2 of the released code: dropout noise in every value.
     head, _, states, _, _ = fitted_head()

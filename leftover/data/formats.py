@@ -18,12 +18,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
 def read_rows(data: DataSection) -> Iterator[Located]:
     """Every row of every file of `data`, with the place it came from (`file:line` or `file row n`)."""
-    paths = [data.path] if isinstance(data.path, str) else data.path
-    for path in paths:
-        kind = _kind(path, data.format)
-        if kind != "hub" and not Path(path).is_file():
+    check_files(data)
+    for path in [data.path] if isinstance(data.path, str) else data.path:
+        yield from _READERS[_kind(path, data.format)](path, data)
+
+
+def check_files(data: DataSection) -> None:
+    """UserError where a file of `data` is not there; a path that cannot be a file is taken for a Hub id."""
+    for path in [data.path] if isinstance(data.path, str) else data.path:
+        if _kind(path, data.format) != "hub" and not Path(path).is_file():
             raise UserError(f"no data file at '{path}' (key data.path)")
-        yield from _READERS[kind](path, data)
 
 
 def data_files(data: DataSection) -> list[str]:

@@ -128,7 +128,7 @@ def _up_to_last_end(tokenizer: Any, ids: list[int]) -> list[int]:
 def _template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
     if tokenizer.chat_template is None:
         raise UserError(
-            "the rows are conversations, but the tokenizer has no chat template; set model.chat_template "
-            "(a template, a file, or 'plain')"
+            "the rows are conversations, but the tokenizer has no chat template; set model.chat_template in the "
+            "recipe (a template, a file, or 'plain'), or chat_template on the tokenizer you pass"
         )
     return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))

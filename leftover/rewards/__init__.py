@@ -4,13 +4,12 @@ load_reward({"type": "text", "function": "vader"})
 load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", "weight": 0.5}, ...]})
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from leftover.errors import UserError, nearest
 from leftover.rewards.classifier import ClassifierReward
-from leftover.rewards.python import PythonReward
+from leftover.rewards.python import PythonReward, check_finite
 from leftover.rewards.text import TextReward
 
 
@@ -57,11 +56,7 @@ class SumReward:
         """The unweighted scores of every component, by name. Raises UserError for one that is not finite."""
         scores = {name: reward(prompts, completions) for name, reward in self.components.items()}
         for name, column in scores.items():
-            bad = next((i for i, score in enumerate(column) if not math.isfinite(score)), None)
-            if bad is not None:
-                raise UserError(
-                    f"reward function '{name}' gave {column[bad]} for the completion {completions[bad]!r:.80}"
-                )
+            check_finite(f"reward function '{name}'", column, completions)
         return scores
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:

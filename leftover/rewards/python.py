@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib
+import inspect
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ from leftover.errors import UserError
 class PythonReward:
     """`function: "module:name"`, importable or a file beside the recipe's working folder.
 
-    It is called with the keyword arguments `prompts` and `completions` (lists of equal length), as TRL's reward
-    functions are, and must return one number a completion. Its key holds the source of its module.
+    It is called by `call_reward`. Its key holds the source of its module.
     """
 
     def __init__(self, function: str, **settings: Any):
@@ -33,25 +34,7 @@ class PythonReward:
         self.function, self.settings = function, settings
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        try:
-            returned = self.callable(prompts=list(prompts), completions=list(completions), **self.settings)
-        except Exception as error:  # the user's function may fail in any way
-            raise UserError(
-                f"python reward '{self.function}' failed: {type(error).__name__}: {error}. It is called as "
-                f"f(prompts=[...], completions=[...]{''.join(f', {name}=...' for name in self.settings)}); --debug "
-                "shows where it failed"
-            ) from error
-        try:
-            scores = [float(score) for score in returned]
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"python reward '{self.function}' must return one number a completion, got {returned!r:.80}"
-            ) from error
-        if len(scores) != len(completions):
-            raise UserError(
-                f"python reward '{self.function}' returned {len(scores)} scores for {len(completions)} completions"
-            )
-        return scores
+        return call_reward(self.callable, f"python reward '{self.function}'", prompts, completions, **self.settings)
 
     def identity(self) -> dict[str, Any]:
         source = Path(self.module.__file__ or "").read_bytes() if self.module.__file__ else b""
@@ -61,3 +44,53 @@ class PythonReward:
             "source": hashlib.sha256(source).hexdigest()[:16],
             **self.settings,
         }
+
+
+def call_reward(
+    function: Callable[..., Any], name: str, prompts: Sequence[Any], completions: Sequence[str], **settings: Any
+) -> list[float]:
+    """What a user's function says of completions: one number each.
+
+    Where it has the parameters `prompts` and `completions` (or takes any keyword), they are given by name, as TRL's
+    reward functions get them; else in this order.
+
+    Raises UserError that names the function where it fails, or returns anything else.
+    """
+    given: list[Any] = [list(prompts), list(completions)]
+    try:
+        if _takes_names(function):
+            returned = function(prompts=given[0], completions=given[1], **settings)
+        else:
+            returned = function(*given, **settings)
+    except Exception as error:  # the user's function may fail in any way
+        more = "".join(f", {setting}=..." for setting in settings)
+        raise UserError(
+            f"{name} failed: {type(error).__name__}: {error}. It is called as "
+            f"f(prompts=[...], completions=[...]{more}); --debug shows where it failed"
+        ) from error
+    try:
+        scores = [float(score) for score in returned]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must return one number a completion, got {returned!r:.80}") from error
+    if len(scores) != len(completions):
+        raise UserError(f"{name} returned {len(scores)} scores for {len(completions)} completions")
+    return scores
+
+
+def check_finite(name: str, scores: Sequence[float], completions: Sequence[str]) -> None:
+    """UserError that names the first completion whose score is NaN or infinite."""
+    bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
+    if bad:
+        raise UserError(
+            f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
+            "scores are not finite numbers)"
+        )
+
+
+def _takes_names(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a built-in function may have none to see
+        return False
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return any_keyword or {"prompts", "completions"} <= parameters.keys()

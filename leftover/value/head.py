@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leftover.data.collate import pad
@@ -30,10 +31,21 @@ class ValueHead(nn.Module):
         self.output = nn.Linear(hidden_size, 1)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Equal to `self.attention` with the learned query, at O(L H heads) in place of O(L H^2).
+
+        With one query the key projection can be applied to it instead of to every position, and the value projection
+        to the pooled states. The keys' bias adds the same to every position's score, which softmax ignores.
+        """
         states = self.norm(hidden)
-        query = self.query.expand(len(hidden), -1, -1)
-        pooled, _ = self.attention(query, states, states, key_padding_mask=~mask.bool(), need_weights=False)
-        return self.output(pooled).squeeze(-1).squeeze(-1)
+        heads, width = self.attention.num_heads, self.attention.head_dim
+        query_weight, key_weight, value_weight = self.attention.in_proj_weight.chunk(3)
+        query_bias, _, value_bias = self.attention.in_proj_bias.chunk(3)
+        query = F.linear(self.query.flatten(), query_weight, query_bias).view(heads, width)
+        probe = torch.einsum("nd,ndh->nh", query, key_weight.view(heads, width, -1)) / width**0.5
+        scores = (states @ probe.T).masked_fill(~mask.bool().unsqueeze(-1), float("-inf"))
+        pooled = scores.softmax(1).transpose(1, 2) @ states  # [B, heads, H]
+        values = torch.einsum("bnh,ndh->bnd", pooled, value_weight.view(heads, width, -1)).flatten(1) + value_bias
+        return self.output(self.attention.out_proj(values)).squeeze(-1)
 
 
 def fit_head(
