@@ -97,7 +97,14 @@ def complete(
         description=f"{name}, {decoding}",
     )
     records = [
-        {"group": row["group"], "family": row["family_id"], "decoding": decoding, "text": text, "tokens": len(sequence)}
+        {
+            "group": row["group"],
+            "family": row["family_id"],
+            "decoding": decoding,
+            "text": text,
+            "tokens": len(sequence),
+            "ended": len(sequence) < run.max_new_tokens,
+        }
         for row, sequence, text in zip(prompts, ids, texts, strict=True)
     ]
     asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]

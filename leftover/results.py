@@ -49,6 +49,8 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
             if name.startswith(("reward/", "judge/")):
                 scores = np.mean([_column(records, name) for records in ours.values()], axis=0)
                 row[name] = bootstrap_interval(scores, families)._asdict()
+    if "ended" in theirs[0]:
+        row["unended"] = 1 - _mean([np.mean(_column(r, "ended")) for r in ours.values()])
     row["length"] = _mean([np.mean(_column(r, "tokens")) for r in ours.values()])
     for n in (1, 2, 3):
         row[f"distinct_{n}"] = _mean([distinct_n(_texts(r), n) for r in ours.values()])

@@ -6,7 +6,7 @@ from typing import Any
 from leftover.workspace import Run
 
 _PANELS = {
-    "eval_reward/mean": "reward on the selection prompts (greedy)",
+    "eval_reward/mean": "reward on the selection prompts",
     "eval_logratio/rank_correlation": "rank correlation on the selection rows",
     "eval_nll": "nats a token on validation rows",
 }
@@ -18,6 +18,7 @@ def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels = {
         name: title
@@ -39,12 +40,16 @@ def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
             axis.plot(
                 steps, [sum(curve[s]) / len(curve[s]) for s in steps], color=color, marker="o", ms=3, label=policy
             )
+            chosen = [facts.get("best_step") for facts in seeds.values()]
+            for step in {step for step in chosen if step in curve}:
+                axis.plot(step, sum(curve[step]) / len(curve[step]), color=color, marker="o", ms=9, mfc="none")
             if len(seeds) > 1:
                 axis.fill_between(
                     steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=color, alpha=0.15
                 )
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("optimizer step")
+        axis.set_xlabel("optimizer step (a ring: the checkpoint that was chosen)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.data.rows import as_prompt
 from leftover.evaluate import read_completions, test_rows, unique_prompts
 from leftover.training import available_blocks
 from leftover.workspace import Run
@@ -16,30 +17,84 @@ def verdict(results: dict[str, Any]) -> str:
     """One sentence with numbers, and the caveats that apply."""
     main, primary = results["main"], results["primary"]
     row = results[primary]["table"][main]
-    caveats = []
-    value = results["prepare"].get("value")
-    if value and value["kind"] == "constant":
-        caveats.append("no value estimate beat the constant on held-out prompts")
-    if row["prompts"] < 100:
-        caveats.append(f"only {row['prompts']} test prompts")
-    tail = f" Caveats: {'; '.join(caveats)}." if caveats else ""
+    found = caveats(results)
+    tail = f" Caveats: {'; '.join(found)}." if found else ""
     if not results["can_score_new_completions"]:
-        correlation = row.get("logratio/rank_correlation")
-        accuracy = row.get("logratio/pair_accuracy")
-        parts = [f"rank correlation {correlation:.3f}"] if correlation is not None else []
-        parts += [f"pair accuracy {accuracy:.3f}"] if accuracy is not None else []
-        if not parts:
-            parts = ["no held-out row has a score"]
+        others = [name for name in results["training"] if name != main]
+        said = [_recorded(name, results[primary]["table"][name]) for name in (main, *others)]
         return (
-            f"The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio of "
-            f"{main} against the reference orders the recorded rewards with {' and '.join(parts)}.{tail}"
+            "The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio against "
+            f"the reference orders the recorded rewards as follows: {'; '.join(said)}.{tail}"
         )
     gain = row["difference_from_reference"]
     direction = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "not clearly different from"
+    against = [
+        f"{name} by {other['difference']['mean']:+.3f} [{other['difference']['low']:+.3f}, "
+        f"{other['difference']['high']:+.3f}]"
+        for name, other in results[primary]["main_against"].items()
+        if other
+    ]
+    controls = f" Against its controls: {', '.join(against)}." if against else ""
     return (
         f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {direction} the reference "
-        f"by {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}].{tail}"
+        f"by {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}].{controls}{tail}"
     )
+
+
+def caveats(results: dict[str, Any]) -> list[str]:
+    """What a reader should know before believing the main policy's numbers."""
+    main, primary = results["main"], results["primary"]
+    row, reference = results[primary]["table"][main], results[primary]["table"]["reference"]
+    found = []
+    value = results["prepare"].get("value")
+    if value and value["kind"] == "constant":
+        found.append("no value estimate beat the constant on held-out prompts")
+    if row["prompts"] < _FEW_PROMPTS:
+        found.append(f"only {row['prompts']} test prompts")
+    if row["distinct_2_at_reference_length"] < _LOW_DIVERSITY * reference["distinct_2"]:
+        found.append(
+            f"it repeats itself: distinct-2 at equal length {row['distinct_2_at_reference_length']:.3f}, the "
+            f"reference's {reference['distinct_2']:.3f}"
+        )
+    unended = row.get("unended", 0.0)
+    if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
+        found.append(f"{unended:.0%} of its completions ran into the length limit")
+    return found
+
+
+_FEW_PROMPTS = 100
+_LOW_DIVERSITY = 0.7  # of the reference's
+_MANY_UNENDED = 0.2
+
+
+def _recorded(name: str, row: dict[str, Any]) -> str:
+    shown = {
+        "rank correlation": row.get("logratio/rank_correlation"),
+        "pair accuracy": row.get("logratio/pair_accuracy"),
+    }
+    parts = [f"{what} {number:.3f}" for what, number in shown.items() if number is not None and number == number]
+    return f"{name} with {' and '.join(parts)}" if parts else f"{name}: no held-out row has a score"
+
+
+def training_section(results: dict[str, Any]) -> str:
+    """Which rows every policy drew from, and which of its checkpoints was kept."""
+    metric = "mean reward" if results["can_score_new_completions"] else "rank correlation with the recorded rewards"
+    lines = [
+        "## Training",
+        "",
+        f"Of every policy the checkpoint with the highest {metric} on the selection prompts was kept.",
+        "",
+        "| policy | seed | rows selected | effective sample size | steps | kept step | its value | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for policy, seeds in results["training"].items():
+        for seed, facts in seeds.items():
+            best = "–" if facts["best_metric"] is None else f"{facts['best_metric']:.3f}"
+            lines.append(
+                f"| {policy} | {seed} | {facts['selected_rows']} | {facts['effective_sample_size']:.0f} "
+                f"| {facts['steps']} | {facts['best_step'] or '–'} | {best} | {facts['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
 
 
 def data_section(results: dict[str, Any]) -> str:
@@ -107,12 +162,18 @@ def examples_section(run: Run) -> str:
     }
     lines = [f"## Completions side by side ({primary})"]
     for row in rows:
-        lines += ["", f"**Prompt:** {quote(row['prompt'])}", "", f"- data: {quote(row['completion'])}"]
+        lines += ["", f"**Prompt:** {quote(readable(row))}", "", f"- data: {quote(row['completion'])}"]
         for name, records in by_subject.items():
             record = records[row["group"]]
             score = f" ({record['reward']:.3f})" if "reward" in record else ""
             lines.append(f"- {name}{score}: {quote(record['text'])}")
     return "\n".join(lines)
+
+
+def readable(row: dict[str, Any]) -> str:
+    """A prompt as text: `role: content` of every message of a conversation."""
+    prompt = as_prompt(row["prompt"], row["conversational"])
+    return prompt if isinstance(prompt, str) else " ".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 def quote(text: str) -> str:

@@ -9,7 +9,7 @@ from leftover.evaluate import DECODINGS, read_completions
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.report.curves import draw_curves
-from leftover.report.sections import data_section, examples_section, leftover_section, verdict
+from leftover.report.sections import data_section, examples_section, leftover_section, training_section, verdict
 from leftover.results import compare, summarise
 from leftover.workspace import Run
 
@@ -24,6 +24,7 @@ def write_report(run: Run) -> dict[str, Any]:
     for decoding in (results["primary"], *(d for d in DECODINGS if d != results["primary"])):
         parts += [f"## Results, {decoding} completions", result_table(results, decoding)]
         parts += [comparison_table(results, decoding)]
+    parts += [GLOSSARY, training_section(results)]
     curves = draw_curves(run, results)
     if curves:
         parts += ["## Learning curves", f"![Learning curves]({curves})"]
@@ -104,6 +105,14 @@ _COLUMNS: dict[str, Any] = {
     "rank correlation": lambda name, row: _number(row.get("logratio/rank_correlation"), 3),
     "pair accuracy": lambda name, row: _number(row.get("logratio/pair_accuracy"), 3),
 }
+GLOSSARY = (
+    "Intervals: 95 %, bootstrap by prompt family. Win rate: by reward against the reference's completion of the same "
+    "prompt, a tie one half; at equal length: where the two differ by a tenth at most. Length: tokens. distinct-n: "
+    "distinct n-grams over all n-grams of the completions. Perplexity of its own: of its completions under the "
+    "untouched base or the reference; of test rows: of the data's completions under the policy. KL: nats a completion, "
+    "policy to reference, on the policy's samples. Rank correlation, pair accuracy: of the log-ratio policy over "
+    "reference against the recorded rewards of test rows."
+)
 _SHORT = ("policy", "reward [95 %]", "length", "distinct-1/2/3", "win rate", "KL")
 # What stands for the reward where new completions could not be scored.
 _SHORT_RECORDED = ("policy", "rank correlation", "pair accuracy", "length", "distinct-1/2/3", "KL")
