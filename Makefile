@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint typecheck newcomer clean
+.PHONY: demo test bench lint typecheck newcomer clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
 
 test: $(VENV)/installed lint typecheck
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

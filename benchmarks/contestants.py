@@ -106,7 +106,7 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
 
     from leftover import LoLConfig, LoLTrainer
     from leftover.reference import reference_pass
-    from leftover.trainer import row_lengths
+    from leftover.table import list_lengths
 
     rows = scored_rows()
     tokenizer = load_tokenizer()
@@ -128,7 +128,8 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
         names = ("prompt_ids", "completion_ids", "reward", "value", "advantage")
         table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in names})
         table = table.add_column("group", list(range(len(rows))))
-        needed = _drawn(args, table, row_lengths(table), setting.steps)
+        lengths = list_lengths(table, "prompt_ids") + list_lengths(table, "completion_ids")
+        needed = _drawn(args, table, lengths, setting.steps)
         logprobs, _ = reference_pass(
             model, tokenizer, [rows[i] for i in needed], features=False, compute_dtype=args.compute_dtype
         )

@@ -16,6 +16,7 @@ from leftover.models import align_generation_config, read_json
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards import SumReward
 from leftover.rewards.transform import apply_transform
+from leftover.table import column, equals
 from leftover.trainer_metrics import row_metrics
 from leftover.training import available_blocks, policy_folder
 from leftover.workspace import Run
@@ -120,22 +121,22 @@ def complete(
         {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
         for row, sequence in zip(prompts, ids, strict=True)
     ]
-    for column, scorer in {"logprob": model, **scorers}.items():
-        if scorer is model and column != "logprob":  # the reference against itself: one pass says both
-            _add(records, column, [record["logprob"] for record in records])
+    for name_of_sum, scorer in {"logprob": model, **scorers}.items():
+        if scorer is model and name_of_sum != "logprob":  # the reference against itself: one pass says both
+            _add(records, name_of_sum, [record["logprob"] for record in records])
             continue
         logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=run.compute_dtype)
-        _add(records, column, [float(values.sum()) for values in logprobs])
+        _add(records, name_of_sum, [float(values.sum()) for values in logprobs])
     return records
 
 
 def test_rows(run: Run, blocks: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
     table = run.table.open("rows", "split", "tokens", *blocks)
-    keep = (np.array(table["split"][:]) == "test") & np.array(table["kept"][:])
+    keep = equals(table, "split", "test") & equals(table, "kept", True)
     if not keep.any():
         raise UserError("the test split has no row left after truncation")
-    groups = np.array(table["group"][:])
+    groups = column(table, "group")
     chosen = np.random.default_rng(run.seed).permutation(np.unique(groups[keep]))[: run.recipe.evaluate.max_prompts]
     names = ["prompt", "conversational", "completion", "group", "family_id", "prompt_ids", "completion_ids"]
     names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]

@@ -18,6 +18,7 @@ from leftover.objectives import OBJECTIVES
 from leftover.rewards import ColumnReward
 from leftover.rewards.transform import apply_transform, fit_transform
 from leftover.selection import check_requirements
+from leftover.table import column, equals
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def split(run: Run) -> None:
 
     def compute() -> dict[str, Any]:
         columns = assign_splits(rows, data, run.seed)
-        near = count_near_duplicates(rows["prompt"][:], columns["split"])
+        near = count_near_duplicates(rows["prompt"], columns["split"])
         counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
         run.note(split=counts | {"held_out_near_duplicates_of_train": near})
         log.info("split: %s; %d held-out prompts nearly repeat a training prompt", counts, near)
@@ -90,10 +91,10 @@ def tokens(run: Run) -> None:
         }
 
     def conclude(table: Any) -> None:
-        long, cut = int(np.sum(table["completion_long"][:])), int(np.sum(table["prompt_cut"][:]))
+        long, cut = int(column(table, "completion_long").sum()), int(column(table, "prompt_cut").sum())
         dropped = long if data.long_completions == "drop" else 0
         run.rejects.start("tokens")
-        for i in np.flatnonzero(~np.array(table["kept"][:])) if dropped else []:
+        for i in np.flatnonzero(equals(table, "kept", False)) if dropped else []:
             row = rows[int(i)]
             reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
             run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
@@ -158,16 +159,16 @@ def score(run: Run) -> None:
         "weights": run.reward.weights,
         "transform": recipe.reward.transform,
     }
-    scores = run.table.open("scores", "split").with_format("numpy")
+    scores = run.table.open("scores", "split")
 
     def total() -> dict[str, Any]:
-        summed = np.array(run.reward.total({n: scores[f"reward/{n}"][:] for n in run.reward.components}))
-        fitted = fit_transform(recipe.reward.transform, summed[np.array(scores["split"][:]) == "train"])
+        summed = np.array(run.reward.total({n: column(scores, f"reward/{n}").tolist() for n in run.reward.components}))
+        fitted = fit_transform(recipe.reward.transform, summed[equals(scores, "split", "train")])
         write_json(run.folder / "reward_transform.json", fitted)
         return {"reward": apply_transform(fitted, summed)}
 
     if run.table.write_whole("reward", key, total):
-        reward = np.array(run.table.open("reward").with_format("numpy")["reward"][:])
+        reward = column(run.table.open("reward"), "reward")
         found = reward[np.isfinite(reward)]
         if len(found) == 0:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
@@ -179,10 +180,10 @@ def score(run: Run) -> None:
 def _check_rewards(run: Run) -> None:
     """Refuse a policy that the rewards cannot serve before the reference is fitted for it."""
     table = run.table.open("rows", "split", "tokens", "reward")
-    trains = (np.array(table["split"][:]) == "train") & np.array(table["kept"][:])
+    trains = equals(table, "split", "train") & equals(table, "kept", True)
     if run.recipe.data.rows == "chosen":
-        trains &= np.array([chosen is True for chosen in table["is_chosen"][:]])
-    reward = np.array(table.with_format("numpy")["reward"][:])[trains]
+        trains &= equals(table, "is_chosen", True)
+    reward = column(table, "reward")[trains]
     for name, fields in run.recipe.policies.items():
         settings = run.recipe.train | fields
         objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]

@@ -13,7 +13,7 @@ from leftover.models import align_generation_config, read_json
 from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards.transform import apply_transform
-from leftover.table import float_lists
+from leftover.table import FixedLists, column, equals, float_lists
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -93,20 +93,19 @@ def value(run: Run) -> None:
         key["max_new_tokens"] = run.max_new_tokens
 
     def compute() -> dict[str, Any]:
-        numbers = table.with_format("numpy")
-        kept = np.flatnonzero(np.array(table["kept"][:]))
+        kept = np.flatnonzero(equals(table, "kept", True))
         inside = table.select(kept)
-        reward = np.array(numbers["reward"][:])[kept]
+        reward = column(inside, "reward")
         if not np.isfinite(reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
         model = run.load_reference()
         align_generation_config(model, run.tokenizer)
         rows = RowConstants(
-            np.array(numbers["group"][:])[kept],
-            np.array(numbers["family_id"][:])[kept],
+            column(inside, "group"),
+            column(inside, "family_id"),
             reward,
-            np.array(table["split"][:])[kept] == "train",
-            np.asarray(numbers["prompt_features"][:], np.float32)[kept],
+            equals(inside, "split", "train"),
+            FixedLists(inside, "prompt_features"),
             inside["prompt_ids"],
         )
         fitted_transform = read_json(run.folder / "reward_transform.json")
@@ -136,7 +135,7 @@ def value(run: Run) -> None:
         )
         whole = np.full(len(table), np.nan)
         whole[kept] = values
-        advantages = advantage(torch.from_numpy(np.array(numbers["reward"][:], np.float64)), torch.from_numpy(whole))
+        advantages = advantage(torch.from_numpy(column(table, "reward").copy()), torch.from_numpy(whole))
         run.note(value=report, leftover=leftover_facts(advantages.numpy()[kept][rows.is_train]))
         return {"value": whole, "advantage": advantages.numpy()}
 

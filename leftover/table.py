@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from leftover.manifest import Key, Manifest
@@ -135,3 +136,40 @@ def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
 def float_lists(sequences: Iterable[Any]) -> pa.Array:
     """A column of float32 lists of unequal length."""
     return pa.array(list(sequences), type=pa.list_(pa.float32()))
+
+
+def column(dataset: Any, name: str) -> np.ndarray:
+    """A column of numbers as an array, a missing one NaN; no Python object is made for a row."""
+    return _chunked(dataset, name).to_numpy()
+
+
+def equals(dataset: Any, name: str, value: Any) -> np.ndarray:
+    """[N] bool: where a column of texts or truth values holds `value`; False where it holds nothing."""
+    import pyarrow.compute as pc
+
+    return pc.fill_null(pc.equal(_chunked(dataset, name), value), False).to_numpy()
+
+
+def list_lengths(dataset: Any, name: str) -> np.ndarray:
+    """[N] int: how long the lists of a column are. A few thousand rows are in memory at a time."""
+    import pyarrow.compute as pc
+
+    batches = dataset.select_columns([name]).with_format("arrow").iter(batch_size=8 * SHARD_ROWS)
+    parts = [pc.list_value_length(batch[name]).to_numpy() for batch in batches]
+    return np.concatenate(parts).astype(np.int64)
+
+
+class FixedLists:
+    """A column of lists of one size, of which `lists[rows]` reads the rows asked for: [n, size]."""
+
+    def __init__(self, dataset: Any, name: str):
+        self._rows, self._name = dataset.select_columns([name]).with_format("arrow"), name
+        self.shape = (len(dataset), dataset.features[name].length)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        lists = self._rows[np.asarray(rows)].column(self._name).combine_chunks()
+        return lists.flatten().to_numpy().reshape(len(rows), self.shape[1])
+
+
+def _chunked(dataset: Any, name: str) -> pa.ChunkedArray:
+    return dataset.select_columns([name]).with_format("arrow")[:].column(name)

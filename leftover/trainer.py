@@ -16,6 +16,7 @@ from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import OBJECTIVES, CompletionBatch, Objective
 from leftover.selection import run_order, selection
 from leftover.standalone import load_for_training, prepare_evaluation, prepare_rows, summed
+from leftover.table import column, list_lengths
 from leftover.trainer_metrics import MetricSums, evaluate_policy, training_metrics
 from leftover.training_config import LoLConfig, objective_settings
 
@@ -85,8 +86,10 @@ class LoLTrainer(Trainer):
     def _draw_order(self) -> DrawOrder:
         """The batches of the whole run, the same on every process."""
         names = [n for n in ("reward", "value", "advantage", "group") if n in self.train_dataset.column_names]
-        columns = {n: np.asarray(self.train_dataset.with_format("numpy")[n][:]) for n in names}
-        columns["length"] = row_lengths(self.train_dataset)
+        columns = {name: column(self.train_dataset, name) for name in names}
+        columns["length"] = list_lengths(self.train_dataset, "prompt_ids") + list_lengths(
+            self.train_dataset, "completion_ids"
+        )
         selected, weights = selection(self.args, columns)
         self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
         order, self.args.max_steps = run_order(self.args, columns, selected, weights)
@@ -181,12 +184,3 @@ class LoLTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.sums.pop(self.accelerator)}
         super().log(logs, start_time)
-
-
-def row_lengths(dataset: Any) -> np.ndarray:
-    """Tokens a row, prompt and completion, [N]."""
-    import pyarrow.compute as pc
-
-    columns = dataset.select_columns(["prompt_ids", "completion_ids"]).with_format("arrow")[:]
-    lengths = pc.add(pc.list_value_length(columns["prompt_ids"]), pc.list_value_length(columns["completion_ids"]))
-    return lengths.to_numpy()

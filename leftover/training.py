@@ -13,6 +13,7 @@ from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
 from leftover.rewards.transform import apply_transform
+from leftover.table import column, equals
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, objective_settings
 from leftover.workspace import Run
@@ -56,9 +57,9 @@ def discard(folder: Path) -> None:
 def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False) -> Any:
     """Kept rows of one split as a Dataset with the columns that training reads."""
     table = run.table.open("rows", "split", "tokens", *blocks)
-    keep = (np.array(table["split"][:]) == split) & np.array(table["kept"][:])
+    keep = equals(table, "split", split) & equals(table, "kept", True)
     if chosen_only:
-        is_chosen = np.array([c is True for c in table["is_chosen"][:]])
+        is_chosen = equals(table, "is_chosen", True)
         if not is_chosen.any():
             raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
         keep &= is_chosen
@@ -88,11 +89,20 @@ def train_reference(run: Run) -> dict[str, Any]:
         run.load_base(),
         _args(run, settings, folder, run.seed),
         training_rows(run, "train", (), chosen_only=chosen_only),
-        training_rows(run, "validation", ()),
+        _some(training_rows(run, "validation", ()), run.seed),
         peft_config=run.lora_config(),
         reward_func=None,
     )
     return _fit(trainer, run, folder)
+
+
+# Validation rows whose likelihood chooses the reference's checkpoint: more would cost more than they tell.
+_MAX_LIKELIHOOD_ROWS = 2000
+
+
+def _some(rows: Any, seed: int) -> Any:
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MAX_LIKELIHOOD_ROWS]
+    return rows.select(np.sort(chosen))
 
 
 def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
@@ -135,14 +145,14 @@ def available_blocks(run: Run) -> tuple[str, ...]:
 def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
     rows = training_rows(run, "validation", blocks)
-    groups = np.array(rows["group"][:])
+    groups = column(rows, "group")
     chosen = np.random.default_rng(run.seed).permutation(np.unique(groups))
     chosen = chosen[: run.recipe.evaluate.max_selection_prompts]
     return rows.select(np.flatnonzero(np.isin(groups, chosen)))
 
 
 def _check_selection_scores(rows: Any) -> None:
-    scores = np.array(rows.with_format("numpy")["reward"][:])
+    scores = column(rows, "reward")
     scores = scores[np.isfinite(scores)]
     if len(scores) < 3 or np.ptp(scores) == 0:
         raise UserError(

@@ -1,7 +1,9 @@
 """Groups and splits: rows that share a prompt have one id, and a prompt family stays on one side."""
 
 import hashlib
+import itertools
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ log = logging.getLogger(__name__)
 _SHINGLE_WORDS = 3
 _NEAR_DUPLICATE = 0.8  # Jaccard similarity of word shingles
 _EVAL_PROMPTS_CHECKED = 2000
+_TRAIN_CHUNK = 256  # training prompts compared at a time
 
 
 def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarray]:
@@ -45,12 +48,18 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
     return {"group": groups, "family_id": families, "split": splits}
 
 
-def unique_ids(values: Any) -> np.ndarray:
-    """Integers in order of first appearance; equal strings share one."""
-    known: dict[bytes, int] = {}
-    return np.array(
-        [known.setdefault(hashlib.blake2b(v.encode(), digest_size=16).digest(), len(known)) for v in values], np.int64
-    )
+def unique_ids(values: Iterable[str]) -> np.ndarray:
+    """[N] int64: integers in order of first appearance; equal strings share one."""
+    hashes = np.fromiter((_hash(value) for value in values), np.uint64)
+    _, first, ids = np.unique(hashes, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[ids]
+
+
+def _hash(text: str) -> int:
+    """64 bits: among ten million texts two share one with a probability of three in a million."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _split_families(names: Any, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
@@ -81,24 +90,20 @@ def count_near_duplicates(prompts: Any, splits: np.ndarray) -> int:
     """How many held-out prompts (of at most 2,000) nearly repeat a training prompt: shingle Jaccard >= 0.8."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    unique = {
-        split: sorted({p for p, s in zip(prompts, splits, strict=True) if (s == "train") is split})
-        for split in (True, False)
-    }
-    train, held_out = unique[True], unique[False][:_EVAL_PROMPTS_CHECKED]
+    held_out = sorted({p for p, s in zip(prompts, splits, strict=True) if s != "train"})[:_EVAL_PROMPTS_CHECKED]
     vectorizer = HashingVectorizer(
         analyzer=_shingles, binary=True, norm=None, alternate_sign=False, n_features=2**20, dtype=np.float32
     )
-    train_matrix = vectorizer.transform(train)
-    train_sizes = np.asarray(train_matrix.sum(1)).ravel()
-    found = 0
-    for start in range(0, len(held_out), 128):
-        matrix = vectorizer.transform(held_out[start : start + 128])
-        shared = (matrix @ train_matrix.T).tocoo()
-        sizes = np.asarray(matrix.sum(1)).ravel()
-        union = sizes[shared.row] + train_sizes[shared.col] - shared.data
-        found += len(np.unique(shared.row[shared.data / np.maximum(union, 1) >= _NEAR_DUPLICATE]))
-    return found
+    matrix = vectorizer.transform(held_out).T.tocsr()
+    sizes = np.asarray(matrix.sum(0)).ravel()
+    found = np.zeros(len(held_out), bool)
+    train = (p for p, s in zip(prompts, splits, strict=True) if s == "train")
+    while chunk := list(itertools.islice(train, _TRAIN_CHUNK)):
+        train_matrix = vectorizer.transform(chunk)
+        shared = (train_matrix @ matrix).tocoo()
+        union = np.asarray(train_matrix.sum(1)).ravel()[shared.row] + sizes[shared.col] - shared.data
+        found[shared.col[shared.data / np.maximum(union, 1) >= _NEAR_DUPLICATE]] = True
+    return int(found.sum())
 
 
 def _shingles(text: str) -> list[str]:

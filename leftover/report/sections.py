@@ -6,6 +6,7 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluate import read_completions, test_rows, unique_prompts
+from leftover.table import column, equals
 from leftover.training import available_blocks
 from leftover.workspace import Run
 
@@ -134,10 +135,8 @@ def leftover_section(run: Run, results: dict[str, Any]) -> str:
         "| |" + "".join(f" {q:.3f} |" for q in facts["advantage_quantiles"]),
     ]
     table = run.table.open("rows", "split", "tokens", "reward", "value")
-    advantages = np.array(table.with_format("numpy")["advantage"][:])
-    usable = np.flatnonzero(
-        (np.array(table["split"][:]) == "train") & np.array(table["kept"][:]) & np.isfinite(advantages)
-    )
+    advantages = column(table, "advantage")
+    usable = np.flatnonzero(equals(table, "split", "train") & equals(table, "kept", True) & np.isfinite(advantages))
     ordered = usable[np.argsort(-advantages[usable])]
     for title, chosen in (("weigh most", ordered[:_EXAMPLE_ROWS]), ("dropped", ordered[-_EXAMPLE_ROWS:][::-1])):
         lines += ["", f"Rows that {title if title != 'dropped' else 'were dropped with the widest margin'}:", ""]

@@ -28,7 +28,7 @@ class RowConstants:
     family: np.ndarray
     reward: np.ndarray
     is_train: np.ndarray
-    features: np.ndarray
+    features: Any  # an array, or `table.FixedLists`, which reads the rows that are asked for
     prompt_ids: Sequence[Sequence[int]]
 
 
@@ -38,10 +38,13 @@ class Prompts:
     def __init__(self, rows: RowConstants, hidden: Callable[[list[Sequence[int]]], Any]):
         _, self.first, self.of_row = np.unique(rows.group, return_index=True, return_inverse=True)
         self.rows, self._hidden = rows, hidden
-        self.features = rows.features[self.first]
         self.family = rows.family[self.first]
         # A user's own splits may cut through a prompt: it counts as seen where any of its rows trains.
         self.is_train = np.bincount(self.of_row, rows.is_train) > 0
+
+    def features(self, prompts: np.ndarray) -> np.ndarray:
+        """Pooled features of the given prompts, [n, 2 H]."""
+        return self.rows.features[self.first[prompts]]
 
     def hidden(self, prompts: np.ndarray) -> list[Tensor]:
         """Last hidden states of the given prompts; the base runs once over them."""
@@ -57,15 +60,16 @@ class Prompts:
 
     def predict(self, fitted: FittedValue, prompts: np.ndarray, known: dict[int, Tensor]) -> np.ndarray:
         """V of the given prompts; hidden states that are not `known` are computed in chunks and dropped."""
-        if fitted.kind != "head":
-            return fitted.predict(self.features[prompts])
         out = []
         for start in range(0, len(prompts), _CHUNK):
             chunk = prompts[start : start + _CHUNK]
+            if fitted.kind != "head":
+                out.append(fitted.predict(self.features(chunk)))
+                continue
             missing = np.array([p for p in chunk if p not in known], np.int64)
             states = dict(zip(missing.tolist(), self.hidden(missing), strict=True)) if len(missing) else {}
             out.append(
-                fitted.predict(self.features[chunk], [known[p] if p in known else states[p] for p in chunk.tolist()])
+                fitted.predict(self.features(chunk), [known[p] if p in known else states[p] for p in chunk.tolist()])
             )
         return np.concatenate(out) if out else np.empty(0)
 
@@ -121,8 +125,8 @@ def _reference_samples(
     targets = sample_rewards(prompts.first[chosen])
     options, known = _options(prompts, chosen, settings, seed)
     hidden = [known[p] for p in chosen.tolist()] if known else None
-    r2 = held_out_r2(prompts.features[chosen], targets, prompts.family[chosen], hidden=hidden, **options)
-    fitted = fit_value(prompts.features[chosen], targets, prompts.family[chosen], hidden=hidden, **options)
+    r2 = held_out_r2(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
+    fitted = fit_value(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
     values = prompts.predict(fitted, np.arange(len(prompts.first)), known)
     report = {"kind": fitted.kind, "r2": r2, "scores": fitted.scores, "num_prompts": len(chosen)}
     return values[prompts.of_row], report | {"mean_reward_of_reference": float(np.mean(targets))}
@@ -159,7 +163,7 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
             raise UserError("value.targets: recorded needs scores in at least two prompt families of the training rows")
         target = np.flatnonzero(fold == number)
         hidden = [known[p] for p in seen.tolist()] if known else None
-        fitted = fit_value(prompts.features[seen], means[seen], prompts.family[seen], hidden=hidden, **options)
+        fitted = fit_value(prompts.features(seen), means[seen], prompts.family[seen], hidden=hidden, **options)
         values[target] = prompts.predict(fitted, target, known)
         baseline[target] = means[seen].mean()
         kinds.append(fitted.kind)
@@ -197,7 +201,7 @@ def _options(
     known: dict[int, Tensor] = {}
     if "head" in candidates:
         tokens = sum(len(prompts.rows.prompt_ids[int(prompts.first[p])]) for p in chosen)
-        size = tokens * prompts.features.shape[1] // 2 * 4
+        size = tokens * prompts.rows.features.shape[1] // 2 * 4
         if size > _MAX_HIDDEN_BYTES:
             log.warning(
                 "value: the attention head is left out: hidden states of %d prompts would take %.1f GiB; lower "

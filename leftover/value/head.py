@@ -56,6 +56,7 @@ def fit_head(
     epochs: int,
     learning_rate: float,
     seed: int,
+    patience: int = 5,
 ) -> tuple[ValueHead, int]:
     """Fit a head on cached hidden states; the epoch is the best on the held-out targets.
 
@@ -63,6 +64,7 @@ def fit_head(
         hidden: N tensors [L_i, H].
         targets: [N] mean reward of each prompt.
         held_out: [N] bool; these prompts stop the training and do not train.
+        patience: epochs without a better held-out error after which it stops.
 
     Returns:
         The head at its best epoch, and that epoch (0: before any training).
@@ -86,7 +88,7 @@ def fit_head(
             error = _error(head, hidden, targets, rest)
             if error < best_error:
                 best, best_error, best_epoch = _state(head), error, epoch
-            elif epoch - best_epoch >= 5:
+            elif epoch - best_epoch >= patience:
                 break
     head.load_state_dict(best)
     return head.eval(), best_epoch
