@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ Steps = Iterator[tuple[float, int]]
 class Setting:
     vocabulary: int
     bf16: bool
-    steps: int  # the first of them is not measured
+    steps: int  # the first cannot be timed
     seed: int
 
     def autocast(self) -> Any:
@@ -71,6 +72,7 @@ def released(setting: Setting) -> Steps:
         with setting.autocast():
             loss, _ = step_loss(policy, reference, head, batch, PAD)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return sum(len(row["completion_ids"]) for row in batch)
@@ -92,6 +94,7 @@ def ceiling(setting: Setting) -> Steps:
             logits = model(input_ids=ids[:, :-1], logits_to_keep=completion, use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, -completion:].flatten())
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return BATCH * completion
@@ -241,7 +244,7 @@ def _trained(trainer: Any, counts: list[int]) -> Steps:
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
     clock = next(c for c in trainer.callback_handler.callbacks if hasattr(c, "ends"))
-    for (start, end), tokens in zip(zip(clock.ends, clock.ends[1:], strict=False), counts[1:], strict=False):
+    for (start, end), tokens in zip(itertools.pairwise(clock.ends), counts[1:], strict=False):
         yield end - start, tokens
 
 
@@ -265,7 +268,7 @@ def timed(step: Callable[[Any], int], batches: list[Any]) -> Steps:
     for number, batch in enumerate(batches):
         start = time.perf_counter()
         tokens = step(batch)
-        if number:
+        if number:  # as a clock at the ends of steps, which cannot see the first
             yield time.perf_counter() - start, tokens
 
 

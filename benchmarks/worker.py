@@ -13,7 +13,8 @@ def main() -> None:
     parser.add_argument("contestant")
     parser.add_argument("--vocabulary", type=int, default=50_257)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--steps", type=int, default=5, help="the first is not measured")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1, help="first steps that are not measured")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -26,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     setting = Setting(args.vocabulary, args.bf16, args.steps, args.seed)
-    steps = list(CONTESTANTS[args.contestant](setting))
+    steps = list(CONTESTANTS[args.contestant](setting))[args.warmup - 1 :]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": [s for s, _ in steps], "tokens": [t for _, t in steps], "peak_mib": peak}))
     sys.stdout.flush()

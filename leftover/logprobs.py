@@ -87,20 +87,20 @@ class _SelectedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normaliser = torch.cat([rows.float().logsumexp(-1) for rows in _chunks(logits)])
-        ctx.save_for_backward(logits, targets, normaliser)
-        return logits.gather(1, targets[:, None]).squeeze(1).float() - normaliser
+        parts = zip(_chunks(logits), _chunks(targets, logits), strict=True)
+        found = [rows.log_softmax(-1, dtype=torch.float32).gather(1, y[:, None]) for rows, y in parts]
+        ctx.save_for_backward(logits, targets)
+        return torch.cat(found).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normaliser = ctx.saved_tensors
-        (gradient,) = gradients
-        parts = zip(_chunks(logits), _chunks(targets, logits), _chunks(normaliser, logits), strict=True)
-        for (rows, chosen, log_sum), weight in zip(parts, _chunks(gradient, logits), strict=True):
+        logits, targets = ctx.saved_tensors
+        weights = -gradients[0]
+        for rows, y, weight in zip(*(_chunks(column, logits) for column in (logits, targets, weights)), strict=True):
             # d log softmax(z)_y / dz = onehot(y) - softmax(z)
-            probabilities = rows.float().sub_(log_sum[:, None]).exp_().mul_(-weight[:, None])
-            probabilities.scatter_add_(1, chosen[:, None], weight[:, None])
-            rows.copy_(probabilities)
+            probabilities = rows.softmax(-1, dtype=torch.float32)
+            probabilities.scatter_add_(1, y[:, None], probabilities.new_full((len(y), 1), -1.0))
+            torch.mul(probabilities, weight[:, None], out=rows)
         return logits, None
 
 
