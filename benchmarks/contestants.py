@@ -41,13 +41,36 @@ def scored_rows() -> list[dict[str, Any]]:
     return [row | {"value": mean, "advantage": max(row["reward"] - mean, 0.0)} for row in rows]
 
 
-def random_batches(rows: list[dict[str, Any]], setting: Setting) -> list[list[dict[str, Any]]]:
+def random_batches(
+    rows: list[dict[str, Any]], num_batches: int, batch_size: int = BATCH, seed: int = 0
+) -> list[list[dict[str, Any]]]:
     """Batches drawn by priority, as the released sampler composes them: whatever the lengths."""
     from leftover.draws import draw_batches
 
     weights = np.array([row["advantage"] for row in rows])
-    order = draw_batches(weights, _ORDER_STEPS * BATCH, batch_size=BATCH, seed=setting.seed)
-    return [[rows[i] for i in order.batch(b)] for b in range(setting.steps)]
+    order = draw_batches(weights, _ORDER_STEPS * batch_size, batch_size=batch_size, seed=seed)
+    return [[rows[i] for i in order.batch(b)] for b in range(num_batches)]
+
+
+def prepared_table(rows: list[dict[str, Any]], args: Any, model: Any, num_batches: int) -> Any:
+    """The rows as LoLTrainer takes them; of the first batches' rows with the reference's log-probabilities."""
+    import datasets
+
+    from leftover.reference import reference_pass
+    from leftover.selection import run_order, selection
+    from leftover.table import list_lengths
+
+    names = ("prompt_ids", "completion_ids", "reward", "value", "advantage")
+    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in names})
+    table = table.add_column("group", list(range(len(rows))))
+    columns = {name: np.asarray(table[name]) for name in ("reward", "value", "advantage", "group")}
+    columns["length"] = list_lengths(table, "prompt_ids") + list_lengths(table, "completion_ids")
+    order, _ = run_order(args, columns, *selection(args, columns))
+    needed = sorted(set(order.indices[: order.offsets[num_batches]].tolist()))
+    drawn = [rows[i] for i in needed]
+    logprobs, _ = reference_pass(model, load_tokenizer(), drawn, features=False, compute_dtype=args.compute_dtype)
+    known = dict(zip(needed, logprobs, strict=True))
+    return table.add_column("reference_logprobs", [known.get(i, []) for i in range(len(rows))])
 
 
 def mean_lengths() -> tuple[int, int]:
@@ -63,7 +86,7 @@ def released(setting: Setting) -> Steps:
     from benchmarks.released import step_loss
     from leftover.value import ValueHead
 
-    batches = random_batches(scored_rows(), setting)
+    batches = random_batches(scored_rows(), setting.steps, seed=setting.seed)
     policy, reference = build_llama(setting.vocabulary), build_llama(setting.vocabulary).eval()
     head = ValueHead(policy.config.hidden_size).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=True)
@@ -105,11 +128,7 @@ def ceiling(setting: Setting) -> Steps:
 
 def ours(setting: Setting, lora: bool = False) -> Steps:
     """LoLTrainer, a_lol_seq, on a prepared table."""
-    import datasets
-
     from leftover import LoLConfig, LoLTrainer
-    from leftover.reference import reference_pass
-    from leftover.table import list_lengths
 
     rows = scored_rows()
     tokenizer = load_tokenizer()
@@ -128,18 +147,7 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
             disable_tqdm=True,
             save_strategy="no",
         )
-        names = ("prompt_ids", "completion_ids", "reward", "value", "advantage")
-        table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in names})
-        table = table.add_column("group", list(range(len(rows))))
-        lengths = list_lengths(table, "prompt_ids") + list_lengths(table, "completion_ids")
-        needed = _drawn(args, table, lengths, setting.steps)
-        logprobs, _ = reference_pass(
-            model, tokenizer, [rows[i] for i in needed], features=False, compute_dtype=args.compute_dtype
-        )
-        known = dict(zip(needed, logprobs, strict=True))
-        table = table.add_column(
-            "reference_logprobs", [known.get(i, np.zeros(0, np.float32)) for i in range(len(rows))]
-        )
+        table = prepared_table(rows, args, model, setting.steps)
         peft_config = None
         if lora:
             from peft import LoraConfig
@@ -154,16 +162,6 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
         yield from _trained(trainer, counts)
 
 
-def _drawn(args: Any, table: Any, lengths: np.ndarray, steps: int) -> list[int]:
-    """Rows of the first batches: only their reference log-probabilities are needed here."""
-    from leftover.selection import run_order, selection
-
-    columns = {name: np.asarray(table[name]) for name in ("reward", "value", "advantage", "group")}
-    columns["length"] = lengths
-    order, _ = run_order(args, columns, *selection(args, columns))
-    return sorted(set(order.indices[: order.offsets[steps]].tolist()))
-
-
 def trl_sft(setting: Setting, **more: Any) -> Steps:
     """TRL's SFTTrainer on the same rows, loss on completions."""
     import datasets
@@ -173,7 +171,7 @@ def trl_sft(setting: Setting, **more: Any) -> Steps:
     data = datasets.Dataset.from_list(
         [
             {"prompt": decode(row["prompt_ids"]), "completion": decode(row["completion_ids"][:-1])}
-            for batch in random_batches(scored_rows(), setting)
+            for batch in random_batches(scored_rows(), setting.steps, seed=setting.seed)
             for row in batch
         ]
     )

@@ -24,13 +24,14 @@ def step_loss(
 
     loss = -max(R - V, 0) sum_t clip(pi(y_t) / pi_ref(y_t)) log pi(y_t), the ratio taken as a constant.
     """
-    input_ids, attention_mask, num_prompt, completion_mask = padded(rows, pad_token_id)
+    device = next(policy.parameters()).device
+    input_ids, attention_mask, num_prompt, completion_mask = padded(rows, pad_token_id, device)
     logprobs = all_logprobs(policy(input_ids=input_ids, attention_mask=attention_mask).logits, input_ids)
     with torch.no_grad():
         output = reference(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         reference_logprobs = all_logprobs(output.logits, input_ids)
         values = value_head(output.hidden_states[-1][:, :num_prompt].float(), attention_mask[:, :num_prompt])
-        rewards = torch.tensor([row["reward"] for row in rows])
+        rewards = torch.tensor([row["reward"] for row in rows], device=device)
         advantages = (rewards - values.float()).clamp(min=0)
     # Column t of all_logprobs is of token t + 1, so completion tokens begin at the prompt's last column.
     logprobs = logprobs[:, num_prompt - 1 :]
@@ -45,7 +46,9 @@ def all_logprobs(logits: Tensor, input_ids: Tensor) -> Tensor:
     return everything.gather(2, input_ids[:, 1:, None]).squeeze(2)
 
 
-def padded(rows: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[Tensor, Tensor, int, Tensor]:
+def padded(
+    rows: Sequence[dict[str, Any]], pad_token_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, int, Tensor]:
     """Prompts padded on the left, completions on the right; ids, mask, the prompts' width, the completions' mask."""
     num_prompt = max(len(row["prompt_ids"]) for row in rows)
     num_completion = max(len(row["completion_ids"]) for row in rows)
@@ -55,4 +58,5 @@ def padded(rows: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[Tensor, T
         prompt, completion = row["prompt_ids"], row["completion_ids"]
         ids[i, num_prompt - len(prompt) : num_prompt + len(completion)] = torch.tensor(prompt + completion)
         mask[i, num_prompt - len(prompt) : num_prompt + len(completion)] = 1
+    ids, mask = ids.to(device), mask.to(device)
     return ids, mask, num_prompt, mask[:, num_prompt:]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import BATCH, Setting, mean_lengths, random_batches, scored_rows
+from benchmarks.contestants import BATCH, mean_lengths, random_batches, scored_rows
 from benchmarks.models import matrix_rate, training_flops
 from benchmarks.rows import load_rows
 from benchmarks.steps import Entry, Measured
@@ -82,8 +82,7 @@ def steps_section(measured: dict[Entry, Measured]) -> str:
 
 def floor_rate(vocabulary: int, bf16: bool) -> float:
     """Completion tokens a second of a step that does the unavoidable products alone, at the measured matrix rate."""
-    setting = Setting(vocabulary, bf16, 64, 0)
-    rows = [row for batch in random_batches(scored_rows(), setting) for row in batch]
+    rows = [row for batch in random_batches(scored_rows(), 64) for row in batch]
     lengths = [(len(row["prompt_ids"]), len(row["completion_ids"])) for row in rows]
     seconds = training_flops(lengths, vocabulary) / matrix_rate(torch.bfloat16 if bf16 else torch.float32)
     return sum(completion for _, completion in lengths) / seconds
