@@ -314,3 +314,7 @@ def test_held_out_prompts_that_nearly_repeat_a_training_prompt_are_counted():
     # One other word in the middle breaks three shingles: 15 shared of 21, 0.71.
     middle = " ".join([*words[:9], "other", *words[10:]])
     assert count_near_duplicates([prompts[0], middle], np.array(["train", "test"])) == 0
+
+
+def test_ids_count_texts_in_the_order_of_their_first_appearance():
+    assert unique_ids(["z", "a", "z", "m", "a", ""]).tolist() == [0, 1, 0, 2, 1, 3]

@@ -207,7 +207,7 @@ def test_faulty_settings_of_any_policy_are_refused_before_an_earlier_one_makes_w
     run(make_recipe(content), until="train")
     weights = tmp_path / "run/policies/nll/seed-0/model.safetensors"
     before = weights.read_bytes()
-    changed = {"objective": "nll", "learning_rate": 1e-3}
+    changed = {"objective": "nll", "learning_rate": 1.7e-4}
     for faulty in (
         {"objective": "a_lol_seq", "draw": "random"},
         {"objective": "a_lol", "objective_settings": {"u": 1}},
@@ -252,3 +252,14 @@ def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_recipe: Callab
     (tmp_path / "run/policies/half/seed-0/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trained: policies/a_lol_seq/seed-0\)"):
         export_policy(tmp_path / "run", policy="half")
+
+
+def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Path, tiny_recipe: Callable) -> None:
+    content = tiny_recipe(tmp_path)
+    run(make_recipe(content), until="prepare")
+    before = (tmp_path / "run/table/manifest.json").read_text()
+    content["data"]["path"] = str(tmp_path / "missing.jsonl")
+    with pytest.raises(UserError, match="no data file"):
+        run(make_recipe(content), until="prepare")
+    assert (tmp_path / "run/table/manifest.json").read_text() == before
+    assert list((tmp_path / "run/table/rows").iterdir())

@@ -9,7 +9,7 @@ import torch
 import leftover.value.fit as fit
 from leftover.config import ValueSection
 from leftover.errors import UserError
-from leftover.reference import prompt_hidden
+from leftover.reference import pool, prompt_hidden
 from leftover.value.estimate import RowConstants, estimate_values
 from leftover.value.fit import FittedValue, fit_value, held_out_r2, r_squared
 from leftover.value.head import ValueHead, fit_head, predict_head
@@ -286,6 +286,14 @@ def test_noise_that_a_fit_can_learn_by_heart_earns_no_r_squared():
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(60, 200)), rng.normal(size=60)
     assert held_out_r2(features, targets, np.arange(60), candidates=PLAIN) < 0.05
+
+
+def test_pooled_features_are_the_mean_and_the_last_position_of_the_prompt():
+    hidden, lengths = torch.randn(3, 6, 4), torch.tensor([6, 1, 3])
+    found = pool(hidden, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        expected = torch.cat([hidden[i, :length].mean(0), hidden[i, length - 1]])
+        torch.testing.assert_close(found[i], expected)
 
 
 # The targets.
