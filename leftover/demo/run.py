@@ -63,7 +63,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
         "policies": {"a_lol_seq": {"objective": "a_lol_seq"}, "nll": {"objective": "nll"}},
         "train": {
             "max_steps": 200,
-            "learning_rate": 1e-4,
+            "learning_rate": 7e-5,
             "per_device_train_batch_size": 32,
             "eval_decoding": "sample",
         },
