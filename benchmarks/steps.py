@@ -37,7 +37,7 @@ class Entry:
     vocabulary: int = 50_257
     bf16: bool = False
     steps: int = 6
-    warmup: int = 2
+    warmup: int = 1
 
     @property
     def precision(self) -> str:
@@ -47,19 +47,19 @@ class Entry:
 # Ours steps through length buckets of very unequal cost, so it needs more steps than those who mix all lengths.
 ENTRIES = [
     Entry("released"),
-    Entry("trl_sft"),
-    Entry("trl_sft_no_checkpointing"),
-    Entry("trl_dpo", steps=5),
-    Entry("ours", steps=60, warmup=20),
-    Entry("ours_lora", steps=60, warmup=20),
+    Entry("trl_sft", steps=4),
+    Entry("trl_sft_no_checkpointing", steps=4),
+    Entry("trl_dpo", steps=4),
+    Entry("ours", steps=48, warmup=16),
+    Entry("ours_lora", steps=40, warmup=16),
     Entry("ceiling", steps=14, warmup=4),
     Entry("released", bf16=True),
-    Entry("trl_sft", bf16=True),
-    Entry("trl_dpo", bf16=True, steps=5),
-    Entry("ours", bf16=True, steps=60, warmup=20),
+    Entry("trl_sft", bf16=True, steps=4),
+    Entry("trl_dpo", bf16=True, steps=4),
+    Entry("ours", bf16=True, steps=48, warmup=16),
     Entry("ceiling", bf16=True, steps=14, warmup=4),
     Entry("released", vocabulary=128_000, steps=5),
-    Entry("ours", vocabulary=128_000, steps=40, warmup=15),
+    Entry("ours", vocabulary=128_000, steps=32, warmup=12),
 ]
 
 
