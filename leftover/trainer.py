@@ -12,6 +12,7 @@ from leftover.data.collate import Collator
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
 from leftover.logprobs import completion_logprobs
+from leftover.memory import keep_freed_memory
 from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import OBJECTIVES, CompletionBatch, Objective
 from leftover.selection import run_order, selection
@@ -55,6 +56,8 @@ class LoLTrainer(Trainer):
         **kwargs: Any,
     ):
         args = args or LoLConfig(output_dir="leftover-run")
+        if args.device.type == "cpu":
+            keep_freed_memory()
         policy, processing_class = load_for_training(model, processing_class, peft_config)
         self.reward_func = summed(reward_funcs)
         train_dataset, eval_dataset = prepare_rows(
