@@ -2,21 +2,34 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
 # Numbers of <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_LARGEST = 2**31 - 1
+# Where glibc's own adaptive thresholds end up in a process that frees large blocks; 65,536 is its default.
+_AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep what tensors free, in place of handing it back to the system and faulting it in again.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Inside, glibc keeps what tensors free, in place of handing it back to the system and faulting it in again.
 
     Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default
     each is mapped anew, and the first touch of every page is a page fault; PyTorch has a cache for this on a GPU
-    and none on a CPU. The peak stays what it is, the process only gives less back below it.
+    and none on a CPU. At the end what is free goes back to the system.
 
-    Returns whether the system's C library knows the settings (glibc; elsewhere nothing is done).
+    Yields whether the system's C library knows the settings (glibc; elsewhere nothing is done).
     """
-    with contextlib.suppress(OSError, AttributeError):
+    try:
         library = ctypes.CDLL("libc.so.6")
-        return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-    return False
+        known = bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, _LARGEST))
+    except (OSError, AttributeError):
+        known = False
+    try:
+        yield known
+    finally:
+        if known:
+            for setting, value in _AFTERWARDS:
+                library.mallopt(setting, value)
+            library.malloc_trim(0)

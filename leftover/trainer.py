@@ -1,5 +1,6 @@
 """`LoLTrainer`: transformers' Trainer with our loss, our order of the data and our evaluation."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from leftover.data.collate import Collator
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
 from leftover.logprobs import completion_logprobs
-from leftover.memory import keep_freed_memory
+from leftover.memory import freed_memory_kept
 from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import OBJECTIVES, CompletionBatch, Objective
 from leftover.selection import run_order, selection
@@ -56,8 +57,6 @@ class LoLTrainer(Trainer):
         **kwargs: Any,
     ):
         args = args or LoLConfig(output_dir="leftover-run")
-        if args.device.type == "cpu":
-            keep_freed_memory()
         policy, processing_class = load_for_training(model, processing_class, peft_config)
         self.reward_func = summed(reward_funcs)
         train_dataset, eval_dataset = prepare_rows(
@@ -85,6 +84,12 @@ class LoLTrainer(Trainer):
         if args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
         self.draw_order = self._draw_order() if train_dataset is not None else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
+        on_cpu = self.args.device.type == "cpu"
+        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def _draw_order(self) -> DrawOrder:
         """The batches of the whole run, the same on every process."""

@@ -9,7 +9,6 @@ from leftover.config import Recipe, dump_recipe
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
-from leftover.memory import keep_freed_memory
 from leftover.models import (
     build_model,
     first_line,
@@ -107,10 +106,7 @@ class Run:
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
         )
-        if torch.cuda.is_available():
-            return model.to("cuda")
-        keep_freed_memory()
-        return model
+        return model.to("cuda") if torch.cuda.is_available() else model
 
     @property
     def reference_path(self) -> str:
