@@ -133,7 +133,6 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
     rows = scored_rows()
     tokenizer = load_tokenizer()
     model = build_llama(setting.vocabulary)
-    clock = _clock()
     with tempfile.TemporaryDirectory() as folder:
         args = LoLConfig(
             output_dir=folder,
@@ -154,7 +153,12 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
 
             peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = LoLTrainer(
-            model, args, table, processing_class=tokenizer, peft_config=peft_config, callbacks=[clock(setting.steps)]
+            model,
+            args,
+            table,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=[make_clock(setting.steps)],
         )
         counts = [
             sum(len(rows[i]["completion_ids"]) for i in trainer.draw_order.batch(b)) for b in range(setting.steps)
@@ -205,7 +209,7 @@ def trl_dpo(setting: Setting, **more: Any) -> Steps:
 
 
 def _trl(trainer_class: Any, config_class: Any, model: Any, data: Any, setting: Setting, **more: Any) -> Steps:
-    clock, counts = _clock(), []
+    counts: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         args = config_class(
             output_dir=folder,
@@ -226,7 +230,11 @@ def _trl(trainer_class: Any, config_class: Any, model: Any, data: Any, setting: 
                 return super().compute_loss(model, inputs, *rest, **options)
 
         trainer = Counting(
-            model, args=args, train_dataset=data, processing_class=load_tokenizer(), callbacks=[clock(setting.steps)]
+            model,
+            args=args,
+            train_dataset=data,
+            processing_class=load_tokenizer(),
+            callbacks=[make_clock(setting.steps)],
         )
         yield from _trained(trainer, counts)
 
@@ -246,20 +254,20 @@ def _trained(trainer: Any, counts: list[int]) -> Steps:
         yield end - start, tokens
 
 
-def _clock() -> Any:
+def make_clock(steps: int, wait: Callable[[], Any] = lambda: None) -> Any:
+    """A trainer callback whose `ends` are the times at the ends of steps, after `wait`; it stops the run after them."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """The time at the end of every step; stops the run after `steps`."""
-
-        def __init__(self, steps: int):
-            self.steps, self.ends = steps, list[float]()
+        def __init__(self) -> None:
+            self.ends: list[float] = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            wait()
             self.ends.append(time.perf_counter())
-            control.should_training_stop = len(self.ends) >= self.steps
+            control.should_training_stop = len(self.ends) >= steps
 
-    return Clock
+    return Clock()
 
 
 def timed(step: Callable[[Any], int], batches: list[Any]) -> Steps:

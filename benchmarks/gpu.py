@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contestants import random_batches, scored_rows
+from benchmarks.contestants import make_clock, prepared_table, random_batches, scored_rows
 from benchmarks.models import matrix_rate, training_flops
 
 LEARNING_RATE, PAD = 2e-5, 50_256
@@ -89,20 +89,11 @@ def ours(
     shape: dict[str, int], device: str, steps: int, batch_size: int, lora: bool
 ) -> Iterator[tuple[float, list[dict[str, Any]]]]:
     import datasets
-    from transformers import TrainerCallback
 
-    from benchmarks.contestants import prepared_table
     from benchmarks.rows import load_tokenizer
     from leftover import LoLConfig, LoLTrainer
 
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            wait(device)
-            ends.append(time.perf_counter())
-            control.should_training_stop = len(ends) >= steps
-
+    clock = make_clock(steps, lambda: wait(device))
     datasets.disable_progress_bars()
     model, rows = build(shape, device), scored_rows()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,29 +114,22 @@ def ours(
             peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         table = prepared_table(rows, args, model, steps)
         trainer = LoLTrainer(
-            model, args, table, processing_class=load_tokenizer(), peft_config=peft_config, callbacks=[Clock()]
+            model, args, table, processing_class=load_tokenizer(), peft_config=peft_config, callbacks=[clock]
         )
         trainer.train()
-    for number in range(1, len(ends)):
-        yield ends[number] - ends[number - 1], [rows[i] for i in trainer.draw_order.batch(number)]
+    for number in range(1, len(clock.ends)):
+        yield clock.ends[number] - clock.ends[number - 1], [rows[i] for i in trainer.draw_order.batch(number)]
 
 
 def trl_sft(
     shape: dict[str, int], device: str, steps: int, batch_size: int
 ) -> Iterator[tuple[float, list[dict[str, Any]]]]:
     import datasets
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from benchmarks.rows import load_tokenizer
 
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            wait(device)
-            ends.append(time.perf_counter())
-
+    clock = make_clock(steps, lambda: wait(device))
     tokenizer = load_tokenizer()
     batches = random_batches(scored_rows(), steps, batch_size)
     data = [
@@ -170,13 +154,13 @@ def trl_sft(
             args,
             train_dataset=datasets.Dataset.from_list(data),
             processing_class=tokenizer,
-            callbacks=[Clock()],
+            callbacks=[clock],
         )
         trainer.train()
     # Its sampler shuffles: the mean batch stands for each.
     rows = [row for batch in batches for row in batch]
-    for number in range(1, len(ends)):
-        yield ends[number] - ends[number - 1], rows[number * batch_size : (number + 1) * batch_size]
+    for number in range(1, len(clock.ends)):
+        yield clock.ends[number] - clock.ends[number - 1], rows[number * batch_size : (number + 1) * batch_size]
 
 
 def wait(device: str) -> None:
