@@ -22,20 +22,19 @@ def main() -> None:
     from benchmarks import others, report, steps
 
     torch.set_num_threads(1)
-    parts = []
-    if args.only != "others":
-        measured = steps.take_turns(steps.ENTRIES, 1 if args.quick else args.turns)
-        parts.append(report.steps_section(measured))
-        print(parts[-1], flush=True)
+    rest = ""
     if args.only != "steps":
         lines = [others.reference_pass_rate(), others.value_head_rate(), others.generation_rate()]
         sizes = (1_000, 10_000) if args.quick else (1_000, 10_000, 100_000)
         many = [others.many_rows_apart(size) for size in sizes]
-        parts.append(report.others_section([line for line in lines if line], others.import_times(), many))
-        print(parts[-1], flush=True)
-    if not args.quick and not args.only:
-        RESULTS.write_text(report.page(parts), encoding="utf-8")
-        print(f"written to {RESULTS}")
+        rest = report.others_section([line for line in lines if line], others.import_times(), many)
+        print(rest, flush=True)
+    if args.only != "others":
+        for measured in steps.take_turns(steps.ENTRIES, 1 if args.quick else args.turns):
+            section = report.steps_section(measured)
+            print(section, flush=True)
+            if not args.quick and not args.only:  # after every turn, so that a run that is ended early is not lost
+                RESULTS.write_text(report.page([section, rest]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -124,12 +124,12 @@ def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], 
     prompts = [as_prompt(p, c) for p, c in zip(table["prompt"], table["conversational"], strict=True)]
     if all(reward is None for reward in recorded) and reward_func is not None:
         recorded = reward_func(prompts, completions)
-    elif reward_func is not None and not _gives(reward_func, prompts, completions, recorded):
+    elif reward_func is not None and targets == "auto" and not _gives(reward_func, prompts, completions, recorded):
         log.warning(
             "reward_funcs do not give the rows' recorded rewards, so the value is fitted on the recorded ones "
             "(value_targets: recorded) and reward_funcs serve evaluate() alone"
         )
-        targets = "recorded" if targets == "auto" else targets
+        targets = "recorded"
     table["reward"] = np.array([np.nan if reward is None else reward for reward in recorded], np.float64)
     unscored = int(np.isnan(table["reward"]).sum())
     if 0 < unscored < len(kept):
