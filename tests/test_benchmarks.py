@@ -7,7 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.models import training_flops
 from benchmarks.released import step_loss
+from benchmarks.report import bars
 from benchmarks.rows import HISTOGRAM, histogram_rows
+from benchmarks.steps import ENTRIES, Entry, Measured
 from leftover.advantages import advantage
 from leftover.data.collate import Collator
 from leftover.logprobs import completion_logprobs
@@ -79,3 +81,17 @@ def test_the_floor_counts_the_products_of_a_step(prompt, completion):
         [(prompt, completion)], vocabulary, hidden=hidden, layers=layers, feed_forward=feed_forward, key_value=hidden
     )
     assert found == 2 * 3 * products
+
+
+def test_a_bar_is_held_where_its_ratio_of_medians_is():
+    measured = {entry: Measured(rates=[10.0, 10.0, 100.0], peaks=[1000.0]) for entry in ENTRIES}
+    for entry in ENTRIES:
+        if entry.contestant == "ours" and not entry.bf16:
+            measured[entry] = Measured(rates=[75.0, 1.0, 80.0], peaks=[450.0])
+    found = {what: (value, held) for what, value, _, held in bars(measured)}
+    assert found["against the released method, float32"] == ("7.5 x", True)
+    assert found["against TRL SFT, float32"] == ("7.5 x", False)
+    assert found["ours in bf16 against the released method in float32"] == ("1.0 x", False)
+    assert found["against the released method, each at its best precision"] == ("7.5 x", True)
+    assert found["peak memory against the released method, float32"] == ("45%", True)
+    assert Entry("ours").precision == "float32"
