@@ -61,7 +61,7 @@ def steps_section(measured: dict[Entry, Measured]) -> str:
         "",
         f"Llama with random weights (hidden 288, 6 layers), batches of {BATCH} rows, {load_rows()[1]}: {prompt} prompt "
         f"and {completion} completion tokens on average as drawn. Completion tokens a second and peak resident memory, "
-        f"medians over {turns} turns (lowest to highest); every turn is a process of its own, and contestants take turns.",
+        f"medians over {turns} turns (lowest to highest), each in a process of its own; contestants take turns.",
         "",
         "| contestant | vocabulary | precision | tokens/s | range | peak MiB |",
         "| --- | --- | --- | --- | --- | --- |",
