@@ -18,13 +18,14 @@ from torch import Tensor, nn
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
-def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, overwrite_logits: bool = False) -> Tensor:
     """log pi(y_t | x, y_<t) of every completion token, in the aligned layout.
 
     Args:
         model: a causal language model of transformers (bare, PEFT or wrapped for distributed training).
         batch: `prompt_ids` and `prompt_mask` [B, P], padded on the LEFT; `completion_ids` and `completion_mask`
             [B, T], padded on the RIGHT. Other entries are ignored.
+        overwrite_logits: see `selected_logprobs`; saves memory where one backward pass follows, as in training.
 
     Returns:
         [B, T] float32; 0 at padding.
@@ -34,7 +35,7 @@ def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor
     with head_sees_only(model, predicting):
         logits = model(input_ids=input_ids, use_cache=False).logits
     targets = batch["completion_ids"][completion_mask]
-    logprobs = selected_logprobs(logits.flatten(0, 1), targets)
+    logprobs = selected_logprobs(logits.flatten(0, 1), targets, overwrite_logits)
     return torch.zeros(completion_mask.shape, device=logprobs.device).masked_scatter(completion_mask, logprobs)
 
 
@@ -73,35 +74,38 @@ def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def selected_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(logits)[targets] in float32: [N, V] and [N] -> [N]. The backward pass overwrites `logits`."""
-    return _SelectedLogprobs.apply(logits, targets)
+def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:
+    """log softmax(logits)[targets] in float32: [N, V] and [N] -> [N].
+
+    With `overwrite_logits` the gradient is written over the logits, so that one array of their size is held and not
+    two. Whatever else needed them for its own backward pass, a second backward pass included, then finds them changed
+    and is stopped by autograd with an error.
+    """
+    return _SelectedLogprobs.apply(logits, targets, overwrite_logits)
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """Holds one array of the size of the logits, where log_softmax and gather under autograd hold three.
-
-    The gradient is written over the logits. Whatever else needed them for its own backward pass, a second
-    backward pass included, finds them changed and is stopped by autograd with an error.
-    """
+    """Holds the logits alone between the passes, where log_softmax and gather under autograd hold three such arrays."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:
         parts = zip(_chunks(logits), _chunks(targets, logits), strict=True)
         found = [rows.log_softmax(-1, dtype=torch.float32).gather(1, y[:, None]) for rows, y in parts]
         ctx.save_for_backward(logits, targets)
+        ctx.overwrite = overwrite
         return torch.cat(found).squeeze(1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, targets = ctx.saved_tensors
-        weights = -gradients[0]
-        for rows, y, weight in zip(*(_chunks(column, logits) for column in (logits, targets, weights)), strict=True):
+        gradient = logits if ctx.overwrite else torch.empty_like(logits)
+        columns = (logits, targets, -gradients[0], gradient)
+        for rows, y, weight, out in zip(*(_chunks(column, logits) for column in columns), strict=True):
             # d log softmax(z)_y / dz = onehot(y) - softmax(z)
             probabilities = rows.softmax(-1, dtype=torch.float32)
             probabilities.scatter_add_(1, y[:, None], probabilities.new_full((len(y), 1), -1.0))
-            torch.mul(probabilities, weight[:, None], out=rows)
-        return logits, None
+            torch.mul(probabilities, weight[:, None], out=out)
+        return gradient, None, None
 
 
 def _chunks(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -60,11 +60,20 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
 
 
 def prepare_rows(
-    model: Any, tokenizer: Any, args: Any, train: Any, evaluation: Any, reward_func: Callable | None
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    train: Any,
+    evaluation: Any,
+    reward_func: Callable | None,
+    facts: dict[str, float],
 ) -> tuple[Any, Any]:
-    """Training and evaluation rows with token ids, reference log-probabilities, values and advantages."""
+    """Training and evaluation rows with token ids, reference log-probabilities, values and advantages.
+
+    `facts` gets `value/r2` where a value is fitted.
+    """
     if train is not None and "prompt_ids" not in _columns(train, "train_dataset"):
-        train = _prepare_train(model, tokenizer, args, train, reward_func)
+        train = _prepare_train(model, tokenizer, args, train, reward_func, facts)
     if evaluation is not None:
         evaluation = prepare_evaluation(model, tokenizer, args, evaluation)
     return train, evaluation
@@ -92,7 +101,14 @@ def _limits(args: Any) -> Limits:
     return Limits(args.max_prompt_length, args.max_completion_length)
 
 
-def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], reward_func: Callable | None) -> Any:
+def _prepare_train(
+    model: Any,
+    tokenizer: Any,
+    args: Any,
+    rows: Iterable[dict],
+    reward_func: Callable | None,
+    facts: dict[str, float],
+) -> Any:
     import datasets
 
     from leftover.data.splits import unique_ids
@@ -144,7 +160,9 @@ def _prepare_train(model: Any, tokenizer: Any, args: Any, rows: Iterable[dict], 
             model, tokenizer, view, features=needs_value, compute_dtype=args.compute_dtype
         )
         if needs_value:
-            values = _values(model, tokenizer, args, table, features, reward_func, targets)
+            values, report = _values(model, tokenizer, args, table, features, reward_func, targets)
+            if report["r2"] is not None:
+                facts["value/r2"] = report["r2"]
             table["value"] = values
             table["advantage"] = _advantages(table["reward"], values)
     return datasets.Dataset.from_dict(table)
@@ -173,7 +191,7 @@ def _values(
     features: np.ndarray | None,
     reward_func: Callable | None,
     targets: str,
-) -> np.ndarray:
+) -> tuple[np.ndarray, dict[str, Any]]:
     from leftover.value.estimate import RowConstants, estimate_values
     from leftover.value.samples import mean_sampled_rewards
 
@@ -192,7 +210,7 @@ def _values(
             model, tokenizer, table, chosen, reward_func, settings, args.max_completion_length, args.seed
         )
 
-    values, _ = estimate_values(
+    return estimate_values(
         rows,
         settings,
         targets,
@@ -202,7 +220,6 @@ def _values(
         seed=args.seed,
         sample_rewards=sample_rewards,
     )
-    return values
 
 
 def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict]:

@@ -59,8 +59,10 @@ class LoLTrainer(Trainer):
         args = args or LoLConfig(output_dir="leftover-run")
         policy, processing_class = load_for_training(model, processing_class, peft_config)
         self.reward_func = summed(reward_funcs)
+        # Facts of the whole run that every log line repeats, such as the value's held-out R2.
+        self.run_metrics: dict[str, float] = {}
         train_dataset, eval_dataset = prepare_rows(
-            policy, processing_class, args, train_dataset, eval_dataset, self.reward_func
+            policy, processing_class, args, train_dataset, eval_dataset, self.reward_func, self.run_metrics
         )
         self.objective = OBJECTIVES[args.objective]
         self.settings = objective_settings(args)
@@ -132,7 +134,7 @@ class LoLTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the objective's losses over the units of the whole optimizer step."""
-        batch = self.completion_batch(completion_logprobs(model, inputs), inputs)
+        batch = self.completion_batch(completion_logprobs(model, inputs, overwrite_logits=True), inputs)
         losses = self.objective.loss(batch, self.settings)
         if self.state.global_step == 0 and self.model.training:
             self._check_initial_logratio(batch)
@@ -190,5 +192,5 @@ class LoLTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.sums.pop(self.accelerator)}
+            logs = {**logs, **self.sums.pop(self.accelerator), **self.run_metrics}
         super().log(logs, start_time)

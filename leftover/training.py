@@ -125,6 +125,9 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         peft_config=run.lora_config(),
         reward_func=reward_func,
     )
+    r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
+    if r2 is not None and "value" in blocks:
+        trainer.run_metrics["value/r2"] = r2
     return _fit(trainer, run, folder)
 
 

@@ -62,15 +62,16 @@ def test_their_gradients_equal_those_of_a_plain_forward(model):
         torch.testing.assert_close(ours[name], parameter.grad, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("elements", [1, 1000, 2**30])
-def test_the_size_of_the_chunks_changes_nothing(elements, monkeypatch):
+def test_the_size_of_the_chunks_changes_nothing(elements, overwrite, monkeypatch):
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     torch.manual_seed(0)
     logits = (5 * torch.randn(37, 300)).requires_grad_()
     targets, upstream = torch.randint(300, (37,)), torch.randn(37)
     expected = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     (gradient,) = torch.autograd.grad(expected, logits, upstream)
-    found = selected_logprobs(logits * 1.0, targets)
+    found = selected_logprobs(logits * 1.0, targets, overwrite)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     (ours,) = torch.autograd.grad(found, logits, upstream)
     torch.testing.assert_close(ours, gradient, atol=1e-6, rtol=1e-5)
@@ -90,12 +91,15 @@ def test_logits_in_bfloat16_are_normalised_in_float32():
     torch.testing.assert_close(found, logits.float().log_softmax(-1).diagonal()[:4], atol=1e-5, rtol=0)
 
 
-def test_a_second_backward_pass_is_stopped_and_not_silently_wrong():
+def test_a_second_backward_pass_is_right_or_stopped_and_never_silently_wrong():
     logits = torch.randn(3, 7, requires_grad=True)
-    loss = selected_logprobs(logits * 1.0, torch.tensor([0, 1, 2])).sum()
-    loss.backward(retain_graph=True)
+    losses = selected_logprobs(logits * 1.0, torch.tensor([0, 1, 2]))
+    first, second = (torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+    overwriting = selected_logprobs(logits * 1.0, torch.tensor([0, 1, 2]), overwrite_logits=True).sum()
+    overwriting.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        overwriting.backward()
 
 
 def test_rows_begin_at_position_0_and_every_completion_token_is_predicted_once():

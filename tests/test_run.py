@@ -47,6 +47,8 @@ def test_a_run_writes_model_results_and_report(tmp_path: Path, tiny_recipe: Call
     assert (folder / "learning_curves.png").stat().st_size > 1000
     lines = [json.loads(x) for x in (folder / "policies/top/seed-1/metrics.jsonl").read_text().splitlines()]
     assert any("eval_reward/mean" in line for line in lines)
+    r2 = json.loads((folder / "prepare.json").read_text())["value"]["r2"]
+    assert all(line["value/r2"] == r2 for line in lines if "loss" in line)
 
 
 def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrains(
