@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -232,12 +231,18 @@ class AnonymousPeak:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.01):
-            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
-            self.mib = max(self.mib, int(line.split()[1]) / 1024)
+            self.mib = max(self.mib, _status("RssAnon"))
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process. (`ru_maxrss` starts at that of the process which started it.)"""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    """A size in /proc/self/status, in MiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def many_rows_apart(num_rows: int) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def steps_section(measured: dict[Entry, Measured]) -> str:
     ]
     for entry, result in measured.items():
         low, high = result.spread
+        spread = f"{low:.1f} to {high:.1f}" if turns > 1 else "one turn"
         lines.append(
             f"| {NAMES[entry.contestant]} | {entry.vocabulary:,} | {entry.precision} | {result.rate:.1f} "
-            f"| {low:.1f} to {high:.1f} | {result.peak:.0f} |"
+            f"| {spread} | {result.peak:.0f} |"
         )
     for vocabulary, bf16 in ((50_257, False), (50_257, True), (128_000, False)):
         rate = floor_rate(vocabulary, bf16)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import resource
 import sys
 import warnings
 
@@ -23,13 +22,13 @@ def main() -> None:
     import torch
 
     from benchmarks.contestants import CONTESTANTS, Setting
+    from benchmarks.others import peak_mib
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     setting = Setting(args.vocabulary, args.bf16, args.steps, args.seed)
     steps = list(CONTESTANTS[args.contestant](setting))[args.warmup - 1 :]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": [s for s, _ in steps], "tokens": [t for _, t in steps], "peak_mib": peak}))
+    print(json.dumps({"seconds": [s for s, _ in steps], "tokens": [t for _, t in steps], "peak_mib": peak_mib()}))
     sys.stdout.flush()
 
 
