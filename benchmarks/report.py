@@ -30,7 +30,7 @@ def page(parts: list[str]) -> str:
         "A GPU: `benchmarks/gpu.py` has not been run on one yet.",
         "",
     ]
-    return "\n".join(head) + "\n\n".join(parts) + "\n"
+    return "\n".join(head) + "\n" + "\n\n".join(parts) + "\n"
 
 
 def machine() -> str:
