@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.models import build_llama
+from benchmarks.models import PAD, build_llama
 from benchmarks.rows import load_rows, load_tokenizer
 
 BATCH = 8
 LEARNING_RATE = 2e-5
-PAD = 50_256
 _ORDER_STEPS = 256  # length buckets are those of a run of this many steps
 
 Steps = Iterator[tuple[float, int]]
@@ -132,7 +131,7 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
 
     rows = scored_rows()
     tokenizer = load_tokenizer()
-    model = build_llama(setting.vocabulary)
+    model, clock = build_llama(setting.vocabulary), make_clock(setting.steps)
     with tempfile.TemporaryDirectory() as folder:
         args = LoLConfig(
             output_dir=folder,
@@ -158,12 +157,12 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
             table,
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=[make_clock(setting.steps)],
+            callbacks=[clock],
         )
         counts = [
             sum(len(rows[i]["completion_ids"]) for i in trainer.draw_order.batch(b)) for b in range(setting.steps)
         ]
-        yield from _trained(trainer, counts)
+        yield from _trained(trainer, clock, counts)
 
 
 def trl_sft(setting: Setting, **more: Any) -> Steps:
@@ -209,7 +208,7 @@ def trl_dpo(setting: Setting, **more: Any) -> Steps:
 
 
 def _trl(trainer_class: Any, config_class: Any, model: Any, data: Any, setting: Setting, **more: Any) -> Steps:
-    counts: list[int] = []
+    clock, counts = make_clock(setting.steps), list[int]()
     with tempfile.TemporaryDirectory() as folder:
         args = config_class(
             output_dir=folder,
@@ -234,9 +233,9 @@ def _trl(trainer_class: Any, config_class: Any, model: Any, data: Any, setting: 
             args=args,
             train_dataset=data,
             processing_class=load_tokenizer(),
-            callbacks=[make_clock(setting.steps)],
+            callbacks=[clock],
         )
-        yield from _trained(trainer, counts)
+        yield from _trained(trainer, clock, counts)
 
 
 def _completion_tokens(inputs: dict[str, Any]) -> int:
@@ -245,11 +244,10 @@ def _completion_tokens(inputs: dict[str, Any]) -> int:
     return int(inputs["completion_mask"].sum())
 
 
-def _trained(trainer: Any, counts: list[int]) -> Steps:
-    """Train, and yield what the clock among the callbacks read."""
+def _trained(trainer: Any, clock: Any, counts: list[int]) -> Steps:
+    """Train, and yield what the clock read."""
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
-    clock = next(c for c in trainer.callback_handler.callbacks if hasattr(c, "ends"))
     for (start, end), tokens in zip(itertools.pairwise(clock.ends), counts[1:], strict=False):
         yield end - start, tokens
 

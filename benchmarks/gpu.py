@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from benchmarks.contestants import make_clock, prepared_table, random_batches, scored_rows
-from benchmarks.models import matrix_rate, training_flops
+from benchmarks.models import PAD, build_llama, matrix_rate, training_flops
 
-LEARNING_RATE, PAD = 2e-5, 50_256
-BATCH = 32
+LEARNING_RATE, BATCH = 2e-5, 32
 LLAMA_1B = {"hidden": 2048, "layers": 16, "feed_forward": 8192, "heads": 32, "key_value_heads": 8}
 TINY = {"hidden": 64, "layers": 2, "feed_forward": 128, "heads": 4, "key_value_heads": 2}
 VOCABULARY = 128_256
@@ -31,24 +30,8 @@ CONTESTANTS = ("ours", "ours_lora", "released", "trl_sft")
 
 
 def build(shape: dict[str, int], device: str) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=shape["hidden"],
-        intermediate_size=shape["feed_forward"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["key_value_heads"],
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=PAD,
-        eos_token_id=PAD,
-        pad_token_id=PAD,
-    )
     with torch.device(device):
-        return LlamaForCausalLM(config).to(torch.bfloat16)
+        return build_llama(VOCABULARY, positions=2048, **shape).to(torch.bfloat16)
 
 
 def flops(rows: list[dict[str, Any]], shape: dict[str, int], lora: bool) -> float:

@@ -5,26 +5,36 @@ from typing import Any
 import torch
 
 HIDDEN, LAYERS, HEADS, FEED_FORWARD = 288, 6, 6, 768
+PAD = 50_256  # the last token of GPT-2's vocabulary
 
 
-def build_llama(vocabulary: int, seed: int = 0) -> Any:
-    """A Llama of hidden size 288 and 6 layers (15M parameters with a vocabulary of 32,000), head tied to embeddings."""
+def build_llama(
+    vocabulary: int,
+    *,
+    hidden: int = HIDDEN,
+    layers: int = LAYERS,
+    feed_forward: int = FEED_FORWARD,
+    heads: int = HEADS,
+    key_value_heads: int = HEADS,
+    positions: int = 1024,
+) -> Any:
+    """A Llama with its head tied to the embeddings; by default 15M parameters with a vocabulary of 32,000."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=HIDDEN,
-            intermediate_size=FEED_FORWARD,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            max_position_embeddings=1024,
+            hidden_size=hidden,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            max_position_embeddings=positions,
             tie_word_embeddings=True,
-            bos_token_id=50_256,
-            eos_token_id=50_256,
-            pad_token_id=50_256,
+            bos_token_id=PAD,
+            eos_token_id=PAD,
+            pad_token_id=PAD,
         )
     )
 

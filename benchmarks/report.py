@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,8 +45,6 @@ def machine() -> str:
 
 
 def processor() -> str:
-    from pathlib import Path
-
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

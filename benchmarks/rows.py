@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def histogram_rows(num_rows: int = 8000, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+@cache  # tokenising them takes seconds, and every part asks for them
 def load_rows() -> tuple[list[dict[str, Any]], str]:
     """The rows, and a word on where they come from."""
     rows = real_rows()

@@ -44,9 +44,9 @@ def load_tokenizer(path: str, *, chat_template: str | None = None, trust_remote_
 
 def read_chat_template(setting: str | None) -> str | None:
     """The text of a chat template given as itself, as a file, or as `plain`, which names ours."""
-    if setting is None or setting == "plain":
-        return PLAIN_CHAT_TEMPLATE if setting else None
-    if "{" in setting:
+    if setting == "plain":
+        return PLAIN_CHAT_TEMPLATE
+    if setting is None or "{" in setting:
         return setting
     if not Path(setting).is_file():
         raise UserError(f"model.chat_template '{setting}' is neither 'plain', nor a file, nor a Jinja template")

@@ -248,13 +248,13 @@ def prepare_evaluation(reference: Any, tokenizer: Any, args: Any, rows: Any, nam
         return rows
     rows = list(rows)
     if all(row.get("completion") is not None for row in rows):
-        checked = checked_rows(rows, "eval_dataset")
+        checked = checked_rows(rows, name)
         columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational", "completion")}
         tokens = tokenise(tokenizer, columns["prompt"], columns["completion"], columns["conversational"], _limits(args))
         prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
         rewards = [row["recorded_reward"] for row in checked]
     else:
-        checked = checked_rows([{**row, "completion": "-"} for row in rows], "eval_dataset")
+        checked = checked_rows([{**row, "completion": "-"} for row in rows], name)
         columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational")}
         encoded = encode_prompts(tokenizer, columns["prompt"], columns["conversational"])
         prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]

@@ -19,21 +19,24 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 def read_rows(data: DataSection) -> Iterator[Located]:
     """Every row of every file of `data`, with the place it came from (`file:line` or `file row n`)."""
     check_files(data)
-    for path in [data.path] if isinstance(data.path, str) else data.path:
+    for path in _paths(data):
         yield from _READERS[_kind(path, data.format)](path, data)
 
 
 def check_files(data: DataSection) -> None:
     """UserError where a file of `data` is not there; a path that cannot be a file is taken for a Hub id."""
-    for path in [data.path] if isinstance(data.path, str) else data.path:
+    for path in _paths(data):
         if _kind(path, data.format) != "hub" and not Path(path).is_file():
             raise UserError(f"no data file at '{path}' (key data.path)")
 
 
 def data_files(data: DataSection) -> list[str]:
     """The files that the rows come from, for keys; a Hub id stands for itself."""
-    paths = [data.path] if isinstance(data.path, str) else list(data.path)
-    return paths + ([data.drop_listed] if data.drop_listed else [])
+    return _paths(data) + ([data.drop_listed] if data.drop_listed else [])
+
+
+def _paths(data: DataSection) -> list[str]:
+    return [data.path] if isinstance(data.path, str) else list(data.path)
 
 
 def _kind(path: str, declared: str) -> str:
