@@ -51,7 +51,7 @@ def reference_pass_rate(turns: int = 3) -> dict[str, Any]:
     completion has on average, and does nothing with them.
     """
     from leftover.data.collate import pad
-    from leftover.reference import length_sorted_batches, reference_pass
+    from leftover.reference import length_sorted_batches, pass_tokens, reference_pass
 
     rows, model, tokenizer = scored_rows()[:NUM_ROWS], build_llama(50_257).eval(), load_tokenizer()
     whole = [row["prompt_ids"] + row["completion_ids"] for row in rows]
@@ -59,7 +59,7 @@ def reference_pass_rate(turns: int = 3) -> dict[str, Any]:
 
     @torch.inference_mode()
     def bare() -> None:
-        for chosen in length_sorted_batches([len(ids) for ids in whole]):
+        for chosen in length_sorted_batches([len(ids) for ids in whole], pass_tokens(model.device)):
             ids, mask = pad([whole[i] for i in chosen], tokenizer.pad_token_id)
             model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False)
 

@@ -14,11 +14,17 @@ from leftover.logprobs import completion_logprobs, head_sees_only
 from leftover.manifest import FileHashes, digest, file_hash
 from leftover.models import capture_hidden
 
-# Padded tokens a batch of the reference pass: bounds its memory whatever the lengths.
-PASS_TOKENS = 16_384
+
+def pass_tokens(device: torch.device) -> int:
+    """Padded tokens in a batch of a pass without gradients: bounds its memory whatever the lengths.
+
+    A GPU wants much work at once. A CPU is faster where what one layer hands to the next stays in its cache: 1.6
+    times at 2,048 against 16,384 tokens of a 15M Llama; and the heap stays small.
+    """
+    return 2_048 if device.type == "cpu" else 16_384
 
 
-def length_sorted_batches(lengths: Sequence[int], max_tokens: int = PASS_TOKENS) -> Iterator[list[int]]:
+def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of like length whose padded size stays within `max_tokens`, longest first."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -63,7 +69,7 @@ def reference_pass(
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
     with capture_hidden(model) as captured, autocast(device, compute_dtype):
-        for chosen in length_sorted_batches(lengths):
+        for chosen in length_sorted_batches(lengths, pass_tokens(device)):
             batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
             values = completion_logprobs(model, batch).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):
@@ -91,7 +97,7 @@ def prompt_hidden(
     device = next(model.parameters()).device
     model.eval()
     with capture_hidden(model) as captured, autocast(device, compute_dtype):
-        for chosen in length_sorted_batches([len(ids) for ids in prompt_ids]):
+        for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
             with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device)):
                 model(input_ids=ids.to(device), use_cache=False)

@@ -151,12 +151,10 @@ def equals(dataset: Any, name: str, value: Any) -> np.ndarray:
 
 
 def list_lengths(dataset: Any, name: str) -> np.ndarray:
-    """[N] int: how long the lists of a column are. A few thousand rows are in memory at a time."""
+    """[N] int: how long the lists of a column are."""
     import pyarrow.compute as pc
 
-    batches = dataset.select_columns([name]).with_format("arrow").iter(batch_size=8 * SHARD_ROWS)
-    parts = [pc.list_value_length(batch[name]).to_numpy() for batch in batches]
-    return np.concatenate(parts).astype(np.int64)
+    return np.concatenate([pc.list_value_length(part).to_numpy() for part in _parts(dataset, name)]).astype(np.int64)
 
 
 class FixedLists:
@@ -172,4 +170,13 @@ class FixedLists:
 
 
 def _chunked(dataset: Any, name: str) -> pa.ChunkedArray:
-    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
+    if len(dataset) == 0:
+        return dataset.select_columns([name]).with_format("arrow")[:].column(name)
+    # Each part is joined: its chunks are views of one row each where `select` has moved rows.
+    return pa.chunked_array([part.combine_chunks() for part in _parts(dataset, name)])
+
+
+def _parts(dataset: Any, name: str) -> Iterator[pa.ChunkedArray]:
+    """A column, some thousand rows at a time: `datasets` makes an object for every row that `select` has moved."""
+    for batch in dataset.select_columns([name]).with_format("arrow").iter(batch_size=2 * SHARD_ROWS):
+        yield batch[name]

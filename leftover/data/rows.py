@@ -4,10 +4,12 @@ import hashlib
 import itertools
 import json
 import math
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from leftover.config import DataSection
@@ -31,6 +33,11 @@ ROWS_SCHEMA = pa.schema(
 SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "validation", "val": "validation", "dev": "validation"}
 _FAULTS_SHOWN = 5
+
+
+def text_hash(text: str) -> int:
+    """64 bits: among ten million texts two share one with a probability of three in a million."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Rejects:
@@ -71,7 +78,7 @@ def check_rows(
     """
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0}
     faults: list[str] = []
-    seen: set[bytes] = set()
+    fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
     rejects.start("rows")
     for where, raw in itertools.islice(located, data.max_rows):
         stats["read"] += 1
@@ -84,12 +91,11 @@ def check_rows(
             elif len(faults) < _FAULTS_SHOWN:
                 faults.append(f"  {where}: {error}")
             continue
-        fingerprint = hashlib.blake2b(f"{row['prompt']}\0{row['completion']}".encode(), digest_size=16).digest()
-        stats["duplicates"] += fingerprint in seen
-        seen.add(fingerprint)
+        fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}"))
         stats["without_reward"] += row["recorded_reward"] is None
         if not faults:
             yield row | {"where": where}
+    stats["duplicates"] = len(fingerprints) - len(np.unique(np.frombuffer(fingerprints, np.uint64)))
     if faults:
         raise UserError(
             f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) + f"\n{remedy}"

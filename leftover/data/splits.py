@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leftover.config import DataSection
-from leftover.data.rows import SPLITS
+from leftover.data.rows import SPLITS, text_hash
 from leftover.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,16 +50,11 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
 
 def unique_ids(values: Iterable[str]) -> np.ndarray:
     """[N] int64: integers in order of first appearance; equal strings share one."""
-    hashes = np.fromiter((_hash(value) for value in values), np.uint64)
+    hashes = np.fromiter((text_hash(value) for value in values), np.uint64)
     _, first, ids = np.unique(hashes, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[ids]
-
-
-def _hash(text: str) -> int:
-    """64 bits: among ten million texts two share one with a probability of three in a million."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _split_families(names: Any, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
