@@ -198,7 +198,7 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
         prepared = seconds(lambda: run(make_recipe(content), until="prepare"))
         after_prepare, resident_after_prepare = peak.mib, peak_mib()
         trained = seconds(lambda: run(make_recipe(content), until="train"))
-    blocks = ("rows", "split", "tokens", "scores", "reward", "reference", "value")
+    blocks = ("rows", "split", "tokens", "reward", "reference", "value")
     opened = seconds(lambda: Run(make_recipe(content)).table.open(*blocks)[num_rows // 2])
     return {
         "rows": num_rows,

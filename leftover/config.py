@@ -30,6 +30,9 @@ class ModelSection(Section):
     config: dict[str, Any] | None = None
     tokenizer: str | None = None  # default: the one at `path`
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
+    template_options: dict[str, Any] = {}  # keywords of the chat template, such as enable_thinking: false
+    end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
+    quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs a GPU and bitsandbytes
     dtype: str = "float32"
     attn_implementation: str | None = None
     trust_remote_code: bool = False
@@ -51,6 +54,8 @@ class ColumnsSection(Section):
     completion: str = "completion"
     reward: str = "reward"  # a recorded score; rows may lack it
     split: str = "split"  # the user's own splits: train, validation, test
+    answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
+    tools: str = "tools"  # of a conversation: tools as the chat template takes them
     family: str = "family"  # rows of one story or conversation, kept on one side of every split
 
 
@@ -78,13 +83,17 @@ class DataSection(Section):
     validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
     test_size: float = Field(0.1, gt=0, lt=1)
     max_rows: int | None = Field(None, gt=0)
+    # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
+    part: tuple[float, float] = (0.0, 1.0)
 
 
 class RewardSection(Section):
-    # Each: {type: text|classifier|python|column, weight: 1.0, name: ..., settings of the type}; they are summed.
+    # Each: {type: ..., weight: 1.0, name: ..., normalise: ..., settings of the type}; they are summed.
     functions: list[dict[str, Any]] = [{"type": "column"}]
-    # none, sigmoid, quantile, minmax, or {scale: a, offset: b} for a R + b; fitted on training rows and stored.
-    transform: Literal["sigmoid", "quantile", "minmax"] | dict[str, float] | None = None
+    # Of the sum, as `normalise` of a function: none, sigmoid, quantile, minmax, standardise, or {scale: a, offset: b}
+    # for a R + b; fitted on training rows and stored.
+    transform: Literal["sigmoid", "quantile", "minmax", "standardise"] | dict[str, float] | None = None
+    missing: Literal["drop", "impute", "renormalise"] = "drop"  # of rows that a function has no score for
 
 
 class ReferenceSection(Section):
@@ -146,9 +155,14 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, with 1e-5 read as the number it is (YAML 1.1 wants 1.0e-5)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """The dumper of what that loader reads back: a text such as 1e5 is quoted."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def load_yaml(text: str) -> Any:
@@ -189,7 +203,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -12,10 +12,9 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.manifest import write_json
-from leftover.models import align_generation_config, read_json
+from leftover.models import align_generation_config
 from leftover.reference import model_identity, reference_pass
-from leftover.rewards import SumReward
-from leftover.rewards.transform import apply_transform
+from leftover.rewards.sum import as_array
 from leftover.table import column, equals
 from leftover.trainer_metrics import row_metrics
 from leftover.training import available_blocks, policy_folder
@@ -38,7 +37,6 @@ def subjects(run: Run) -> dict[str, tuple[str, int]]:
 def evaluate_all(run: Run) -> None:
     """Write `evaluation/<subject>.jsonl` (completions) and `.json` (metrics of rows) for every subject."""
     settings = run.recipe.evaluate
-    judges = SumReward(settings.judges) if settings.judges else None
     if not run.reward.scores_new_completions:
         log.warning(
             "evaluate: the rewards are recorded, so new completions cannot be scored; the log-ratio is compared "
@@ -51,7 +49,7 @@ def evaluate_all(run: Run) -> None:
         key = {
             "from": {block: run.table.digest(block) for block in ("tokens", "split", *blocks)},
             "model": _model_key(run, name),
-            "judges": judges.identity() if judges else None,
+            "judges": run.judges.identity() if run.judges else None,
             "settings": settings.model_dump(exclude={"primary", "num_examples", "judges", "max_selection_prompts"}),
             "seed": seed,
         }
@@ -68,7 +66,7 @@ def evaluate_all(run: Run) -> None:
         prompts = unique_prompts(rows)
         completions = []
         for decoding in DECODINGS:
-            completions += complete(run, name, model, scorers, prompts, decoding, seed, judges)
+            completions += complete(run, name, model, scorers, prompts, decoding, seed)
         write_json(run.folder / "evaluation" / f"{name}.json", metrics)
         _write_lines(run.folder / "evaluation" / f"{name}.jsonl", completions)
         run.manifest.finish(artifact)
@@ -82,7 +80,6 @@ def complete(
     prompts: list[dict],
     decoding: str,
     seed: int,
-    judges: SumReward | None,
 ) -> list[dict[str, Any]]:
     """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
     settings = run.recipe.evaluate
@@ -111,12 +108,11 @@ def complete(
     asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
     if run.reward.scores_new_completions:
         components = run.reward.score_components(asked, texts)
-        total = apply_transform(read_json(run.folder / "reward_transform.json"), run.reward.total(components))
-        _add(records, "reward", total)
+        _add(records, "reward", run.reward.combine(components))
         for component, scores in components.items():
-            _add(records, f"reward/{component}", scores)
-    for judge, scores in (judges.score_components(asked, texts) if judges else {}).items():
-        _add(records, f"judge/{judge}", scores)
+            _add(records, f"reward/{component}", as_array(scores))
+    for judge, scores in (run.judges.score_components(asked, texts) if run.judges else {}).items():
+        _add(records, f"judge/{judge}", as_array(scores))
     rows = [
         {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
         for row, sequence in zip(prompts, ids, strict=True)

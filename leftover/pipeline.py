@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover import prepare as stage
-from leftover import row_constants
+from leftover import row_constants, scoring
 from leftover.config import Recipe, load_recipe
 from leftover.workspace import Run
 
@@ -32,7 +32,7 @@ def prepare(this: Run) -> None:
     stage.read(this)
     stage.split(this)
     stage.tokens(this)
-    stage.score(this)
+    scoring.score(this)
     stage.fit_reference(this)
     row_constants.reference_columns(this)
     if row_constants.needs_value(this):

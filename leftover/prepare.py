@@ -9,15 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.data.formats import check_files, data_files, read_rows
-from leftover.data.rows import ROWS_SCHEMA, SPLITS, as_prompt, check_rows
+from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.manifest import write_json
-from leftover.objectives import OBJECTIVES
-from leftover.rewards import ColumnReward
-from leftover.rewards.transform import apply_transform, fit_transform
-from leftover.selection import check_requirements
 from leftover.table import column, equals
 from leftover.workspace import Run
 
@@ -29,7 +24,7 @@ def read(run: Run) -> None:
     data, stats = run.recipe.data, dict[str, int]()
     check_files(data)  # before an earlier table makes way
     settings = data.model_dump(
-        include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed"}
+        include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed", "part"}
     )
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
@@ -45,6 +40,8 @@ def read(run: Run) -> None:
             stats["duplicates"],
             stats["without_reward"],
         )
+        if stats["other_parts"]:
+            log.info("rows: %d left out, of families outside data.part", stats["other_parts"])
 
 
 def split(run: Run) -> None:
@@ -79,7 +76,7 @@ def tokens(run: Run) -> None:
     }
     rows = run.table.open("rows")
 
-    def compute(shard: Any) -> dict[str, Any]:
+    def compute(shard: Any, _: Path) -> dict[str, Any]:
         done = tokenise(run.tokenizer, shard["prompt"][:], shard["completion"][:], shard["conversational"][:], limits)
         ids = pa.list_(pa.int32())
         return {
@@ -133,79 +130,3 @@ def fit_reference(run: Run) -> None:
     }
     if not run.manifest.begin("reference", key, lambda: discard(run.folder / "reference")).finished:
         run.manifest.finish("reference", **train_reference(run))
-
-
-def score(run: Run) -> None:
-    """Block `scores`: every reward component unweighted; block `reward`: their transformed sum."""
-    recipe = run.recipe
-    rows = run.table.open("rows")
-    key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "functions": run.reward.identity()}
-
-    def compute(shard: Any) -> dict[str, Any]:
-        prompts = [as_prompt(p, c) for p, c in zip(shard["prompt"][:], shard["conversational"][:], strict=True)]
-        columns = {}
-        for name, function in run.reward.components.items():
-            if isinstance(function, ColumnReward):
-                scores = [np.nan if r is None else r for r in shard["recorded_reward"][:]]
-            else:
-                scores = function(prompts, shard["completion"][:])
-                _check_scores(name, scores, shard)
-            columns[f"reward/{name}"] = np.asarray(scores, np.float64)
-        return columns
-
-    run.table.write_columns("scores", key, rows, compute, description="score")
-    key = {
-        "from": {name: run.table.digest(name) for name in ("scores", "split")},
-        "weights": run.reward.weights,
-        "transform": recipe.reward.transform,
-    }
-    scores = run.table.open("scores", "split")
-
-    def total() -> dict[str, Any]:
-        summed = np.array(run.reward.total({n: column(scores, f"reward/{n}").tolist() for n in run.reward.components}))
-        fitted = fit_transform(recipe.reward.transform, summed[equals(scores, "split", "train")])
-        write_json(run.folder / "reward_transform.json", fitted)
-        return {"reward": apply_transform(fitted, summed)}
-
-    if run.table.write_whole("reward", key, total):
-        reward = column(run.table.open("reward"), "reward")
-        found = reward[np.isfinite(reward)]
-        if len(found) == 0:
-            log.warning("reward: no row has a score; only the reference can be trained from these rows")
-        elif np.ptp(found) == 0:
-            log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
-    _check_rewards(run)
-
-
-def _check_rewards(run: Run) -> None:
-    """Refuse a policy that the rewards cannot serve before the reference is fitted for it."""
-    table = run.table.open("rows", "split", "tokens", "reward")
-    trains = equals(table, "split", "train") & equals(table, "kept", True)
-    if run.recipe.data.rows == "chosen":
-        trains &= equals(table, "is_chosen", True)
-    reward = column(table, "reward")[trains]
-    for name, fields in run.recipe.policies.items():
-        settings = run.recipe.train | fields
-        objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]
-        needed = "reward" in objective.requires or settings.get("rows") in ("leftover", "top")
-        if needed and not np.isfinite(reward).any():
-            raise UserError(
-                f"policy '{name}' needs scores, and no training row has one in the column "
-                f"'{run.recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
-            )
-        needs_advantage = "advantage" in objective.requires or settings.get("rows") == "leftover"
-        if needs_advantage and np.nanmax(reward) == np.nanmin(reward) and run.value_targets != "reference_samples":
-            # Left to the arithmetic, advantages of rounding errors would be trained on.
-            raise UserError(
-                f"policy '{name}': all recorded rewards are equal ({np.nanmax(reward):g}), so that no training row has "
-                "a positive advantage: there is nothing left over to train on"
-            )
-        if "nonnegative_reward" in objective.requires:
-            check_requirements(name, objective, {"reward": reward})
-
-
-def _check_scores(name: str, scores: list[float], shard: Any) -> None:
-    bad = np.flatnonzero(~np.isfinite(np.asarray(scores, np.float64)))
-    if len(bad):
-        where = shard[int(bad[0])]["where"]
-        raise UserError(f"reward function '{name}' gave {scores[int(bad[0])]} for {where} ({len(bad)} such rows)")

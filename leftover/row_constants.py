@@ -1,6 +1,7 @@
 """The constants of a row: log pi_ref(y|x), V(x) and A(x, y). Each stage writes one block of the table."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,9 @@ import torch
 from leftover.advantages import advantage, leftover_mask
 from leftover.draws import effective_sample_size
 from leftover.errors import UserError
-from leftover.models import align_generation_config, read_json
+from leftover.models import align_generation_config
 from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
-from leftover.rewards.transform import apply_transform
 from leftover.table import FixedLists, column, equals, float_lists
 from leftover.workspace import Run
 
@@ -30,7 +30,7 @@ def reference_columns(run: Run) -> None:
     }
     loaded: list[Any] = []
 
-    def compute(shard: Any) -> dict[str, Any]:
+    def compute(shard: Any, _: Path) -> dict[str, Any]:
         if not loaded:
             loaded.append(run.load_reference())
         rows = list(shard)
@@ -108,7 +108,6 @@ def value(run: Run) -> None:
             FixedLists(inside, "prompt_features"),
             inside["prompt_ids"],
         )
-        fitted_transform = read_json(run.folder / "reward_transform.json")
 
         def sample_rewards(chosen: np.ndarray) -> np.ndarray:
             return mean_sampled_rewards(
@@ -116,7 +115,7 @@ def value(run: Run) -> None:
                 run.tokenizer,
                 inside,
                 chosen,
-                lambda p, c: apply_transform(fitted_transform, run.reward(p, c)),
+                run.reward,
                 run.recipe.value,
                 run.max_new_tokens,
                 run.seed,

@@ -1,6 +1,7 @@
 """`LoLTrainer` without a recipe: raw rows gain the columns that `leftover prepare` would give them."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
             call_reward(f, f"reward function '{getattr(f, '__name__', type(f).__name__)}'", prompts, completions)
             for f in functions
         ]
-        totals = [sum(scores) for scores in zip(*columns, strict=True)]
+        totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
         check_finite("reward_funcs", totals, completions)
         return totals
 

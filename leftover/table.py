@@ -45,14 +45,15 @@ class Table:
         block: str,
         key: Key,
         source: Any,
-        compute: Callable[[Any], dict[str, Any]],
+        compute: Callable[[Any, Path], dict[str, Any]],
         *,
         description: str | None = None,
         conclude: Callable[[Any], None] = lambda block: None,
     ) -> bool:
         """Write a block computed from `source` (a Dataset), shard by shard; finished shards are kept on resume.
 
-        `compute` gets the source rows of one shard and returns its columns. `conclude` gets the whole block just
+        `compute` gets the source rows of one shard and returns its columns; beside them a path where it may keep what
+        it has of a shard that takes long, which goes once the shard is written. `conclude` gets the whole block just
         before it counts as finished, so that what it notes is there whenever the block is. Returns False on reuse.
         """
         from tqdm import tqdm
@@ -62,8 +63,11 @@ class Table:
         starts = range(0, len(source), SHARD_ROWS)
         todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
         for number, start in tqdm(todo, desc=description or block, unit="shard", leave=False, disable=None):
-            shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))))
+            scratch = self._shard(block, number).with_suffix(".scratch")
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
             self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
+            scratch.unlink(missing_ok=True)
         whole = self._open_block(block)
         conclude(whole)
         self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)

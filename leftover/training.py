@@ -12,7 +12,6 @@ from transformers import PrinterCallback, ProgressCallback
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
-from leftover.rewards.transform import apply_transform
 from leftover.table import column, equals
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, objective_settings
@@ -114,8 +113,6 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     validation = selection_rows(run, blocks)
     if not can_score:
         _check_selection_scores(validation)
-    transform = read_json(run.folder / "reward_transform.json")
-    reward_func = (lambda p, c: apply_transform(transform, run.reward(p, c))) if can_score else None
     trainer = _trainer(
         run,
         run.load_reference(),
@@ -123,7 +120,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
         validation,
         peft_config=run.lora_config(),
-        reward_func=reward_func,
+        reward_func=run.reward if can_score else None,
     )
     r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
     if r2 is not None and "value" in blocks:

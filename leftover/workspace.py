@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leftover.config import Recipe, dump_recipe
+from leftover.config import Recipe, dump_recipe, load_yaml
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
@@ -37,7 +37,10 @@ class Run:
         self.manifest = Manifest(self.folder)
         self.hashes = FileHashes(self.folder)
         self.rejects = Rejects(self.folder / "rejected_rows.jsonl")
-        self.reward = SumReward(recipe.reward.functions)
+        reward = recipe.reward
+        self.reward = SumReward(reward.functions, reward.transform, reward.missing)
+        # Held-out scorers: reported, never trained on.
+        self.judges = SumReward(recipe.evaluate.judges) if recipe.evaluate.judges else None
         self.check_rewards()
         self.check_limits()
 
@@ -45,9 +48,7 @@ class Run:
         saved = self.folder / "recipe.yaml"
         temporary = self.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
         if saved.is_file():
-            import yaml
-
-            name = yaml.safe_load(saved.read_text(encoding="utf-8")).get("name")
+            name = str(load_yaml(saved.read_text(encoding="utf-8")).get("name"))
             if name != self.recipe.name:
                 raise UserError(
                     f"{self.folder} holds the run '{name}', this recipe is '{self.recipe.name}': choose another "
@@ -136,7 +137,7 @@ class Run:
         )
 
     def check_rewards(self) -> None:
-        """Refuse what the table cannot give, and faulty judges, before any row is read."""
+        """Refuse a column that the table cannot give, before any row is read."""
         column = self.recipe.data.columns.reward
         for name, reward in self.reward.components.items():
             if isinstance(reward, ColumnReward) and reward.column not in (None, column):
@@ -144,8 +145,6 @@ class Run:
                     f"reward function '{name}' reads the column '{reward.column}', but recorded scores are read from "
                     f"'{column}': set data.columns.reward"
                 )
-        if self.recipe.evaluate.judges:
-            SumReward(self.recipe.evaluate.judges)
 
     def check_limits(self) -> None:
         """Refuse lengths beyond the model's positions before any row is read."""

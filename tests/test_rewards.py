@@ -81,8 +81,8 @@ def test_the_identity_of_a_python_reward_changes_with_its_source(module, tmp_pat
     ("body", "expected"),
     [
         ("return [1.0]", "returned 1 scores for 3 completions"),
-        ("return None", "must return one number a completion, got None"),
-        ("return ['good'] * 3", r"must return one number a completion, got \['good'"),
+        ("return None", r"must return one number \(or None\) a completion, got None"),
+        ("return ['good'] * 3", r"must return one number \(or None\) a completion, got \['good'"),
         ("return [1 / 0]", "failed: ZeroDivisionError: division by zero"),
     ],
 )
@@ -280,7 +280,10 @@ def test_the_identity_of_a_sum_leaves_the_weights_out():
     ("spec", "expected"),
     [
         ({"type": "clasifier", "model": "x"}, "unknown reward type 'clasifier'; did you mean 'classifier'?"),
-        ({"function": "vader"}, "unknown reward type None; types: column, text, classifier, python, sum"),
+        (
+            {"function": "vader"},
+            "unknown reward type None; types: column, text, classifier, linear, fine_tuned, python, http, sum",
+        ),
         ({"type": "text", "function": "vadr"}, "unknown text reward 'vadr'; did you mean 'vader'?"),
         ({"type": "text", "function": "length", "n": 3}, "text reward 'length' does not take n"),
         ({"type": "text", "function": "ngram_diversity", "size": 3}, "does not take size"),

@@ -34,7 +34,7 @@ class Doubler:
     def __init__(self, fail_at=None, factor=2):
         self.calls, self.fail_at, self.factor = [], fail_at, factor
 
-    def __call__(self, shard):
+    def __call__(self, shard, scratch=None):
         if self.fail_at in shard["number"][:]:
             raise RuntimeError("killed")
         self.calls.append(list(shard["number"][:]))
@@ -225,7 +225,7 @@ def test_arrays_and_lists_of_unequal_length_keep_their_values_and_types(tmp_path
 
 def test_a_shard_of_nothing_but_missing_values_joins_the_others(tmp_path):
     table = make_table(tmp_path)
-    compute = lambda shard: {"score": [None if n < 4 else float(n) for n in shard["number"][:]]}  # noqa: E731
+    compute = lambda shard, _: {"score": [None if n < 4 else float(n) for n in shard["number"][:]]}  # noqa: E731
     table.write_columns("scores", {}, table.open("rows"), compute)
     assert table.open("scores")["score"][:] == [None] * 4 + [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 

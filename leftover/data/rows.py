@@ -16,13 +16,15 @@ from leftover.config import DataSection
 from leftover.data.formats import Located
 from leftover.errors import UserError
 
-# Messages are kept as JSON text: a column has one type, and users mix strings and conversations.
+# Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
 ROWS_SCHEMA = pa.schema(
     [
         ("prompt", pa.string()),
         ("completion", pa.string()),
         ("conversational", pa.bool_()),
         ("recorded_reward", pa.float64()),
+        ("answer", pa.string()),
+        ("tools", pa.string()),
         ("family", pa.string()),
         ("user_split", pa.string()),
         ("is_chosen", pa.bool_()),
@@ -76,7 +78,7 @@ def check_rows(
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
     input was read; with `skip` they go to `rejects`. `stats` counts rows read, rejected and duplicated.
     """
-    stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0}
+    stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0}
     faults: list[str] = []
     fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
     rejects.start("rows")
@@ -91,6 +93,9 @@ def check_rows(
             elif len(faults) < _FAULTS_SHOWN:
                 faults.append(f"  {where}: {error}")
             continue
+        if not _in_part(row["family"], data.part):
+            stats["other_parts"] += 1
+            continue
         fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}"))
         stats["without_reward"] += row["recorded_reward"] is None
         if not faults:
@@ -102,6 +107,8 @@ def check_rows(
         )
     if stats["read"] == 0:
         raise UserError(f"{data.path} (key data.path) holds no row")
+    if stats["read"] == stats["other_parts"]:
+        raise UserError(f"none of the {stats['read']} rows of {data.path} is in data.part {list(data.part)}: widen it")
     if stats["read"] == stats["rejected"]:
         raise UserError(f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path})")
 
@@ -121,10 +128,42 @@ def _check(raw: dict[str, Any], data: DataSection) -> dict[str, Any]:
         "completion": completion,
         "conversational": not isinstance(raw[columns.prompt], str),
         "recorded_reward": _score(raw.get(columns.reward), columns.reward),
+        "answer": _optional_text(raw.get(columns.answer), columns.answer) if columns.answer else None,
+        "tools": _tools(raw.get(columns.tools), columns.tools),
         "family": prompt if family is None else _unicode(str(family), columns.family),
         "user_split": _split(raw.get(columns.split), columns.split),
         "is_chosen": _flag(raw.get("is_chosen"), "is_chosen"),
     }
+
+
+def _in_part(family: str, part: tuple[float, float]) -> bool:
+    """Whether a family's hash lies in [low, high) of the unit interval; that of splits is another."""
+    if part == (0.0, 1.0):
+        return True
+    place = text_hash(f"part\0{family}") / 2**64
+    return part[0] <= place < part[1]
+
+
+def _optional_text(value: Any, column: str) -> str | None:
+    """A text or a number as text; None where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"'{column}' is neither a text nor a number: {value!r:.60}")
+    return _unicode(str(value), column)
+
+
+def _tools(value: Any, column: str) -> str | None:
+    """Tools as JSON text; they may be given as such, or as a list."""
+    if value is None or value == []:
+        return None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{column}' is not JSON: {error.msg}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"'{column}' is not a list of tools: {value!r:.60}")
+    return _unicode(json.dumps(tools, ensure_ascii=False), column) if tools else None
 
 
 def _text(value: Any, column: str) -> str:

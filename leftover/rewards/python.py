@@ -33,7 +33,7 @@ class PythonReward:
             raise UserError(f"python reward '{function}' is not a function")
         self.function, self.settings = function, settings
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float | None]:
         return call_reward(self.callable, f"python reward '{self.function}'", prompts, completions, **self.settings)
 
     def identity(self) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class PythonReward:
 
 def call_reward(
     function: Callable[..., Any], name: str, prompts: Sequence[Any], completions: Sequence[str], **settings: Any
-) -> list[float]:
-    """What a user's function says of completions: one number each.
+) -> list[float | None]:
+    """What a user's function says of completions: one number each, None where it has no score.
 
     Where it has the parameters `prompts` and `completions` (or takes any keyword), they are given by name, as TRL's
     reward functions get them; else in this order.
@@ -69,17 +69,17 @@ def call_reward(
             f"f(prompts=[...], completions=[...]{more}); --debug shows where it failed"
         ) from error
     try:
-        scores = [float(score) for score in returned]
+        scores = [None if score is None else float(score) for score in returned]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must return one number a completion, got {returned!r:.80}") from error
+        raise UserError(f"{name} must return one number (or None) a completion, got {returned!r:.80}") from error
     if len(scores) != len(completions):
         raise UserError(f"{name} returned {len(scores)} scores for {len(completions)} completions")
     return scores
 
 
-def check_finite(name: str, scores: Sequence[float], completions: Sequence[str]) -> None:
-    """UserError that names the first completion whose score is NaN or infinite."""
-    bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
+def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str]) -> None:
+    """UserError that names the first completion whose score is NaN or infinite; None says that there is none."""
+    bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "

@@ -7,6 +7,11 @@ from typing import Any
 from leftover.errors import UserError, nearest
 
 
+def make_text_reward(function: str, **settings: Any) -> Any:
+    """The text reward of that name."""
+    return TextReward(function, **settings)
+
+
 class TextReward:
     """A function of the completion's text, by name.
 

@@ -1,4 +1,4 @@
-"""Transforms of the summed reward, fitted on training rows and stored with the run."""
+"""Transforms of a reward or of one of its components, fitted on training rows and stored with the run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,23 @@ from leftover.errors import UserError
 _NUM_QUANTILES = 1001
 
 
+NAMES = ("sigmoid", "quantile", "minmax", "standardise")
+
+
+def needs_fit(spec: str | dict[str, float] | None) -> bool:
+    """Whether a transform is read off training rewards."""
+    return spec in ("quantile", "minmax", "standardise")
+
+
+def check_transform(spec: Any, key: str) -> None:
+    """Raises UserError, naming the key, for anything that is not a transform."""
+    if spec is None or spec in ("none", *NAMES):
+        return
+    numbers = isinstance(spec, dict) and all(isinstance(v, (int, float)) for v in spec.values())
+    if not numbers or spec.keys() - {"scale", "offset"}:
+        raise UserError(f"{key} is {spec!r}: none, {', '.join(NAMES)}, or {{scale: a, offset: b}}")
+
+
 def fit_transform(spec: str | dict[str, float] | None, train_rewards: np.ndarray) -> dict[str, Any]:
     """What `apply_transform` needs, as JSON: the name and what was read off the training rewards (NaN ignored)."""
     rewards = train_rewards[np.isfinite(train_rewards)]
@@ -21,7 +38,13 @@ def fit_transform(spec: str | dict[str, float] | None, train_rewards: np.ndarray
     if spec == "sigmoid":
         return {"name": "sigmoid"}
     if rewards.size == 0:
-        raise UserError(f"reward.transform: {spec} is fitted on training rewards, and no training row has one")
+        raise UserError(
+            f"{spec} (reward.transform, or normalise) is fitted on training rewards, and no training row has one"
+        )
+    if spec == "standardise":
+        spread = float(rewards.std())
+        scale = 1.0 / spread if spread > 0 else 1.0
+        return {"name": "affine", "scale": scale, "offset": -float(rewards.mean()) * scale}
     if spec == "minmax":
         low, high = float(rewards.min()), float(rewards.max())
         scale = 1.0 / (high - low) if high > low else 1.0

@@ -1,0 +1,144 @@
+"""The reward of a recipe: components, each normalised and weighted, summed and transformed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from leftover.errors import UserError
+from leftover.rewards.base import ColumnReward, load_reward
+from leftover.rewards.python import check_finite
+from leftover.rewards.transform import apply_transform, check_transform, fit_transform, needs_fit
+
+MISSING_RULES = ("drop", "impute", "renormalise")
+
+
+class SumReward:
+    """transform(sum of weight x normalise(component)); `components` keeps the parts by name.
+
+    Args:
+        functions: specifications for `load_reward`, each with a `weight` (1.0), a `name`, and `normalise` (a transform
+            of `fit_transform`) beside the settings of its type.
+        transform: of the sum, as `fit_transform` takes it.
+        missing: what becomes of a row that a component has no score for. drop: the row has no reward;
+            impute: the component counts with its mean over the training rows; renormalise: the other components'
+            weights are scaled up to the same sum.
+    """
+
+    def __init__(
+        self, functions: list[dict[str, Any]], transform: str | dict[str, float] | None = None, missing: str = "drop"
+    ):
+        if not functions:
+            raise UserError("reward.functions is empty: name at least one")
+        if missing not in MISSING_RULES:
+            raise UserError(f"reward.missing is '{missing}', not one of {', '.join(MISSING_RULES)}")
+        self.components: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
+        self.normalise: dict[str, Any] = {}
+        for spec in functions:
+            spec = dict(spec)
+            weight, normalise = spec.pop("weight", 1.0), spec.pop("normalise", None)
+            name = spec.pop("name", None) or _default_name(spec)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise UserError(f"reward function '{name}': weight is {weight!r}, not a number")
+            if name in self.components:
+                raise UserError(f"two reward functions are named '{name}'; set 'name' on each")
+            self.components[name], self.weights[name] = load_reward(spec), float(weight)
+            check_transform(normalise, f"reward function '{name}': normalise")
+            self.normalise[name] = None if normalise == "none" else normalise
+        self.transform, self.missing = transform, missing
+        self.state: dict[str, Any] = {"components": {}, "total": {"name": "none"}}
+        # What needs no fit works from the start, for users outside a run.
+        for name, spec in self.normalise.items():
+            if not needs_fit(spec):
+                self.state["components"][name] = {"transform": fit_transform(spec, np.empty(0)), "mean": None}
+        if not needs_fit(transform):
+            self.state["total"] = fit_transform(transform, np.empty(0))
+
+    def score_components(self, prompts: Sequence[Any], completions: Sequence[str]) -> dict[str, list[float | None]]:
+        """The scores of every component as they are, by name. Raises UserError for one that is not finite."""
+        scores = {name: list(reward(prompts, completions)) for name, reward in self.components.items()}
+        for name, column in scores.items():
+            check_finite(f"reward function '{name}'", column, completions)
+        return scores
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        """The reward of new completions. Raises UserError where `missing: drop` would leave one without."""
+        return self.combine(self.score_components(prompts, completions))
+
+    def combine(self, scores: Mapping[str, Sequence[float | None]]) -> list[float]:
+        """The reward of new completions from their components' scores."""
+        total = self.total(scores)
+        if np.isnan(total).any():
+            silent = [name for name, column in scores.items() if any(score is None for score in column)]
+            raise UserError(
+                f"no score for {int(np.isnan(total).sum())} of {len(total)} new completions from {', '.join(silent)}: "
+                "mend the function, or set reward.missing to impute or renormalise"
+            )
+        return total.tolist()
+
+    def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
+        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns the state."""
+        for name, spec in self.normalise.items():
+            training = np.asarray(scores[name], np.float64)[train]
+            fitted = fit_transform(spec, training)
+            found = apply_transform(fitted, training[np.isfinite(training)])
+            self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
+        self.state["total"] = fit_transform(self.transform, self._sum(scores)[train])
+        return self.state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that `fit` returned."""
+        self.state = state
+
+    def total(self, scores: Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]) -> np.ndarray:
+        """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
+        return apply_transform(self.state["total"], self._sum(scores))
+
+    def weighted(self, scores: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Each component's part of the sum, [N] float64, NaN where it has no score."""
+        return {name: self.weights[name] * self._normalised(name, scores[name]) for name in self.components}
+
+    def _sum(self, scores: Mapping[str, Any]) -> np.ndarray:
+        parts = self.weighted(scores)
+        if self.missing == "impute":
+            for name, part in parts.items():
+                mean = self.state["components"][name]["mean"]
+                part[np.isnan(part)] = np.nan if mean is None else self.weights[name] * mean
+        stacked = np.stack(list(parts.values()))
+        if self.missing != "renormalise":
+            return stacked.sum(0)
+        weights = np.array(list(self.weights.values()))[:, None]
+        there = np.isfinite(stacked)
+        present = (weights * there).sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scaled = np.nansum(stacked, 0) * weights.sum() / present
+        return np.where(there.any(0), scaled, np.nan)
+
+    def _normalised(self, name: str, scores: Any) -> np.ndarray:
+        if name not in self.state["components"]:
+            raise UserError(
+                f"reward function '{name}' is normalised by {self.normalise[name]}, which is fitted on training rows: "
+                "use it in a recipe, or call fit"
+            )
+        return apply_transform(self.state["components"][name]["transform"], as_array(scores))
+
+    @property
+    def scores_new_completions(self) -> bool:
+        return not any(isinstance(reward, ColumnReward) for reward in self.components.values())
+
+    def identity(self) -> dict[str, Any]:
+        """What the components' scores depend on, for keys."""
+        return {name: reward.identity() for name, reward in self.components.items()}
+
+
+def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
+    """Scores as float64, None as NaN."""
+    if isinstance(scores, np.ndarray):
+        return scores.astype(np.float64)
+    return np.array([np.nan if score is None else score for score in scores], np.float64)
+
+
+def _default_name(spec: dict[str, Any]) -> str:
+    named = spec.get("function") or spec.get("preset") or spec.get("model") or spec.get("path") or spec.get("column")
+    return str(named or spec.get("type")).rpartition("/")[2]

@@ -1,0 +1,155 @@
+"""The score stage: every component of the reward for every row, each in a block of its own, then their sum."""
+
+import logging
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leftover.data.rows import as_prompt
+from leftover.errors import UserError
+from leftover.manifest import write_json
+from leftover.models import read_json
+from leftover.objectives import OBJECTIVES
+from leftover.rewards import ColumnReward, FittedReward
+from leftover.rewards.facts import component_facts, show_facts
+from leftover.rewards.python import check_finite
+from leftover.rewards.sum import as_array
+from leftover.selection import check_requirements
+from leftover.table import column, equals
+from leftover.workspace import Run
+
+log = logging.getLogger(__name__)
+
+STATE = "reward_state.json"
+# Rows between two saves of a component's scores: what a killed run scores again is less than this.
+BATCH_ROWS = 256
+
+
+def score(run: Run) -> None:
+    """Blocks `score-<name>`: a component's scores as they are; block `reward`: their transformed sum."""
+    fit_rewards(run)
+    for name in run.reward.components:
+        score_component(run, name)
+    sum_rewards(run)
+    _check_rewards(run)
+
+
+def fit_rewards(run: Run) -> None:
+    """Let rewards and judges that learn from rows learn, or load what they learnt before."""
+    for kind, functions in (("reward", run.reward), ("judge", run.judges)):
+        for name, reward in functions.components.items() if functions else ():
+            if not isinstance(reward, FittedReward):
+                continue
+            key: dict[str, Any] = {"identity": reward.identity(), "seed": run.seed}
+            if reward.reads_rows:
+                key["from"] = {block: run.table.digest(block) for block in ("rows", "split")}
+            folder = run.folder / "rewards" / f"{kind}-{slug(name)}"
+            artifact = f"{kind} {name}"
+            if not run.manifest.begin(artifact, key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+                folder.mkdir(parents=True, exist_ok=True)
+                facts = reward.fit(folder, run.table.open("rows", "split"))
+                run.manifest.finish(artifact, facts=facts)
+                for fact, value in facts.items():
+                    log.info("%s %s: %s %s", kind, name, fact.replace("_", " "), value)
+            reward.load(folder)
+
+
+def score_component(run: Run, name: str) -> None:
+    """Block `score-<name>`: the scores of one component, NaN where it has none; saved every BATCH_ROWS rows."""
+    reward, rows = run.reward.components[name], run.table.open("rows")
+    key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}
+    if isinstance(reward, FittedReward):
+        key["from"]["fit"] = run.manifest.digest(f"reward {name}")
+
+    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
+        if isinstance(reward, ColumnReward):
+            return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
+        done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
+        if scratch.is_file():  # a killed write may have left a part of a number
+            done.tofile(scratch)
+        for start in range(len(done), len(shard), BATCH_ROWS):
+            part = shard[start : start + BATCH_ROWS]
+            prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
+            scores = reward(prompts, part["completion"])
+            check_finite(f"reward function '{name}'", scores, part["where"])
+            new = as_array(scores)
+            with scratch.open("ab") as file:
+                file.write(new.tobytes())
+            done = np.concatenate([done, new])
+        return {f"reward/{name}": done}
+
+    run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
+
+
+def sum_rewards(run: Run) -> None:
+    """Block `reward`, and the state (normalisations, means, transform) that new completions are scored with."""
+    blocks = {name: score_block(name) for name in run.reward.components}
+    settings = run.recipe.reward
+    key = {
+        "from": {block: run.table.digest(block) for block in (*blocks.values(), "split")},
+        "weights": run.reward.weights,
+        "normalise": run.reward.normalise,
+        "missing": settings.missing,
+        "transform": settings.transform,
+    }
+
+    def total() -> dict[str, Any]:
+        table = run.table.open(*blocks.values(), "split")
+        scores = {name: column(table, f"reward/{name}") for name in blocks}
+        train = equals(table, "split", "train")
+        write_json(run.folder / STATE, run.reward.fit(scores, train))
+        reward = run.reward.total(scores)
+        facts = component_facts(run.reward, {n: s[train] for n, s in scores.items()}, reward[train])
+        run.note(reward=facts)
+        show_facts(facts)
+        return {"reward": reward}
+
+    if run.table.write_whole("reward", key, total):
+        reward = column(run.table.open("reward"), "reward")
+        found = reward[np.isfinite(reward)]
+        if len(found) == 0:
+            log.warning("reward: no row has a score; only the reference can be trained from these rows")
+        elif np.ptp(found) == 0:
+            log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
+    run.reward.restore(read_json(run.folder / STATE))
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def score_block(name: str) -> str:
+    """The table's block of one component's scores."""
+    return f"score-{slug(name)}"
+
+
+def _check_rewards(run: Run) -> None:
+    """Refuse a policy that the rewards cannot serve before the reference is fitted for it."""
+    table = run.table.open("rows", "split", "tokens", "reward")
+    trains = equals(table, "split", "train") & equals(table, "kept", True)
+    if run.recipe.data.rows == "chosen":
+        trains &= equals(table, "is_chosen", True)
+    reward = column(table, "reward")[trains]
+    for name, fields in run.recipe.policies.items():
+        settings = run.recipe.train | fields
+        objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]
+        needed = "reward" in objective.requires or settings.get("rows") in ("leftover", "top")
+        if needed and not np.isfinite(reward).any():
+            raise UserError(
+                f"policy '{name}' needs scores, and no training row has one in the column "
+                f"'{run.recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
+            )
+        needs_advantage = "advantage" in objective.requires or settings.get("rows") == "leftover"
+        if needs_advantage and np.nanmax(reward) == np.nanmin(reward) and run.value_targets != "reference_samples":
+            # Left to the arithmetic, advantages of rounding errors would be trained on.
+            raise UserError(
+                f"policy '{name}': all recorded rewards are equal ({np.nanmax(reward):g}), so that no training row has "
+                "a positive advantage: there is nothing left over to train on"
+            )
+        if "nonnegative_reward" in objective.requires:
+            check_requirements(name, objective, {"reward": reward})
