@@ -33,7 +33,26 @@ def _stage(name: str, help_text: str) -> None:
 
 
 _stage("run", "All stages: prepare, train, evaluate, report. Continues where it stopped.")
-_stage("prepare", "Tokenise, score, fit the reference, its log-probabilities, value and advantage.")
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@click.option("--only", metavar="STEP", help="Stop after: rows, split, tokens, score, reference, logprobs or value.")
+def prepare(recipe: str, overrides: tuple[str, ...], only: str | None) -> None:
+    """Tokenise, score, fit the reference, its log-probabilities, value and advantage."""
+    from leftover import pipeline
+    from leftover.config import load_recipe
+    from leftover.errors import UserError, nearest
+    from leftover.workspace import Run
+
+    if only not in (None, *pipeline.STEPS):
+        raise UserError(f"--only {only}{nearest(str(only), list(pipeline.STEPS))}: {', '.join(pipeline.STEPS)}")
+    loaded = load_recipe(recipe, list(overrides))
+    _announce()
+    pipeline.prepare(Run(loaded), only)
+
+
 _stage("train", "prepare, and train every policy of the recipe.")
 _stage("evaluate", "train, and evaluate the reference and every policy on held-out prompts.")
 _stage("report", "evaluate, and write report.md and results.json.")

@@ -27,16 +27,30 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
     raise ValueError(f"until: {until!r} is not one of {', '.join(STAGES)}")
 
 
-def prepare(this: Run) -> None:
-    """Rows -> token ids, reference, rewards, log pi_ref(y|x), V(x) and A(x, y)."""
-    stage.read(this)
-    stage.split(this)
-    stage.tokens(this)
-    scoring.score(this)
-    stage.fit_reference(this)
-    row_constants.reference_columns(this)
+def prepare(this: Run, only: str | None = None) -> None:
+    """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x) and A(x, y); `only`: up to that step."""
+    for name, step in STEPS.items():
+        step(this)
+        if name == only:
+            return
+
+
+def value(this: Run) -> None:
+    """V(x) and A(x, y), where a policy of the recipe uses them."""
     if row_constants.needs_value(this):
         row_constants.value(this)
+
+
+# The steps of `prepare`, each a block of the table or a model.
+STEPS: dict[str, Callable[[Run], None]] = {
+    "rows": stage.read,
+    "split": stage.split,
+    "tokens": stage.tokens,
+    "score": scoring.score,
+    "reference": stage.fit_reference,
+    "logprobs": row_constants.reference_columns,
+    "value": value,
+}
 
 
 def train(this: Run) -> None:

@@ -74,25 +74,22 @@ def show_facts(facts: dict[str, Any]) -> None:
 def _table(facts: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    names = list(facts["components"])
     table = Table(title=f"Reward on {facts['rows']:,} training rows", title_justify="left")
-    for header in ("component", "weight", "mean", "sd", "min", "max", "no score", "share of variance"):
-        table.add_column(header, justify="left" if header == "component" else "right")
-    for name in names[1:]:
-        table.add_column(f"r with {name}", justify="right")
-    for i, (name, of) in enumerate(facts["components"].items()):
-        cells = [_number(of[key]) for key in ("mean", "sd", "min", "max")]
-        pairs = [
-            _number(facts["correlation"].get(f"{name} | {other}")) if j > i else "" for j, other in enumerate(names)
-        ]
-        table.add_row(
-            name, f"{of['weight']:g}", *cells, str(of["missing"]), _percent(of["share_of_variance"]), *pairs[1:]
-        )
+    table.add_column("component", overflow="fold")
+    for header in ("weight", "mean", "sd", "range", "missing", "variance"):
+        table.add_column(header, justify="right")
+    for name, of in facts["components"].items():
+        span = f"{_number(of['min'])} to {_number(of['max'])}"
+        numbers = (f"{of['weight']:g}", _number(of["mean"]), _number(of["sd"]), span, str(of["missing"]))
+        table.add_row(name, *numbers, _percent(of["share_of_variance"]))
+    pairs = [f"{pair.replace(' | ', ', ')}: {_number(r)}" for pair, r in facts["correlation"].items()]
+    table.caption = "Correlation of " + "; ".join(pairs)
+    table.caption_justify = "left"
     return table
 
 
 def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+    return "n/a" if value is None else f"{value:.3g}"
 
 
 def _percent(share: float | None) -> str:
