@@ -25,7 +25,8 @@ from leftover.workspace import Run
 log = logging.getLogger(__name__)
 
 STATE = "reward_state.json"
-# Rows between two saves of a component's scores: what a killed run scores again is less than this.
+# Rows between two saves of a component's scores: what a killed run scores again is less than this. A reward that asks
+# for a batch at a time says how many rows that is: its attribute `batch_rows`.
 BATCH_ROWS = 256
 
 
@@ -61,6 +62,7 @@ def fit_rewards(run: Run) -> None:
 def score_component(run: Run, name: str) -> None:
     """Block `score-<name>`: the scores of one component, NaN where it has none; saved every BATCH_ROWS rows."""
     reward, rows = run.reward.components[name], run.table.open("rows")
+    batch_rows = getattr(reward, "batch_rows", BATCH_ROWS)
     key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}
     if isinstance(reward, FittedReward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
@@ -71,8 +73,8 @@ def score_component(run: Run, name: str) -> None:
         done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
         if scratch.is_file():  # a killed write may have left a part of a number
             done.tofile(scratch)
-        for start in range(len(done), len(shard), BATCH_ROWS):
-            part = shard[start : start + BATCH_ROWS]
+        for start in range(len(done), len(shard), batch_rows):
+            part = shard[start : start + batch_rows]
             prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
             scores = reward(prompts, part["completion"])
             check_finite(f"reward function '{name}'", scores, part["where"])

@@ -9,7 +9,10 @@ from leftover.errors import UserError, nearest
 
 
 class Reward(Protocol):
-    """A scoring function of completions. `prompts` are strings or message lists, as the user wrote them."""
+    """A scoring function of completions. `prompts` are strings or message lists, as the user wrote them.
+
+    One that is asked for a batch at a time may have a number `batch_rows`: a run saves its scores after as many rows.
+    """
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> Sequence[float | None]:
         """One finite number a completion; None where the function has no score for it (`reward.missing`)."""

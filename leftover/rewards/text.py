@@ -1,5 +1,15 @@
-"""Rewards computed from the text alone."""
+"""Rewards computed from the text alone, or from it and what the rows say of it: `type: text`, by `function`.
 
+length            white-space tokens
+ngram_diversity   distinct over all n-grams (`n`, default 2)
+vader             sentiment in [-1, 1]
+regex             whether, or how often, a regular expression matches (`pattern`, `mode`): RegexReward
+answer            whether the completion is the row's answer: AnswerReward
+numeric_answer    whether its last number is the row's answer (`pattern`, `tolerance`): NumericAnswerReward
+tfidf_diversity   mean TF-IDF weight of its terms, as in A-LoL: TfidfDiversityReward
+"""
+
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -8,12 +18,15 @@ from leftover.errors import UserError, nearest
 
 
 def make_text_reward(function: str, **settings: Any) -> Any:
-    """The text reward of that name."""
+    """The text reward of that name; `settings` are those of its class. Raises UserError for an unknown name."""
+    if function in _CLASSES:
+        module, _, name = _CLASSES[function].partition(":")
+        return getattr(importlib.import_module(module), name)(**settings)
     return TextReward(function, **settings)
 
 
 class TextReward:
-    """A function of the completion's text, by name.
+    """A function of the completion's text without a state, by name.
 
     length: white-space tokens. ngram_diversity: distinct over all n-grams of the completion (`n`, default 2).
     vader: compound sentiment in [-1, 1] (Hutto and Gilbert, 2014; package vaderSentiment).
@@ -21,9 +34,9 @@ class TextReward:
 
     def __init__(self, function: str, **settings: Any):
         if function not in _FUNCTIONS:
+            valid = [*_FUNCTIONS, *_CLASSES]
             raise UserError(
-                f"unknown text reward '{function}'{nearest(function, list(_FUNCTIONS))}; "
-                f"functions: {', '.join(_FUNCTIONS)}"
+                f"unknown text reward '{function}'{nearest(function, valid)}; functions: {', '.join(valid)}"
             )
         if (function != "ngram_diversity" and settings) or settings.keys() - {"n"}:
             raise UserError(f"text reward '{function}' does not take {', '.join(settings)}")
@@ -63,3 +76,11 @@ def _analyzer() -> Any:
 
 
 _FUNCTIONS: dict[str, Callable[..., float]] = {"length": length, "ngram_diversity": ngram_diversity, "vader": vader}
+
+# function -> the class of one with settings or a state of its own.
+_CLASSES: dict[str, str] = {
+    "regex": "leftover.rewards.regex:RegexReward",
+    "answer": "leftover.rewards.answers:AnswerReward",
+    "numeric_answer": "leftover.rewards.answers:NumericAnswerReward",
+    "tfidf_diversity": "leftover.rewards.tfidf:TfidfDiversityReward",
+}
