@@ -24,11 +24,17 @@ class LoraSection(Section):
     target_modules: str | list[str] = "all-linear"
 
 
+class TokenizerSection(Section):
+    """A tokenizer of the training rows' own (byte-level BPE), for random weights."""
+
+    vocab_size: int = Field(4096, ge=260)  # 256 bytes, three special tokens, and what is learnt
+
+
 class ModelSection(Section):
     # A folder or Hub id to start from; or a `config` (model_type and its settings) for random weights.
     path: str | None = None
     config: dict[str, Any] | None = None
-    tokenizer: str | None = None  # default: the one at `path`
+    tokenizer: str | TokenizerSection | None = None  # default: the one at `path`; {vocab_size: n} trains one
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
     template_options: dict[str, Any] = {}  # keywords of the chat template, such as enable_thinking: false
     end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
@@ -43,7 +49,9 @@ class ModelSection(Section):
         if (self.path is None) == (self.config is None):
             raise ValueError("give exactly one of model.path and model.config")
         if self.config is not None and self.tokenizer is None:
-            raise ValueError("model.config needs model.tokenizer as well")
+            raise ValueError("model.config needs model.tokenizer as well: a folder, a Hub id, or {vocab_size: 4096}")
+        if self.path is not None and isinstance(self.tokenizer, TokenizerSection):
+            raise ValueError("model.tokenizer {vocab_size: ...} trains one for random weights: give model.config")
         return self
 
 

@@ -1,17 +1,21 @@
 """The stages that give the table its columns. Each writes one block, or finds it written already."""
 
 import logging
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from leftover.config import TokenizerSection
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, tokenise
+from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
 from leftover.table import column, equals
 from leftover.workspace import Run
@@ -65,8 +69,26 @@ def split(run: Run) -> None:
     run.table.write_whole("split", key, compute)
 
 
+def fit_tokenizer(run: Run) -> None:
+    """`tokenizer/`: of the training rows' own, where the recipe asks for one."""
+    settings = run.recipe.model.tokenizer
+    if not isinstance(settings, TokenizerSection):
+        return
+    folder = run.folder / "tokenizer"
+    key = {"from": {name: run.table.digest(name) for name in ("rows", "split")}, "settings": settings.model_dump()}
+    if run.manifest.begin("tokenizer", key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+        return
+    rows = run.table.open("rows", "split")
+    training = rows.select(np.flatnonzero(equals(rows, "split", "train")))
+    tokenizer = train_tokenizer(texts_of(training), settings.vocab_size)
+    tokenizer.save_pretrained(folder)
+    run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
+    log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))
+
+
 def tokens(run: Run) -> None:
     """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects."""
+    fit_tokenizer(run)
     data = run.recipe.data
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     key = {

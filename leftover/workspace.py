@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leftover.config import Recipe, dump_recipe, load_yaml
+from leftover.config import Recipe, TokenizerSection, dump_recipe, load_yaml
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
@@ -66,14 +66,23 @@ class Run:
     def tokenizer(self) -> Any:
         model = self.recipe.model
         return load_tokenizer(
-            model.tokenizer or str(model.path),
+            self.tokenizer_path,
             chat_template=model.chat_template,
             trust_remote_code=model.trust_remote_code,
         )
 
     @property
+    def tokenizer_path(self) -> str:
+        model = self.recipe.model
+        if isinstance(model.tokenizer, TokenizerSection):
+            return str(self.folder / "tokenizer")
+        return model.tokenizer or str(model.path)
+
+    @property
     def tokenizer_key(self) -> dict[str, Any]:
-        path = self.recipe.model.tokenizer or str(self.recipe.model.path)
+        if isinstance(self.recipe.model.tokenizer, TokenizerSection):
+            return {"fit": self.manifest.digest("tokenizer"), "chat_template": self.recipe.model.chat_template}
+        path = self.tokenizer_path
         files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
         found = {name: self.hashes.of(Path(path) / name) for name in files if (Path(path) / name).is_file()}
         return {"files": found or path, "chat_template": read_chat_template(self.recipe.model.chat_template)}
@@ -82,7 +91,9 @@ class Run:
     def base_key(self) -> Any:
         """What stands for the model before the reference is fitted."""
         model = self.recipe.model
-        return model_identity(model.path, self.hashes) if model.path else {"config": model.config, "seed": self.seed}
+        if model.path:
+            return model_identity(model.path, self.hashes)
+        return {"config": model.config, "tokenizer": self.tokenizer_key, "seed": self.seed}
 
     @property
     def seed(self) -> int:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from leftover import pipeline
 from leftover.config import load_recipe, make_recipe
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.workspace import Run
 from tests.conftest import scored_rows
 
 
@@ -265,3 +267,29 @@ def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Pat
         run(make_recipe(content), until="prepare")
     assert (tmp_path / "run/table/manifest.json").read_text() == before
     assert list((tmp_path / "run/table/rows").iterdir())
+
+
+def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path, tiny_recipe):
+    content = tiny_recipe(tmp_path)
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    content["model"] = {"config": config, "tokenizer": {"vocab_size": 300}}
+    results = run(make_recipe(content))
+    assert results["sampled"]["table"]["a_lol_seq"]["reward"]
+    first = Run(make_recipe(content))
+    assert len(first.tokenizer) == 300
+    assert first.load_base().get_input_embeddings().num_embeddings == 300
+    assert first.tokenizer.decode(first.tokenizer("naïve ☂").input_ids, skip_special_tokens=True) == "naïve ☂"
+    # Another size makes a new tokenizer, and with it new tokens.
+    content["model"]["tokenizer"] = {"vocab_size": 280}
+    second = Run(make_recipe(content))
+    pipeline.prepare(second, "tokens")
+    assert len(second.tokenizer) == 280
+    assert max(max(ids) for ids in second.table.open("tokens")["prompt_ids"]) < 280
+
+
+def test_a_trained_tokenizer_belongs_to_random_weights(tmp_path, tiny_recipe):
+    content = tiny_recipe(tmp_path)
+    content["model"] = content["model"] | {"tokenizer": {"vocab_size": 300}}
+    with pytest.raises(UserError, match=r"vocab_size.* trains one for random weights"):
+        make_recipe(content)
