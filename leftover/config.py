@@ -32,8 +32,8 @@ class ModelSection(Section):
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
     template_options: dict[str, Any] = {}  # keywords of the chat template, such as enable_thinking: false
     end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
-    quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs a GPU and bitsandbytes
-    dtype: str = "float32"
+    quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs leftover[qlora]
+    dtype: str = "float32"  # of the weights; with quantization, of those that stay as they are: embeddings, norms, head
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     lora: LoraSection | None = None
@@ -44,6 +44,10 @@ class ModelSection(Section):
             raise ValueError("give exactly one of model.path and model.config")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("model.config needs model.tokenizer as well")
+        if self.quantization and self.lora is None:
+            raise ValueError("model.quantization trains an adapter on frozen 4-bit weights: give model.lora as well")
+        if self.quantization and self.path is None:
+            raise ValueError("model.quantization takes pretrained weights: give model.path")
         return self
 
 
