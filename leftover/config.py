@@ -190,13 +190,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
+    return make_recipe(content, where=str(path), overrides=overrides)
+
+
+def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: list[str] | None = None) -> Recipe:
+    """Validate a recipe given as a dictionary, which `overrides` change."""
     for override in overrides or []:
         _apply(content, override)
-    return make_recipe(content, where=str(path))
-
-
-def make_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate a recipe given as a dictionary."""
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
