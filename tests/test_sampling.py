@@ -134,7 +134,7 @@ def test_prompts_and_a_reward_are_enough_to_start(
     assert [row["reward/quality"] for row in rows] == scores
     for row in rows:
         assert row["reward"] == pytest.approx(row["reward/quality"] + 0.5 * row["reward/length"])
-        assert row["ended"] and "family" not in row and "split" not in row
+        assert row["ended"] and "</s>" not in row["completion"] and "family" not in row and "split" not in row
         assert len(row["sampler_logprobs"]) == row["num_tokens"]
     by_prompt: dict[int, set] = {}
     for row in rows:
@@ -279,6 +279,46 @@ def test_a_runs_rewards_score_with_what_they_learnt_from_its_rows(
     policy = trained / "policies/nll/seed-0"
     message = refused(capsys, tmp_path / "other.jsonl", policy, prompts_file, "--reward", spec)
     assert "quantile: fitted on the rows of a recipe; give that recipe with --recipe" in message
+
+
+class MeanLength:
+    """A reward that learns: how much longer a completion is than the training rows' are."""
+
+    reads_rows = True
+    fits = 0
+
+    def fit(self, folder: Path, rows: Any) -> dict[str, Any]:
+        MeanLength.fits += 1
+        lengths = [len(c) for c, s in zip(rows["completion"], rows["split"], strict=True) if s == "train"]
+        (folder / "mean.json").write_text(json.dumps(np.mean(lengths)))
+        return {}
+
+    def load(self, folder: Path) -> None:
+        self.mean = json.loads((folder / "mean.json").read_text())
+
+    def identity(self) -> dict[str, Any]:
+        return {"type": "mean_length"}
+
+    def __call__(self, prompts: Any, completions: Any) -> list[float]:
+        return [len(completion) - self.mean for completion in completions]
+
+
+def test_a_reward_that_learns_from_rows_is_taken_from_the_run(
+    trained: Path, prompts_file: str, tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any, capsys: Any
+) -> None:
+    from leftover.rewards.base import REWARDS
+
+    monkeypatch.setitem(REWARDS, "mean_length", "tests.test_sampling:MeanLength")
+    recipe = write_yaml(tmp_path, tiny_recipe(tmp_path, reward={"functions": [{"type": "mean_length"}]}))
+    model = trained / "policies/nll/seed-0"
+    for output in ("a.jsonl", "b.jsonl"):
+        rows = generate(tmp_path / output, model, prompts_file, "--recipe", recipe, "--n", 1)
+    learnt = json.loads((tmp_path / "run/rewards/reward-mean_length/mean.json").read_text())
+    assert all(row["reward"] == pytest.approx(len(row["completion"]) - learnt) for row in rows)
+    assert MeanLength.fits == 1
+    spec = write_yaml(tmp_path, [{"type": "mean_length"}])
+    message = refused(capsys, tmp_path / "c.jsonl", model, prompts_file, "--reward", spec)
+    assert "mean_length: fitted on the rows of a recipe" in message
 
 
 def test_a_reward_that_the_recipes_run_has_not_fitted_yet_is_fitted_first(
