@@ -44,7 +44,7 @@ def compared(what: str, ours: list[float], theirs: list[float], unit: float, bar
     return {"what": what, "ours": unit / a, "theirs": unit / b, "ratio": b / a, "spread": spread, "bar": bar}
 
 
-def reference_pass_rate(turns: int = 3) -> dict[str, Any]:
+def reference_pass_rate(turns: int = 5) -> dict[str, Any]:
     """Rows a second of `reference_pass`, features and all, against a bare forward of the same tokens.
 
     The bare forward runs the stock model on the same length-sorted batches, with logits at as many positions as a

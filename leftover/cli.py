@@ -71,6 +71,50 @@ def export(run_folder: str, policy: str | None, seed: int | None, output: str | 
     click.echo(export_policy(run_folder, policy=policy, seed=seed, output=output, merge=merge))
 
 
+@cli.command("generate")
+@click.argument("model")
+@click.argument("prompts", required=False)
+@click.option("--output", required=True, type=click.Path(dir_okay=False), help="JSON lines to write, or to continue.")
+@click.option("--recipe", type=click.Path(), help="Its tokenizer, limits, rewards and, without PROMPTS, its prompts.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe key, such as data.columns.prompt."
+)
+@click.option("--reward", type=click.Path(), help="YAML: a list as under reward.functions; default: the recipe's.")
+@click.option("--n", type=click.IntRange(1), help="Completions a prompt; default: 8, or 1 with --greedy.")
+@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--greedy", is_flag=True, help="The most likely token at every step.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Default: data.max_completion_tokens.")
+@click.option("--max-prompts", type=click.IntRange(1), help="So many prompts, drawn by the seed; default: all.")
+@click.option(
+    "--unfinished",
+    type=click.Choice(["drop", "keep"]),
+    default="drop",
+    show_default=True,
+    help="Completions that reach --max-new-tokens without an end.",
+)
+@click.option(
+    "--splits/--no-splits",
+    default=True,
+    show_default=True,
+    help="Write the split of a recipe's own prompts, so that they stay on their side.",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Default: evaluate.batch_size.")
+@click.option("--seed", default=0, show_default=True, help="Of the sampling.")
+@click.option("--policy", help="Where MODEL is a run: which policy; default: the recipe's first.")
+@click.option("--policy-seed", type=int, help="Of which training seed; default: the recipe's first.")
+@click.option("--overwrite", is_flag=True, help="Start over where the output holds rows of other settings.")
+def generate_rows(model: str, prompts: str | None, **options: Any) -> None:
+    """Sample completions of PROMPTS from MODEL, score them, and write rows to train on.
+
+    MODEL is a folder, a Hub id, an adapter or the folder of a run; PROMPTS a file in any format of data.path, of which
+    only the prompts are read.
+    """
+    from leftover.sampling.run import sample_from
+
+    _announce()
+    sample_from(model, prompts, **options)
+
+
 @cli.command()
 @click.option("--seed", default=0, show_default=True, help="Of the data, the model and the run.")
 @click.option("--output-dir", default="runs/demo", show_default=True, type=click.Path())

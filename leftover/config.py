@@ -38,8 +38,8 @@ class ModelSection(Section):
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
     template_options: dict[str, Any] = {}  # keywords of the chat template, such as enable_thinking: false
     end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
-    quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs a GPU and bitsandbytes
-    dtype: str = "float32"
+    quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs leftover[qlora]
+    dtype: str = "float32"  # of the weights; with quantization, of those that stay as they are: embeddings, norms, head
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     lora: LoraSection | None = None
@@ -52,6 +52,10 @@ class ModelSection(Section):
             raise ValueError("model.config needs model.tokenizer as well: a folder, a Hub id, or {vocab_size: 4096}")
         if self.path is not None and isinstance(self.tokenizer, TokenizerSection):
             raise ValueError("model.tokenizer {vocab_size: ...} trains one for random weights: give model.config")
+        if self.quantization and self.lora is None:
+            raise ValueError("model.quantization trains an adapter on frozen 4-bit weights: give model.lora as well")
+        if self.quantization and self.path is None:
+            raise ValueError("model.quantization takes pretrained weights: give model.path")
         return self
 
 
@@ -194,13 +198,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
+    return make_recipe(content, where=str(path), overrides=overrides)
+
+
+def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: list[str] | None = None) -> Recipe:
+    """Validate a recipe given as a dictionary, which `overrides` change."""
     for override in overrides or []:
         _apply(content, override)
-    return make_recipe(content, where=str(path))
-
-
-def make_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validate a recipe given as a dictionary."""
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:

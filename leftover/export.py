@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from leftover.config import load_recipe
+from leftover.config import Recipe, load_recipe
 from leftover.errors import UserError
 from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, save_model
 
@@ -25,12 +25,7 @@ def export_policy(
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
     recipe = load_recipe(folder / "recipe.yaml")
-    policy, seed = policy or recipe.main_policy, recipe.seeds[0] if seed is None else seed
-    source = folder / "policies" / policy / f"seed-{seed}"
-    trained = sorted(path for path in folder.glob("policies/*/seed-*") if _is_trained(path))
-    if source not in trained:
-        names = ", ".join(str(path.relative_to(folder)) for path in trained) or "none"
-        raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {names})")
+    source = trained_policy(folder, recipe, policy, seed)
     tokenizer = load_tokenizer(str(source))
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
@@ -45,6 +40,17 @@ def export_policy(
     save_model(model, tokenizer, target)
     model.generation_config.save_pretrained(target)
     return target
+
+
+def trained_policy(folder: Path, recipe: Recipe, policy: str | None, seed: int | None) -> Path:
+    """The folder of one trained policy of a run; default: the recipe's first, and of its first seed."""
+    policy, seed = policy or recipe.main_policy, recipe.seeds[0] if seed is None else seed
+    source = folder / "policies" / policy / f"seed-{seed}"
+    trained = sorted(path for path in folder.glob("policies/*/seed-*") if _is_trained(path))
+    if source not in trained:
+        names = ", ".join(str(path.relative_to(folder)) for path in trained) or "none"
+        raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {names})")
+    return source
 
 
 def _is_trained(folder: Path) -> bool:

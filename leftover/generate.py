@@ -1,11 +1,12 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
@@ -40,11 +41,12 @@ def generate(
     decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
     was_training = model.training
     model.eval()
-    ends = _ends(model)
+    ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     shown = tqdm(total=len(unfinished), desc=description, leave=False, disable=None if description else True)
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), shown:
+        own = _own_distribution(model) if sample else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), shown, own:
             torch.manual_seed(seed)
             while unfinished:
                 this_round = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
@@ -76,6 +78,23 @@ def generate(
     return completions, decode_completions(tokenizer, completions)
 
 
+@contextlib.contextmanager
+def _own_distribution(model: Any) -> Iterator[None]:
+    """Inside, the generation config holds the special tokens alone.
+
+    What else a model's folder asks for (repetition penalties, min-p, forced tokens) would be filled in for sampling,
+    and the samples would come from another distribution than the model's.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    usual = inner.generation_config
+    special = {name: getattr(usual, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    inner.generation_config = GenerationConfig(**special)
+    try:
+        yield
+    finally:
+        inner.generation_config = usual
+
+
 class _Stop(StoppingCriteria):
     """Ends a row at its end of sequence or its budget, and the batch once at most `stragglers` rows are left."""
 
@@ -100,6 +119,7 @@ def up_to_end(sequence: list[int], ends: set[int]) -> list[int]:
     return sequence
 
 
-def _ends(model: Any) -> set[int]:
+def end_ids(model: Any) -> set[int]:
+    """The tokens that end a completion, by the model's generation config."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends]) - {None}

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
-def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, overwrite_logits: bool = False) -> Tensor:
+def completion_logprobs(
+    model: nn.Module, batch: Mapping[str, Tensor], *, overwrite_logits: bool = False, temperature: float = 1.0
+) -> Tensor:
     """log pi(y_t | x, y_<t) of every completion token, in the aligned layout.
 
     Args:
@@ -26,6 +28,7 @@ def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, overwr
         batch: `prompt_ids` and `prompt_mask` [B, P], padded on the LEFT; `completion_ids` and `completion_mask`
             [B, T], padded on the RIGHT. Other entries are ignored.
         overwrite_logits: see `selected_logprobs`; saves memory where one backward pass follows, as in training.
+        temperature: logits are divided by it, as in sampling.
 
     Returns:
         [B, T] float32; 0 at padding.
@@ -35,6 +38,7 @@ def completion_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, overwr
     with head_sees_only(model, predicting):
         logits = model(input_ids=input_ids, use_cache=False).logits
     targets = batch["completion_ids"][completion_mask]
+    logits = logits if temperature == 1 else logits / temperature
     logprobs = selected_logprobs(logits.flatten(0, 1), targets, overwrite_logits)
     return torch.zeros(completion_mask.shape, device=logprobs.device).masked_scatter(completion_mask, logprobs)
 

@@ -60,11 +60,16 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     trainable_adapter: bool = True,
+    quantization: dict[str, Any] | None = None,
 ) -> Any:
-    """The causal LM at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its own base)."""
+    """The causal LM at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its own base).
+
+    `quantization`: further keywords of `from_pretrained` for the base (see `leftover.quantization.nf4_options`).
+    """
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
+    options |= quantization or {}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
@@ -78,6 +83,21 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
+
+
+def load_with(settings: Any, path: str, compute_dtype: str | None = None) -> Any:
+    """A model or adapter at `path` as a recipe's `model` section says; on a GPU where there is one."""
+    options: dict[str, Any] = {
+        "dtype": settings.dtype,
+        "attn_implementation": settings.attn_implementation,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.quantization:
+        from leftover.quantization import nf4_options
+
+        return load_model(path, **options, quantization=nf4_options(compute_dtype))
+    model = load_model(path, **options)
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def build_model(config: dict[str, Any], tokenizer: Any, *, seed: int, dtype: str = "float32") -> Any:

@@ -149,6 +149,6 @@ def fit_reference(run: Run) -> None:
         "rows": recipe.data.rows,
         "train": effective(recipe.reference.train),
         "seed": run.seed,
-    }
+    } | run.quantization_key
     if not run.manifest.begin("reference", key, lambda: discard(run.folder / "reference")).finished:
         run.manifest.finish("reference", **train_reference(run))

@@ -51,6 +51,7 @@ def reference_pass(
     *,
     features: bool = True,
     compute_dtype: str | None = None,
+    temperature: float = 1.0,
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Log-probabilities of every completion token, and pooled features of every prompt.
 
@@ -58,6 +59,7 @@ def reference_pass(
         rows: with `prompt_ids` and `completion_ids`.
         features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
+        temperature: of the log-probabilities (see `completion_logprobs`).
 
     Returns:
         A float32 array [T_i] a row, and the features (None where not asked for).
@@ -71,7 +73,7 @@ def reference_pass(
     with capture_hidden(model) as captured, autocast(device, compute_dtype):
         for chosen in length_sorted_batches(lengths, pass_tokens(device)):
             batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
-            values = completion_logprobs(model, batch).cpu().numpy()
+            values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):
                 logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
             if features:

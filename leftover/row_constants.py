@@ -27,7 +27,7 @@ def reference_columns(run: Run) -> None:
         "dtype": run.recipe.model.dtype,
         "compute_dtype": run.compute_dtype,
         "attention": run.recipe.model.attn_implementation,
-    }
+    } | run.quantization_key
     loaded: list[Any] = []
 
     def compute(shard: Any, _: Path) -> dict[str, Any]:

@@ -167,7 +167,8 @@ class LoLTrainer(Trainer):
         self.sums.add({"logratio/initial_max": (torch.tensor(difference), 1)})
         limit = self.args.max_initial_logratio
         if limit is None:
-            full_precision = self.args.compute_dtype is None and self.model.dtype == torch.float32
+            quantised = getattr(self.model, "is_quantized", False)  # its products are in 16 bits
+            full_precision = self.args.compute_dtype is None and self.model.dtype == torch.float32 and not quantised
             limit = 1e-3 if full_precision else 0.5
         if difference > limit:
             raise UserError(

@@ -19,10 +19,12 @@ from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
 
-# Settings that change what is said or where, not what is computed: they are in no key.
+# Settings that change what is said, where or with how much memory, not what is computed: they are in no key.
 _SILENT = {
     "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
     "dataloader_pin_memory", "save_total_limit", "push_to_hub", "hub_model_id", "project", "trackio_space_id",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
+    "activation_checkpointing_kwargs",
 }  # fmt: skip
 
 # Every run is evaluated and saved ten times (as the released runs), and the best checkpoint is kept.

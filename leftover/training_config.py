@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES
+from leftover.quantization import check_optimizer
 
 
 @dataclass
@@ -56,6 +57,7 @@ class LoLConfig(TrainingArguments):
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise UserError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(valid)}")
+        check_optimizer(str(getattr(self.optim, "value", self.optim)))
         super().__post_init__()
 
     @property

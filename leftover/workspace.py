@@ -13,8 +13,8 @@ from leftover.models import (
     build_model,
     first_line,
     is_adapter,
-    load_model,
     load_tokenizer,
+    load_with,
     max_positions,
     read_chat_template,
     read_json,
@@ -41,6 +41,7 @@ class Run:
         self.reward = SumReward(reward.functions, reward.transform, reward.missing)
         # Held-out scorers: reported, never trained on.
         self.judges = SumReward(recipe.evaluate.judges) if recipe.evaluate.judges else None
+        self.check_packages()
         self.check_rewards()
         self.check_limits()
 
@@ -108,17 +109,8 @@ class Run:
         return self.load(model.path)
 
     def load(self, path: str | Path) -> Any:
-        """A model or adapter at `path`, with the recipe's dtype and attention; on a GPU where there is one."""
-        import torch
-
-        settings = self.recipe.model
-        model = load_model(
-            str(path),
-            dtype=settings.dtype,
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        return model.to("cuda") if torch.cuda.is_available() else model
+        """A model or adapter at `path`, as the section `model` says; on a GPU where there is one."""
+        return load_with(self.recipe.model, str(path), self.compute_dtype)
 
     @property
     def reference_path(self) -> str:
@@ -146,6 +138,17 @@ class Run:
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",
         )
+
+    def check_packages(self) -> None:
+        """Refuse what needs a package or a GPU that is not there, before any row is read."""
+        from leftover.quantization import check_optimizer, check_quantization
+
+        recipe = self.recipe
+        if recipe.model.quantization:
+            check_quantization()
+        settings = {"train": recipe.train, "reference.train": recipe.reference.train}
+        for section, fields in (settings | {f"policies.{n}": f for n, f in recipe.policies.items()}).items():
+            check_optimizer(str(fields.get("optim")), f"{section}.optim")
 
     def check_rewards(self) -> None:
         """Refuse a column that the table cannot give, before any row is read."""
@@ -193,6 +196,12 @@ class Run:
         """The autocast dtype that the recipe's training uses; the reference pass shares it."""
         train = self.recipe.train
         return "bfloat16" if train.get("bf16") else "float16" if train.get("fp16") else None
+
+    @property
+    def quantization_key(self) -> dict[str, Any]:
+        """What quantised weights add to the keys of numbers that come from a model; nothing where none are."""
+        kind = self.recipe.model.quantization
+        return {"quantization": [kind, self.compute_dtype or "bfloat16"]} if kind else {}
 
     @property
     def max_new_tokens(self) -> int:

@@ -1,0 +1,70 @@
+"""4-bit weights under an adapter (QLoRA, arXiv 2305.14314), and the optimizers that share their package."""
+
+import importlib.util
+import logging
+import os
+from typing import Any
+
+from leftover.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_INSTALL = "pip install 'leftover[qlora]'"
+
+# Values of TrainingArguments.optim that transformers takes from bitsandbytes.
+BITSANDBYTES_OPTIMIZERS = {
+    "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+}  # fmt: skip
+
+
+def check_quantization() -> None:
+    """UserError where bitsandbytes is missing, or knows no 4-bit kernel for this machine's device."""
+    _check_package("model.quantization: nf4")
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    import bitsandbytes
+
+    if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+        raise UserError(
+            "model.quantization: nf4 needs a GPU, and there is none; this version of bitsandbytes has no 4-bit kernels "
+            "for the CPU: upgrade it, or remove model.quantization"
+        )
+    log.warning("model.quantization: nf4 without a GPU works, and is slow: it is there to try a recipe out")
+
+
+def check_optimizer(name: str, key: str = "optim") -> None:
+    """UserError for an optimizer of bitsandbytes where that is missing."""
+    if name in BITSANDBYTES_OPTIMIZERS:
+        _check_package(f"{key}: {name}")
+
+
+def nf4_options(compute_dtype: str | None) -> dict[str, Any]:
+    """Keywords of `from_pretrained` for 4-bit NormalFloat weights with double quantisation.
+
+    Their products are computed in `compute_dtype`, default bfloat16. What is not quantised (embeddings, norms, head)
+    keeps the dtype that it is loaded with. The weights are quantised on the device where they stay.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from leftover.models import torch_dtype
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype(compute_dtype or "bfloat16"),
+    )
+    # Of several processes each has a GPU of its own; the Trainer moves no quantised model.
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _check_package(what: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs the package bitsandbytes: {_INSTALL}")
