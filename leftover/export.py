@@ -1,11 +1,15 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
+import logging
 import shutil
 from pathlib import Path
 
 from leftover.config import load_recipe
+from leftover.data.chat import Chat
 from leftover.errors import UserError
 from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, save_model
+
+log = logging.getLogger(__name__)
 
 
 def export_policy(
@@ -31,11 +35,17 @@ def export_policy(
     if source not in trained:
         names = ", ".join(str(path.relative_to(folder)) for path in trained) or "none"
         raise UserError(f"no trained policy '{policy}' with seed {seed} in '{folder}' (trained: {names})")
-    tokenizer = load_tokenizer(str(source))
+    tokenizer, options = load_tokenizer(str(source)), recipe.model.template_options
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
         model = model.merge_and_unload()
-    align_generation_config(model, tokenizer)
+    align_generation_config(model, tokenizer, Chat(tokenizer, options, recipe.model.end_tokens).ends)
+    if options:
+        log.warning(
+            "the policy was trained with the template options %s, which the exported chat template does not hold: pass "
+            "them to apply_chat_template (vLLM: chat_template_kwargs)",
+            options,
+        )
     target = Path(output) if output else folder / "export"
     if output is None:
         shutil.rmtree(target, ignore_errors=True)

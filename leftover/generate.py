@@ -73,7 +73,7 @@ def generate(
                             shown.update()
     finally:
         model.train(was_training)
-    return completions, decode_completions(tokenizer, completions)
+    return completions, decode_completions(tokenizer, completions, ends)
 
 
 class _Stop(StoppingCriteria):

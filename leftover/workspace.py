@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from leftover.config import Recipe, dump_recipe, load_yaml
+from leftover.data.chat import Chat
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
 from leftover.models import (
+    align_generation_config,
     build_model,
     first_line,
     is_adapter,
@@ -24,6 +26,11 @@ from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
 
 log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 class Run:
@@ -71,12 +78,22 @@ class Run:
             trust_remote_code=model.trust_remote_code,
         )
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template with the recipe's options, and the tokens that end a completion."""
+        return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
+
     @property
     def tokenizer_key(self) -> dict[str, Any]:
-        path = self.recipe.model.tokenizer or str(self.recipe.model.path)
-        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
-        found = {name: self.hashes.of(Path(path) / name) for name in files if (Path(path) / name).is_file()}
-        return {"files": found or path, "chat_template": read_chat_template(self.recipe.model.chat_template)}
+        model = self.recipe.model
+        path = model.tokenizer or str(model.path)
+        found = {name: self.hashes.of(Path(path) / name) for name in _TOKENIZER_FILES if (Path(path) / name).is_file()}
+        return {
+            "files": found or path,
+            "chat_template": read_chat_template(model.chat_template),
+            "template_options": model.template_options,
+            "end_tokens": model.end_tokens,
+        }
 
     @cached_property
     def base_key(self) -> Any:
@@ -97,7 +114,7 @@ class Run:
         return self.load(model.path)
 
     def load(self, path: str | Path) -> Any:
-        """A model or adapter at `path`, with the recipe's dtype and attention; on a GPU where there is one."""
+        """A model or adapter at `path` with the recipe's dtype, attention and ends; on a GPU where there is one."""
         import torch
 
         settings = self.recipe.model
@@ -107,6 +124,7 @@ class Run:
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
         )
+        align_generation_config(model, self.tokenizer, self.chat.ends)
         return model.to("cuda") if torch.cuda.is_available() else model
 
     @property
