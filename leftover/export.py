@@ -39,7 +39,14 @@ def export_policy(
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
         model = model.merge_and_unload()
+    of_base = model.generation_config.eos_token_id
     align_generation_config(model, tokenizer, Chat(tokenizer, options, recipe.model.end_tokens).ends)
+    if is_adapter(source) and not merge and model.generation_config.eos_token_id != of_base:
+        log.warning(
+            "from_pretrained reads the generation config of an adapter's base, not the adapter's own: pass "
+            "GenerationConfig.from_pretrained(folder) to generate so that it stops at %s, or export with --merge",
+            tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id),
+        )
     if options:
         log.warning(
             "the policy was trained with the template options %s, which the exported chat template does not hold: pass "
