@@ -12,7 +12,6 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.manifest import write_json
-from leftover.models import align_generation_config
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards.sum import as_array
 from leftover.table import column, equals
@@ -59,7 +58,6 @@ def evaluate_all(run: Run) -> None:
         if not scorers:  # the same for every subject, and not needed where all are reused
             rows, scorers = test_rows(run, blocks), _scorers(run)
         model = scorers["reference_logprob"] if name == "reference" else run.load(path)
-        align_generation_config(model, run.tokenizer)
         metrics = row_metrics(model, run.tokenizer, rows, run.compute_dtype)
         if name == "reference":  # its log-ratio against itself is 0, and the order of zeros rounding noise
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}

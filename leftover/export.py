@@ -1,11 +1,15 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
+import logging
 import shutil
 from pathlib import Path
 
 from leftover.config import Recipe, load_recipe
+from leftover.data.chat import Chat
 from leftover.errors import UserError
 from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, save_model
+
+log = logging.getLogger(__name__)
 
 
 def export_policy(
@@ -26,11 +30,24 @@ def export_policy(
         raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
     recipe = load_recipe(folder / "recipe.yaml")
     source = trained_policy(folder, recipe, policy, seed)
-    tokenizer = load_tokenizer(str(source))
+    tokenizer, options = load_tokenizer(str(source)), recipe.model.template_options
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
         model = model.merge_and_unload()
-    align_generation_config(model, tokenizer)
+    of_base = model.generation_config.eos_token_id
+    align_generation_config(model, tokenizer, Chat(tokenizer, options, recipe.model.end_tokens).ends)
+    if is_adapter(source) and not merge and model.generation_config.eos_token_id != of_base:
+        log.warning(
+            "from_pretrained reads the generation config of an adapter's base, not the adapter's own: pass "
+            "GenerationConfig.from_pretrained(folder) to generate so that it stops at %s, or export with --merge",
+            tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id),
+        )
+    if options:
+        log.warning(
+            "the policy was trained with the template options %s, which the exported chat template does not hold: pass "
+            "them to apply_chat_template (vLLM: chat_template_kwargs)",
+            options,
+        )
     target = Path(output) if output else folder / "export"
     if output is None:
         shutil.rmtree(target, ignore_errors=True)

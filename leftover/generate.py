@@ -75,7 +75,7 @@ def generate(
                             shown.update()
     finally:
         model.train(was_training)
-    return completions, decode_completions(tokenizer, completions)
+    return completions, decode_completions(tokenizer, completions, ends)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def align_generation_config(model: Any, tokenizer: Any) -> None:
-    """Make the model stop where the rows stopped: the tokenizer's end of sequence joins the generation config."""
+def align_generation_config(model: Any, tokenizer: Any, ends: Sequence[int] = ()) -> None:
+    """Make the model stop where the rows stopped: the tokenizer's end of sequence and `ends` join its own ends."""
     config = model.generation_config
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *known]) if token is not None]
+    ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *ends, *known]) if token is not None]
     config.eos_token_id = ends[0] if len(ends) == 1 else ends
     config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.bos_token_id is not None:

@@ -14,7 +14,7 @@ from leftover.config import TokenizerSection
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
-from leftover.data.tokens import Limits, tokenise
+from leftover.data.tokens import Limits, Template, refusal, tokenise
 from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
 from leftover.table import column, equals
@@ -87,7 +87,10 @@ def fit_tokenizer(run: Run) -> None:
 
 
 def tokens(run: Run) -> None:
-    """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects."""
+    """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects.
+
+    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`).
+    """
     fit_tokenizer(run)
     data = run.recipe.data
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
@@ -99,7 +102,12 @@ def tokens(run: Run) -> None:
     rows = run.table.open("rows")
 
     def compute(shard: Any, _: Path) -> dict[str, Any]:
-        done = tokenise(run.tokenizer, shard["prompt"][:], shard["completion"][:], shard["conversational"][:], limits)
+        faults: dict[int, str] = {}
+        prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
+        template = Template(run.chat, shard["tools"][:])
+        done = tokenise(run.tokenizer, prompts, completions, conversational, limits, template, faults)
+        if faults and data.on_bad_row == "error":
+            raise UserError(refusal({shard[i]["where"]: fault for i, fault in faults.items()}, _SKIP))
         ids = pa.list_(pa.int32())
         return {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
@@ -107,29 +115,54 @@ def tokens(run: Run) -> None:
             "kept": done.kept,
             "prompt_cut": done.prompt_cut,
             "completion_long": done.completion_long,
+            "system_cut": done.system_cut,
+            "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
         }
 
     def conclude(table: Any) -> None:
         long, cut = int(column(table, "completion_long").sum()), int(column(table, "prompt_cut").sum())
         dropped = long if data.long_completions == "drop" else 0
+        rejected = np.flatnonzero(equals(table, "kept", False))
+        faulty, systems = len(rejected) - dropped, int(column(table, "system_cut").sum())
         run.rejects.start("tokens")
-        for i in np.flatnonzero(equals(table, "kept", False)) if dropped else []:
+        for i in rejected:
             row = rows[int(i)]
-            reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
+            long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
+            reason = table[int(i)]["fault"] or long_reason
             run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
-        run.note(tokens={"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped})
+        facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
+        run.note(tokens=facts | _nonzero(system_turns_cut=systems, rows_refused=faulty))
         log.info(
             "tokens: %d prompts cut on the left, %d completions too long (%s)",
             cut,
             long,
             "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows put aside",
         )
+        if faulty:
+            log.warning("tokens: %d conversations refused by the chat template put aside", faulty)
+        if systems:
+            log.warning(
+                "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
+                "data.max_prompt_tokens",
+                systems,
+            )
         if dropped == len(rows):
             raise UserError(
                 f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
             )
+        if len(rejected) == len(rows):
+            raise UserError(f"no row is left: see {run.rejects.path}, which says why of every one")
 
-    run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    written = run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    if written and equals(rows, "conversational", True).any():
+        run.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
+
+
+_SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+
+
+def _nonzero(**counts: int) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
 
 
 def fit_reference(run: Run) -> None:

@@ -10,7 +10,6 @@ import torch
 from leftover.advantages import advantage, leftover_mask
 from leftover.draws import effective_sample_size
 from leftover.errors import UserError
-from leftover.models import align_generation_config
 from leftover.objectives import OBJECTIVES
 from leftover.reference import model_identity, reference_pass
 from leftover.table import FixedLists, column, equals, float_lists
@@ -99,7 +98,6 @@ def value(run: Run) -> None:
         if not np.isfinite(reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
         model = run.load_reference()
-        align_generation_config(model, run.tokenizer)
         rows = RowConstants(
             column(inside, "group"),
             column(inside, "family_id"),

@@ -2,17 +2,15 @@
 
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leftover.advantages import advantage
-from leftover.config import DataSection, ValueSection
-from leftover.data.rows import Rejects, as_prompt, check_rows
-from leftover.data.tokens import Limits, encode_prompts, tokenise
+from leftover.config import ValueSection
+from leftover.data.raw import asked, chat_of, checked_rows, encode_checked, tokenise_checked
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models import load_model, load_tokenizer
 from leftover.objectives import OBJECTIVES
@@ -98,10 +96,6 @@ def _columns(rows: Any, name: str) -> list[str]:
     return list(rows[0])
 
 
-def _limits(args: Any) -> Limits:
-    return Limits(args.max_prompt_length, args.max_completion_length)
-
-
 def _prepare_train(
     model: Any,
     tokenizer: Any,
@@ -117,7 +111,9 @@ def _prepare_train(
 
     checked = checked_rows(rows)
     columns: dict[str, list] = {name: [row[name] for row in checked] for name in checked[0]}
-    tokens = tokenise(tokenizer, columns["prompt"], columns["completion"], columns["conversational"], _limits(args))
+    tokens = tokenise_checked(tokenizer, args, checked)
+    if any(columns["conversational"]):
+        chat_of(tokenizer, args).warn(tools=any(columns["tools"]))
     if not all(tokens.kept):
         log.warning(
             "%d of %d rows are left out: their completions exceed max_completion_length=%d tokens",
@@ -134,7 +130,7 @@ def _prepare_train(
         "prompt_ids": [tokens.prompt_ids[i] for i in kept],
         "completion_ids": [tokens.completion_ids[i] for i in kept],
     }
-    table["group"] = unique_ids(table["prompt"])
+    table["group"] = unique_ids(asked(checked[i]) for i in kept)
     targets = args.value_targets
     recorded = [columns["recorded_reward"][i] for i in kept]
     completions = [columns["completion"][i] for i in kept]
@@ -223,17 +219,6 @@ def _values(
     )
 
 
-def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict]:
-    """Rows of the table from a user's dictionaries; faults are raised together."""
-    from leftover.data.formats import expand_pair
-
-    located = (pair for i, row in enumerate(rows) for pair in expand_pair(f"{name}[{i}]", row))
-    remedy = "Mend them, leave them out, or rename your columns (Dataset.rename_column)"
-    with tempfile.TemporaryDirectory() as folder:
-        rejects = Rejects(Path(folder) / "rejects")
-        return list(check_rows(located, DataSection(path=name), rejects, {}, remedy))
-
-
 def prepare_evaluation(reference: Any, tokenizer: Any, args: Any, rows: Any, name: str = "eval_dataset") -> Any:
     """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
 
@@ -242,30 +227,26 @@ def prepare_evaluation(reference: Any, tokenizer: Any, args: Any, rows: Any, nam
     import datasets
 
     from leftover.data.splits import unique_ids
-    from leftover.data.tokens import cut_prompt
     from leftover.reference import reference_pass
 
     if "prompt_ids" in _columns(rows, name):
         return rows
     rows = list(rows)
-    if all(row.get("completion") is not None for row in rows):
+    if all(row.get("completion") is not None or row.get("messages") is not None for row in rows):
         checked = checked_rows(rows, name)
-        columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational", "completion")}
-        tokens = tokenise(tokenizer, columns["prompt"], columns["completion"], columns["conversational"], _limits(args))
+        tokens = tokenise_checked(tokenizer, args, checked)
         prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
         rewards = [row["recorded_reward"] for row in checked]
     else:
         checked = checked_rows([{**row, "completion": "-"} for row in rows], name)
-        columns = {name: [row[name] for row in checked] for name in ("prompt", "conversational")}
-        encoded = encode_prompts(tokenizer, columns["prompt"], columns["conversational"])
-        prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
+        prompt_ids = encode_checked(tokenizer, args, checked)
         completion_ids, rewards = [[] for _ in prompt_ids], [None] * len(prompt_ids)
     table: dict[str, Any] = {
-        "prompt": columns["prompt"],
-        "conversational": columns["conversational"],
+        "prompt": [row["prompt"] for row in checked],
+        "conversational": [row["conversational"] for row in checked],
         "prompt_ids": prompt_ids,
         "completion_ids": completion_ids,
-        "group": unique_ids(columns["prompt"]),
+        "group": unique_ids(asked(row) for row in checked),
         "reward": rewards,
     }
     if reference is not None and any(reward is not None for reward in rewards):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from leftover.data.collate import Collator
+from leftover.data.raw import chat_of
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
 from leftover.logprobs import completion_logprobs
@@ -32,7 +33,9 @@ class LoLTrainer(Trainer):
         model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
         train_dataset: a `datasets.Dataset` (or list) of rows with `prompt`, `completion` and `reward`; the columns
             that the objective needs beyond these are prepared here, by the functions that `leftover prepare` uses.
-            Rows that have `prompt_ids` already are taken as prepared.
+            Prompts may be lists of messages, with `tools` and `chat_template_kwargs` of the row beside them, or rows
+            be whole conversations in `messages`, whose last is the completion. Rows that have `prompt_ids` already
+            are taken as prepared.
         eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
         reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed. They score rows
             without a `reward`, the reference's own samples for the value, and completions in `evaluate`.
@@ -58,6 +61,7 @@ class LoLTrainer(Trainer):
     ):
         args = args or LoLConfig(output_dir="leftover-run")
         policy, processing_class = load_for_training(model, processing_class, peft_config)
+        align_generation_config(policy, processing_class, chat_of(processing_class, args).ends)
         self.reward_func = summed(reward_funcs)
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
@@ -69,7 +73,6 @@ class LoLTrainer(Trainer):
         self.sums = MetricSums()
         if args.disable_dropout:
             disable_dropout(policy)
-        align_generation_config(policy, processing_class)
         collator = kwargs.pop("data_collator", None) or Collator(processing_class.pad_token_id)
         super().__init__(
             model=policy,

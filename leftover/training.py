@@ -175,9 +175,11 @@ def training_args(run: Run, name: str, seed: int) -> LoLConfig:
 
 def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLConfig:
     data = run.recipe.data
-    defaults = {
+    defaults: dict[str, Any] = {
         "max_prompt_length": data.max_prompt_tokens,
         "max_completion_length": run.max_new_tokens,
+        "chat_template_kwargs": run.recipe.model.template_options,
+        "end_tokens": run.recipe.model.end_tokens,
         "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
     }

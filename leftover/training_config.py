@@ -33,6 +33,12 @@ class LoLConfig(TrainingArguments):
     )
     max_prompt_length: int = field(default=512, metadata={"help": "Tokens; longer prompts are cut on the left."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens, end of sequence included."})
+    chat_template_kwargs: dict = field(
+        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, as enable_thinking."}
+    )
+    end_tokens: list[str] = field(
+        default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "So that importance weights are 1 at step 0."})
     max_initial_logratio: float | None = field(
         default=None,

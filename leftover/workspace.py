@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from leftover.config import Recipe, TokenizerSection, dump_recipe, load_yaml
+from leftover.data.chat import Chat
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
 from leftover.manifest import FileHashes, Manifest, write_json
 from leftover.models import (
+    align_generation_config,
     build_model,
     first_line,
     is_adapter,
@@ -24,6 +26,11 @@ from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
 
 log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 class Run:
@@ -72,6 +79,11 @@ class Run:
             trust_remote_code=model.trust_remote_code,
         )
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template with the recipe's options, and the tokens that end a completion."""
+        return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
+
     @property
     def tokenizer_path(self) -> str:
         model = self.recipe.model
@@ -81,12 +93,19 @@ class Run:
 
     @property
     def tokenizer_key(self) -> dict[str, Any]:
-        if isinstance(self.recipe.model.tokenizer, TokenizerSection):
-            return {"fit": self.manifest.digest("tokenizer"), "chat_template": self.recipe.model.chat_template}
-        path = self.tokenizer_path
-        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
-        found = {name: self.hashes.of(Path(path) / name) for name in files if (Path(path) / name).is_file()}
-        return {"files": found or path, "chat_template": read_chat_template(self.recipe.model.chat_template)}
+        model = self.recipe.model
+        if isinstance(model.tokenizer, TokenizerSection):
+            files: Any = {"fit": self.manifest.digest("tokenizer")}
+        else:
+            folder = Path(self.tokenizer_path)
+            found = {name: self.hashes.of(folder / name) for name in _TOKENIZER_FILES if (folder / name).is_file()}
+            files = found or self.tokenizer_path
+        return {
+            "files": files,
+            "chat_template": read_chat_template(model.chat_template),
+            "template_options": model.template_options,
+            "end_tokens": model.end_tokens,
+        }
 
     @cached_property
     def base_key(self) -> Any:
@@ -109,8 +128,10 @@ class Run:
         return self.load(model.path)
 
     def load(self, path: str | Path) -> Any:
-        """A model or adapter at `path`, as the section `model` says; on a GPU where there is one."""
-        return load_with(self.recipe.model, str(path), self.compute_dtype)
+        """A model or adapter at `path`, as the section `model` says, with the recipe's ends; on a GPU where there is one."""
+        model = load_with(self.recipe.model, str(path), self.compute_dtype)
+        align_generation_config(model, self.tokenizer, self.chat.ends)
+        return model
 
     @property
     def reference_path(self) -> str:

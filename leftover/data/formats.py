@@ -108,10 +108,15 @@ def _datasets(builder: str):
 def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None = None) -> Iterator[Located]:
     """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt.
 
+    A row of nothing but `messages` is a conversation whose last message is the completion.
+
     Scores come from `chosen_reward` and `rejected_reward` (or `_score`); a pair that has neither says that the
     chosen one is better and no more: 1 and 0.
     """
     columns = columns or ColumnsSection()
+    if isinstance(row.get("messages"), list) and columns.prompt not in row and columns.completion not in row:
+        yield where, row | {columns.prompt: row["messages"][:-1], columns.completion: row["messages"][-1:]}
+        return
     if "chosen" not in row or "rejected" not in row or columns.completion in row:
         yield where, row
         return

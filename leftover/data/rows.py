@@ -96,7 +96,7 @@ def check_rows(
         if not _in_part(row["family"], data.part):
             stats["other_parts"] += 1
             continue
-        fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}"))
+        fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}\0{row['tools'] or ''}"))
         stats["without_reward"] += row["recorded_reward"] is None
         if not faults:
             yield row | {"where": where}
@@ -172,6 +172,8 @@ def _text(value: Any, column: str) -> str:
             raise ValueError(f"'{column}' is empty")
         return _unicode(value, column)
     if isinstance(value, list) and value and all(_is_message(m) for m in value):
+        # A turn that only calls tools has no content; templates and rewards read one.
+        value = [message | {"content": message.get("content") or ""} for message in value]
         if not value[-1]["content"].strip():
             raise ValueError(f"the last message of '{column}' is empty")
         return _unicode(json.dumps(value, ensure_ascii=False), column)
@@ -194,12 +196,23 @@ def _only_turn(completion: Any, column: str) -> Any:
     if not isinstance(completion, list):
         return completion
     if len(completion) == 1 and _is_message(completion[0]) and completion[0]["role"] == "assistant":
+        if lost := [name for name in _NOT_TEXT if completion[0].get(name)]:
+            raise ValueError(
+                f"'{column}' holds {' and '.join(lost)} beside its content; write them into the content, as the model "
+                "would"
+            )
         return completion[0]["content"]
     raise ValueError(f"'{column}' must be a text or one assistant message; put earlier turns into the prompt")
 
 
+# Parts of an assistant's message that a template would write beside its content.
+_NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+
+
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    return isinstance(value.get("content"), str) or (value.get("content") is None and bool(value.get("tool_calls")))
 
 
 def _score(value: Any, column: str) -> float | None:

@@ -26,7 +26,7 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
     The user's splits are taken where every row has one. Else families are ranked by a hash of their id and the
     seed, so that most of them keep their side when rows are added.
     """
-    groups, families = unique_ids(rows["prompt"]), unique_ids(rows["family"])
+    groups, families = unique_ids(_asked(rows)), unique_ids(rows["family"])
     user_splits = rows["user_split"]
     given = sum(split is not None for split in user_splits)
     if given and given < len(rows):
@@ -46,6 +46,13 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
                 f"'{data.columns.split}')"
             )
     return {"group": groups, "family_id": families, "split": splits}
+
+
+def _asked(rows: Any) -> Iterable[str]:
+    """What the model is asked in every row: the same messages with other tools are another prompt."""
+    if "tools" not in rows.column_names:
+        return rows["prompt"]
+    return (f"{prompt}\0{tools or ''}" for prompt, tools in zip(rows["prompt"], rows["tools"], strict=True))
 
 
 def unique_ids(values: Iterable[str]) -> np.ndarray:

@@ -1,10 +1,15 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import itertools
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+from leftover.data.chat import SYSTEM_ROLES, Chat, ConversationFault, Turn
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
+
+_FAULTS_SHOWN = 5
 
 
 class Limits(NamedTuple):
@@ -21,52 +26,86 @@ class Tokenised(NamedTuple):
     kept: list[bool]
     prompt_cut: list[bool]
     completion_long: list[bool]
+    system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
+
+
+class Template(NamedTuple):
+    """What the chat template gets beside the messages: `tools` as JSON text, and options of a row, for each row."""
+
+    chat: Chat
+    tools: Sequence[str | None] | None = None
+    options: Sequence[dict[str, Any]] | None = None
+
+    def keywords(self, i: int) -> dict[str, Any]:
+        tools = self.tools[i] if self.tools is not None else None
+        return {"tools": json.loads(tools) if tools else None, "options": self.options[i] if self.options else {}}
 
 
 def tokenise(
-    tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], conversational: Sequence[bool], limits: Limits
+    tokenizer: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    conversational: Sequence[bool],
+    limits: Limits,
+    template: Template | None = None,
+    faults: dict[int, str] | None = None,
 ) -> Tokenised:
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
-    A plain completion ends in the tokenizer's end of sequence; a conversational one in whatever the chat
-    template closes the turn with. Prompt and completion are tokenised together and parted where the prompt
-    ends, since tokens at the seam depend on both sides; where that is not possible, apart.
+    A conversational completion ends in the token that the chat template closes its turn with. One that ends in none
+    of `Chat.ends` then (a plain one, or under a template that closes no turn) gets the tokenizer's end of sequence.
+    Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
+    both sides; where that is not possible, apart.
+
+    `faults` gets what is wrong with a row, by its number, and the row is not kept; without it the first is raised
+    as UserError.
     """
-    prompt_ids = encode_prompts(tokenizer, prompts, conversational)
-    whole_ids = _encode_whole(tokenizer, prompts, completions, conversational)
-    out = Tokenised([], [], [], [], [])
-    for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
-            completion = whole[len(prompt) :]
-        elif conversational[i]:
-            completion = _turn_apart(tokenizer, prompts[i], completions[i])
-        else:
-            completion = tokenizer(completions[i], add_special_tokens=False)["input_ids"]
+    template = template or Template(Chat(tokenizer))
+
+    def turn(i: int) -> Turn:
         if not conversational[i]:
-            completion = [*completion, tokenizer.eos_token_id]
-        long = len(completion) > limits.max_completion_tokens
+            return Turn(prompts[i], prompts[i] + completions[i])
+        return template.chat.turn(as_prompt(prompts[i], True), completions[i], **template.keywords(i))
+
+    wrong: dict[int, str] = {} if faults is None else faults
+    turns = _each(turn, len(prompts), Turn("", ""), faults)
+    prompt_ids = _encode_prompts(tokenizer, [turn.asked for turn in turns], conversational)
+    whole_ids = _encode(tokenizer, [turn.told for turn in turns], conversational)
+    ends = set(template.chat.ends)
+    out = Tokenised([], [], [], [], [], [])
+    for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
+        completion = _completion(tokenizer, turns[i], prompt, whole, ends, conversational[i]) if i not in wrong else []
+        cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
         out.prompt_ids.append(cut_prompt(tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
-        out.kept.append(not long or limits.long_completions == "cut")
-        out.prompt_cut.append(len(prompt) > limits.max_prompt_tokens)
+        out.kept.append(i not in wrong and (not long or limits.long_completions == "cut"))
+        out.prompt_cut.append(cut)
         out.completion_long.append(long)
+        out.system_cut.append(cut and conversational[i] and _has_system(prompts[i], template.keywords(i)))
     return out
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
-    """Token ids of each prompt as the model would be asked to continue it, uncut."""
-    ids: list[list[int]] = [[] for _ in prompts]
-    plain = [i for i, chat in enumerate(conversational) if not chat]
-    if plain:
-        encoded = tokenizer([prompts[i] for i in plain])["input_ids"]
-        for i, sequence in zip(plain, encoded, strict=True):
-            # Some tokenizers close every text; a prompt is not closed.
-            closed = sequence and sequence[-1] == tokenizer.eos_token_id and len(sequence) > 1
-            ids[i] = sequence[:-1] if closed else sequence
-    for i, chat in enumerate(conversational):
-        if chat:
-            ids[i] = _template(tokenizer, as_prompt(prompts[i], True), add_generation_prompt=True)
-    return ids
+def encode_prompts(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    conversational: Sequence[bool],
+    template: Template | None = None,
+    faults: dict[int, str] | None = None,
+) -> list[list[int]]:
+    """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
+    template = template or Template(Chat(tokenizer))
+
+    def asked(i: int) -> str:
+        chat = conversational[i]
+        return template.chat.asked(as_prompt(prompts[i], True), **template.keywords(i)) if chat else prompts[i]
+
+    return _encode_prompts(tokenizer, _each(asked, len(prompts), "", faults), conversational)
+
+
+def refusal(faults: dict[str, str], remedy: str) -> str:
+    """One message for the faults of rows, by the place of the row: the first few, and how many."""
+    first = "\n".join(f"  {where}: {fault}" for where, fault in itertools.islice(faults.items(), _FAULTS_SHOWN))
+    return f"{len(faults)} conversations cannot be written by the chat template; the first:\n{first}\n{remedy}"
 
 
 def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
@@ -78,57 +117,64 @@ def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
     return ids[len(ids) - limit :]
 
 
-def decode_completions(tokenizer: Any, completion_ids: Sequence[Sequence[int]]) -> list[str]:
-    """Text of completions, without special tokens and outer white space: what rewards and readers see."""
-    return [text.strip() for text in tokenizer.batch_decode(list(completion_ids), skip_special_tokens=True)]
+def decode_completions(
+    tokenizer: Any, completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
+) -> list[str]:
+    """Text of completions, without their end, special tokens and outer white space: what rewards and readers see."""
+    # An end need not be a special token, which decoding would leave out.
+    inside = [list(ids[:-1] if ids and ids[-1] in ends else ids) for ids in completion_ids]
+    return [text.strip() for text in tokenizer.batch_decode(inside, skip_special_tokens=True)]
 
 
-def _encode_whole(
-    tokenizer: Any, prompts: Sequence[str], completions: Sequence[str], conversational: Sequence[bool]
-) -> list[list[int]]:
-    ids: list[list[int]] = [[] for _ in prompts]
-    plain = [i for i, chat in enumerate(conversational) if not chat]
-    if plain:
-        texts = [prompts[i] + completions[i] for i in plain]
-        for i, sequence in zip(plain, tokenizer(texts)["input_ids"], strict=True):
-            ids[i] = sequence[:-1] if sequence[-1:] == [tokenizer.eos_token_id] else sequence
-    for i, chat in enumerate(conversational):
-        if chat:
-            ids[i] = _up_to_last_end(tokenizer, _template(tokenizer, _conversation(prompts[i], completions[i])))
+_T = TypeVar("_T")
+
+
+def _each(make: Callable[[int], _T], num_rows: int, default: _T, faults: dict[int, str] | None) -> list[_T]:
+    """`make(i)` for every row; `default` for a row whose fault goes to `faults`, UserError without these."""
+    made = []
+    for i in range(num_rows):
+        try:
+            made.append(make(i))
+        except ConversationFault as fault:
+            if faults is None:
+                raise UserError(f"row {i}: {fault}") from fault
+            faults[i] = str(fault)
+            made.append(default)
+    return made
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
+    """Token ids; a template has written the special tokens of a conversation already."""
+    ids: list[list[int]] = [[] for _ in texts]
+    for chat in (False, True):
+        chosen = [i for i in range(len(texts)) if bool(conversational[i]) is chat]
+        if chosen:
+            encoded = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat)["input_ids"]
+            for i, sequence in zip(chosen, encoded, strict=True):
+                ids[i] = sequence
     return ids
 
 
-def _conversation(prompt: str, completion: str) -> list[dict[str, str]]:
-    return [*as_prompt(prompt, True), {"role": "assistant", "content": completion}]
-
-
-def _turn_apart(tokenizer: Any, prompt: str, completion: str) -> list[int]:
-    """Token ids of the last turn's text alone, for templates whose seam lies within a token."""
-    asked = tokenizer.apply_chat_template(as_prompt(prompt, True), tokenize=False, add_generation_prompt=True)
-    told = tokenizer.apply_chat_template(_conversation(prompt, completion), tokenize=False)
-    if not told.startswith(asked) or told == asked:
-        raise UserError(
-            "the chat template writes a prompt differently once a completion follows it, so the tokens of the "
-            "completion cannot be told apart; set model.chat_template to a template whose generation prompt "
-            "is a prefix of the whole conversation"
-        )
-    ids = tokenizer(told.removeprefix(asked), add_special_tokens=False)["input_ids"]
-    return _up_to_last_end(tokenizer, ids)
-
-
-def _up_to_last_end(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Cut what a template writes after the turn's own end (many add a line break): it is never generated."""
-    ends = {tokenizer.eos_token_id}
-    for position in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
-        if ids[position] in ends:
-            return ids[: position + 1]
+def _encode_prompts(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
+    ids = _encode(tokenizer, texts, conversational)
+    for i, sequence in enumerate(ids):
+        # Some tokenizers close every text; a prompt is not closed.
+        if not conversational[i] and len(sequence) > 1 and sequence[-1] == tokenizer.eos_token_id:
+            ids[i] = sequence[:-1]
     return ids
 
 
-def _template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "the rows are conversations, but the tokenizer has no chat template; set model.chat_template in the "
-            "recipe (a template, a file, or 'plain'), or chat_template on the tokenizer you pass"
-        )
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
+def _completion(
+    tokenizer: Any, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int], chat: bool
+) -> list[int]:
+    """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
+    if not chat and whole[-1:] == [tokenizer.eos_token_id]:
+        whole = whole[:-1]  # of a tokenizer that closes every text
+    completion = whole[len(prompt) :]
+    if whole[: len(prompt)] != prompt or not completion:
+        completion = tokenizer(turn.told.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
+    return completion if completion[-1:] and completion[-1] in ends else [*completion, tokenizer.eos_token_id]
+
+
+def _has_system(prompt: str, keywords: dict[str, Any]) -> bool:
+    return bool(keywords["tools"]) or as_prompt(prompt, True)[0]["role"] in SYSTEM_ROLES

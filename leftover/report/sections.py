@@ -102,6 +102,10 @@ def data_section(results: dict[str, Any]) -> str:
     """What was read, rejected, cut and split."""
     facts = results["prepare"]
     rows, split, tokens = facts["rows"], facts["split"], facts["tokens"]
+    said = {
+        "system_turns_cut": "of the cut prompts lost their system turn or tools",
+        "rows_refused": "conversations refused by the chat template, and put aside",
+    }
     return "\n".join(
         [
             "## Data",
@@ -110,6 +114,7 @@ def data_section(results: dict[str, Any]) -> str:
             f"{rows['without_reward']} without a recorded score.",
             f"- {tokens['prompts_cut']} prompts cut on the left; {tokens['completions_long']} completions over the "
             f"limit, {tokens['rows_dropped']} of these rows put aside.",
+            *(f"- {tokens[name]} {words}." for name, words in said.items() if name in tokens),
             f"- {split['train']} training, {split['validation']} validation, {split['test']} test rows; "
             f"{split['held_out_near_duplicates_of_train']} held-out prompts nearly repeat a training prompt.",
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import yaml
 
 from leftover.config import DataSection, Recipe, RewardSection, load_recipe, load_yaml, make_recipe
+from leftover.data.chat import Chat
 from leftover.data.formats import check_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
 from leftover.errors import UserError
 from leftover.export import trained_policy
 from leftover.manifest import FileHashes
-from leftover.models import is_adapter, load_tokenizer, load_with, read_json
+from leftover.models import align_generation_config, is_adapter, load_tokenizer, load_with, read_json
 from leftover.prepare import read, split
 from leftover.reference import model_identity
 from leftover.rewards import FittedReward
@@ -54,8 +56,14 @@ class Source:
     hashes: FileHashes | None = None
     learnt: dict[str, str] = field(default_factory=dict)  # keys of what reward functions learnt from rows
 
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
+
     def load(self) -> Any:
-        return load_with(self.recipe.model, self.path, self.compute_dtype)
+        model = load_with(self.recipe.model, self.path, self.compute_dtype)
+        align_generation_config(model, self.tokenizer, self.chat.ends)
+        return model
 
     def identity(self) -> dict[str, Any]:
         """What samples and scores depend on, beside the decoding, for the key of the rows."""
@@ -108,7 +116,7 @@ def open_source(
     content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
     made = make_recipe(content, where="leftover generate", overrides=list(overrides))
     tokenizer = load_tokenizer(
-        made.model.tokenizer or _tokenizer_path(path),
+        made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
         chat_template=made.model.chat_template,
         trust_remote_code=made.model.trust_remote_code,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.data.tokens import Limits, tokenise
+from leftover.data.tokens import Limits, Template, tokenise
 from leftover.generate import end_ids, generate
 from leftover.reference import autocast, reference_pass
 from leftover.sampling.inputs import Prompt, Source
@@ -101,6 +101,7 @@ def make_rows(source: Source, model: Any, decoding: Decoding, samples: list[Samp
         [s.text for s in samples],
         [s.prompt.conversational for s in samples],
         Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"),
+        Template(source.chat, [s.prompt.tools for s in samples]),
     )
     view = [{"prompt_ids": s.prompt_ids, "completion_ids": s.completion_ids} for s in samples]
     temperature = decoding.temperature if decoding.sample else 1.0

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from leftover.data.tokens import cut_prompt, encode_prompts
+from leftover.data.tokens import Template, cut_prompt, encode_prompts
 from leftover.errors import UserError
-from leftover.models import align_generation_config, max_positions
+from leftover.models import max_positions
 from leftover.sampling.inputs import Prompt, Source, open_source
 from leftover.sampling.rows import Decoding, Sample, draw, make_rows
 from leftover.sampling.rows_file import RowsFile
@@ -92,8 +92,7 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
     from tqdm import tqdm
 
     model = source.load()
-    align_generation_config(model, source.tokenizer)
-    prompt_ids, cut = _encode(source.tokenizer, [prompt for _, prompt in prompts], decoding.max_prompt_tokens)
+    prompt_ids, cut = _encode(source, [prompt for _, prompt in prompts], decoding.max_prompt_tokens)
     _check_positions(model, prompt_ids, decoding)
     size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
     shown = tqdm(total=len(prompts) * decoding.n, desc="generate", unit="completion", disable=None)
@@ -116,9 +115,11 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
     file.finish()
 
 
-def _encode(tokenizer: Any, prompts: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[bool]]:
-    encoded = encode_prompts(tokenizer, [p.text for p in prompts], [p.conversational for p in prompts])
-    return [cut_prompt(tokenizer, ids, limit) for ids in encoded], [len(ids) > limit for ids in encoded]
+def _encode(source: Source, prompts: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[bool]]:
+    template = Template(source.chat, [p.tools for p in prompts])
+    conversational = [p.conversational for p in prompts]
+    encoded = encode_prompts(source.tokenizer, [p.text for p in prompts], conversational, template)
+    return [cut_prompt(source.tokenizer, ids, limit) for ids in encoded], [len(ids) > limit for ids in encoded]
 
 
 def _check_positions(model: Any, prompt_ids: Sequence[list[int]], decoding: Decoding) -> None:
