@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from leftover.config import LAYOUTS
+from leftover.config import LAYOUTS, DataSection
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
@@ -34,16 +34,13 @@ def read(run: Run) -> None:
     """Block `rows`: the user's rows, checked."""
     data, stats = run.recipe.data, dict[str, Any]()
     check_files(data)  # before an earlier table makes way
-    # Of the layouts' own settings, those of other layouts change no row.
-    other = set(LAYOUTS) - {data.format}
-    settings = data.model_dump(exclude=_NOT_OF_ROWS | (other & set(type(data).model_fields)))
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
     def rows() -> Iterator[dict]:
         yield from check_rows(read_rows(data), data, run.rejects, stats)
         run.note(rows=stats)
 
-    if run.table.write_rows("rows", {"files": files, "settings": settings}, rows, ROWS_SCHEMA):
+    if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
         log.info(
             "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
             stats["read"],
@@ -55,6 +52,11 @@ def read(run: Run) -> None:
             log.info("rows: %d left out %s", count, reason)
         if stats["other_parts"]:
             log.info("rows: %d left out, of families outside data.part", stats["other_parts"])
+
+
+def row_settings(data: DataSection) -> dict[str, Any]:
+    """The settings that rows depend on: all but those of later stages and of other layouts."""
+    return data.model_dump(exclude=_NOT_OF_ROWS | (set(LAYOUTS) - {data.format}))
 
 
 def split(run: Run) -> None:

@@ -109,6 +109,8 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
             if names is cells:
                 continue
             first_row = 1
+        elif number == 1 and cells == data.table.names:
+            raise UserError(f"{path}: its first line is a header with the names in data.table.names: leave the key out")
         # Of quoted rows, one may take several lines.
         where = f"{path} row {number - first_row + 1}" if quotes else f"{path}:{number}"
         if isinstance(cells, str):
@@ -134,12 +136,14 @@ def _quoted(path: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
     reader = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
     number = 1
     while True:
+        before = reader.line_num
         try:
             cells: list[str] | str = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            cells = f"not a row of CSV: {error}"
+            # A quote that is never closed takes all lines up to the next one.
+            cells = f"lines {before + 1} to {reader.line_num} are not a row of CSV: {error}"
         if cells:
             yield number, cells
             number += 1

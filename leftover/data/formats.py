@@ -94,7 +94,7 @@ def list_sources(data: DataSection) -> list[Source]:
     """What is read, in order, each under a name of its own: a file's without its ending, or what tells a subset."""
     paths = _paths(data)
     files = _distinct_names([path for path in paths if _kind(path, data.format) != "hub"])
-    hub = [path for path in paths if path not in files]
+    hub = [path for path in dict.fromkeys(paths) if path not in files]
     subsets = list(itertools.product(hub, [data.hub_config], _listed(data.hub_data_dir), _listed(data.hub_split)))
     telling = [i for i in range(4) if len({subset[i] for subset in subsets}) > 1] or [0]
     sources: list[Source] = []
@@ -123,6 +123,11 @@ def _kind(path: str, declared: str) -> str:
     for suffix in Path(path).suffixes[-2:]:
         if suffix in _ENDINGS:
             return _ENDINGS[suffix]
+    if Path(path).exists() and declared in _LAYOUTS:
+        raise UserError(
+            f"cannot tell what kind of file '{path}' is by its name, as data.format: {declared} needs; let it end in "
+            f"one of {', '.join(_ENDINGS)}, or these and .gz"
+        )
     if Path(path).exists():
         raise UserError(f"cannot tell the format of '{path}' by its name; set data.format")
     return "hub"

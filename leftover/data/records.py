@@ -26,8 +26,7 @@ class Record(NamedTuple):
 
 def text_of(row: Mapping[str, Any], name: str) -> str:
     """The text in a column, without outer white space; empty where the cell is. Raises ValueError."""
-    if name not in row:
-        raise ValueError(f"no column '{name}' (found: {', '.join(sorted(row)) or 'none'})")
+    _check_there(row, name)
     value = row[name]
     if value is None:
         return ""
@@ -38,12 +37,16 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
 
 def number_of(row: Mapping[str, Any], name: str) -> float | None:
     """The number in a column, also where the file spells it as text; None where the cell is empty."""
-    if name not in row:
-        raise ValueError(f"no column '{name}' (found: {', '.join(sorted(row)) or 'none'})")
+    _check_there(row, name)
     value = parse_number(row[name]) if isinstance(row[name], str) else row[name]
     if value is not None and not isinstance(value, (bool, int, float)):
         raise ValueError(f"'{name}' is {value!r:.40}, not a number")
     return value
+
+
+def _check_there(row: Mapping[str, Any], name: str) -> None:
+    if name not in row:
+        raise ValueError(f"no column '{name}' (found: {', '.join(sorted(row)) or 'none'})")
 
 
 def parse_number(text: str) -> Any:
@@ -74,7 +77,7 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 def fill_templates(row: dict[str, Any], columns: ColumnsSection) -> dict[str, Any]:
     """The row with a cell for every template of `columns`, under the template's own text as its name."""
-    templates = [name for name in columns.model_dump().values() if name and "{" in name]
+    templates = [name for name in vars(columns).values() if name and "{" in name]
     return row | {template: fill(template, row) for template in templates} if templates else row
 
 
@@ -87,4 +90,5 @@ def kept_columns(row: dict[str, Any], columns: ColumnsSection) -> dict[str, Any]
 
 def score_of(row: Mapping[str, Any], name: str, data: DataSection) -> Any:
     """The score in a column: a number, or with `data.labels` whatever class it names."""
-    return row.get(name) if data.labels else number_of(row, name)
+    _check_there(row, name)
+    return row[name] if data.labels else number_of(row, name)

@@ -24,6 +24,12 @@ def expand_reddit(record: Record, data: DataSection) -> Iterator[Located]:
     """
     settings, columns = data.reddit, data.columns
     first, second = _COLUMNS[settings.completion]
+    missing = [name for name in (first, second) if name not in record.row]
+    if missing:
+        raise ValueError(
+            f"no column '{missing[0]}', which data.reddit.completion: {settings.completion} reads "
+            f"(found: {', '.join(sorted(record.row))})"
+        )
     row = record.row | {name: text_of(record.row, name) for name in (first, second)}
     if not row[first] or not row[second]:
         yield record.where, {LEFT_OUT: f"without {first} or {second}"}

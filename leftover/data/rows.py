@@ -36,6 +36,7 @@ ROWS_SCHEMA = pa.schema(
 )
 
 _FAULTS_SHOWN = 5
+_SOURCES_SHOWN = 100  # a column of the user's may hold one for every row
 
 
 def text_hash(text: str) -> int:
@@ -78,12 +79,12 @@ def check_rows(
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
     input was read; with `skip` they go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows of
-    every source, and what declared rules left out before, by reason.
+    the largest sources, and what declared rules left out before, by reason.
     """
     left_out, sources = Counter[str](), Counter[str]()
-    stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0}
-    stats |= {"left_out": left_out, "sources": sources}
+    stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
     faults: list[str] = []
+    first_fault = ""
     fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
     rejects.start("rows")
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):
@@ -92,6 +93,7 @@ def check_rows(
             row = check_row(raw, data)
         except ValueError as error:
             stats["rejected"] += 1
+            first_fault = first_fault or f"{where}: {error}"
             if data.on_bad_row == "skip":
                 rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
             elif len(faults) < _FAULTS_SHOWN:
@@ -106,12 +108,18 @@ def check_rows(
             sources[row["source"]] += 1
         if not faults:
             yield row | {"where": where}
+    stats["sources"] = dict(sources.most_common(_SOURCES_SHOWN))
     stats["duplicates"] = len(fingerprints) - len(np.unique(np.frombuffer(fingerprints, np.uint64)))
     if faults:
         raise UserError(
             f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) + f"\n{remedy}"
         )
-    _check_any_left(data, rejects, stats)
+    if stats["read"] == stats["rejected"] > 0:
+        raise UserError(
+            f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path}); the first:\n"
+            f"  {first_fault}"
+        )
+    _check_any_left(data, stats)
 
 
 def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Iterator[Located]:
@@ -122,7 +130,7 @@ def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Ite
             yield where, raw
 
 
-def _check_any_left(data: DataSection, rejects: Rejects, stats: dict[str, Any]) -> None:
+def _check_any_left(data: DataSection, stats: dict[str, Any]) -> None:
     if stats["read"] == 0 and stats["left_out"]:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
         raise UserError(f"{data.path} (key data.path) holds no row that is not left out: {reasons}")
@@ -130,8 +138,6 @@ def _check_any_left(data: DataSection, rejects: Rejects, stats: dict[str, Any]) 
         raise UserError(f"{data.path} (key data.path) holds no row")
     if stats["read"] == stats["other_parts"]:
         raise UserError(f"none of the {stats['read']} rows of {data.path} is in data.part {list(data.part)}: widen it")
-    if stats["read"] == stats["rejected"]:
-        raise UserError(f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path})")
 
 
 def _in_part(family: str, part: tuple[float, float]) -> bool:
