@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from leftover.config import TokenizerSection
+from leftover.config import LAYOUTS, DataSection, TokenizerSection
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
@@ -22,21 +22,28 @@ from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
 
+# Settings of `data` that change no row: what becomes of rows in later stages.
+_NOT_OF_ROWS = {
+    "max_prompt_tokens",
+    "max_completion_tokens",
+    "long_completions",
+    "rows",
+    "validation_size",
+    "test_size",
+}
+
 
 def read(run: Run) -> None:
     """Block `rows`: the user's rows, checked."""
-    data, stats = run.recipe.data, dict[str, int]()
+    data, stats = run.recipe.data, dict[str, Any]()
     check_files(data)  # before an earlier table makes way
-    settings = data.model_dump(
-        include={"path", "format", "columns", "documents", "on_bad_row", "hub_split", "max_rows", "drop_listed", "part"}
-    )
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
     def rows() -> Iterator[dict]:
         yield from check_rows(read_rows(data), data, run.rejects, stats)
         run.note(rows=stats)
 
-    if run.table.write_rows("rows", {"files": files, "settings": settings}, rows, ROWS_SCHEMA):
+    if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
         log.info(
             "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
             stats["read"],
@@ -44,8 +51,15 @@ def read(run: Run) -> None:
             stats["duplicates"],
             stats["without_reward"],
         )
+        for reason, count in stats["left_out"].items():
+            log.info("rows: %d left out %s", count, reason)
         if stats["other_parts"]:
             log.info("rows: %d left out, of families outside data.part", stats["other_parts"])
+
+
+def row_settings(data: DataSection) -> dict[str, Any]:
+    """The settings that rows depend on: all but those of later stages and of other layouts."""
+    return data.model_dump(exclude=_NOT_OF_ROWS | (set(LAYOUTS) - {data.format}))
 
 
 def split(run: Run) -> None:

@@ -128,7 +128,7 @@ class Run:
         return self.load(model.path)
 
     def load(self, path: str | Path) -> Any:
-        """A model or adapter at `path` as the section `model` says, with the ends of the chat; on a GPU where one is."""
+        """A model or adapter at `path` as the section `model` says, with the chat.s ends; on a GPU where one is."""
         model = load_with(self.recipe.model, str(path), self.compute_dtype)
         align_generation_config(model, self.tokenizer, self.chat.ends)
         return model

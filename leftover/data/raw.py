@@ -9,7 +9,8 @@ from typing import Any
 
 from leftover.config import DataSection
 from leftover.data.chat import Chat
-from leftover.data.formats import expand_pair
+from leftover.data.formats import expand
+from leftover.data.records import Record
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, refusal, tokenise
 from leftover.errors import UserError
@@ -26,16 +27,17 @@ def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict
     Each has beside the columns of ROWS_SCHEMA its own `chat_template_kwargs`, as TRL's trainers read them.
     """
     options: list[dict[str, Any]] = []
+    data = DataSection(path=name)
 
     def located() -> Iterator[tuple[str, dict]]:
         for i, row in enumerate(rows):
-            for where, one in expand_pair(f"{name}[{i}]", row):
+            for where, one in expand(Record(f"{name}[{i}]", row, name, i), data):
                 options.append(_options(one, where))
                 yield where, one
 
     with tempfile.TemporaryDirectory() as folder:
         rejects = Rejects(Path(folder) / "rejects")
-        checked = list(check_rows(located(), DataSection(path=name), rejects, {}, _REMEDY))
+        checked = list(check_rows(located(), data, rejects, {}, _REMEDY))
     return [row | {"chat_template_kwargs": own} for row, own in zip(checked, options, strict=True)]
 
 

@@ -39,6 +39,12 @@ def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarr
     else:
         splits = _split_families(rows["family"], families, data, seed)
     for split in SPLITS:
+        if given and not (splits == split).any():
+            raise UserError(
+                f"the {split} split has no row: the rows' own splits (column '{data.columns.split}', or "
+                "data.source_splits) do not name it; give rows of it, or set data.columns.split: null to have the "
+                "rows split anew"
+            )
         if not (splits == split).any():
             raise UserError(
                 f"the {split} split has no row: {len(rows)} rows of {families.max() + 1} prompt families are too few "
