@@ -131,4 +131,4 @@ def model_identity(path: str, hashes: FileHashes | None = None) -> str:
     return f"{path}@{commit}"
 
 
-_MODEL_FILES = {".safetensors", ".json", ".model", ".jinja", ".txt"}
+_MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}

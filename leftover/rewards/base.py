@@ -80,7 +80,7 @@ def load_reward(spec: dict[str, Any]) -> Any:
 REWARDS: dict[str, str] = {
     "column": "leftover.rewards.base:ColumnReward",
     "text": "leftover.rewards.text:make_text_reward",
-    "classifier": "leftover.rewards.classifier:ClassifierReward",
+    "classifier": "leftover.rewards.presets:make_classifier_reward",
     "linear": "leftover.rewards.linear:LinearReward",
     "fine_tuned": "leftover.rewards.fine_tuned:FineTunedReward",
     "python": "leftover.rewards.python:PythonReward",
