@@ -155,6 +155,11 @@ def test_faithdial_is_read_from_its_files_and_from_its_flat_form(json_file, rows
     assert flat[0]["completion"] == FAITHFUL["response"]
 
 
+def test_the_turn_before_a_reply_is_the_users_whoever_began(rows_file):
+    (row,) = dialogue(rows_file([FAITHFUL | {"history": ["Hello", "Which tea?"]}]))
+    assert messages(row)[1:] == [("assistant", "Hello"), ("user", "Which tea?")]
+
+
 def test_the_reply_before_it_was_edited_is_another_completion(rows_file):
     path = rows_file([FAITHFUL, FAITHFUL | {"original_response": None}])
     assert [row["completion"] for row in dialogue(path, response="original")] == [
