@@ -13,6 +13,15 @@ OASST_TOKENS = ("<|prompter|>", "<|assistant|>", "<|prefix_begin|>", "<|prefix_e
 WORDS = ["kettle", "fuse", "sorry", "thank", "Ada", "leaks", "soon", "user", "assistant", "Knowledge"]
 
 
+def logits(path: str, *texts: str, **options: Any) -> torch.Tensor:
+    """[C]: those of one text or pair, without padding, from transformers' own classes."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path)
+    with torch.inference_mode():
+        return model.eval()(**tokenizer(*texts, return_tensors="pt", **options)).logits[0]
+
+
 def roberta(folder: Path, **settings: Any) -> str:
     """RobertaForSequenceClassification with RoBERTa's special ids: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last."""
     from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizer
@@ -46,12 +55,15 @@ def xlnet(folder: Path) -> str:
     return _save(XLNetForSequenceClassification, config, tokenizer, folder)
 
 
-def gpt2(folder: Path, chat_template: str | None = None, **settings: Any) -> str:
-    """GPT2ForSequenceClassification with one output, as DialogRPT: its only special token is the end of text."""
+def gpt2(folder: Path, chat_template: str | None = None, max_length: int = 1024, **settings: Any) -> str:
+    """GPT2ForSequenceClassification with one output, as DialogRPT: its only special token is the end of text.
+
+    `max_length` is what its tokenizer says.
+    """
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Tokenizer
 
     vocab, merges = _byte_pairs([])
-    tokenizer = GPT2Tokenizer(vocab=vocab | {END_OF_TEXT: len(vocab)}, merges=merges, model_max_length=1024)
+    tokenizer = GPT2Tokenizer(vocab=vocab | {END_OF_TEXT: len(vocab)}, merges=merges, model_max_length=max_length)
     tokenizer.chat_template = chat_template
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.5, "num_labels": 1}
     end = tokenizer.eos_token_id

@@ -11,7 +11,7 @@ from leftover.errors import UserError
 from leftover.rewards import load_reward
 from leftover.rewards.presets import PRESETS
 from tests import classifier_models
-from tests.classifier_models import neox_decoder
+from tests.classifier_models import logits, neox_decoder
 
 CHAT = [
     {"role": "user", "content": "Ada leaks "},
@@ -22,15 +22,6 @@ CHAT = [
 
 def reward(preset: str, path: str, **settings: Any) -> Any:
     return load_reward({"type": "classifier", "preset": preset, "model": path, **settings})
-
-
-def logits(path: str, *texts: str) -> torch.Tensor:
-    """[C], from transformers' own classes, one row without padding."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForSequenceClassification.from_pretrained(path)
-    with torch.inference_mode():
-        return model.eval()(**tokenizer(*texts, return_tensors="pt")).logits[0]
 
 
 def test_cola_is_the_probability_of_label_1_of_the_completion_alone(tmp_path):

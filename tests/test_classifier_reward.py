@@ -1,7 +1,7 @@
 """Sequence classifiers as rewards: what they are shown, and which number is the score."""
 
+import dataclasses
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from leftover.errors import UserError
 from leftover.rewards import load_reward
 from leftover.rewards.classifier import ClassifierReward
 from tests import classifier_models
-from tests.classifier_models import END_OF_TEXT, WORDS
+from tests.classifier_models import END_OF_TEXT, WORDS, logits
 
 CHAT = [{"role": "user", "content": "Ada leaks"}, {"role": "assistant", "content": "sorry"}]
 CHAT_TEMPLATE = (
@@ -34,20 +34,6 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def alone(classifiers: dict[str, str]) -> Callable[..., torch.Tensor]:
-    """`alone(name, *texts, **options)`: the logits [C] of one text or pair, from transformers' own classes."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    def logits(name: str, *texts: str, **options: Any) -> torch.Tensor:
-        tokenizer = AutoTokenizer.from_pretrained(classifiers[name])
-        model = AutoModelForSequenceClassification.from_pretrained(classifiers[name]).eval()
-        with torch.inference_mode():
-            return model(**tokenizer(*texts, return_tensors="pt", **options)).logits[0]
-
-    return logits
-
-
 def reward(path: str, **settings: Any) -> ClassifierReward:
     return load_reward({"type": "classifier", "model": path, **settings})
 
@@ -61,10 +47,10 @@ def texts(count: int) -> tuple[list[str], list[str]]:
 # Which number is the score
 
 
-def test_a_classifier_score_is_the_probability_of_its_label(classifiers, alone):
+def test_a_classifier_score_is_the_probability_of_its_label(classifiers):
     prompts, completions = texts(3)
-    logits = torch.stack([alone("bert", p, c) for p, c in zip(prompts, completions, strict=True)])
-    expected = logits.softmax(-1)
+    outputs = torch.stack([logits(classifiers["bert"], p, c) for p, c in zip(prompts, completions, strict=True)])
+    expected = outputs.softmax(-1)
 
     def scores(**settings: Any) -> list[float]:
         return reward(classifiers["bert"], **settings)(prompts, completions)
@@ -72,23 +58,23 @@ def test_a_classifier_score_is_the_probability_of_its_label(classifiers, alone):
     assert scores(label="good") == pytest.approx(expected[:, 2].tolist(), abs=1e-5)
     assert scores(label=0) == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
     assert scores() == scores(label="good"), "the last label is the default"
-    assert scores(label="fair", activation="none") == pytest.approx(logits[:, 1].tolist(), abs=1e-4)
-    assert scores(label="fair", activation="sigmoid") == pytest.approx(logits[:, 1].sigmoid().tolist(), abs=1e-5)
+    assert scores(label="fair", activation="none") == pytest.approx(outputs[:, 1].tolist(), abs=1e-4)
+    assert scores(label="fair", activation="sigmoid") == pytest.approx(outputs[:, 1].sigmoid().tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"num_labels": 1}, lambda logits: logits.sigmoid()[0]),
-        ({"num_labels": 1, "problem_type": "regression"}, lambda logits: logits[0]),
-        ({"num_labels": 3, "problem_type": "multi_label_classification"}, lambda logits: logits.sigmoid()[2]),
+        ({"num_labels": 1}, lambda outputs: outputs.sigmoid()[0]),
+        ({"num_labels": 1, "problem_type": "regression"}, lambda outputs: outputs[0]),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, lambda outputs: outputs.sigmoid()[2]),
     ],
     ids=["one output", "regression", "several labels at once"],
 )
-def test_the_default_activation_follows_the_kind_of_problem(settings, expected, tmp_path, classifiers, alone):
-    classifiers["other"] = classifier_models.roberta(tmp_path / "other", **settings)
-    (score,) = reward(classifiers["other"])(["kettle leaks"], ["thank Ada"])
-    assert score == pytest.approx(expected(alone("other", "kettle leaks", "thank Ada")).item(), abs=1e-5)
+def test_the_default_activation_follows_the_kind_of_problem(settings, expected, tmp_path):
+    path = classifier_models.roberta(tmp_path / "other", **settings)
+    (score,) = reward(path)(["kettle leaks"], ["thank Ada"])
+    assert score == pytest.approx(expected(logits(path, "kettle leaks", "thank Ada")).item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlnet", "gpt2"])
@@ -103,48 +89,62 @@ def test_a_score_does_not_depend_on_the_rows_beside_it(name, classifiers):
         assert other(prompts[::-1], completions[::-1]) == pytest.approx(scores[::-1], abs=1e-5)
 
 
-def test_a_row_that_ends_in_the_end_of_text_is_read_to_its_end_in_a_batch(classifiers, alone):
+def test_a_row_that_ends_in_the_end_of_text_is_read_to_its_end_in_a_batch(classifiers):
     # The token is GPT-2's only special one: padding with it would hide the last position.
     completions = ["soon", "thank kettle leaks soon"]
     scores = reward(classifiers["gpt2"], join="{completion}<|endoftext|>")(["", ""], completions)
-    assert scores == pytest.approx([alone("gpt2", c + END_OF_TEXT).sigmoid().item() for c in completions], abs=1e-5)
+    assert scores == pytest.approx(
+        [logits(classifiers["gpt2"], c + END_OF_TEXT).sigmoid().item() for c in completions], abs=1e-5
+    )
+
+
+def test_token_types_that_a_generic_tokenizer_gives_do_not_reach_a_model_without_them(tmp_path, classifiers):
+    from transformers import AutoTokenizer
+
+    path = classifier_models.gpt2(tmp_path / "typed")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    typed = reward(path, join="{completion}")
+    typed._loaded = dataclasses.replace(typed._load(), tokenizer=tokenizer)
+    assert "token_type_ids" in typed._encode(typed._load(), ["Ada"], ["soon"])[0]
+    assert typed(["Ada"], ["soon"]) == pytest.approx([logits(classifiers["gpt2"], "soon").sigmoid().item()], abs=1e-5)
 
 
 # What it is shown
 
 
-def test_a_pair_is_the_tokenizers_own(classifiers, alone):
+def test_a_pair_is_the_tokenizers_own(classifiers):
     (score,) = reward(classifiers["roberta"], join="pair")(["Ada leaks"], ["sorry"])
-    assert score == pytest.approx(alone("roberta", "Ada leaks", "sorry").sigmoid().item(), abs=1e-5)
+    assert score == pytest.approx(logits(classifiers["roberta"], "Ada leaks", "sorry").sigmoid().item(), abs=1e-5)
 
 
-def test_a_completion_alone_is_shown_without_its_prompt(classifiers, alone):
+def test_a_completion_alone_is_shown_without_its_prompt(classifiers):
     scores = reward(classifiers["roberta"], join="completion")(["Ada leaks", "kettle"], ["sorry", "sorry"])
-    assert scores == pytest.approx([alone("roberta", "sorry").sigmoid().item()] * 2, abs=1e-5)
+    assert scores == pytest.approx([logits(classifiers["roberta"], "sorry").sigmoid().item()] * 2, abs=1e-5)
 
 
-def test_a_template_turns_literal_special_tokens_into_the_token(classifiers, alone):
+def test_a_template_turns_literal_special_tokens_into_the_token(classifiers):
     scores = reward(classifiers["gpt2"], join=TEMPLATE)(["Ada leaks", "{completion}"], ["sorry", "thank {prompt}"])
     rows = ["Ada leaks<|endoftext|>sorry", "{completion}<|endoftext|>thank {prompt}"]
-    assert scores == pytest.approx([alone("gpt2", row).sigmoid().item() for row in rows], abs=1e-5)
+    assert scores == pytest.approx([logits(classifiers["gpt2"], row).sigmoid().item() for row in rows], abs=1e-5)
     tokenizer = reward(classifiers["gpt2"], join=TEMPLATE)._load().tokenizer
     assert tokenizer.eos_token_id in tokenizer(rows[0])["input_ids"]
 
 
-def test_a_chat_is_written_by_the_classifiers_own_template(classifiers, alone):
+def test_a_chat_is_written_by_the_classifiers_own_template(classifiers):
     scores = reward(classifiers["gpt2_chat"], join="chat")([CHAT, "Ada"], ["soon", "thank"])
     rows = ["<|endoftext|>[user]Ada leaks[assistant]sorry[assistant]soon", "<|endoftext|>[user]Ada[assistant]thank"]
-    assert scores == pytest.approx([alone("gpt2", row).sigmoid().item() for row in rows], abs=1e-5)
+    assert scores == pytest.approx([logits(classifiers["gpt2"], row).sigmoid().item() for row in rows], abs=1e-5)
 
 
-def test_a_chat_template_gets_no_second_set_of_special_tokens(tmp_path, classifiers, alone):
+def test_a_chat_template_gets_no_second_set_of_special_tokens(tmp_path, classifiers):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(classifiers["bert"])
     tokenizer.chat_template = "[CLS]{% for message in messages %}{{ message['content'] }}[SEP]{% endfor %}"
     path = classifier_models.bert(tmp_path / "bert")
     tokenizer.save_pretrained(path)
-    row = alone("bert", "[CLS]Ada[SEP]soon[SEP]", add_special_tokens=False)
+    row = logits(classifiers["bert"], "[CLS]Ada[SEP]soon[SEP]", add_special_tokens=False)
     assert reward(path, join="chat")(["Ada"], ["soon"]) == pytest.approx([row.softmax(-1)[2].item()], abs=1e-5)
 
 
@@ -185,48 +185,3 @@ def test_an_empty_completion_has_a_score(name, classifiers):
     (one,), (two, _) = joined(["Ada"], [""]), joined(["Ada", "Ada"], ["", "soon kettle"])
     assert one == pytest.approx(two, abs=1e-5)
     assert joined([], []) == []
-
-
-# Lengths
-
-
-@pytest.mark.parametrize(("side", "kept"), [("left", slice(-4, None)), ("right", slice(0, 4))])
-def test_of_a_long_pair_the_prompt_is_cut(side, kept, classifiers, alone):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(classifiers["bert"])
-    prompt, completion = "kettle fuse sorry thank Ada leaks", "soon soon soon soon soon soon soon soon soon"
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    length = len(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    assert length > len(ids), "cutting the longer of both would cut the completion"
-    shown = tokenizer.decode(ids[kept])
-    (score,) = reward(classifiers["bert"], max_length=4 + length + 3, truncation_side=side)([prompt], [completion])
-    assert score == pytest.approx(alone("bert", shown, completion).softmax(-1)[2].item(), abs=1e-5)
-
-
-def test_a_pair_whose_completion_alone_is_too_long_is_cut_to_length_and_leaves_its_neighbours_alone(classifiers):
-    long = reward(classifiers["bert"], max_length=20)
-    rows = (["kettle", "Ada", "fuse " * 30], ["soon " * 40, "sorry", "thank"])
-    scores = long(*rows)
-    assert scores == pytest.approx([long([p], [c])[0] for p, c in zip(*rows, strict=True)], abs=1e-5)
-    assert long(["kettle"], ["soon " * 50]) != long(["Ada"], ["soon " * 50]), "some of the prompt is still shown"
-
-
-def test_of_a_long_template_the_side_away_from_the_completion_is_cut(classifiers, alone):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(classifiers["gpt2"])
-    prompt, completion = "kettle fuse " * 90, "sorry thank Ada leaks soon"
-    ids = tokenizer(prompt + END_OF_TEXT + completion)["input_ids"]
-    (last,) = reward(classifiers["gpt2"], join=TEMPLATE)([prompt], [completion])
-    assert last == pytest.approx(alone("gpt2", tokenizer.decode(ids[-128:])).sigmoid().item(), abs=1e-5)
-    ids = tokenizer(completion + END_OF_TEXT + prompt)["input_ids"]
-    (first,) = reward(classifiers["gpt2"], join="{completion}<|endoftext|>{prompt}")([prompt], [completion])
-    assert first == pytest.approx(alone("gpt2", tokenizer.decode(ids[:128])).sigmoid().item(), abs=1e-5)
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "gpt2_chat"])
-def test_a_text_beyond_the_positions_of_a_classifier_is_cut(name, classifiers):
-    join = {"gpt2": TEMPLATE, "gpt2_chat": "chat"}.get(name, "pair")
-    (score,) = reward(classifiers[name], join=join)(["kettle " * 900], ["fuse " * 900])
-    assert 0 <= score <= 1

@@ -40,7 +40,7 @@ class ClassifierReward:
         turn_separator: what stands between two messages.
         strip: white space around prompt, messages and completion is taken away.
         truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
-            shown or comes last. Of a pair only the prompt is cut, unless the completion alone is too long.
+            shown or comes last. Of a pair only the prompt is cut, unless the completion leaves it no room.
         max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
         batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
     """
@@ -166,14 +166,14 @@ class ClassifierReward:
 
 
 def _encode_pairs(loaded: _Loaded, pairs: list[tuple[str, ...]]) -> list[dict[str, list[int]]]:
-    """Pairs within max_length. The prompt is cut; where the completion alone is too long, the longer of both."""
+    """Pairs within max_length. The prompt is cut; where the completion leaves it no room, the longer of both."""
     tokenizer, max_length = loaded.tokenizer, loaded.max_length
     prompts, completions = ([pair[side] for pair in pairs] for side in (0, 1))
     if max_length is None:
         return _tokenize(tokenizer, prompts, completions)
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     alone = _tokenize(tokenizer, completions, add_special_tokens=False)
-    strategies = ["only_first" if len(row["input_ids"]) <= room else "longest_first" for row in alone]
+    strategies = ["only_first" if len(row["input_ids"]) < room else "longest_first" for row in alone]
     encoded: list[dict[str, list[int]]] = [{}] * len(pairs)
     for strategy in set(strategies):
         chosen = [i for i, of in enumerate(strategies) if of == strategy]

@@ -41,8 +41,8 @@ def pool_attended(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tenso
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         last = (attention_mask * positions).argmax(-1)
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
-    mask = attention_mask[..., None].to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1)
+    mask = attention_mask[..., None].float()  # half precision could not hold the sum
+    return ((hidden.float() * mask).sum(1) / mask.sum(1)).to(hidden.dtype)
 
 
 def make_config(fields: dict[str, Any], path: str) -> GPTNeoXConfig:
