@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import leftover.prepare
 from leftover import pipeline
 from leftover.config import load_recipe, make_recipe
+from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.workspace import Run
@@ -269,8 +271,15 @@ def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Pat
     assert list((tmp_path / "run/table/rows").iterdir())
 
 
-def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path, tiny_recipe):
+def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path, tiny_recipe, monkeypatch):
     content = tiny_recipe(tmp_path)
+    learnt_from: list[str] = []
+
+    def train(texts, vocab_size):
+        learnt_from[:] = list(texts)
+        return train_tokenizer(learnt_from, vocab_size)
+
+    monkeypatch.setattr(leftover.prepare, "train_tokenizer", train)
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
     content["model"] = {"config": config, "tokenizer": {"vocab_size": 300}}
@@ -278,6 +287,9 @@ def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path
     assert results["sampled"]["table"]["a_lol_seq"]["reward"]
     first = Run(make_recipe(content))
     assert len(first.tokenizer) == 300
+    table = first.table.open("rows", "split")
+    training = [row["prompt"] + row["completion"] for row in table if row["split"] == "train"]
+    assert learnt_from == training and len(training) < len(table)
     assert first.load_base().get_input_embeddings().num_embeddings == 300
     assert first.tokenizer.decode(first.tokenizer("naïve ☂").input_ids, skip_special_tokens=True) == "naïve ☂"
     # Another size makes a new tokenizer, and with it new tokens.

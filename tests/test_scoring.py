@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_while_scoring_scores_no_batch_twice(tmp_path, tiny
 
     def failing(self, prompts, completions):
         calls.append(len(completions))
-        if len(calls) == 4:
+        if len(calls) in (4, 6):
             raise RuntimeError("killed")
         return whole(self, prompts, completions)
 
@@ -144,8 +144,10 @@ def test_a_run_that_is_killed_while_scoring_scores_no_batch_twice(tmp_path, tiny
         pipeline.prepare(run, "score")
     scratch = tmp_path / "run/table/score-length/00000.scratch"
     scratch.write_bytes(scratch.read_bytes() + b"\0\0\0")  # a write that was cut short
+    with pytest.raises(RuntimeError):
+        prepare(content)
     run = prepare(content)
-    assert sum(calls) - 8 == rows  # the batch that failed was asked for twice, and no other
+    assert sum(calls) - 2 * 8 == rows  # the batches that failed were asked for twice, and no other
     assert not scratch.exists()
     texts = run.table.open("rows")["completion"][:]
     assert column(run.table.open("score-length"), "reward/length").tolist() == [len(t.split()) for t in texts]
@@ -219,6 +221,10 @@ def test_a_reward_that_learns_is_fitted_once_and_again_when_it_changes(tmp_path,
     assert prepare(content).reward(["p"], [""]) == [5 * train]
     assert Imported.fits == 3
     assert "table/score-mine: stale" in caplog.text
+    # Other training rows: it learns anew, and what it scored before is stale although it scores the same rows.
+    caplog.clear()
+    prepare(content | {"seed": 1})
+    assert "table/rows: reused" in caplog.text and "table/score-mine: stale" in caplog.text
 
 
 def test_prepare_only_stops_after_the_step_it_names(tmp_path, tiny_recipe, capsys):

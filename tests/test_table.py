@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 import leftover.table
-from leftover.table import Table, float_lists
+from leftover.table import Table, column, float_lists
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
 
@@ -236,3 +236,11 @@ def test_digests_follow_the_key(tmp_path):
     assert Table(tmp_path).digest("rows") == first
     table.write_rows("rows", {"seed": 1}, rows, SCHEMA)
     assert table.digest("rows") != first
+
+
+def test_a_column_of_moved_rows_keeps_their_order_over_several_parts(tmp_path):
+    table = make_table(tmp_path, 30)
+    moved = np.random.default_rng(0).permutation(30)
+    assert column(table.open("rows").select(moved), "number").tolist() == moved.tolist()
+    assert column(table.open("rows"), "number").tolist() == list(range(30))
+    assert column(table.open("rows").select([]), "number").tolist() == []
