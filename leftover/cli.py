@@ -21,13 +21,21 @@ def _stage(name: str, help_text: str) -> None:
     @cli.command(name, help=help_text)
     @click.argument("recipe", type=click.Path())
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
-    def command(recipe: str, overrides: tuple[str, ...]) -> None:
+    @click.option("--dry-run", is_flag=True, help="Print what it would download, compute and cost; no network, no run.")
+    def command(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         from leftover.config import load_recipe
-        from leftover.pipeline import run
 
         loaded = load_recipe(recipe, list(overrides))
+        until = "report" if name == "run" else name
         _announce()
-        results = run(loaded, until="report" if name == "run" else name)
+        if dry_run:
+            from leftover.dry_run import dry_run as show_plan
+
+            show_plan(loaded, until)
+            return
+        from leftover.pipeline import run
+
+        results = run(loaded, until)
         if results is not None:
             _show(results, loaded.output_dir)
 

@@ -1,0 +1,161 @@
+"""`--dry-run`: what a recipe would download, compute and cost, printed without the network and without a run folder."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from leftover.config import Recipe
+from leftover.plan.build import Plan, build_plan
+from leftover.plan.rows import Rows, left_out
+from leftover.plan.sources import DOWNLOAD, offline, size_text
+
+_ALWAYS = (
+    "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
+    "sustains a second x 3,600).",
+    "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its "
+    "allocator leaves unused. Reward models count with their weights.",
+)
+
+
+def dry_run(recipe: Recipe, until: str = "report") -> None:
+    """Print the plan of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
+    with offline():
+        show(build_plan(recipe, until), Console())
+
+
+def show(plan: Plan, console: Any) -> None:
+    """The tables, in the order in which the numbers are needed."""
+    for table in (_needed(plan), _data(plan), _model(plan), _trainings(plan), _work(plan), _memory(plan), _disk(plan)):
+        if table is not None:
+            console.print(table)
+    for note in (*plan.notes, *_ALWAYS):
+        console.print(f"- {note}", highlight=False)
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold")
+    return table
+
+
+def _needed(plan: Plan) -> Table:
+    table = _table("Needed", "for", "what", "where", "size", left=3)
+    for source in plan.sources:
+        size = "" if source.size is None else size_text(source.size)
+        if source.state == DOWNLOAD and not size:
+            size = _download_size(plan, source)
+        table.add_row(source.purpose, source.name, source.state, size)
+    for package in plan.packages:
+        table.add_row("package", package, "not installed", "")
+    return table
+
+
+def _download_size(plan: Plan, source: Any) -> str:
+    """A range: repositories hold 2 or 4 bytes a parameter."""
+    parameters = source.parameters
+    if source.purpose == "model" and plan.shape is not None:
+        adapter = plan.shape.trainable if plan.recipe.model.lora else 0
+        parameters = plan.shape.parameters - adapter
+    return "unknown" if parameters is None else f"{size_text(2 * parameters)} to {size_text(4 * parameters)}"
+
+
+def _data(plan: Plan) -> Table:
+    table = _table("Data", "", "rows", "unique prompts")
+    rows = plan.rows
+    if not isinstance(rows, Rows):
+        table.add_row("rows", rows, "")
+        return table
+    for split in ("train", "validation", "test"):
+        table.add_row(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}")
+    if plan.recipe.data.rows == "chosen":
+        table.add_row("of train, chosen", f"{int(rows.where('train', True).sum()):,}", "")
+    for reason, count in left_out(rows.stats).items():
+        table.add_row(f"left out: {reason}", f"{count:,}", "")
+    table.add_row("prompt families", f"{int(rows.family.max()) + 1:,}", "")
+    table.add_row("with a recorded score", f"{int(rows.scored.sum()):,}", "")
+    return table
+
+
+def _token_lines(rows: Rows) -> list[tuple[str, str]]:
+    lengths = rows.lengths
+    if lengths is None:
+        return [("tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead")]
+    lines = []
+    for name, values in (("prompt", lengths.prompts), ("completion", lengths.completions)):
+        total, error = lengths.total(values)
+        margin = "" if lengths.exact else f" ± {error:,.0f} (95 %, {len(values):,} rows sampled)"
+        mean = values[lengths.kept].mean()
+        lines.append((f"{name} tokens", f"{total:,.0f}{margin}; mean {mean:.1f}, longest found {values.max():,}"))
+    if lengths.kept_share < 1:
+        lines.append(("dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"))
+    return lines
+
+
+def _model(plan: Plan) -> Table:
+    table = _table("Model and tokens", "", "", left=2)
+    if isinstance(plan.rows, Rows):
+        for line in _token_lines(plan.rows):
+            table.add_row(*line)
+    if plan.shape is None:
+        table.add_row("model", plan.shape_from)
+        return table
+    shape = plan.shape
+    table.add_row("parameters", f"{shape.parameters:,} (from {plan.shape_from})")
+    table.add_row("trained", f"{shape.trainable:,} ({shape.trainable / shape.parameters:.1%})")
+    table.add_row("layers, hidden size, vocabulary", f"{shape.layers}, {shape.hidden:,}, {shape.vocabulary:,}")
+    table.add_row("weights in memory", size_text(shape.weight_bytes))
+    return table
+
+
+def _trainings(plan: Plan) -> Table | None:
+    if not plan.trainings:
+        return None
+    table = _table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
+    for training in plan.trainings:
+        known = training.steps is not None
+        steps = f"{training.qualifier} {training.steps:,}".strip() if known else "unknown"
+        runs = "" if training.name == "reference" else str(training.runs)
+        evaluations = str(training.evaluations) if known else "unknown"
+        table.add_row(training.name, training.selected, steps, str(training.rows_per_step), runs, evaluations)
+    return table
+
+
+def _work(plan: Plan) -> Table:
+    table = _table("Work", "", "how much", "floating-point operations", left=2)
+    for work in plan.work:
+        table.add_row(work.what, work.amount, _operations(work.operations, work.bound))
+    known = [work for work in plan.work if work.operations is not None]
+    total = sum(work.operations or 0.0 for work in known)
+    table.add_section()
+    name = "together" if len(known) == len(plan.work) else "together, as far as known"
+    table.add_row(name, "", _operations(total, any(work.bound for work in known)))
+    return table
+
+
+def _operations(operations: float | None, bound: bool) -> str:
+    if operations is None:
+        return "unknown"
+    return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"
+
+
+def _memory(plan: Plan) -> Table | None:
+    if plan.shape is None:
+        return None
+    table = _table(
+        "Memory on the device, approximate", "", "weights", "optimizer", "passing", "reward models", "together"
+    )
+    for line in plan.memory:
+        parts = (line.weights, line.optimizer, line.passing, line.rewards, line.total)
+        table.add_row(line.stage, *("unknown" if part is None else size_text(part) for part in parts))
+    return table
+
+
+def _disk(plan: Plan) -> Table | None:
+    if plan.shape is None:
+        return None
+    table = _table("Disk, approximate", "", "size")
+    for name, size in plan.disk:
+        table.add_row(name, "unknown" if size is None else size_text(size))
+    return table

@@ -1,0 +1,80 @@
+"""A recipe -> its plan: everything that the dry run prints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from leftover.config import Recipe
+from leftover.models import torch_dtype
+from leftover.plan.cost import Costs, Work
+from leftover.plan.holding import Holding
+from leftover.plan.memory import Memory
+from leftover.plan.rows import Rows, read
+from leftover.plan.settings import Unwritten, training_settings
+from leftover.plan.shape import Shape, find_config, measure
+from leftover.plan.sources import LOCAL, Source, list_sources, missing_packages
+from leftover.plan.trace import Traced, skeleton
+from leftover.plan.work import LEFTOVER, Sizes, Training, plan_training
+
+STAGES = ("prepare", "train", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    sources: list[Source]
+    packages: list[str]  # needed and not installed
+    rows: Rows | str  # or why they are unknown
+    shape: Shape | None
+    shape_from: str
+    trainings: list[Training]
+    work: list[Work]
+    memory: list[Memory]
+    disk: list[tuple[str, float | None]]
+    notes: list[str]
+
+
+def build_plan(recipe: Recipe, until: str = "report") -> Plan:
+    """The plan of a run up to and including the stage `until`. Raises UserError where the run would refuse."""
+    trains, evaluates = (STAGES.index(until) >= STAGES.index(stage) for stage in ("train", "evaluate"))
+    run = Unwritten(recipe)
+    settings = training_settings(run, policies=trains)
+    rows = read(recipe)
+    sizes = Sizes(recipe, rows if isinstance(rows, Rows) else None)
+    sources = list_sources(recipe)
+    trainings = [
+        plan_training(name, args, sizes, 1 if name == "reference" else len(recipe.seeds))
+        for name, args in settings.items()
+    ]
+    config, shape_from = find_config(recipe.model)
+    shape, held, disk = None, list[Memory](), list[tuple[str, float | None]]()
+    if config is not None:
+        section = recipe.model
+        model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
+        shape = measure(model, config, section.quantization is not None)
+        holding = Holding(run, shape, sources, sizes, settings)
+        held, disk = list(holding.memory(Traced(model), evaluates)), list(holding.disk(trains))
+    costs = Costs(run, shape, sources, sizes)
+    costs.prepare(trainings, settings)
+    if trains:
+        costs.train(trainings, settings)
+    if evaluates:
+        costs.evaluate()
+    notes = list(_notes(run, sizes, sources, trainings))
+    packages = missing_packages(recipe)
+    return Plan(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, held, disk, notes)
+
+
+def _notes(run: Unwritten, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
+    """What a reader has to know of this plan's numbers."""
+    if not sizes.lengths_known:
+        yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
+    if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):
+        yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
+    if not run.reward.scores_new_completions:
+        yield "The rewards are recorded: no completion is scored, and checkpoints are chosen on recorded rewards."
+    models = [s for s in sources if s.purpose in ("reward", "judge")]
+    if models:
+        yield "Reward models are named, not loaded: whether they load and what they score is not checked here."
+    unknown = sorted({s.name for s in models if s.parameters is None and s.state != LOCAL})
+    if unknown:
+        yield f"Of unknown size, and so in no sum: {', '.join(unknown)}."

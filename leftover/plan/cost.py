@@ -1,0 +1,112 @@
+"""The lines of the cost table: what each stage computes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leftover.plan.settings import Unwritten
+from leftover.plan.shape import Shape
+from leftover.plan.sources import Source
+from leftover.plan.work import Amount, Sizes, Training
+
+# Sampled and greedy completions (`leftover.evaluate.DECODINGS`).
+_DECODINGS = 2
+# Validation rows whose likelihood chooses the reference's checkpoint (`leftover.training`).
+_LIKELIHOOD_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What, how much of it, and floating-point operations (None: unknown). `bound`: they are the most there can be."""
+
+    what: str
+    amount: str
+    operations: float | None
+    bound: bool
+
+
+class Costs:
+    """Collects the lines of one plan."""
+
+    def __init__(self, run: Unwritten, shape: Shape | None, sources: list[Source], sizes: Sizes):
+        self.run, self.shape, self.sources, self.sizes = run, shape, sources, sizes
+        self.scores = run.reward.scores_new_completions
+        self.lines: list[Work] = []
+
+    def prepare(self, trainings: list[Training], settings: dict[str, Any]) -> None:
+        from leftover.row_constants import needs_value
+
+        run, sizes, value = self.run, self.sizes, self.run.recipe.value
+        rows = sizes.amount(None)
+        self._rewards("rewards of the rows", rows)
+        for training in trainings:
+            if training.name == "reference":
+                self._training(training, settings)
+                some = sizes.amount("validation", most_rows=_LIKELIHOOD_ROWS)
+                self._passes("validation of the reference", some, training.evaluations)
+        self._passes("reference log-probabilities", rows)
+        if needs_value(run) and run.value_targets == "reference_samples":
+            prompts, _ = sizes.prompts("train", value.num_prompts)
+            repeats = value.samples_per_prompt if value.decoding == "sample" else 1
+            self._generation("value: samples of the reference", prompts, repeats)
+
+    def train(self, trainings: list[Training], settings: dict[str, Any]) -> None:
+        most = self.run.recipe.evaluate.max_selection_prompts
+        prompts, _ = self.sizes.prompts("validation", most)
+        for training in trainings:
+            if training.name == "reference":
+                continue
+            self._training(training, settings)
+            times = training.evaluations * training.runs
+            self._passes(f"validation of {training.name}: likelihood", self.sizes.amount("validation", most), times)
+            if self.scores:
+                self._generation(f"validation of {training.name}: completions", prompts, times)
+
+    def evaluate(self) -> None:
+        recipe, sizes = self.run.recipe, self.sizes
+        subjects = 1 + len(recipe.policies) * len(recipe.seeds)
+        prompts, _ = sizes.prompts("test", recipe.evaluate.max_prompts)
+        self._passes("test: likelihood", sizes.amount("test", recipe.evaluate.max_prompts), subjects)
+        self._generation("test: completions", prompts, subjects * _DECODINGS, judges=True)
+        # Each is scored by the policy itself, the reference, and the base where there is one.
+        scorers = 3 if recipe.model.path is not None else 2
+        written = sizes.generated(prompts * subjects * _DECODINGS)
+        self._passes("test: log-probabilities of completions", written, scorers)
+
+    def _training(self, training: Training, settings: dict[str, Any]) -> None:
+        one = None
+        if self.shape is not None:
+            one = training.operations(self.shape, settings[training.name].gradient_checkpointing)
+        steps = (
+            "unknown" if training.steps is None else f"{training.qualifier} {training.steps * training.runs:,} steps"
+        )
+        bound = training.seen is not None and training.seen.bound
+        operations = None if one is None else one * training.runs
+        self.lines.append(Work(f"train {training.name}", steps.strip(), operations, bound))
+
+    def _passes(self, what: str, over: Amount | None, times: int = 1) -> None:
+        if times == 0:
+            return
+        operations = None if over is None or self.shape is None else times * over.operations(self.shape)
+        rows = "unknown" if over is None else f"{over.rows:,} rows" if times == 1 else f"{times} x {over.rows:,} rows"
+        self.lines.append(Work(what, rows, operations, over is not None and over.bound))
+
+    def _generation(self, what: str, prompts: int, times: int, judges: bool = False) -> None:
+        if times == 0:
+            return
+        made = self.sizes.generated(prompts * times)
+        operations = None if self.shape is None else made.operations(self.shape)
+        count = f"{prompts:,}" if times == 1 else f"{times} x {prompts:,}"
+        longest = f"{count} completions of at most {self.sizes.max_new_tokens} tokens"
+        self.lines.append(Work(what, longest, operations, True))
+        self._rewards("  their rewards" + (" and judges" if judges else ""), made, judges)
+
+    def _rewards(self, what: str, over: Amount | None, judges: bool = False) -> None:
+        """Two operations a parameter and token, taken to be as many as the policy's own."""
+        purposes = ("reward", "judge") if judges else ("reward",)
+        models = [source for source in self.sources if source.purpose in purposes]
+        if not models:
+            return
+        sizes = [model.parameters for model in models]
+        known = over is not None and None not in sizes
+        operations = 2.0 * sum(size or 0 for size in sizes) * over.tokens if known and over is not None else None
+        self.lines.append(Work(what, f"{len(models)} models", operations, over is not None and over.bound))
