@@ -123,6 +123,19 @@ def generate_rows(model: str, prompts: str | None, **options: Any) -> None:
     sample_from(model, prompts, **options)
 
 
+@cli.command("fit-reward")
+@click.argument("rows", type=click.Path())
+@click.option("--output", required=True, type=click.Path(), help="Folder to write, for {type: ..., path: FOLDER}.")
+@click.option("--kind", type=click.Choice(["linear", "fine-tuned"]), help="Default: the YAML's type, or linear.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key, such as features=pair.")
+def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, ...]) -> None:
+    """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
+    from leftover.fit_reward import fit_reward, show
+
+    _announce()
+    show(*fit_reward(rows, output, kind, overrides), output)
+
+
 @cli.command()
 @click.option("--seed", default=0, show_default=True, help="Of the data, the model and the run.")
 @click.option("--output-dir", default="runs/demo", show_default=True, type=click.Path())

@@ -1,0 +1,236 @@
+"""What a reward is fitted on: labelled, scored or preferred completions, and the families held out."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from leftover.config import DataSection
+from leftover.data.formats import data_files, read_rows
+from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
+from leftover.errors import UserError, nearest
+from leftover.manifest import file_hash
+
+TARGETS = ("auto", "label", "score", "pairs")
+# What a policy's rows need and these do not: to take them in silence would be a lie.
+_POLICY_KEYS = {
+    "max_prompt_tokens",
+    "max_completion_tokens",
+    "long_completions",
+    "rows",
+    "validation_size",
+    "test_size",
+}
+_MIN_FAMILIES = 10
+_COLUMNS = ("prompt", "conversational", "completion", "recorded_reward", "family", "user_split", "is_chosen")
+
+
+@dataclass
+class Examples:
+    """Rows to learn from; with `pairs` [P, 2] of rows (chosen, rejected) where preferences are the target."""
+
+    target: str  # label, score or pairs
+    prompts: list[Any]
+    completions: list[str]
+    scores: np.ndarray  # [N] float64; NaN for pairs
+    families: np.ndarray  # [N] str
+    pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    outside: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # [N] the user's split is not `train`
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def take(self, mask: np.ndarray) -> "Examples":
+        """The rows of a mask [N]; pairs stay whole, since their two rows share a family."""
+        rows = np.flatnonzero(mask)
+        place = np.cumsum(mask) - 1
+        return Examples(
+            self.target,
+            [self.prompts[i] for i in rows],
+            [self.completions[i] for i in rows],
+            self.scores[rows],
+            self.families[rows],
+            place[self.pairs[mask[self.pairs[:, 0]]]] if len(self.pairs) else self.pairs,
+            self.outside[rows],
+        )
+
+
+def data_section(fit: Any) -> DataSection:
+    """The settings of `fit:`; UserError for what a data section does not have, or has for policies alone."""
+    if not isinstance(fit, dict):
+        raise UserError(
+            f"fit is {fit!r:.60}: it takes `rows`, or the keys of a data section (path, format, columns, ...)"
+        )
+    valid = [name for name in DataSection.model_fields if name not in _POLICY_KEYS]
+    for name in fit:
+        if name in _POLICY_KEYS:
+            raise UserError(f"fit.{name} says how policies are trained, not what a reward is fitted on: leave it out")
+        if name not in valid:
+            raise UserError(
+                f"unknown key 'fit.{name}'{nearest(str(name), valid) or '; valid here: ' + ', '.join(valid)}"
+            )
+    try:
+        return DataSection.model_validate(fit)
+    except ValidationError as error:
+        found = (f"fit.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r:.60})" for e in error.errors())
+        raise UserError("\n".join(found)) from None
+
+
+def data_identity(data: DataSection) -> dict[str, Any]:
+    """What the rows of a data section depend on: its settings and the hashes of its files."""
+    files = {path: file_hash(Path(path)) for path in data_files(data) if Path(path).is_file()}
+    return {"settings": data.model_dump(mode="json", exclude=_POLICY_KEYS), "files": files}
+
+
+def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:
+    """Rows of a data section as examples, and counts of those read and left out."""
+    stats: dict[str, int] = {}
+    remedy = "Mend them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
+    with _keys_of_fit():
+        rows = list(check_rows(read_rows(data), data, Rejects(rejected), stats, remedy))
+    counts = {name: stats[name] for name in ("read", "rejected", "other_parts")}
+    examples, left_out = make_examples(rows, target, f"column '{data.columns.reward}' (fit.columns.reward)")
+    return examples, {f"rows_{name}": count for name, count in (counts | left_out).items() if count}
+
+
+def run_examples(rows: Any, target: str) -> tuple[Examples, dict[str, int]]:
+    """The training rows of a run's table as examples, and counts."""
+    from leftover.table import equals
+
+    chosen = rows.select_columns(list(_COLUMNS)).select(np.flatnonzero(equals(rows, "split", "train")))
+    # Their split is that of the run: families are held out from the training rows.
+    examples, left_out = make_examples(
+        (row | {"user_split": None} for row in chosen), target, "reward column of the run's rows (data.columns.reward)"
+    )
+    return examples, {f"rows_{name}": count for name, count in ({"read": len(chosen)} | left_out).items() if count}
+
+
+def make_examples(rows: Iterable[dict[str, Any]], target: str, column: str) -> tuple[Examples, dict[str, int]]:
+    """Rows of ROWS_SCHEMA as examples; UserError where they have nothing to learn from. `column` names the scores."""
+    rows = list(rows)
+    target = _resolve(rows, target, column)
+    if target == "pairs":
+        pairs = _pairs(rows)
+        kept = sorted({i for pair in pairs for i in pair})
+        left_out = {"without_pair": len(rows) - len(kept)}
+        place = {i: n for n, i in enumerate(kept)}
+        rows, pairs = [rows[i] for i in kept], [(place[a], place[b]) for a, b in pairs]
+        scores = np.full(len(rows), np.nan)
+    else:
+        kept = [i for i, row in enumerate(rows) if row["recorded_reward"] is not None]
+        left_out = {"without_score": len(rows) - len(kept)}
+        rows, pairs = [rows[i] for i in kept], []
+        scores = np.array([row["recorded_reward"] for row in rows], np.float64)
+        _check_scores(target, scores, column)
+    examples = Examples(
+        target,
+        [as_prompt(row["prompt"], row["conversational"]) for row in rows],
+        [row["completion"] for row in rows],
+        scores,
+        np.array([row["family"] for row in rows]),
+        np.array(pairs, np.int64).reshape(-1, 2),
+        np.array([row["user_split"] not in (None, "train") for row in rows], bool),
+    )
+    return examples, left_out
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> np.ndarray:
+    """[N] bool: the rows of held-out families: those of the user's validation and test rows, else by a hash.
+
+    UserError where too few families, or one label only, stand on either side.
+    """
+    names = np.unique(examples.families)
+    if len(names) < _MIN_FAMILIES:
+        raise UserError(
+            f"{len(examples)} rows of {len(names)} families are too few to fit a reward and to hold some out (at least "
+            f"{_MIN_FAMILIES} families): give more rows, or name in fit.columns.family a column that tells them apart "
+            "(rows of one prompt are one family by default)"
+        )
+    if examples.outside.any() and not examples.outside.all():
+        held_out = np.isin(examples.families, examples.families[examples.outside])
+    else:
+        held_out = family_share(examples.families, share, seed, "held out")
+    for side, rows in (("to learn from", ~held_out), ("held out", held_out)):
+        _check_side(examples, rows, side)
+    return held_out
+
+
+def family_share(families: np.ndarray, share: float, seed: int, purpose: str) -> np.ndarray:
+    """[N] bool: the rows of about `share` of the families (one at least), chosen by a hash of their names."""
+    names = np.unique(families)
+    places = np.array([text_hash(f"{purpose}\0{seed}\0{name}") for name in names], np.uint64)
+    chosen = names[np.argsort(places)[: max(1, round(share * len(names)))]]
+    return np.isin(families, chosen)
+
+
+def _check_side(examples: Examples, rows: np.ndarray, side: str) -> None:
+    needed = _MIN_FAMILIES // 2 if side == "to learn from" else 1
+    kinds = {"rows": rows}
+    if examples.target == "label":
+        kinds = {f"rows of label {value}": rows & (examples.scores == value) for value in (0, 1)}
+    for kind, of_kind in kinds.items():
+        found = len(np.unique(examples.families[of_kind]))
+        if found < needed:
+            raise UserError(
+                f"{found} families have {kind} {side}, and {needed} are needed: give more such rows, or set held_out"
+            )
+    if examples.target == "score" and np.ptp(examples.scores[rows]) == 0:
+        raise UserError(f"all scores {side} are equal: give more rows, or set held_out")
+
+
+def _resolve(rows: Sequence[dict[str, Any]], target: str, column: str) -> str:
+    """The target that `auto` stands for; UserError where the rows do not have the one asked for."""
+    preferred = any(row["is_chosen"] is not None for row in rows)
+    if target == "pairs" and not preferred:
+        raise UserError("target: pairs needs rows `chosen` and `rejected`, or rows with `is_chosen` true and false")
+    # A pair without scores of its own is read as 1 and 0: these say no more than which one was chosen.
+    bare = all(row["recorded_reward"] in (None, float(bool(row["is_chosen"]))) for row in rows)
+    if target == "pairs" or (target == "auto" and preferred and bare):
+        return "pairs"
+    values = {row["recorded_reward"] for row in rows} - {None}
+    if not values:
+        raise UserError(f"no row has a score in the {column}: name the column that holds labels or scores")
+    if target == "label" and values - {0.0, 1.0}:
+        example = next(iter(sorted(values - {0.0, 1.0})))
+        raise UserError(f"target: label needs 0 or 1 in the {column}, found {example:g}: set target: score")
+    return ("label" if values <= {0.0, 1.0} else "score") if target == "auto" else target
+
+
+def _pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(chosen, rejected): two rows that follow each other, share prompt and family, and differ in is_chosen."""
+    pairs, i = [], 0
+    while i + 1 < len(rows):
+        a, b = rows[i], rows[i + 1]
+        alike = all(a[name] == b[name] for name in ("prompt", "family", "conversational"))
+        if alike and {a["is_chosen"], b["is_chosen"]} == {True, False}:
+            pairs.append((i, i + 1) if a["is_chosen"] else (i + 1, i))
+            i += 2
+        else:
+            i += 1
+    if not pairs:
+        raise UserError(
+            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the rows of a "
+            "pair side by side"
+        )
+    return pairs
+
+
+def _check_scores(target: str, scores: np.ndarray, column: str) -> None:
+    if np.ptp(scores) == 0:
+        kind = "labels" if target == "label" else "scores"
+        raise UserError(f"all {len(scores)} {kind} in the {column} are {scores[0]:g}: there is nothing to tell apart")
+
+
+@contextmanager
+def _keys_of_fit() -> Iterator[None]:
+    """Errors of the row readers name the keys of `data`: here they stand under `fit`."""
+    try:
+        yield
+    except UserError as error:
+        keys = "|".join(DataSection.model_fields)
+        raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error

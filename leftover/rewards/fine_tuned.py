@@ -1,0 +1,246 @@
+"""A sequence classifier that is fine-tuned on rows, as a reward."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
+from leftover.errors import UserError, nearest
+from leftover.manifest import write_json
+from leftover.models import first_line, max_positions, read_json
+from leftover.reference import model_identity
+from leftover.rewards.classifier import ClassifierReward
+from leftover.rewards.examples import Examples, family_share
+from leftover.rewards.features import prompt_text
+from leftover.rewards.fitted import RowsReward
+
+_CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
+_PATIENCE = 2  # evaluations without a lower loss
+
+_TRAIN_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "learning_rate": 5e-5,
+    "warmup_steps": 0.1,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "logging_steps": 10,
+}
+_RANDOM_WEIGHTS = {"num_train_epochs": 10, "learning_rate": 5e-4, "per_device_train_batch_size": 32}
+_OURS = {
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
+    "prediction_loss_only": True,
+    "remove_unused_columns": False,
+    "report_to": "none",
+}
+_RESERVED = {"output_dir": "the run's own folder is used", "seed": "set the reward's `seed`"} | dict.fromkeys(
+    _OURS, "the checkpoint of the lowest loss on families held out from training is kept"
+)
+
+
+class FineTunedReward(RowsReward):
+    """Any `AutoModelForSequenceClassification` with one output, fine-tuned by `transformers.Trainer`.
+
+    Labels by binary cross-entropy, scores (standardised) by squared error, pairs by Bradley and Terry's loss. A tenth
+    of the families to learn from chooses the checkpoint and stops the training. See `RowsReward` for where rows come
+    from.
+
+    Args:
+        model: folder or Hub id to start from; or
+        config, tokenizer: `model_type` and its settings for random weights, and the tokenizer's folder or Hub id.
+        features: pair gives the model prompt and completion, completion an empty text in the prompt's place.
+        max_length: tokens of prompt and completion together; longer ones are cut.
+        train: fields of `transformers.TrainingArguments`.
+    """
+
+    type = "fine_tuned"
+    defaults: ClassVar[dict[str, Any]] = {
+        "model": None, "config": None, "tokenizer": None, "features": "pair", "max_length": 256, "train": {}
+    }  # fmt: skip
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"features": ("pair", "completion")}
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        if self.path is not None:
+            return
+        model, config, tokenizer, train = (self.settings[k] for k in ("model", "config", "tokenizer", "train"))
+        if (model is None) == (config is None):
+            raise UserError(
+                "a fine_tuned reward needs exactly one of model (to start from) and config (random weights)"
+            )
+        if config is not None and (tokenizer is None or "model_type" not in config):
+            raise UserError("fine_tuned reward: config needs `model_type`, and `tokenizer` beside it")
+        length = self.settings["max_length"]
+        if not isinstance(length, int) or length < 1:
+            raise UserError(f"fine_tuned reward: max_length is {length!r}, not a number of tokens")
+        valid = [field.name for field in fields(TrainingArguments) if field.init]
+        for name in train:
+            if name in _RESERVED:
+                raise UserError(f"fine_tuned reward: train.{name} cannot be set: {_RESERVED[name]}")
+            if name not in valid:
+                close = nearest(name, valid) or "; it takes the fields of transformers.TrainingArguments"
+                raise UserError(f"fine_tuned reward: unknown key train.{name}{close}")
+
+    def identity(self) -> dict[str, Any]:
+        sources = {name: self.settings[name] for name in ("model", "tokenizer") if self.settings[name]}
+        return super().identity() | {name: model_identity(path) for name, path in sources.items()}
+
+    def learn(self, folder: Path, examples: Examples) -> dict[str, Any]:
+        tokenizer, model = self._start()
+        length = self._max_length(tokenizer, model)
+        offset, scale = 0.0, 1.0
+        if examples.target == "score":
+            offset, scale = float(examples.scores.mean()), float(examples.scores.std())
+        choosing = family_share(examples.families, _CHOOSING_SHARE, self.settings["seed"], "choosing")
+        data = [
+            _encode(tokenizer, self._texts(part.prompts), part, length, offset, scale)
+            for part in (examples.take(~choosing), examples.take(choosing))
+        ]
+        trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(folder / "scoring.json", {"max_length": length, "offset": offset, "scale": scale})
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "rows_choosing": int(choosing.sum()),
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step,
+            "choosing_loss": trainer.state.best_metric,
+        }
+
+    def restore(self, folder: Path) -> None:
+        self._scoring = read_json(folder / "scoring.json")
+        probability = self.target == "label" and self.settings["output"] == "probability"
+        self._classifier = ClassifierReward(
+            model=str(folder / "model"),
+            activation="sigmoid" if probability else "none",
+            max_length=self._scoring["max_length"],
+        )
+
+    def score(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        scores = np.array(self._classifier(self._texts(prompts), completions))
+        return (self._scoring["offset"] + self._scoring["scale"] * scores).tolist()
+
+    def _texts(self, prompts: Sequence[Any]) -> list[str]:
+        pair = self.settings["features"] == "pair"
+        return [prompt_text(prompt) if pair else "" for prompt in prompts]
+
+    def _start(self) -> tuple[Any, Any]:
+        """The tokenizer, and the model before training: pretrained with one new output, or of random weights."""
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        path, settings = self.settings["model"], dict(self.settings["config"] or {})
+        torch.manual_seed(self.settings["seed"])
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.settings["tokenizer"] or path)
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            if path is not None:
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+                )
+            else:
+                names = ("bos_token_id", "eos_token_id", "pad_token_id")
+                known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
+                config = AutoConfig.for_model(settings.pop("model_type"), **(known | settings))
+                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer, model
+
+    def _max_length(self, tokenizer: Any, model: Any) -> int:
+        positions = max_positions(model.config)
+        if positions is not None:
+            # RoBERTa counts its positions from the padding id.
+            offsets = [
+                getattr(m, "padding_idx", None) for n, m in model.named_modules() if n.endswith("position_embeddings")
+            ]
+            positions -= max((offset + 1 for offset in offsets if offset is not None), default=0)
+        return min(self.settings["max_length"], tokenizer.model_max_length, positions or sys.maxsize)
+
+    def _args(self, folder: Path) -> TrainingArguments:
+        defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings["config"] else {}) | _OURS
+        settings = defaults | {"disable_tqdm": not sys.stderr.isatty()} | self.settings["train"]
+        try:
+            return TrainingArguments(str(folder / "checkpoints"), seed=self.settings["seed"], **settings)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"train is refused by transformers: {first_line(error)}") from error
+
+
+def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of scores [N] (for pairs: [2 P], all chosen before all rejected).
+
+    label: binary cross-entropy of sigmoid(score). score: squared error. pairs: -log sigmoid(chosen - rejected)
+    (Bradley and Terry, 1952), `labels` unused.
+    """
+    if target == "label":
+        return F.binary_cross_entropy_with_logits(scores, labels)
+    if target == "score":
+        return F.mse_loss(scores, labels)
+    chosen, rejected = scores.chunk(2)
+    return -F.logsigmoid(chosen - rejected).mean()
+
+
+class _RewardTrainer(Trainer):
+    target: str
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        texts = {name: value for name, value in inputs.items() if name != "labels"}
+        loss = reward_loss(self.target, model(**texts).logits[:, 0].float(), inputs["labels"])
+        return (loss, {}) if return_outputs else loss
+
+
+def _trainer(model: Any, tokenizer: Any, data: list[Any], target: str, args: TrainingArguments) -> _RewardTrainer:
+    def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        texts = [text for side in zip(*(item["texts"] for item in items), strict=True) for text in side]
+        batch = dict(tokenizer.pad(texts, return_tensors="pt"))
+        return batch | {"labels": torch.tensor([item["label"] for item in items])}
+
+    trainer = _RewardTrainer(
+        model,
+        args,
+        collate,
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        callbacks=[
+            MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl"),
+            EarlyStoppingCallback(early_stopping_patience=_PATIENCE),
+        ],
+    )
+    trainer.target = target
+    trainer.model_accepts_loss_kwargs = False
+    for printing in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printing)
+    if not args.disable_tqdm:
+        trainer.add_callback(Progress)
+    return trainer
+
+
+def _encode(
+    tokenizer: Any, prompts: list[str], examples: Examples, length: int, offset: float, scale: float
+) -> list[dict[str, Any]]:
+    """One item a row, or a pair (its two texts): token ids as `ClassifierReward` makes them, and the label."""
+    encoded = tokenizer(prompts, examples.completions, truncation=True, max_length=length)
+    texts = [{name: encoded[name][i] for name in encoded} for i in range(len(examples))]
+    if examples.target == "pairs":
+        return [{"texts": [texts[a], texts[b]], "label": 0.0} for a, b in examples.pairs]
+    labels = (examples.scores - offset) / scale
+    return [{"texts": [text], "label": label} for text, label in zip(texts, labels.tolist(), strict=True)]

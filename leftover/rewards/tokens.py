@@ -1,0 +1,144 @@
+"""Texts as word ids, once for all features: lower-case words and single punctuation marks."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Tokens(NamedTuple):
+    """Words of N texts: `ids` [M] into `words`, of the text `rows` [M] (ascending)."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    num_texts: int
+    words: list[str]
+
+    def slice(self, start: int, stop: int) -> "Tokens":
+        """The tokens of some texts, with the same ids."""
+        low, high = np.searchsorted(self.rows, [start, stop])
+        return Tokens(self.ids[low:high], self.rows[low:high] - start, stop - start, self.words)
+
+    def counts(self, columns: np.ndarray | None = None, num_columns: int | None = None) -> Any:
+        """Sparse counts [N, F] float64 of words; `columns` [D] renumbers them, -1 leaves one out."""
+        ids = self.ids if columns is None else columns[self.ids]
+        return _sum(self.rows, ids, (self.num_texts, len(self.words) if num_columns is None else num_columns))
+
+    def bigrams(self, columns: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [P] and pairs [P, 2] of neighbours within a text; `columns` renumbers words, -1 leaves a pair out."""
+        ids = self.ids if columns is None else columns[self.ids]
+        kept = (self.rows[1:] == self.rows[:-1]) & (ids[1:] >= 0) & (ids[:-1] >= 0)
+        return self.rows[:-1][kept], np.stack([ids[:-1][kept], ids[1:][kept]], axis=1).astype(np.int64)
+
+
+def tokenise(texts: Sequence[str]) -> Tokens:
+    """The tokens of texts; ids count from 0 in order of first appearance."""
+    index: defaultdict[str, int] = defaultdict()
+    index.default_factory = index.__len__
+    ids: list[int] = []
+    lengths: list[int] = []
+    for text in texts:
+        found = _WORD.findall(text.lower())
+        ids.extend(map(index.__getitem__, found))
+        lengths.append(len(found))
+    return Tokens(np.array(ids, np.int64), np.repeat(np.arange(len(texts)), lengths), len(texts), list(index))
+
+
+class Words:
+    """Counts of known words and bigrams, [N, words + bigrams]."""
+
+    def __init__(self, words: list[str], bigrams: np.ndarray):
+        self.words, self.bigrams = words, bigrams  # bigrams [B, 2]: into words, in ascending order of `_key`
+        self._column = {word: i for i, word in enumerate(words)}
+        self._keys = self._key(bigrams)
+
+    @classmethod
+    def learn(cls, tokens: Tokens, min_texts: int, *, bigrams: bool = True) -> "Words":
+        """The words (and pairs of neighbours) that stand in at least `min_texts` texts."""
+        found = np.flatnonzero(texts_with(tokens.counts()) >= min_texts)
+        known = cls([tokens.words[i] for i in found], np.empty((0, 2), np.int64))
+        if not bigrams:
+            return known
+        rows, pairs = tokens.bigrams(known.columns(tokens))
+        keys, column = np.unique(known._key(pairs), return_inverse=True)
+        common = keys[texts_with(_sum(rows, column, (tokens.num_texts, len(keys)))) >= min_texts]
+        return cls(known.words, np.stack(np.divmod(common, max(len(found), 1)), axis=1))
+
+    def __call__(self, tokens: Tokens) -> Any:
+        from scipy import sparse
+
+        columns = self.columns(tokens)
+        words = tokens.counts(columns, len(self.words))
+        if not len(self._keys):
+            return words
+        rows, pairs = tokens.bigrams(columns)
+        keys = self._key(pairs)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        place[self._keys[place] != keys] = -1
+        return sparse.hstack([words, _sum(rows, place, (tokens.num_texts, len(self._keys)))], format="csr")
+
+    def columns(self, tokens: Tokens) -> np.ndarray:
+        """[D] the number here of every word there; -1: unknown."""
+        return np.array([self._column.get(word, -1) for word in tokens.words], np.int64)
+
+    def names(self) -> list[str]:
+        return self.words + [f"{self.words[a]} {self.words[b]}" for a, b in self.bigrams]
+
+    def _key(self, pairs: np.ndarray) -> np.ndarray:
+        return pairs[:, 0] * max(len(self.words), 1) + pairs[:, 1]
+
+
+class Characters:
+    """Counts of known n-grams of characters, which stay within a word (its ends are spaces), [N, n-grams]."""
+
+    # Words come back: their n-grams are looked up once. Enough for a language, small enough for memory.
+    _MAX_CACHED = 200_000
+
+    def __init__(self, ngrams: list[str], sizes: tuple[int, ...]):
+        self.ngrams, self.sizes = ngrams, sizes
+        self._column = {ngram: i for i, ngram in enumerate(ngrams)}
+        self._cache: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def learn(cls, tokens: Tokens, min_texts: int, sizes: tuple[int, ...]) -> "Characters":
+        """The n-grams that stand in at least `min_texts` texts."""
+        every = cls(list(dict.fromkeys(gram for word in tokens.words for gram in _ngrams(word, sizes))), sizes)
+        return cls([every.ngrams[i] for i in np.flatnonzero(texts_with(every(tokens)) >= min_texts)], sizes)
+
+    def __call__(self, tokens: Tokens) -> Any:
+        if len(self._cache) > self._MAX_CACHED:
+            self._cache.clear()
+        known = [self._cache[word] if word in self._cache else self._look_up(word) for word in tokens.words]
+        rows = np.repeat(np.arange(len(known)), [len(columns) for columns in known])
+        columns = np.concatenate(known) if known else np.empty(0, np.int64)
+        return tokens.counts() @ _sum(rows, columns, (len(known), len(self.ngrams)))
+
+    def names(self) -> list[str]:
+        return self.ngrams
+
+    def _look_up(self, word: str) -> np.ndarray:
+        found = [self._column[gram] for gram in _ngrams(word, self.sizes) if gram in self._column]
+        self._cache[word] = np.array(found, np.int64)
+        return self._cache[word]
+
+
+def texts_with(counts: Any) -> np.ndarray:
+    """[F] how many texts have a count: their document frequency."""
+    return np.bincount(counts.indices, minlength=counts.shape[1])
+
+
+def _ngrams(word: str, sizes: tuple[int, ...]) -> list[str]:
+    padded = f" {word} "
+    return [padded[i : i + n] for n in sizes for i in range(len(padded) - n + 1)]
+
+
+def _sum(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> Any:
+    """Sparse matrix with a count of 1 added at every (row, column); a column of -1 is left out."""
+    from scipy import sparse
+
+    kept = columns >= 0
+    return sparse.coo_array((np.ones(int(kept.sum())), (rows[kept], columns[kept])), shape=shape).tocsr()
