@@ -1,0 +1,152 @@
+"""The recipes of the repository: each is read, its settings are taken, its rewards exist, its plan is printed."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leftover.config
+from leftover import cli
+from leftover.config import Recipe, load_recipe
+from leftover.errors import UserError
+from leftover.models import PLAIN_CHAT_TEMPLATE
+from leftover.objectives import OBJECTIVES
+from leftover.plan.settings import _portable
+from leftover.plan.sources import data_paths, on_the_hub
+from leftover.rewards import load_reward
+from leftover.training_config import LoLConfig, objective_settings
+
+ALL = sorted(Path("recipes").glob("*.yaml"))
+PAPER = ["comet", "faithdial", "faithdial_wow", "hha", "reddit_neg", "reddit_pos", "wow"]
+# Rows a step, epochs, evaluations a run: the released runs' (arXiv 2305.14718; github.com/abaheti95/LoL-RL).
+RELEASED = dict.fromkeys(PAPER, (16, 3, 6)) | {"hha": (16, 1, 10), "comet": (16, 1, 16)}
+
+_NO_SECTIONS = not hasattr(leftover.config, "DialogueSection")
+_NO_REWARDS = importlib.util.find_spec("leftover.rewards.presets") is None
+needs_sections = pytest.mark.xfail(_NO_SECTIONS, raises=UserError, reason="data.comet, reddit, dialogue are not here")
+needs_rewards = pytest.mark.xfail(
+    _NO_SECTIONS or _NO_REWARDS, raises=(UserError, SystemExit), reason="classifier presets are not here"
+)
+
+
+def recipe_of(name: str) -> Recipe:
+    return load_recipe(f"recipes/{name}.yaml")
+
+
+def test_every_task_of_the_paper_has_a_recipe() -> None:
+    assert {path.stem for path in ALL} >= set(PAPER)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ALL if path.stem not in PAPER])
+def test_other_recipes_are_read(name: str) -> None:
+    assert recipe_of(name).name == name
+
+
+@needs_sections
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_compares_all_objectives_under_the_released_settings(name: str, tmp_path: Path) -> None:
+    recipe = recipe_of(name)
+    assert (recipe.name, recipe.output_dir) == (name, f"runs/{name}")
+    assert recipe.main_policy == "a_lol_seq"
+    assert {fields["objective"] for fields in recipe.policies.values()} == set(OBJECTIVES)
+    rows_per_step, epochs, evaluations = RELEASED[name]
+    for fields in recipe.policies.values():
+        args = LoLConfig(output_dir=str(tmp_path), **_portable(recipe.train | fields))
+        objective_settings(args)
+        assert args.per_device_train_batch_size * args.gradient_accumulation_steps == rows_per_step
+        assert args.num_train_epochs == epochs and args.max_steps <= 0  # steps follow the share of selected rows
+        assert args.learning_rate == (2e-4 if name == "hha" else 2e-5)
+        every = (recipe.train | fields).get("eval_steps", 0.1)
+        assert round(1 / every) == evaluations and recipe.train.get("save_steps", 0.1) == every
+    LoLConfig(output_dir=str(tmp_path), **_portable(recipe.reference.train))
+    assert recipe.data.max_completion_tokens == (30 if name == "comet" else 128)
+    assert recipe.data.max_prompt_tokens == (640 if name == "hha" else 512)
+
+
+@needs_sections
+def test_the_assistant_is_llama_under_qlora() -> None:
+    model = recipe_of("hha").model
+    assert model.lora is not None
+    assert (model.path, model.quantization) == ("huggyllama/llama-7b", "nf4")
+    assert (model.lora.r, model.lora.alpha, model.lora.dropout) == (64, 16, 0.05)
+
+
+@needs_rewards
+@pytest.mark.parametrize("name", PAPER)
+def test_rewards_exist_and_cannot_be_negative(name: str) -> None:
+    """wbc, r_gold and r_lol need rewards from 0; the value is clipped to the sum of the components' bounds."""
+    recipe = recipe_of(name)
+    functions = [{k: v for k, v in spec.items() if k not in ("name", "weight")} for spec in recipe.reward.functions]
+    for spec in functions + [{k: v for k, v in s.items() if k != "name"} for s in recipe.evaluate.judges]:
+        reward = load_reward(spec)
+        assert spec["type"] == "text" or reward.activation != "none"
+    assert recipe.value.bounds == (0, len(functions))
+
+
+@needs_rewards
+@pytest.mark.parametrize("name", PAPER)
+def test_the_plan_is_printed_before_anything_is_downloaded(
+    name: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)  # what takes time
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "run"
+    cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
+    said = capsys.readouterr().out
+    assert "published sizes" in said and "a_lol_ref_free" in said
+    assert "Of unknown size" not in said  # every reward of ours is in the table of sizes
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["hh_small", "stories_small"])
+def test_the_plan_of_rows_that_are_here_counts_them(name: str, capsys: Any, monkeypatch: Any) -> None:
+    recipe = recipe_of(name)
+    if not all(Path(path).exists() or on_the_hub(path) for path in data_paths(recipe.data)):
+        pytest.skip("the rows are not here")
+    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
+    said = capsys.readouterr().out
+    assert re.search(r"train +│ +\d+ │", said) and "unknown until downloaded" not in said
+
+
+# What the recipes write in Jinja and in regular expressions.
+
+
+@needs_sections
+def test_the_assistants_template_writes_turns_as_the_released_runs_do(tokenizer: Any) -> None:
+    template = recipe_of("hha").model.chat_template
+    assert template is not None and template != PLAIN_CHAT_TEMPLATE
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Why? "},
+    ]
+    write = {"chat_template": template, "tokenize": False}
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **write)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    assert asked == f"{bos}### Human: Hello ### Assistant: Hi ### Human: Why? ### Assistant:"
+    told = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "So."}], **write)
+    assert told == f"{asked} So.{eos}"
+
+
+def pattern_in(name: str) -> re.Pattern[str]:
+    """The prompt_pattern of a recipe, which is read as YAML even where its sections are not known."""
+    content = leftover.config.load_yaml(Path(f"recipes/{name}.yaml").read_text(encoding="utf-8"))
+    patterns = [spec["prompt_pattern"] for spec in content["reward"]["functions"] if "prompt_pattern" in spec]
+    assert len(patterns) == 1
+    return re.compile(patterns[0])
+
+
+def test_plausibility_is_asked_of_the_head() -> None:
+    found = pattern_in("comet").search("<head> PersonX runs </head> <relation> xWant </relation> [GEN]")
+    assert found is not None and found.group(1) == "PersonX runs"
+
+
+@pytest.mark.parametrize("name", ["wow", "faithdial", "faithdial_wow"])
+def test_engagement_is_asked_of_the_turns_without_the_knowledge(name: str) -> None:
+    end = "<|endoftext|>"
+    found = pattern_in(name).search(f"Knowledge: Tea is old.{end}Hello{end}Hi{end}Any\ntea? {end}")
+    assert found is not None and found.group(1) == f"Hello{end}Hi{end}Any\ntea?"
