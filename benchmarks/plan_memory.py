@@ -8,6 +8,7 @@ first; then with the settings of a run, which keeps it for the next step.
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -104,6 +105,7 @@ def planned_bytes(case: tuple, folder: str) -> int:
 def measured_bytes(case: tuple, folder: str) -> int:
     """The peak of resident memory over what a process with all libraries at work holds."""
     _train(case, folder, 1, 1)
+    gc.collect()
     with contextlib.suppress(OSError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

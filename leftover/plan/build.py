@@ -44,7 +44,7 @@ def build_plan(recipe: Recipe, until: str = "report") -> Plan:
     settings = training_settings(run, policies=trains)
     rows = read(recipe)
     sizes = Sizes(recipe, rows if isinstance(rows, Rows) else None)
-    sources = list_sources(recipe)
+    sources = list_sources(recipe, judges=evaluates)
     trainings = [
         plan_training(name, args, sizes, 1 if name == "reference" else len(recipe.seeds))
         for name, args in settings.items()
