@@ -13,8 +13,9 @@ from leftover.plan.sources import DOWNLOAD, offline, size_text
 _ALWAYS = (
     "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
     "sustains a second x 3,600).",
-    "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its "
-    "allocator leaves unused. Reward models count with their weights.",
+    "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its allocator"
+    " leaves unused; reward models count with their weights. Of small models on a CPU it was 1 to 7 % below the peak of"
+    " the tensors, and the process, which keeps freed memory, held 1.3 to 3.4 times as much.",
 )
 
 

@@ -1,86 +1,137 @@
-"""The recipes that come with the library, and what a dry run says of them without network or run folder."""
+"""The recipes of the repository: each is read, its settings are taken, its rewards exist, its plan is printed."""
 
-import socket
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from leftover.cli import main
-from leftover.config import load_recipe
-from leftover.rewards import SumReward
-from leftover.training_config import LoLConfig
+from leftover import cli
+from leftover.config import Recipe, load_recipe, load_yaml
+from leftover.errors import UserError
+from leftover.models import PLAIN_CHAT_TEMPLATE
+from leftover.objectives import OBJECTIVES
+from leftover.plan.settings import _portable
+from leftover.plan.sources import data_paths, on_the_hub
+from leftover.rewards import load_reward
+from leftover.training_config import LoLConfig, objective_settings
 
-RECIPES = sorted(Path(__file__).parents[1].joinpath("recipes").glob("*.yaml"))
-PAPER = {"hha", "comet", "reddit_pos", "reddit_neg", "wow", "faithdial", "faithdial_wow"}
+ALL = sorted(Path("recipes").glob("*.yaml"))
+PAPER = ["comet", "faithdial", "faithdial_wow", "hha", "reddit_neg", "reddit_pos", "wow"]
+# Rows a step, epochs, evaluations a run: the released runs' (arXiv 2305.14718; github.com/abaheti95/LoL-RL).
+RELEASED = dict.fromkeys(PAPER, (16, 3, 6)) | {"hha": (16, 1, 10), "comet": (16, 1, 16)}
 
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a connection was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def test_the_papers_seven_recipes_are_there():
-    assert {path.stem for path in RECIPES} >= PAPER
+def recipe_of(name: str) -> Recipe:
+    return load_recipe(f"recipes/{name}.yaml")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses_and_its_rewards_and_judges_can_be_made(path, no_network):
-    recipe = load_recipe(path)
-    assert recipe.name == path.stem and Path(recipe.output_dir).name == path.stem
-    SumReward(recipe.reward.functions, recipe.reward.transform, recipe.reward.missing)
-    if recipe.evaluate.judges:
-        SumReward(recipe.evaluate.judges)
+def test_every_task_of_the_paper_has_a_recipe() -> None:
+    assert {path.stem for path in ALL} >= set(PAPER)
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem in PAPER], ids=lambda path: path.stem)
-def test_a_paper_recipe_has_every_variant_of_the_method_with_the_subject_first(path, tmp_path):
-    recipe = load_recipe(path)
-    variants = {"a_lol_seq", "a_lol", "a_lol_ref_free", "a_lol_kl", "r_lol", "r_gold", "wbc", "nll"}
+@pytest.mark.parametrize("name", [path.stem for path in ALL if path.stem not in PAPER])
+def test_other_recipes_are_read(name: str) -> None:
+    assert recipe_of(name).name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_compares_all_objectives_under_the_released_settings(name: str, tmp_path: Path) -> None:
+    recipe = recipe_of(name)
+    assert (recipe.name, recipe.output_dir) == (name, f"runs/{name}")
     assert recipe.main_policy == "a_lol_seq"
-    assert {fields["objective"] for fields in recipe.policies.values()} >= variants
+    assert {fields["objective"] for fields in recipe.policies.values()} == set(OBJECTIVES)
+    rows_per_step, epochs, evaluations = RELEASED[name]
     for fields in recipe.policies.values():
-        settings = {k: v for k, v in (recipe.train | fields).items() if k not in ("bf16", "optim")}  # of a GPU
-        LoLConfig(output_dir=str(tmp_path), **settings)
+        args = LoLConfig(output_dir=str(tmp_path), **_portable(recipe.train | fields))
+        objective_settings(args)
+        assert args.per_device_train_batch_size * args.gradient_accumulation_steps == rows_per_step
+        assert args.num_train_epochs == epochs and args.max_steps <= 0  # steps follow the share of selected rows
+        assert args.learning_rate == (2e-4 if name == "hha" else 2e-5)
+        every = (recipe.train | fields).get("eval_steps", 0.1)
+        assert round(1 / every) == evaluations and recipe.train.get("save_steps", 0.1) == every
+    LoLConfig(output_dir=str(tmp_path), **_portable(recipe.reference.train))
+    assert recipe.data.max_completion_tokens == (30 if name == "comet" else 128)
+    assert recipe.data.max_prompt_tokens == (640 if name == "hha" else 512)
 
 
-def dry(recipe: str, capsys, *more: str) -> str:
-    main(["run", recipe, "--dry-run", *more])
-    return capsys.readouterr().out
+def test_the_assistant_is_llama_under_qlora() -> None:
+    model = recipe_of("hha").model
+    assert model.lora is not None
+    assert (model.path, model.quantization) == ("huggyllama/llama-7b", "nf4")
+    assert (model.lora.r, model.lora.alpha, model.lora.dropout) == (64, 16, 0.05)
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem in PAPER], ids=lambda path: path.stem)
-def test_a_dry_run_of_a_paper_recipe_names_what_is_not_here_and_writes_nothing(
-    path, no_network, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    said = dry(str(path), capsys)
-    assert "Needed" in said and "a_lol_seq" in said and "Memory" in said
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", PAPER)
+def test_rewards_exist_and_cannot_be_negative(name: str) -> None:
+    """wbc, r_gold and r_lol need rewards from 0; the value is clipped to the sum of the components' bounds."""
+    recipe = recipe_of(name)
+    functions = [{k: v for k, v in spec.items() if k not in ("name", "weight")} for spec in recipe.reward.functions]
+    for spec in functions + [{k: v for k, v in s.items() if k != "name"} for s in recipe.evaluate.judges]:
+        reward = load_reward(spec)
+        assert spec["type"] == "text" or reward.activation != "none"
+    assert recipe.value.bounds == (0, len(functions))
 
 
-def test_a_dry_run_counts_rows_splits_and_steps_that_are_here(tiny_recipe, tmp_path, capsys, no_network):
-    import json
+@pytest.mark.parametrize("name", PAPER)
+def test_the_plan_is_printed_before_anything_is_downloaded(
+    name: str, capsys: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)  # what takes time
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = tmp_path / "run"
+    cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
+    said = capsys.readouterr().out
+    assert "published sizes" in said and "a_lol_ref_free" in said
+    assert "Of unknown size" not in said  # every reward of ours is in the table of sizes
+    assert not folder.exists()
 
-    content = tiny_recipe(tmp_path)
-    file = tmp_path / "recipe.yaml"
-    file.write_text(json.dumps(content))
-    rows = len((tmp_path / "rows.jsonl").read_text().splitlines())
-    said = " ".join(dry(str(file), capsys).replace("│", " ").split())
-    assert not (tmp_path / "run").exists()
-    assert f"with a recorded score {rows}" in said
-    assert "a_lol_seq leftover" in said
+
+@pytest.mark.parametrize("name", ["hh_small", "stories_small"])
+def test_the_plan_of_rows_that_are_here_counts_them(name: str, capsys: Any, monkeypatch: Any) -> None:
+    recipe = recipe_of(name)
+    if not all(Path(path).exists() or on_the_hub(path) for path in data_paths(recipe.data)):
+        pytest.skip("the rows are not here")
+    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
+    said = capsys.readouterr().out
+    assert re.search(r"train +│ +\d+ │", said) and "unknown until downloaded" not in said
 
 
-def test_a_dry_run_of_random_weights_with_a_tokenizer_of_their_own_has_its_vocabulary(tiny_recipe, tmp_path, capsys):
-    import json
+# What the recipes write in Jinja and in regular expressions.
 
-    content = tiny_recipe(tmp_path)
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    content["model"] = {"config": config | {"num_attention_heads": 2}, "tokenizer": {"vocab_size": 300}}
-    file = tmp_path / "recipe.yaml"
-    file.write_text(json.dumps(content))
-    said = " ".join(dry(str(file), capsys).replace("│", " ").split())
-    assert "vocabulary 1, 32, 300" in said
+
+def test_the_assistants_template_writes_turns_as_the_released_runs_do(tokenizer: Any) -> None:
+    template = recipe_of("hha").model.chat_template
+    assert template is not None and template != PLAIN_CHAT_TEMPLATE
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Why? "},
+    ]
+    write = {"chat_template": template, "tokenize": False}
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **write)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    assert asked == f"{bos}### Human: Hello ### Assistant: Hi ### Human: Why? ### Assistant:"
+    told = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "So."}], **write)
+    assert told == f"{asked} So.{eos}"
+
+
+def pattern_in(name: str) -> re.Pattern[str]:
+    """The prompt_pattern of a recipe, which is read as YAML even where its sections are not known."""
+    content = load_yaml(Path(f"recipes/{name}.yaml").read_text(encoding="utf-8"))
+    patterns = [spec["prompt_pattern"] for spec in content["reward"]["functions"] if "prompt_pattern" in spec]
+    assert len(patterns) == 1
+    return re.compile(patterns[0])
+
+
+def test_plausibility_is_asked_of_the_head() -> None:
+    found = pattern_in("comet").search("<head> PersonX runs </head> <relation> xWant </relation> [GEN]")
+    assert found is not None and found.group(1) == "PersonX runs"
+
+
+@pytest.mark.parametrize("name", ["wow", "faithdial", "faithdial_wow"])
+def test_engagement_is_asked_of_the_turns_without_the_knowledge(name: str) -> None:
+    end = "<|endoftext|>"
+    found = pattern_in(name).search(f"Knowledge: Tea is old.{end}Hello{end}Hi{end}Any\ntea? {end}")
+    assert found is not None and found.group(1) == f"Hello{end}Hi{end}Any\ntea?"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from leftover.config import Recipe
-from leftover.models import torch_dtype
+from leftover.models import read_chat_template, torch_dtype
 from leftover.plan.cost import Costs, Work
 from leftover.plan.holding import Holding
 from leftover.plan.memory import Memory
@@ -34,13 +34,17 @@ class Plan:
 
 
 def build_plan(recipe: Recipe, until: str = "report") -> Plan:
-    """The plan of a run up to and including the stage `until`. Raises UserError where the run would refuse."""
+    """The plan of a run up to and including the stage `until`.
+
+    Raises UserError for a recipe or rows that the run would refuse before it computes anything.
+    """
     trains, evaluates = (STAGES.index(until) >= STAGES.index(stage) for stage in ("train", "evaluate"))
     run = Unwritten(recipe)
+    read_chat_template(recipe.model.chat_template)
     settings = training_settings(run, policies=trains)
     rows = read(recipe)
     sizes = Sizes(recipe, rows if isinstance(rows, Rows) else None)
-    sources = list_sources(recipe)
+    sources = list_sources(recipe, judges=evaluates)
     trainings = [
         plan_training(name, args, sizes, 1 if name == "reference" else len(recipe.seeds))
         for name, args in settings.items()
@@ -66,6 +70,8 @@ def build_plan(recipe: Recipe, until: str = "report") -> Plan:
 
 def _notes(run: Unwritten, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
     """What a reader has to know of this plan's numbers."""
+    if sizes.rows is None and run.recipe.data.max_rows is None:
+        yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
     if not sizes.lengths_known:
         yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
     if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):

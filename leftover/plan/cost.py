@@ -40,7 +40,7 @@ class Costs:
         self._rewards("rewards of the rows", rows)
         for training in trainings:
             if training.name == "reference":
-                self._training(training, settings)
+                self._training("reference", [training], settings)
                 some = sizes.amount("validation", most_rows=_LIKELIHOOD_ROWS)
                 self._passes("validation of the reference", some, training.evaluations)
         self._passes("reference log-probabilities", rows)
@@ -50,16 +50,14 @@ class Costs:
             self._generation("value: samples of the reference", prompts, repeats)
 
     def train(self, trainings: list[Training], settings: dict[str, Any]) -> None:
+        policies = [training for training in trainings if training.name != "reference"]
+        self._training("policies", policies, settings)
         most = self.run.recipe.evaluate.max_selection_prompts
-        prompts, _ = self.sizes.prompts("validation", most)
-        for training in trainings:
-            if training.name == "reference":
-                continue
-            self._training(training, settings)
-            times = training.evaluations * training.runs
-            self._passes(f"validation of {training.name}: likelihood", self.sizes.amount("validation", most), times)
-            if self.scores:
-                self._generation(f"validation of {training.name}: completions", prompts, times)
+        evaluations = sum(training.evaluations * training.runs for training in policies)
+        self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
+        if self.scores:
+            prompts, _ = self.sizes.prompts("validation", most)
+            self._generation("validation: completions", prompts, evaluations)
 
     def evaluate(self) -> None:
         recipe, sizes = self.run.recipe, self.sizes
@@ -72,16 +70,19 @@ class Costs:
         written = sizes.generated(prompts * subjects * _DECODINGS)
         self._passes("test: log-probabilities of completions", written, scorers)
 
-    def _training(self, training: Training, settings: dict[str, Any]) -> None:
-        one = None
-        if self.shape is not None:
-            one = training.operations(self.shape, settings[training.name].gradient_checkpointing)
-        steps = (
-            "unknown" if training.steps is None else f"{training.qualifier} {training.steps * training.runs:,} steps"
-        )
-        bound = training.seen is not None and training.seen.bound
-        operations = None if one is None else one * training.runs
-        self.lines.append(Work(f"train {training.name}", steps.strip(), operations, bound))
+    def _training(self, what: str, trainings: list[Training], settings: dict[str, Any]) -> None:
+        operations, steps, bound = 0.0, 0, False
+        for training in trainings:
+            checkpointing = settings[training.name].gradient_checkpointing
+            one = None if self.shape is None else training.operations(self.shape, checkpointing)
+            if one is None or training.steps is None or training.seen is None:
+                self.lines.append(Work(f"train {what}", "unknown", None, False))
+                return
+            operations, steps = operations + one * training.runs, steps + training.steps * training.runs
+            bound = bound or training.seen.bound
+        qualifiers = {training.qualifier for training in trainings}
+        qualifier = next((word for word in ("at most", "about") if word in qualifiers), "")
+        self.lines.append(Work(f"train {what}", f"{qualifier} {steps:,} steps".strip(), operations, bound))
 
     def _passes(self, what: str, over: Amount | None, times: int = 1) -> None:
         if times == 0:
@@ -109,4 +110,5 @@ class Costs:
         sizes = [model.parameters for model in models]
         known = over is not None and None not in sizes
         operations = 2.0 * sum(size or 0 for size in sizes) * over.tokens if known and over is not None else None
-        self.lines.append(Work(what, f"{len(models)} models", operations, over is not None and over.bound))
+        count = f"{len(models)} model{'s' if len(models) > 1 else ''}"
+        self.lines.append(Work(what, count, operations, over is not None and over.bound))

@@ -16,6 +16,7 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokens import Limits, Template, tokenise
 from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
+from leftover.model_sizes import ROWS
 from leftover.models import load_tokenizer, read_chat_template
 from leftover.plan.sources import data_paths, on_the_hub
 
@@ -85,7 +86,9 @@ def read(recipe: Recipe) -> Rows | str:
     absent = [path for path in paths if not Path(path).is_file()]
     if absent:
         kind = "is on the Hub" if on_the_hub(absent[0]) else "is not there"
-        return f"unknown until downloaded: '{absent[0]}' {kind}"
+        splits = ", ".join(f"{split} {number:,}" for split, number in ROWS.get(absent[0], {}).items())
+        published = f" (published records: {splits})" if splits else ""
+        return f"unknown until downloaded: '{absent[0]}' {kind}{published}"
     if recipe.data.drop_listed is not None and not Path(recipe.data.drop_listed).is_file():
         return f"unknown until downloaded: '{recipe.data.drop_listed}' (key data.drop_listed) is not there"
     stats: dict[str, Any] = {}

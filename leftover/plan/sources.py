@@ -45,8 +45,8 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
 
 
-def list_sources(recipe: Recipe) -> list[Source]:
-    """Everything that the recipe names: models, tokenizer, data, rewards and judges."""
+def list_sources(recipe: Recipe, judges: bool = True) -> list[Source]:
+    """Everything that the recipe names: models, tokenizer, data, rewards and, where they are asked, judges."""
     model, found = recipe.model, []
     if model.path is not None:
         found.append(_model("model", model.path))
@@ -57,7 +57,8 @@ def list_sources(recipe: Recipe) -> list[Source]:
     found += [_data_file(path) for path in data_paths(recipe.data)]
     if recipe.data.drop_listed is not None:
         found.append(_data_file(recipe.data.drop_listed))
-    for purpose, specs in (("reward", recipe.reward.functions), ("judge", recipe.evaluate.judges)):
+    asked = recipe.evaluate.judges if judges else []
+    for purpose, specs in (("reward", recipe.reward.functions), ("judge", asked)):
         for spec in specs:
             found += reward_models(purpose, spec)
     return found

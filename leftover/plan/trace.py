@@ -107,14 +107,19 @@ class Traced:
         if not on:
             yield
             return
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        hooked = hasattr(self.model, "get_base_model") and hasattr(self.model, "enable_input_require_grads")
-        if hooked:  # frozen embeddings give no gradient to hold on to
+        # The name before and since transformers 5.23.
+        name = "activation_checkpointing"
+        name = name if hasattr(self.model, f"{name}_enable") else "gradient_checkpointing"
+        getattr(self.model, f"{name}_enable")(**{f"{name}_kwargs": options})
+        adapter = hasattr(self.model, "get_base_model")
+        if adapter:  # frozen embeddings give no gradient to hold on to
             self.model.enable_input_require_grads()
         try:
             yield
         finally:
-            self.model.gradient_checkpointing_disable()
+            getattr(self.model, f"{name}_disable")()
+            if adapter:
+                self.model.disable_input_require_grads()
 
 
 class _Live(TorchDispatchMode):

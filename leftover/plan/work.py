@@ -66,8 +66,9 @@ class Sizes:
     def lengths(self, split: str | None, chosen_only: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
         """Prompt and completion tokens of the rows of a split (None: of all); the limits where they are unknown."""
         if self.rows is None:
+            shares = {"validation": self.data.validation_size, "test": self.data.test_size}
             most = self.data.max_rows
-            return None if most is None else self.limits(most)
+            return None if most is None else self.limits(round(most * shares.get(str(split), 1.0)))
         inside = np.ones(len(self.rows.split), bool) if split is None else self.rows.where(split, chosen_only)
         return self.rows.lengths.of(inside) if self.rows.lengths is not None else self.limits(int(inside.sum()))
 
