@@ -70,7 +70,9 @@ def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{spec['type']} reward: {spec['fit']['path']}"), title_justify="left", show_header=False)
+    table = Table(
+        title=escape(f"{spec['type']} reward: {spec['fit']['path']}"), title_justify="left", show_header=False
+    )
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), escape(_text(value)))
     console = Console()

@@ -46,9 +46,10 @@ class LinearReward(RowsReward):
         losses = cross_validate(fit, loss, matrix, target, families, stratify=examples.target == "label")
         strength = min(losses, key=lambda c: losses[c])
         weights, intercept = fit(matrix, target, strength)
-        vocabularies, arrays = features.state()
+        vocabularies, idf = features.state()
+        arrays: dict[str, Any] = {"weights": weights, "intercept": intercept, **idf}
         write_json(folder / "vocabulary.json", vocabularies)
-        np.savez_compressed(folder / "arrays.npz", weights=weights, intercept=intercept, **arrays, allow_pickle=False)
+        np.savez_compressed(folder / "arrays.npz", **arrays)
         order, names = np.argsort(weights), features.names()
         return {
             "features": matrix.shape[1],
