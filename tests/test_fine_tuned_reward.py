@@ -85,7 +85,9 @@ def test_a_planted_signal_is_found_and_scores_are_the_same_after_loading(kind, m
     reward, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer)
     assert facts["target"] == kind and facts[metric]["low"] > 0.75
     scores = reward(*asked(rows))
-    assert load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})(*asked(rows)) == scores
+    loaded = load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})
+    identity = loaded.identity()
+    assert loaded(*asked(rows)) == scores and loaded.identity() == identity
     if kind == "label":
         assert 0 < min(scores) < 0.5 < max(scores) < 1
     if kind == "score":
@@ -200,7 +202,7 @@ def test_the_identity_changes_with_the_model_and_the_training(tmp_path, word_tok
         ({"model": "a", "max_length": 0}, "max_length is 0, not a number of tokens"),
         ({"model": "a", "train": {"learning_rat": 1}}, "unknown key train.learning_rat; did you mean 'learning_rate'"),
         ({"model": "a", "train": {"output_dir": "x"}}, "train.output_dir cannot be set: the run's own folder is used"),
-        ({"model": "a", "train": {"load_best_model_at_end": False}}, "cannot be set: the checkpoint of the lowest"),
+        ({"model": "a", "train": {"load_best_model_at_end": False}}, "cannot be set: the reward needs its own value"),
     ],
 )
 def test_a_specification_that_means_nothing_is_refused(settings, expected):
