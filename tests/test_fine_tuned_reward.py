@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from leftover.errors import UserError
-from leftover.rewards import load_reward
+from leftover.rewards import fine_tuned, load_reward
 from leftover.rewards.classifier import ClassifierReward
 from leftover.rewards.examples import data_section, family_share, hold_out, read_examples
 from leftover.rewards.fine_tuned import reward_loss
@@ -85,7 +85,9 @@ def test_a_planted_signal_is_found_and_scores_are_the_same_after_loading(kind, m
     reward, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer)
     assert facts["target"] == kind and facts[metric]["low"] > 0.75
     scores = reward(*asked(rows))
-    assert load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})(*asked(rows)) == scores
+    loaded = load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})
+    identity = loaded.identity()
+    assert loaded(*asked(rows)) == scores and loaded.identity() == identity
     if kind == "label":
         assert 0 < min(scores) < 0.5 < max(scores) < 1
     if kind == "score":
@@ -102,7 +104,7 @@ def test_no_signal_is_found_in_shuffled_labels(tmp_path, word_tokenizer):
 
 
 def test_the_checkpoint_kept_is_the_one_of_lowest_loss_on_families_that_did_not_train(tmp_path, word_tokenizer):
-    train = TRAIN | {"num_train_epochs": 20, "learning_rate": 2e-2}
+    train = TRAIN | {"num_train_epochs": 20, "learning_rate": 2e-2, "per_device_train_batch_size": 8}
     _, facts = fitted(
         tmp_path / "reward", planted_rows("label", 60), tokenizer=word_tokenizer, train=train, output="logit"
     )
@@ -115,10 +117,33 @@ def test_the_checkpoint_kept_is_the_one_of_lowest_loss_on_families_that_did_not_
     taught = examples.take(~hold_out(examples, 0.2, 0))
     choosing = taught.take(family_share(taught.families, 0.1, 0, "choosing"))
     assert facts["rows_choosing"] == len(choosing)
+    assert min(losses) == -(-(len(taught) - len(choosing)) // 8), "steps of an epoch: those rows do not train"
     reward = load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})
     logits = torch.tensor(reward(choosing.prompts, choosing.completions))
     loss = reward_loss("label", logits, torch.from_numpy(choosing.scores).float()).item()
     assert loss == pytest.approx(facts["choosing_loss"], abs=1e-5)
+
+
+def test_a_killed_fit_continues_and_ends_as_one_that_was_not(tmp_path, word_tokenizer, monkeypatch):
+    steps = 0
+    original = fine_tuned._RewardTrainer.training_step
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 12:  # of 6 a epoch: after the first checkpoint
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    rows, settings = planted_rows("label", 60), {"tokenizer": word_tokenizer, "train": TRAIN | {"num_train_epochs": 3}}
+    whole, facts = fitted(tmp_path / "whole", rows, **settings)
+    monkeypatch.setattr(fine_tuned._RewardTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "killed", rows, **settings)
+    continued, again = fitted(tmp_path / "killed", rows, **settings)
+    assert steps == 12 + facts["steps"] - 6, "the first six were not taken again"
+    assert again == facts
+    assert continued(*asked(rows)) == whole(*asked(rows))
 
 
 def test_completions_alone_are_scored_whatever_the_prompt(tmp_path, word_tokenizer):
@@ -177,7 +202,7 @@ def test_the_identity_changes_with_the_model_and_the_training(tmp_path, word_tok
         ({"model": "a", "max_length": 0}, "max_length is 0, not a number of tokens"),
         ({"model": "a", "train": {"learning_rat": 1}}, "unknown key train.learning_rat; did you mean 'learning_rate'"),
         ({"model": "a", "train": {"output_dir": "x"}}, "train.output_dir cannot be set: the run's own folder is used"),
-        ({"model": "a", "train": {"load_best_model_at_end": False}}, "cannot be set: the checkpoint of the lowest"),
+        ({"model": "a", "train": {"load_best_model_at_end": False}}, "cannot be set: the reward needs its own value"),
     ],
 )
 def test_a_specification_that_means_nothing_is_refused(settings, expected):

@@ -43,6 +43,15 @@ def test_a_yaml_holds_the_keys_of_the_reward(rows, tmp_path):
     assert 0 < facts["rows_other_parts"] < facts["rows_read"] == 160
 
 
+def test_the_kind_and_its_keys_can_be_given_beside_a_file_of_rows(rows):
+    assert read_spec(rows, "fine-tuned", ["model=some/encoder", "train.learning_rate=2e-5"]) == {
+        "type": "fine_tuned",
+        "fit": {"path": rows},
+        "model": "some/encoder",
+        "train": {"learning_rate": 2e-5},
+    }
+
+
 def test_the_same_command_finds_it_fitted_and_another_one_is_refused(rows, tmp_path):
     folder = tmp_path / "critic"
     _, facts = fit_reward(rows, str(folder))

@@ -72,6 +72,16 @@ def test_the_overlap_says_what_of_a_completion_is_found_in_the_prompt():
     assert raw[0, [2, 3, 4]] == pytest.approx([2 / 4, np.log1p(2), np.log1p(4)])
 
 
+def test_the_overlap_of_the_fitted_rows_is_standardised():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["red", "tea", "pot", "hot", "is"], rng.integers(1, 9))) for _ in range(50)]
+    features = TextFeatures("overlap")
+    matrix = features.fit(texts[::-1], texts).toarray()
+    assert matrix.mean(0) == pytest.approx(np.zeros(12), abs=1e-9)
+    assert matrix.std(0) == pytest.approx(np.ones(12))
+    assert features(texts[:1], texts[:1]).toarray()[0, 0] > 0, "a text that is its own prompt has more than the mean"
+
+
 def test_a_conversation_is_read_as_its_messages():
     features = TextFeatures("pair")
     chat = [{"role": "user", "content": "the red tea"}, {"role": "user", "content": "what is hot?"}]

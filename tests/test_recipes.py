@@ -8,7 +8,6 @@ import pytest
 
 from leftover import cli
 from leftover.config import Recipe, load_recipe, load_yaml
-from leftover.errors import UserError
 from leftover.models import PLAIN_CHAT_TEMPLATE
 from leftover.objectives import OBJECTIVES
 from leftover.plan.settings import _portable
@@ -20,6 +19,7 @@ ALL = sorted(Path("recipes").glob("*.yaml"))
 PAPER = ["comet", "faithdial", "faithdial_wow", "hha", "reddit_neg", "reddit_pos", "wow"]
 # Rows a step, epochs, evaluations a run: the released runs' (arXiv 2305.14718; github.com/abaheti95/LoL-RL).
 RELEASED = dict.fromkeys(PAPER, (16, 3, 6)) | {"hha": (16, 1, 10), "comet": (16, 1, 16)}
+
 
 def recipe_of(name: str) -> Recipe:
     return load_recipe(f"recipes/{name}.yaml")

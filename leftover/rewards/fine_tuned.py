@@ -35,6 +35,7 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "logging_steps": 10,
+    "report_to": "none",
 }
 _RANDOM_WEIGHTS = {"num_train_epochs": 10, "learning_rate": 5e-4, "per_device_train_batch_size": 32}
 _OURS = {
@@ -44,10 +45,9 @@ _OURS = {
     "greater_is_better": False,
     "prediction_loss_only": True,
     "remove_unused_columns": False,
-    "report_to": "none",
 }
 _RESERVED = {"output_dir": "the run's own folder is used", "seed": "set the reward's `seed`"} | dict.fromkeys(
-    _OURS, "the checkpoint of the lowest loss on families held out from training is kept"
+    _OURS, "the reward needs its own value, to keep the checkpoint of lowest loss on families that do not train"
 )
 
 
@@ -95,6 +95,8 @@ class FineTunedReward(RowsReward):
                 raise UserError(f"fine_tuned reward: unknown key train.{name}{close}")
 
     def identity(self) -> dict[str, Any]:
+        if self.path is not None:
+            return super().identity()
         sources = {name: self.settings[name] for name in ("model", "tokenizer") if self.settings[name]}
         return super().identity() | {name: model_identity(path) for name, path in sources.items()}
 
