@@ -15,13 +15,24 @@ def cli(debug: bool) -> None:
     """Turn scored text into a better language model (A-LoL)."""
 
 
+_DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Print what it would download, compute and cost; no network, no run."
+)
+
+
+def _show_plan(recipe: Any, until: str) -> None:
+    from leftover.dry_run import dry_run
+
+    dry_run(recipe, until)
+
+
 def _stage(name: str, help_text: str) -> None:
     """A verb that runs the stages of a recipe up to its own."""
 
     @cli.command(name, help=help_text)
     @click.argument("recipe", type=click.Path())
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
-    @click.option("--dry-run", is_flag=True, help="Print what it would download, compute and cost; no network, no run.")
+    @_DRY_RUN
     def command(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         from leftover.config import load_recipe
 
@@ -29,9 +40,7 @@ def _stage(name: str, help_text: str) -> None:
         until = "report" if name == "run" else name
         _announce()
         if dry_run:
-            from leftover.dry_run import dry_run as show_plan
-
-            show_plan(loaded, until)
+            _show_plan(loaded, until)
             return
         from leftover.pipeline import run
 
@@ -47,7 +56,8 @@ _stage("run", "All stages: prepare, train, evaluate, report. Continues where it 
 @click.argument("recipe", type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
 @click.option("--only", metavar="STEP", help="Stop after: rows, split, tokens, score, reference, logprobs or value.")
-def prepare(recipe: str, overrides: tuple[str, ...], only: str | None) -> None:
+@_DRY_RUN
+def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
     """Tokenise, score, fit the reference, its log-probabilities, value and advantage."""
     from leftover import pipeline
     from leftover.config import load_recipe
@@ -58,6 +68,9 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None) -> None:
         raise UserError(f"--only {only}{nearest(str(only), list(pipeline.STEPS))}: {', '.join(pipeline.STEPS)}")
     loaded = load_recipe(recipe, list(overrides))
     _announce()
+    if dry_run:
+        _show_plan(loaded, "prepare")
+        return
     pipeline.prepare(Run(loaded), only)
 
 

@@ -162,7 +162,7 @@ class Overlap:
         self.mean, self.scale = raw.mean(0), np.maximum(raw.std(0), _TINY)
 
     def __call__(self, tokens: dict[str, Tokens]) -> np.ndarray:
-        return self._measure(tokens)
+        return (self._measure(tokens) - self.mean) / self.scale
 
     def _measure(self, tokens: dict[str, Tokens]) -> np.ndarray:
         completion = tokens["completion"]
