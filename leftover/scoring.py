@@ -14,7 +14,7 @@ from leftover.errors import UserError
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.objectives import OBJECTIVES
-from leftover.rewards import ColumnReward, FittedReward
+from leftover.rewards import ColumnReward, learner
 from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
@@ -42,8 +42,9 @@ def score(run: Run) -> None:
 def fit_rewards(run: Run) -> None:
     """Let rewards and judges that learn from rows learn, or load what they learnt before."""
     for kind, functions in (("reward", run.reward), ("judge", run.judges)):
-        for name, reward in functions.components.items() if functions else ():
-            if not isinstance(reward, FittedReward):
+        for name, component in functions.components.items() if functions else ():
+            reward = learner(component)
+            if reward is None:
                 continue
             key: dict[str, Any] = {"identity": reward.identity(), "seed": run.seed}
             if reward.reads_rows:
@@ -64,7 +65,7 @@ def score_component(run: Run, name: str) -> None:
     reward, rows = run.reward.components[name], run.table.open("rows")
     batch_rows = getattr(reward, "batch_rows", BATCH_ROWS)
     key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}
-    if isinstance(reward, FittedReward):
+    if learner(reward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
 
     def compute(shard: Any, scratch: Path) -> dict[str, Any]:

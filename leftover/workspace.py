@@ -231,10 +231,10 @@ class Run:
 
     @property
     def value_targets(self) -> str:
-        """The kind of value targets: the recipe's, or samples where new completions can be scored."""
+        """The kind of value targets: the recipe's, or samples where the measure of the rows' rewards scores them."""
         targets = self.recipe.value.targets
         if targets == "auto":
-            return "reference_samples" if self.reward.scores_new_completions else "recorded"
+            return "recorded" if self.reward.has_recorded_scores else "reference_samples"
         if targets == "reference_samples" and not self.reward.scores_new_completions:
             raise UserError(
                 "value.targets: reference_samples scores new completions, but the rewards are a recorded column; use "

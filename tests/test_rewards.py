@@ -134,6 +134,20 @@ def test_a_sum_with_a_recorded_column_cannot_score_new_completions():
     assert not reward.scores_new_completions
 
 
+def test_a_recorded_column_with_a_stand_in_scores_new_completions_by_it():
+    column = {"type": "column", "new_completions": {"type": "text", "function": "length"}}
+    reward = load_reward({"type": "sum", "functions": [column | {"name": "score"}]})
+    assert reward.scores_new_completions and reward.has_recorded_scores
+    assert reward(PROMPTS, COMPLETIONS) == [4.0, 3.0, 0.0]
+    assert (
+        reward.identity() != load_reward({"type": "sum", "functions": [{"type": "column", "name": "score"}]}).identity()
+    )
+    with pytest.raises(UserError, match="cannot be a column"):
+        load_reward({"type": "column", "new_completions": {"type": "column"}})
+    with pytest.raises(UserError, match="set its `new_completions`"):
+        load_reward({"type": "column"})(PROMPTS, COMPLETIONS)
+
+
 def test_the_identity_of_a_sum_leaves_the_weights_out():
     spec = {"type": "text", "function": "length"}
     one, two = (load_reward({"type": "sum", "functions": [spec | {"weight": w}]}).identity() for w in (1, 2))

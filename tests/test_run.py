@@ -105,6 +105,25 @@ def test_recorded_scores_are_judged_by_the_log_ratio_of_held_out_rows(tmp_path: 
     assert "could not be scored" in (tmp_path / "run/report.md").read_text()
 
 
+def test_recorded_scores_train_and_a_stand_in_fitted_on_them_scores_what_is_generated(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    stand_in = {"type": "linear", "fit": "rows"}
+    reward = {
+        "functions": [{"type": "column", "new_completions": stand_in}],
+        "transform": {"scale": 2.0, "offset": 1.0},
+    }
+    results = run(make_recipe(tiny_recipe(tmp_path, reward=reward)))
+    this = Run(load_recipe(tmp_path / "run/recipe.yaml"))
+    table = this.table.open("rows", "reward", "value")
+    assert np.asarray(table["reward"]) == pytest.approx(2 * np.asarray(table["recorded_reward"]) + 1)
+    assert this.value_targets == "recorded", "the value is of the measure that the rows' rewards are of"
+    records = [json.loads(x) for x in (tmp_path / "run/evaluation/reference.jsonl").read_text().splitlines()]
+    assert [r["reward"] for r in records] == pytest.approx([2 * r["reward/column"] + 1 for r in records])
+    assert results["sampled"]["table"]["a_lol_seq"]["reward"]["mean"] is not None
+    assert "reward column" in json.loads((tmp_path / "run/manifest.json").read_text())
+
+
 @pytest.mark.parametrize("thumbs", [[True, False], [1, 0]])
 def test_binary_scores_work(thumbs: list, tmp_path: Path, tiny_recipe: Callable) -> None:
     rows = [row | {"reward": thumbs[i % 2]} for i, row in enumerate(scored_rows(60))]

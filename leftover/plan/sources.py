@@ -68,6 +68,8 @@ def reward_models(purpose: str, spec: dict[str, Any]) -> list[Source]:
     """The models that a reward's specification names; nothing is built and nothing loaded."""
     if spec.get("type") == "sum":
         return [source for inner in spec.get("functions") or [] for source in reward_models(purpose, inner)]
+    if isinstance(spec.get("new_completions"), dict):
+        return reward_models(purpose, spec["new_completions"])
     settings = _preset(spec) | spec
     if spec.get("type") in ("text", "column", "python", "http"):
         return []

@@ -4,7 +4,7 @@ load_reward({"type": "text", "function": "vader"})
 load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", "weight": 0.5}, ...]})
 """
 
-from leftover.rewards.base import REWARDS, ColumnReward, FittedReward, Reward, load_reward
+from leftover.rewards.base import REWARDS, ColumnReward, FittedReward, Reward, learner, load_reward
 from leftover.rewards.sum import SumReward
 
-__all__ = ["REWARDS", "ColumnReward", "FittedReward", "Reward", "SumReward", "load_reward"]
+__all__ = ["REWARDS", "ColumnReward", "FittedReward", "Reward", "SumReward", "learner", "load_reward"]

@@ -45,19 +45,38 @@ class FittedReward(Protocol):
 
 
 class ColumnReward:
-    """Scores recorded in the data. They belong to their rows: a new completion has none."""
+    """Scores recorded in the data. They belong to their rows: a new completion has none, unless a stand-in scores it.
 
-    def __init__(self, column: str | None = None):
-        self.column = column  # None: the one that data.columns.reward names
+    Args:
+        column: None is the one that `data.columns.reward` names.
+        new_completions: the specification of a reward on the same scale that scores completions which are no rows,
+            such as a `linear` one fitted on the recorded scores of other rows.
+    """
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float | None]:
-        raise UserError(
-            f"the column '{self.column or 'reward'}' holds recorded scores, which say nothing of a new completion; "
-            "add a reward function (text, classifier, python) to score new ones"
-        )
+    def __init__(self, column: str | None = None, new_completions: dict[str, Any] | None = None):
+        self.column = column
+        self.stand_in = load_reward(new_completions) if new_completions else None
+        if isinstance(self.stand_in, ColumnReward):
+            raise UserError("new_completions of a column cannot be a column: name a reward that scores any text")
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> Sequence[float | None]:
+        """Scores of completions that are no rows, by the stand-in."""
+        if self.stand_in is None:
+            raise UserError(
+                f"the column '{self.column or 'reward'}' holds recorded scores, which say nothing of a new completion; "
+                "set its `new_completions`, or add a reward function (text, classifier, linear, python) instead"
+            )
+        return self.stand_in(prompts, completions)
 
     def identity(self) -> dict[str, Any]:
-        return {"type": "column", "column": self.column}
+        stand_in = {"new_completions": self.stand_in.identity()} if self.stand_in else {}
+        return {"type": "column", "column": self.column} | stand_in
+
+
+def learner(reward: Any) -> FittedReward | None:
+    """What of a component has to be fitted or loaded before it can score; None where nothing has."""
+    scoring = reward.stand_in if isinstance(reward, ColumnReward) else reward
+    return scoring if isinstance(scoring, FittedReward) else None
 
 
 def load_reward(spec: dict[str, Any]) -> Any:

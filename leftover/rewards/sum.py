@@ -125,7 +125,13 @@ class SumReward:
 
     @property
     def scores_new_completions(self) -> bool:
-        return not any(isinstance(reward, ColumnReward) for reward in self.components.values())
+        columns = (reward for reward in self.components.values() if isinstance(reward, ColumnReward))
+        return all(reward.stand_in is not None for reward in columns)
+
+    @property
+    def has_recorded_scores(self) -> bool:
+        """Whether the scores of rows come from the data, so that a new completion's are of another measure."""
+        return any(isinstance(reward, ColumnReward) for reward in self.components.values())
 
     def identity(self) -> dict[str, Any]:
         """What the components' scores depend on, for keys."""

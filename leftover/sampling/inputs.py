@@ -19,7 +19,7 @@ from leftover.manifest import FileHashes
 from leftover.models import align_generation_config, is_adapter, load_tokenizer, load_with, read_json
 from leftover.prepare import read, split
 from leftover.reference import model_identity
-from leftover.rewards import FittedReward
+from leftover.rewards import learner
 from leftover.rewards.sum import SumReward
 from leftover.rewards.transform import needs_fit
 from leftover.scoring import fit_rewards, score_component, sum_rewards
@@ -208,13 +208,13 @@ def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:
         for name in reward.components:
             score_component(run, name)
         sum_rewards(run)
-    learnt = [name for name, function in reward.components.items() if isinstance(function, FittedReward)]
+    learnt = [name for name, function in reward.components.items() if learner(function)]
     return reward, {name: run.manifest.digest(f"reward {name}") for name in learnt}
 
 
 def fitted_parts(reward: SumReward) -> list[str]:
     """What of a reward is fitted on rows, for messages."""
-    return [name for name, f in reward.components.items() if isinstance(f, FittedReward)] + _reads_scores(reward)
+    return [name for name, f in reward.components.items() if learner(f)] + _reads_scores(reward)
 
 
 def _reads_scores(reward: SumReward) -> list[str]:
