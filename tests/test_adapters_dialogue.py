@@ -199,15 +199,17 @@ def test_topical_chat_is_read_with_the_ratings_of_its_turns(json_file):
     assert [row["family"] for row in rows] == ["valid_freq#t_1"] * 2
 
 
-def test_a_flat_table_is_read_with_its_labels_and_the_message_as_family(tmp_path):
+def test_a_flat_table_is_read_with_its_labels_and_its_passages_are_families(tmp_path):
     path = tmp_path / "begin.tsv"
     path.write_text(
         "model_name\tknowledge\tmessage\tresponse\tbegin_label\r\n"
         'gpt2\tTea "is" a drink.\t"Which?\tGreen.\tGeneric\r\n'
+        "t5\ttea is a drink .\twhy?\tGreen.\tGeneric\r\n"
         "t5\tTea.\t\tGreen.\tGeneric\r\n"
     )
     rows = read(str(path), format="dialogue", columns={"reward": "begin_label"}, labels=BEGIN_LABELS)
-    assert [(row["completion"], row["recorded_reward"], row["family"]) for row in rows] == [("Green.", 0.5, '"Which?')]
+    read_as = ("Green.", 0.5, "tea is a drink")
+    assert [(row["completion"], row["recorded_reward"], row["family"]) for row in rows] == [read_as] * 2
     assert messages(rows[0]) == [("system", 'Knowledge: Tea "is" a drink.'), ("user", '"Which?')]
     assert rows.stats["left_out"] == {"that open a conversation (data.dialogue.without_history: drop)": 1}
 
@@ -262,6 +264,6 @@ def test_the_real_responses_are_read_with_their_labels(style):
     assert {row["recorded_reward"] for row in rows} == {0.0, 0.5, 1.0}
     assert sum(row["recorded_reward"] == 1 for row in rows) == 1392 + 59
     assert set(rows.stats["sources"]) == set(counts)
-    assert 3000 < len({row["family"] for row in rows}) < len(rows)
+    assert 1000 < len({row["family"] for row in rows}) < 1489 + 180, "fewer than the passages' spellings"
     if style == "text":
         assert all(row["prompt"].count("<|endoftext|>") == 2 for row in rows)

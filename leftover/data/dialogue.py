@@ -1,5 +1,6 @@
 """Knowledge-grounded dialogue: Wizard of Wikipedia, FaithDial, Topical-Chat, BEGIN. One row a reply."""
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -58,12 +59,15 @@ def _left_out(reply: Reply, settings: DialogueSection) -> str | None:
 
 
 def _family(record: Record, reply: Reply) -> str:
-    """The conversation by its number or id; a reply that comes with neither is told by how its history begins."""
+    """The conversation by its number or id; a reply that comes with neither is told by its knowledge.
+
+    The systems that replied in BEGIN were given one passage in several spellings: case and marks are left aside.
+    """
     row = record.row
     if row.get("dialog_idx") is not None:
         return f"{record.source}#{row['dialog_idx']}"
-    if isinstance(row.get("response"), str) and reply.history:
-        return reply.history[0]["content"]
+    if isinstance(row.get("response"), str) and (reply.knowledge or reply.history):
+        return " ".join(re.findall(r"\w+", (reply.knowledge or reply.history[0]["content"]).casefold()))
     return f"{record.source}#{record.number if row.get('id') is None else row['id']}"
 
 
