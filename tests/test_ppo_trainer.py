@@ -76,7 +76,7 @@ def test_a_bandit_of_eight_tokens_is_solved(tmp_path: Path, eight_words: Any) ->
 def test_with_the_penalty_the_bandit_ends_at_the_tilted_reference(tmp_path: Path, eight_words: Any) -> None:
     """max_pi E[R] - beta KL(pi || q) = beta log sum_v q_v exp(R_v / beta), at pi_v = q_v exp(R_v / beta) / Z."""
     beta = 0.5
-    reference, policy, trainer = solve_bandit(tmp_path, eight_words, kl_coef=beta)
+    reference, policy, _ = solve_bandit(tmp_path, eight_words, kl_coef=beta)
     optimum = beta * math.log(float((reference * torch.tensor([math.exp((v == 4) / beta) for v in range(8)])).sum()))
     reached = float(policy[4] - beta * (policy * (policy / reference).log()).sum())
     at_first = float(reference[4])

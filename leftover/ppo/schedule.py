@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -10,8 +11,20 @@ from transformers.trainer_utils import IntervalStrategy
 
 from leftover.ppo.config import PPOConfig
 from leftover.ppo.rollouts import Rollouts, collate
+from leftover.standalone import prepare_evaluation
 
 log = logging.getLogger(__name__)
+
+
+def unique_prompts(tokenizer: Any, args: PPOConfig, rows: Any) -> list[dict[str, Any]]:
+    """The first row of every prompt, with `prompt_ids`."""
+    if rows is None:
+        return []
+    found: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset"):
+        kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids")}
+        found.setdefault(tuple(row["prompt_ids"]), kept)
+    return list(found.values())
 
 
 def prompt_order(args: PPOConfig, num_prompts: int) -> np.ndarray:
@@ -46,6 +59,11 @@ def align_cadence(args: PPOConfig, num_prompts: int) -> None:
         every = updates
     args.save_steps = whole(args.save_steps, every)  # the best checkpoint has to be one that was evaluated
     args.max_steps, args.logging_steps, args.logging_strategy = max_steps, updates, IntervalStrategy.STEPS
+
+
+def rollout_seed(*parts: int) -> int:
+    """One seed for the completions of one PPO step and process."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class RolloutLoader:

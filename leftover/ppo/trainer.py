@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from leftover.ppo.config import PPOConfig
 from leftover.ppo.objective import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.ppo.policy import FrozenStart, attach_value_head, token_outputs
 from leftover.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
-from leftover.ppo.schedule import RolloutLoader, align_cadence, prompt_order
+from leftover.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
 from leftover.standalone import load_for_training, prepare_evaluation, summed
 from leftover.trainer_metrics import MetricSums, evaluate_policy
 
@@ -85,7 +84,7 @@ class PPOTrainer(Trainer):
         align_generation_config(policy, processing_class, chat_of(processing_class, args).ends)
         if eval_dataset is not None:
             eval_dataset = prepare_evaluation(policy, processing_class, args, eval_dataset)
-        self.prompts = _unique_prompts(processing_class, args, train_dataset)
+        self.prompts = unique_prompts(processing_class, args, train_dataset)
         if args.disable_dropout:
             disable_dropout(policy)
         if self.prompts:
@@ -115,6 +114,11 @@ class PPOTrainer(Trainer):
         """Unique prompts that are completed."""
         return len(self.prompts)
 
+    @property
+    def effective_sample_size(self) -> float:
+        """Of the prompts, which are drawn alike."""
+        return float(len(self.prompts))
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
         on_cpu = self.args.device.type == "cpu"
@@ -133,7 +137,13 @@ class PPOTrainer(Trainer):
         rows = [self.prompts[i] for i in self.order[number][rank :: args.world_size]]
         policy, progress = self.accelerator.unwrap_model(self.model), self.progress
         rollouts = complete(
-            policy, self.reference, self.processing_class, rows, self.reward_func, args, _seed(args.seed, number, rank)
+            policy,
+            self.reference,
+            self.processing_class,
+            rows,
+            self.reward_func,
+            args,
+            rollout_seed(args.seed, number, rank),
         )
         rewards = shaped_rewards(rollouts, args, progress.kl_coef, self._summed)
         if self.state.global_step == 0:
@@ -240,19 +250,3 @@ class PPOTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         self.value_head.load_state_dict(load_file(folder / _HEAD_FILE))
         self.progress = Progress(**read_json(folder / _PROGRESS_FILE))
-
-
-def _unique_prompts(tokenizer: Any, args: PPOConfig, rows: Any) -> list[dict[str, Any]]:
-    """The first row of every prompt, with `prompt_ids`."""
-    if rows is None:
-        return []
-    found: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset"):
-        kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids")}
-        found.setdefault(tuple(row["prompt_ids"]), kept)
-    return list(found.values())
-
-
-def _seed(*parts: int) -> int:
-    """One seed for the completions of one PPO step and process."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
