@@ -44,6 +44,9 @@ class PPOConfig(TrainingArguments):
         default=0.2, metadata={"help": "How far a value moves in a PPO step, in units of the reward (None: freely)."}
     )
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the value head alone (None: learning_rate); a new head may need more."}
+    )
     gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
     whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
@@ -121,7 +124,8 @@ _RANGES = {
     "num_rollouts_per_step": (1, math.inf), "num_mini_batches": (1, math.inf), "total_episodes": (1, math.inf),
     "ppo_epochs": (1, math.inf), "kl_coef": (0, math.inf), "target_kl": (1e-12, math.inf), "horizon": (1, math.inf),
     "cliprange": (0, 1), "cliprange_value": (0, math.inf), "vf_coef": (0, math.inf), "gamma": (0, 1), "lam": (0, 1),
-    "temperature": (1e-6, math.inf), "missing_eos_penalty": (0, math.inf), "max_completion_length": (1, math.inf),
+    "value_learning_rate": (0, math.inf), "missing_eos_penalty": (0, math.inf), "temperature": (1e-6, math.inf),
+    "max_completion_length": (1, math.inf),
 }  # fmt: skip
 
 _BUDGETS = ("max_steps", "total_episodes", "num_train_epochs")

@@ -3,43 +3,29 @@
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.data.raw import chat_of
 from leftover.errors import UserError
-from leftover.manifest import write_json
 from leftover.memory import freed_memory_kept
-from leftover.models import align_generation_config, disable_dropout, read_json
+from leftover.models import align_generation_config, disable_dropout
 from leftover.ppo.config import PPOConfig
 from leftover.ppo.objective import adapted_kl_coef, moments, policy_loss, value_loss
-from leftover.ppo.policy import FrozenStart, attach_value_head, token_outputs
+from leftover.ppo.policy import VALUE_HEAD, FrozenStart, attach_value_head, token_outputs
+from leftover.ppo.progress import Progress
 from leftover.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
 from leftover.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
 from leftover.standalone import load_for_training, prepare_evaluation, summed
 from leftover.trainer_metrics import MetricSums, evaluate_policy
 
 __all__ = ["PPOConfig", "PPOTrainer"]
-
-_HEAD_FILE, _PROGRESS_FILE = "value_head.safetensors", "ppo_progress.json"
-
-
-@dataclass
-class Progress:
-    """What a run has done beside its optimizer steps, and carries over when it is resumed."""
-
-    kl_coef: float
-    episodes: int = 0  # completions, of all processes
-    rollout_tokens: int = 0  # generated, of all processes
-    rollout_seconds: float = 0.0  # generating, scoring and judging them
-    trained_tokens: int = 0
 
 
 class PPOTrainer(Trainer):
@@ -154,10 +140,10 @@ class PPOTrainer(Trainer):
         episodes, tokens = (int(count) for count in self._summed(counts))
         if args.adaptive_kl:
             progress.kl_coef = adapted_kl_coef(progress.kl_coef, told["kl"], args.target_kl, episodes, args.horizon)
-        progress.episodes += episodes
+        progress.rollouts += episodes
         progress.rollout_tokens += tokens
         progress.rollout_seconds += time.perf_counter() - started
-        told |= {"rollout/episodes": progress.episodes, "rollout/num_tokens": progress.rollout_tokens}
+        told |= {"rollout/episodes": progress.rollouts, "rollout/num_tokens": progress.rollout_tokens}
         told["rollout/seconds"] = progress.rollout_seconds
         self.sums.add({name: (torch.tensor(float(number)), 1) for name, number in told.items()})
         return rollouts, columns
@@ -230,23 +216,30 @@ class PPOTrainer(Trainer):
 
     def facts(self) -> dict[str, Any]:
         """What the run cost beside its optimizer steps."""
-        done = self.progress
-        return {
-            "rollouts": done.episodes,
-            "rollout_tokens": done.rollout_tokens,
-            "rollout_seconds": done.rollout_seconds,
-            "trained_tokens": done.trained_tokens,
-        }
+        return {name: value for name, value in asdict(self.progress).items() if name != "kl_coef"}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with a learning rate of its own for the value head where the settings have one."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made and self.args.value_learning_rate is not None:
+            head = list(self.value_head.parameters())
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if all(p is not own for own in head)]
+            optimizer.add_param_group({"params": head, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            save_file(self.value_head.state_dict(), folder / _HEAD_FILE)
-            write_json(folder / _PROGRESS_FILE, asdict(self.progress))
+            self.progress.save(folder, self.value_head)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
-        self.value_head.load_state_dict(load_file(folder / _HEAD_FILE))
-        self.progress = Progress(**read_json(folder / _PROGRESS_FILE))
+        self.progress = Progress.load(Path(resume_from_checkpoint), self.value_head)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The value head has a file of its own, which the best checkpoint's policy does without.
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if not key.startswith(VALUE_HEAD)]
+        super()._issue_warnings_after_load(load_result)
