@@ -33,6 +33,10 @@ def test_a_policy_of_ppo_is_chosen_evaluated_and_reported(tmp_path: Path, tiny_r
     facts = results["training"]["ppo"][0]
     assert facts["steps"] == 4 and facts["best_step"] in (2, 4), "16 completions in mini-batches of 4"
     assert facts["rollouts"] == 16 and facts["rollout_tokens"] > 16 and facts["rollout_seconds"] > 0
+    written = (
+        f"ppo, seed 0, is online: its rows are prompts, for which it wrote 16 completions of {facts['rollout_tokens']}"
+    )
+    assert written in (tmp_path / "run/report.md").read_text()
     assert facts["selected_rows"] > 16 and facts["seconds"] > 0
     assert {"reward", "kl", "difference_from_reference"} <= results["sampled"]["table"]["ppo"].keys()
     folder = tmp_path / "run/policies/ppo/seed-0"

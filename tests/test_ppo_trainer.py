@@ -306,3 +306,24 @@ def test_a_batch_is_as_wide_as_its_longest_row(tmp_path: Path) -> None:
     both = collate(rollouts, columns, [1, 0], pad_token_id=0)
     assert both["prompt_ids"].tolist() == [[6, 7], [0, 5]] and both["completion_ids"].tolist() == [[9, 0], [8, 2]]
     assert both["old_values"].tolist() == [[1.0, 0.0], [1.0, 2.0]]
+
+
+def test_the_loss_is_the_surrogate_and_the_weighted_value_loss(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """In the first update ratios are 1 and whitened advantages of mean 0, so that the value loss alone is left."""
+    one = {"per_device_train_batch_size": 8, "total_episodes": 8, "ppo_epochs": 1, "vf_coef": 0.5}
+    (entry,) = logged(small_run(tiny_llama_path, tokenizer, tmp_path, **one))
+    assert entry["policy_loss"] == pytest.approx(0, abs=1e-5) and entry["value_loss"] > 0.01
+    assert entry["loss"] == pytest.approx(0.5 * entry["value_loss"], rel=1e-3)
+
+
+def test_the_value_head_may_have_a_learning_rate_of_its_own(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    rates = {"learning_rate": 0.0, "value_learning_rate": 0.01, "total_episodes": 8, "lr_scheduler_type": "constant"}
+    trainer = small_run(tiny_llama_path, tokenizer, tmp_path, **rates)
+    before = AutoModelForCausalLM.from_pretrained(tiny_llama_path).state_dict()
+    assert all(torch.equal(trainer.model.state_dict()[name], weight) for name, weight in before.items())
+    # Adam's steps are of the learning rate at most: four of them here.
+    assert 0.01 < trainer.value_head.weight.abs().max() <= 0.04 + 1e-6

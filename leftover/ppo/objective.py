@@ -47,8 +47,8 @@ def advantages_and_returns(
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # Padding stays 0, so that a completion's own last token is followed by nothing.
-        next_advantage = (delta + gamma * lam * next_advantage).masked_fill(~mask[:, t], 0.0)
+        # At padding reward and value are 0, and so this: a completion's own last token is followed by nothing.
+        next_advantage = delta + gamma * lam * next_advantage
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values
