@@ -136,7 +136,10 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
     """Fields of LoLConfig (online: of PPOConfig) of one policy: what all share, and its own."""
     shared, own = run.recipe.train, run.recipe.policies[name]
-    return own_settings(shared, own) if own.get("objective") in ONLINE else shared | own
+    if own.get("objective") in ONLINE:
+        # Said here and not in `_args` alone, so that it is in the key: it is trained on completions of this length.
+        return {"max_completion_length": run.max_new_tokens} | own_settings(shared, own)
+    return shared | own
 
 
 def policy_folder(run: Run, name: str, seed: int) -> Path:

@@ -116,6 +116,15 @@ def test_shared_settings_hold_where_ppo_has_them(tmp_path: Path, tiny_recipe: Ca
     assert own.max_completion_length == 8, "evaluate.max_new_tokens: it is trained for what it is judged by"
 
 
+def test_a_policy_is_trained_anew_for_completions_of_another_length(tmp_path: Path, tiny_recipe: Callable) -> None:
+    told = tmp_path / "run/policies/ppo/seed-0/metrics.jsonl"
+    for length in (8, 5):
+        content = ppo_recipe(tiny_recipe, tmp_path, policies={"ppo": PPO})
+        content["evaluate"]["max_new_tokens"] = length
+        run(make_recipe(content), until="train")
+        assert json.loads(told.read_text().splitlines()[0])["completions/mean_length"] == pytest.approx(length, abs=0.9)
+
+
 def test_the_dry_run_counts_its_completions(tmp_path: Path, tiny_recipe: Callable) -> None:
     from leftover.plan.build import build_plan
 

@@ -60,7 +60,7 @@ def solve_bandit(folder: Path, tokenizer: Any, **settings: Any) -> tuple[torch.T
         "max_completion_length": 1,
         "num_rollouts_per_step": 256,
         "per_device_train_batch_size": 128,
-        "per_device_eval_batch_size": 256,
+        "rollout_batch_size": 256,
         "total_episodes": 256 * 30,
         "learning_rate": 5e-3,
         "save_strategy": "no",

@@ -54,6 +54,7 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "Taken off the reward of a completion that was cut before its end."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Of the completions, and of every log-probability."})
+    rollout_batch_size: int = field(default=64, metadata={"help": "Completions a process writes at a time."})
     max_prompt_length: int = field(default=512, metadata={"help": "Tokens; longer prompts are cut on the left."})
     max_completion_length: int = field(default=128, metadata={"help": "Tokens, end of sequence included."})
     chat_template_kwargs: dict = field(
@@ -125,7 +126,7 @@ _RANGES = {
     "ppo_epochs": (1, math.inf), "kl_coef": (0, math.inf), "target_kl": (1e-12, math.inf), "horizon": (1, math.inf),
     "cliprange": (0, 1), "cliprange_value": (0, math.inf), "vf_coef": (0, math.inf), "gamma": (0, 1), "lam": (0, 1),
     "value_learning_rate": (0, math.inf), "missing_eos_penalty": (0, math.inf), "temperature": (1e-6, math.inf),
-    "max_completion_length": (1, math.inf),
+    "max_completion_length": (1, math.inf), "rollout_batch_size": (1, math.inf),
 }  # fmt: skip
 
 _BUDGETS = ("max_steps", "total_episodes", "num_train_epochs")

@@ -34,8 +34,8 @@ VALUE_HEAD = "value_head"
 
 def attach_value_head(policy: Any) -> ValueHead:
     """Give a causal language model a value head: one of its modules, so that it trains along; not saved with it."""
-    weight = policy.get_output_embeddings().weight
-    head = ValueHead(weight.shape[-1]).to(weight.device)
+    output = policy.get_output_embeddings()
+    head = ValueHead(getattr(output, "in_features", output.weight.shape[-1])).to(output.weight.device)
     setattr(policy, VALUE_HEAD, head)
     if not hasattr(policy, "peft_config"):  # an adapter saves nothing but itself
         keys = {f"{VALUE_HEAD}.{name}" for name in head.state_dict()}

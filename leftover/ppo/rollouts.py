@@ -78,7 +78,7 @@ def complete(
             max_new_tokens=args.max_completion_length,
             sample=True,
             temperature=args.temperature,
-            batch_size=args.per_device_eval_batch_size,
+            batch_size=args.rollout_batch_size,
             seed=seed,
         )
     scores = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
