@@ -9,11 +9,13 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "LoLConfig": "leftover.trainer",
     "LoLTrainer": "leftover.trainer",
+    "PPOConfig": "leftover.ppo.trainer",
+    "PPOTrainer": "leftover.ppo.trainer",
     "load_recipe": "leftover.config",
     "run": "leftover.pipeline",
 }
 
-__all__ = ["LoLConfig", "LoLTrainer", "__version__", "load_recipe", "run"]
+__all__ = ["LoLConfig", "LoLTrainer", "PPOConfig", "PPOTrainer", "__version__", "load_recipe", "run"]
 
 
 def __getattr__(name: str) -> Any:

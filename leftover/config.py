@@ -236,7 +236,8 @@ class Recipe(Section):
     reward: RewardSection = RewardSection()
     reference: ReferenceSection = ReferenceSection()
     value: ValueSection = ValueSection()
-    # name -> fields of LoLConfig; the first policy is the one the report is about, the others are its controls.
+    # name -> fields of LoLConfig, or of PPOConfig with `objective: ppo`; the first policy is the one the report is
+    # about, the others are its controls.
     policies: dict[str, dict[str, Any]] = {"a_lol_seq": {"objective": "a_lol_seq"}}
     train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
     evaluate: EvaluateSection = EvaluateSection()
@@ -339,27 +340,31 @@ def _section_at(location: tuple) -> type[BaseModel]:
 
 def _check_training_fields(recipe: Recipe, where: str) -> None:
     from leftover.objectives import OBJECTIVES
+    from leftover.ppo import ONLINE
+    from leftover.ppo.config import PPOConfig
     from leftover.trainer import LoLConfig
 
-    defaults = {field.name: field.default for field in dataclasses.fields(LoLConfig) if field.init}
-    valid = list(defaults)
     reserved = {"output_dir": "the run's own folder is used", "seed": "set 'seeds'"}
     sections = {"train": recipe.train, "reference.train": recipe.reference.train}
     sections |= {f"policies.{name}": fields for name, fields in recipe.policies.items()}
     for section, fields in sections.items():
         objective = str(fields.get("objective", "nll"))
-        if objective not in OBJECTIVES:
+        objectives = [*OBJECTIVES, *(ONLINE if section.startswith("policies.") else ())]
+        if objective not in objectives:
             raise UserError(
-                f"{where}: '{section}.objective' is '{objective}'{nearest(objective, list(OBJECTIVES))}; "
-                f"objectives: {', '.join(OBJECTIVES)}"
+                f"{where}: '{section}.objective' is '{objective}'{nearest(objective, objectives)}; "
+                f"objectives: {', '.join(objectives)}"
             )
+        config = PPOConfig if objective in ONLINE else LoLConfig
+        defaults = {field.name: field.default for field in dataclasses.fields(config) if field.init}
+        valid = list(defaults)
         for name in fields:
             if name in reserved:
                 raise UserError(f"{where}: '{section}.{name}' cannot be set here: {reserved[name]}")
             if name not in valid:
                 raise UserError(
                     f"{where}: unknown key '{section}.{name}'"
-                    f"{nearest(name, valid) or '; it takes the fields of LoLConfig (a TrainingArguments)'}"
+                    f"{nearest(name, valid) or f'; it takes the fields of {config.__name__} (a TrainingArguments)'}"
                 )
             number = isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool)
             if number and isinstance(fields[name], str):

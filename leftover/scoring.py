@@ -14,6 +14,7 @@ from leftover.errors import UserError
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.objectives import OBJECTIVES
+from leftover.ppo import ONLINE
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.python import check_finite
@@ -140,6 +141,8 @@ def _check_rewards(run: Run) -> None:
     reward = column(table, "reward")[trains]
     for name, fields in run.recipe.policies.items():
         settings = run.recipe.train | fields
+        if settings.get("objective") in ONLINE:  # scores its own completions: `Run.check_rewards`
+            continue
         objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]
         needed = "reward" in objective.requires or settings.get("rows") in ("leftover", "top")
         if needed and not np.isfinite(reward).any():

@@ -12,6 +12,9 @@ from transformers import PrinterCallback, ProgressCallback
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.models import read_json, save_model
+from leftover.ppo import ONLINE
+from leftover.ppo.config import PPOConfig, own_settings
+from leftover.ppo.trainer import PPOTrainer
 from leftover.table import column, equals
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, objective_settings
@@ -125,14 +128,18 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         reward_func=run.reward if can_score else None,
     )
     r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
-    if r2 is not None and "value" in blocks:
+    if r2 is not None and "value" in blocks and isinstance(trainer, LoLTrainer):
         trainer.run_metrics["value/r2"] = r2
     return _fit(trainer, run, folder)
 
 
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
-    """Fields of LoLConfig of one policy: what all share, and its own."""
-    return run.recipe.train | run.recipe.policies[name]
+    """Fields of LoLConfig (online: of PPOConfig) of one policy: what all share, and its own."""
+    shared, own = run.recipe.train, run.recipe.policies[name]
+    if own.get("objective") in ONLINE:
+        # Said here and not in `_args` alone, so that it is in the key: it is trained on completions of this length.
+        return {"max_completion_length": run.max_new_tokens} | own_settings(shared, own)
+    return shared | own
 
 
 def policy_folder(run: Run, name: str, seed: int) -> Path:
@@ -164,16 +171,17 @@ def _check_selection_scores(rows: Any) -> None:
         )
 
 
-def training_args(run: Run, name: str, seed: int) -> LoLConfig:
-    """The whole settings of one policy; UserError for what LoLConfig or the objective refuses."""
+def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
+    """The whole settings of one policy; UserError for what its config or the objective refuses."""
     metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
     settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True} | policy_settings(run, name)
     args = _args(run, settings, policy_folder(run, name, seed), seed)
-    objective_settings(args)
+    if isinstance(args, LoLConfig):
+        objective_settings(args)
     return args
 
 
-def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLConfig:
+def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLConfig | PPOConfig:
     data = run.recipe.data
     defaults: dict[str, Any] = {
         "max_prompt_length": data.max_prompt_tokens,
@@ -183,16 +191,25 @@ def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLCon
         "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
     }
+    config = PPOConfig if settings.get("objective") in ONLINE else LoLConfig
     try:
-        return LoLConfig(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
+        return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:
         raise UserError(f"training settings are refused: {error}") from error
 
 
 def _trainer(
-    run: Run, model: Any, args: LoLConfig, train: Any, validation: Any, *, peft_config: Any, reward_func: Any
-) -> LoLTrainer:
-    trainer = LoLTrainer(
+    run: Run,
+    model: Any,
+    args: LoLConfig | PPOConfig,
+    train: Any,
+    validation: Any,
+    *,
+    peft_config: Any,
+    reward_func: Any,
+) -> LoLTrainer | PPOTrainer:
+    trainer_class: Any = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
+    trainer = trainer_class(
         model,
         args,
         train,
@@ -209,7 +226,7 @@ def _trainer(
     return trainer
 
 
-def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
+def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, Any]:
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
@@ -225,4 +242,5 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
         "effective_sample_size": trainer.effective_sample_size,
         "seconds": result.metrics.get("train_runtime"),
         "evaluations": history,
+        **(trainer.facts() if isinstance(trainer, PPOTrainer) else {}),
     }

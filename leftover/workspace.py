@@ -21,6 +21,7 @@ from leftover.models import (
     read_chat_template,
     read_json,
 )
+from leftover.ppo import ONLINE
 from leftover.reference import model_identity
 from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table
@@ -172,7 +173,14 @@ class Run:
             check_optimizer(str(fields.get("optim")), f"{section}.optim")
 
     def check_rewards(self) -> None:
-        """Refuse a column that the table cannot give, before any row is read."""
+        """Refuse a column that the table cannot give, or a policy that it cannot serve, before any row is read."""
+        online = [name for name, fields in self.recipe.policies.items() if fields.get("objective") in ONLINE]
+        recorded = [name for name, reward in self.reward.components.items() if isinstance(reward, ColumnReward)]
+        if online and recorded:
+            raise UserError(
+                f"policy '{online[0]}' trains on its own completions, and the reward '{recorded[0]}' cannot score new "
+                "ones: its scores are recorded; take a reward function (text, classifier, python), or drop the policy"
+            )
         column = self.recipe.data.columns.reward
         for name, reward in self.reward.components.items():
             if isinstance(reward, ColumnReward) and reward.column not in (None, column):

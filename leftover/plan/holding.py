@@ -13,6 +13,7 @@ from leftover.plan.shape import Shape
 from leftover.plan.sources import Source
 from leftover.plan.trace import Traced
 from leftover.plan.work import Sizes
+from leftover.ppo.config import PPOConfig
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,11 @@ class Holding:
 
     def memory(self, traced: Traced, evaluates: bool) -> Iterator[Memory]:
         """One line a stage; trainings that hold the same are told once."""
-        shape, weights = self.shape, self.shape.weight_bytes
+        shape = self.shape
         for (dtype, optimizer, rewards, *_), names in self._alike().items():
             args, states = self.settings[names[0]], memory.optimizer_bytes(shape, optimizer)
+            # Online, the reference is a copy of the weights that train.
+            weights = shape.weight_bytes + (shape.trainable_bytes if isinstance(args, PPOConfig) else 0)
             who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
             for label, tokens in self._row_sizes().items():
                 passing = _traced(memory.training_bytes, traced, shape, args, tokens, dtype)
@@ -37,6 +40,7 @@ class Holding:
             if self.run.reward.scores_new_completions and names != ["reference"]:
                 cache = self._cache(args.per_device_eval_batch_size, dtype)
                 yield Memory(f"validation while training: {who}", weights, states, cache, rewards)
+        weights = shape.weight_bytes
         tokens = next(iter(self._row_sizes().values()))
         passing = _traced(memory.pass_bytes, traced, shape, _GPU_PASS_TOKENS, tokens, self.run.compute_dtype)
         yield Memory("reference log-probabilities", weights, 0, passing, self._rewards("reward"))
@@ -69,7 +73,8 @@ class Holding:
         """Names of the trainings by what their memory depends on."""
         found: dict[tuple[Any, ...], list[str]] = {}
         for name, args in self.settings.items():
-            batch = (args.per_device_train_batch_size, args.max_tokens_per_batch, args.gradient_accumulation_steps > 1)
+            max_tokens = getattr(args, "max_tokens_per_batch", None)
+            batch = (args.per_device_train_batch_size, max_tokens, args.gradient_accumulation_steps > 1, type(args))
             rewards = 0 if name == "reference" else self._rewards("reward")
             key = (self.run.dtype_of(name), self.run.optimizer_of(name), rewards, *batch, args.gradient_checkpointing)
             found.setdefault(key, []).append(name)

@@ -43,8 +43,8 @@ def optimizer_bytes(shape: Shape, optimizer: str) -> int:
 def training_bytes(traced: Traced, shape: Shape, args: Any, tokens: tuple[int, int], compute_dtype: str | None) -> int:
     """The peak of a training step beside weights and optimizer; `tokens`: fed and with logits, of every row."""
     rows = args.per_device_train_batch_size
-    if args.max_tokens_per_batch:
-        rows = max(1, args.max_tokens_per_batch // (tokens[0] + 1))
+    if max_tokens := getattr(args, "max_tokens_per_batch", None):
+        rows = max(1, max_tokens // (tokens[0] + 1))
     options = args.gradient_checkpointing_kwargs
     peak = traced.training_step(
         rows,

@@ -10,6 +10,7 @@ from leftover.config import Recipe
 from leftover.objectives import OBJECTIVES
 from leftover.plan.rows import Rows
 from leftover.plan.shape import Shape
+from leftover.ppo.config import PPOConfig
 from leftover.selection import run_order
 
 LEFTOVER = "leftover (A > 0)"
@@ -112,6 +113,8 @@ def plan_training(name: str, args: Any, sizes: Sizes, runs: int = 1) -> Training
     Which rows have a positive advantage is known once the value is fitted: until then all are counted, and steps that
     follow the number of selected rows are the most there can be.
     """
+    if isinstance(args, PPOConfig):
+        return _plan_online(name, args, sizes, runs)
     chosen_only = sizes.data.rows == "chosen"
     share, selected = _selected(args)
     lengths = sizes.lengths("train", chosen_only)
@@ -129,6 +132,18 @@ def plan_training(name: str, args: Any, sizes: Sizes, runs: int = 1) -> Training
     bound = qualifier == "at most" or not sizes.lengths_known
     seen = amount(prompts[order.indices], completions[order.indices], bound)
     return Training(name, selected, steps, qualifier, rows_per_step, seen, _evaluations(args, steps), runs)
+
+
+def _plan_online(name: str, args: PPOConfig, sizes: Sizes, runs: int) -> Training:
+    """A completion is written, scored by the policy and by the reference: as much as training on it once more."""
+    known = sizes.rows is not None
+    if not known and args.max_steps <= 0 and args.total_episodes is None:
+        return Training(name, "its own completions", None, "", args.rows_per_update, None, 0, runs)
+    prompts = sizes.rows.prompts("train") if sizes.rows is not None else 1
+    num_ppo_steps = args.num_ppo_steps(prompts)
+    steps = num_ppo_steps * args.updates_per_step
+    seen = sizes.generated(num_ppo_steps * args.rollouts_per_step * (args.ppo_epochs + 1))
+    return Training(name, "its own completions", steps, "", args.rows_per_update, seen, _evaluations(args, steps), runs)
 
 
 def _qualifier(sizes: Sizes, selected: str) -> str:

@@ -95,6 +95,15 @@ def training_section(results: dict[str, Any]) -> str:
                 f"| {policy} | {seed} | {facts['selected_rows']} | {facts['effective_sample_size']:.0f} "
                 f"| {facts['steps']} | {facts['best_step'] or '–'} | {best} | {facts['seconds']:.0f} |"
             )
+    for policy, seeds in results["training"].items():
+        for seed, facts in seeds.items():
+            if "rollout_tokens" in facts:
+                lines += [
+                    "",
+                    f"{policy}, seed {seed}, is online: its rows are prompts, for which it wrote {facts['rollouts']:,} "
+                    f"completions of {facts['rollout_tokens']:,} tokens and had them scored, in "
+                    f"{facts['rollout_seconds']:.0f} of its seconds.",
+                ]
     return "\n".join(lines)
 
 
