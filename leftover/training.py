@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from transformers import PrinterCallback, ProgressCallback
 
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
+from leftover.extra_columns import extra_blocks
+from leftover.extras import row_columns
 from leftover.models import read_json, save_model
+from leftover.requirements import trains_on_chosen
 from leftover.table import column, equals
 from leftover.trainer import LoLTrainer
-from leftover.training_config import LoLConfig, objective_settings
+from leftover.training_config import LoLConfig, objective_of, objective_settings
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -55,8 +59,10 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False) -> Any:
-    """Kept rows of one split as a Dataset with the columns that training reads."""
+def training_rows(
+    run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False, extras: Sequence[str] = ()
+) -> Any:
+    """Kept rows of one split as a Dataset with the columns that training reads, and with `extras`."""
     table = run.table.open("rows", "split", "tokens", *blocks)
     keep = equals(table, "split", split) & equals(table, "kept", True)
     if chosen_only:
@@ -67,7 +73,8 @@ def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only:
     if not keep.any():
         raise UserError(f"the {split} split has no row left after truncation")
     names = ["prompt", "conversational", "group", "prompt_ids", "completion_ids"]
-    names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
+    optional = ("reward", "value", "advantage", "reference_logprobs", *extras)
+    names += [n for n in optional if n in table.column_names]
     return table.select_columns(names).select(np.flatnonzero(keep))
 
 
@@ -111,6 +118,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     folder = policy_folder(run, name, seed)
     can_score = run.reward.scores_new_completions
     args = training_args(run, name, seed)
+    objective = objective_of(args)
     blocks = available_blocks(run)
     validation = selection_rows(run, blocks)
     if not can_score:
@@ -119,7 +127,13 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         run,
         run.load_reference(),
         args,
-        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
+        training_rows(
+            run,
+            "train",
+            available_blocks(run, name),
+            chosen_only=trains_on_chosen(run.recipe, objective),
+            extras=row_columns(objective.needs(objective_settings(args)) | objective.optional),
+        ),
         validation,
         peft_config=run.lora_config(),
         reward_func=run.reward if can_score else None,
@@ -139,9 +153,10 @@ def policy_folder(run: Run, name: str, seed: int) -> Path:
     return run.folder / "policies" / name / f"seed-{seed}"
 
 
-def available_blocks(run: Run) -> tuple[str, ...]:
-    """Blocks of row constants that the run has prepared."""
-    return tuple(block for block in ("reward", "reference", "value") if run.table.has(block))
+def available_blocks(run: Run, policy: str | None = None) -> tuple[str, ...]:
+    """Blocks of row constants that the run has prepared for every policy, and those for this one alone."""
+    own = extra_blocks(run, policy) if policy else ()
+    return tuple(block for block in ("reward", "reference", "value", *own) if run.table.has(block))
 
 
 def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
@@ -222,6 +237,7 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
         "selected_rows": trainer.num_selected,
+        **trainer.selection_facts,
         "effective_sample_size": trainer.effective_sample_size,
         "seconds": result.metrics.get("train_runtime"),
         "evaluations": history,
