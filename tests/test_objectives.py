@@ -297,10 +297,8 @@ def test_the_objectives_are_these():
 def test_whatever_an_objective_requires_is_a_column_or_has_a_provider():
     known = {*ROW_NUMBERS, "reference_logprobs", "nonnegative_reward", *PROVIDERS}
     for objective in OBJECTIVES.values():
-        other = {
-            field.name: {False: True, None: 0.5}.get(field.default, field.default)
-            for field in fields(objective.settings)
-        }
+        other = {f.name: True for f in fields(objective.settings) if f.default is False}
+        other |= {f.name: 0.5 for f in fields(objective.settings) if f.default is None}
         for given in (objective.settings(), objective.settings(**other)):
             assert objective.needs(given) | objective.optional <= known
 
