@@ -52,19 +52,35 @@ class IsChosen(Provider):
 
 
 class MismatchedLogratio(Provider):
-    """[] the mean log-ratio of the batch's prompts with completions of other prompts, over all processes."""
+    """[] the mean log-ratio of prompts with completions of other prompts, over the whole optimizer step.
+
+    The policy stays as it is during a step, so that all of its micro-batches are scored at the first: any split of the
+    step into micro-batches and processes has one reference point.
+    """
 
     columns = ("mismatched_ids", "mismatched_reference_logprob")
 
-    @torch.no_grad()
+    def __init__(self, trainer: Any, name: str):
+        super().__init__(trainer, name)
+        self.known: tuple[list, Tensor] | None = None  # a step's batches, and its mean
+
     def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        mask = inputs["mismatched_mask"]
-        pairs = {**inputs, "completion_ids": inputs["mismatched_ids"], "completion_mask": mask}
-        logprob = completion_logprobs(model, pairs).sum(-1)
-        logratio = logprob - inputs["mismatched_reference_logprob"]
-        total = torch.stack([logratio.sum(), torch.tensor(float(len(logratio)), device=logratio.device)])
-        total = self.trainer.accelerator.gather(total).reshape(-1, 2).sum(0)
-        return total[0] / total[1]
+        batches = self.trainer.step_batches or [inputs]
+        if self.known is None or self.known[0] is not batches:
+            self.known = batches, self._mean(model, batches, inputs["prompt_ids"].device)
+        return self.known[1]
+
+    @torch.no_grad()
+    def _mean(self, model: Any, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        total = torch.zeros(2, device=device)
+        for one in batches:
+            inputs = {name: values.to(device) for name, values in one.items()}
+            mask = inputs["mismatched_mask"]
+            pairs = {**inputs, "completion_ids": inputs["mismatched_ids"], "completion_mask": mask}
+            logratio = completion_logprobs(model, pairs).sum(-1) - inputs["mismatched_reference_logprob"]
+            total += torch.stack([logratio.sum(), torch.tensor(float(len(logratio)), device=device)])
+        summed, count = self.trainer.accelerator.gather(total).reshape(-1, 2).sum(0)
+        return summed / count
 
 
 class AdvantageScale(Provider):

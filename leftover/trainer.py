@@ -95,7 +95,9 @@ class LoLTrainer(TrainsAlong, Trainer):
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
         on_cpu = self.args.device.type == "cpu"
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        self.step_batches = []
+        return result
 
     def _draw_order(self) -> DrawOrder:
         """The batches of the whole run, the same on every process."""
