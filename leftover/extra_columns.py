@@ -194,6 +194,31 @@ def mismatched_logprobs(
     return np.array([float(lp.sum()) for lp in logprobs])
 
 
+def add_extra_columns(
+    table: dict[str, Any], needs: frozenset[str], model: Any, tokenizer: Any, args: Any, reward_func: Any
+) -> None:
+    """For rows without a recipe: the columns of these blocks that `needs` names join the others of `table`."""
+    group = np.array(table["group"])
+    if "reward_quantile" in needs:
+        _, quantile = reward_quantiles(
+            model,
+            tokenizer,
+            table,
+            group,
+            table["reward"],
+            reward_func,
+            samples=args.reference_samples,
+            max_new_tokens=args.max_completion_length,
+            seed=args.seed,
+        )
+        table["reward_quantile"] = np.where(np.isfinite(table["reward"]), quantile, np.nan)
+    if "mismatched_logratio" in needs:
+        table["mismatched_ids"] = [table["completion_ids"][i] for i in mismatch(group, args.seed)]
+        table["mismatched_reference_logprob"] = mismatched_logprobs(
+            model, tokenizer, table["prompt_ids"], table["mismatched_ids"], args.compute_dtype
+        )
+
+
 def _number(scratch: Path) -> int:
     """Of the shard that a scratch path is of."""
     return int(scratch.name.split(".")[0])

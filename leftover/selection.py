@@ -57,6 +57,17 @@ def check_requirements(
             )
 
 
+def check_columns(name: str, needs: frozenset[str], extras: Sequence[str], found: Sequence[str]) -> None:
+    """Refuse prepared rows without a column that the objective reads; `extras`: columns of its extras."""
+    needed = [*extras, *(needs & {"reference_logprobs"})]
+    missing = [column for column in needed if column not in found]
+    if missing:
+        raise UserError(
+            f"objective '{name}' needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which the prepared "
+            "rows have not: prepare them for it, or give rows with prompt, completion and reward"
+        )
+
+
 def check_groups(name: str, objective: Objective, group: np.ndarray) -> None:
     """Refuse an objective of groups where no prompt has two rows; `group` [N] ids of the training rows."""
     if objective.unit == "group" and len(np.unique(group)) == len(group):
@@ -163,9 +174,10 @@ def _alike(group: np.ndarray, selected: np.ndarray) -> np.ndarray:
 
 
 def by_priority(args: Any) -> bool:
-    """Whether rows are drawn in proportion to the objective's weight, with replacement."""
-    weighted = objective_of(args).draw_by is not None
-    return args.draw.startswith("priority") or (args.draw == "auto" and weighted)
+    """Whether rows are drawn in proportion to the objective's weight, with replacement; groups never are."""
+    objective = objective_of(args)
+    weighted = args.draw == "auto" and objective.draw_by is not None
+    return objective.unit == "completion" and (args.draw.startswith("priority") or weighted)
 
 
 def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:

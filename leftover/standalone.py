@@ -108,6 +108,7 @@ def _prepare_train(
     import datasets
 
     from leftover.data.splits import unique_ids
+    from leftover.extra_columns import add_extra_columns
     from leftover.reference import reference_pass
 
     checked = checked_rows(rows)
@@ -154,7 +155,7 @@ def _prepare_train(
     if needs_value and not np.isfinite(table["reward"]).any():
         raise UserError(f"objective '{args.objective}' needs scores: give rows a 'reward', or pass reward_funcs")
     check_groups(args.objective, objective, np.array(table["group"]))
-    if "reward_quantile" in needs and reward_func is None:
+    if "reward_quantile" in needs and reward_func is None:  # before the reference runs
         raise UserError(f"objective '{args.objective}' scores the reference's own completions: pass reward_funcs")
     if needs_value or "reference_logprobs" in needs:
         view = [{k: table[k][i] for k in ("prompt_ids", "completion_ids")} for i in range(len(kept))]
@@ -173,38 +174,8 @@ def _prepare_train(
     if "is_chosen" in needs:
         chosen = [checked[i]["is_chosen"] for i in kept]
         table["is_chosen"] = [math.nan if one is None else float(one) for one in chosen]
-    if "reward_quantile" in needs:
-        table["reward_quantile"] = _quantiles(model, tokenizer, args, table, reward_func)
-    if "mismatched_logratio" in needs:
-        _add_mismatched(model, tokenizer, args, table)
+    add_extra_columns(table, needs, model, tokenizer, args, reward_func)
     return datasets.Dataset.from_dict(table)
-
-
-def _quantiles(model: Any, tokenizer: Any, args: Any, table: dict, reward_func: Any) -> np.ndarray:
-    from leftover.extra_columns import reward_quantiles
-
-    _, quantiles = reward_quantiles(
-        model,
-        tokenizer,
-        table,
-        np.array(table["group"]),
-        table["reward"],
-        reward_func,
-        samples=args.reference_samples,
-        max_new_tokens=args.max_completion_length,
-        seed=args.seed,
-    )
-    return np.where(np.isfinite(table["reward"]), quantiles, np.nan)
-
-
-def _add_mismatched(model: Any, tokenizer: Any, args: Any, table: dict) -> None:
-    from leftover.extra_columns import mismatch, mismatched_logprobs
-
-    partners = mismatch(np.array(table["group"]), args.seed)
-    table["mismatched_ids"] = [table["completion_ids"][i] for i in partners]
-    table["mismatched_reference_logprob"] = mismatched_logprobs(
-        model, tokenizer, table["prompt_ids"], table["mismatched_ids"], args.compute_dtype
-    )
 
 
 def _gives(

@@ -12,12 +12,12 @@ from leftover.data.collate import Collator
 from leftover.data.raw import chat_of
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
-from leftover.extras import Extras, TrainsAlong
+from leftover.extras import Extras, TrainsAlong, row_columns
 from leftover.logprobs import completion_logprobs
 from leftover.memory import freed_memory_kept
 from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import CompletionBatch, Objective
-from leftover.selection import run_order, selection, training_columns
+from leftover.selection import check_columns, run_order, selection, training_columns
 from leftover.standalone import load_for_training, prepare_evaluation, prepare_rows, summed
 from leftover.trainer_metrics import MetricSums, evaluate_policy, initial_logratio, training_metrics
 from leftover.training_config import LoLConfig, objective_of, objective_settings
@@ -88,8 +88,10 @@ class LoLTrainer(TrainsAlong, Trainer):
         if args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
         self.draw_order = self._draw_order() if train_dataset is not None else None
-        needs = self.objective.needs(self.settings) | self.objective.optional
-        self.extras = Extras(self, needs if train_dataset is not None else ())
+        needs = self.objective.needs(self.settings)
+        if train_dataset is not None:
+            check_columns(args.objective, needs, row_columns(needs), train_dataset.column_names)
+        self.extras = Extras(self, needs | self.objective.optional if train_dataset is not None else ())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""

@@ -36,8 +36,8 @@ class LoLConfig(TrainingArguments):
         metadata={
             "help": "How they are drawn: priority (in proportion to the reward or advantage that weighs the loss, with "
             "replacement), priority_unweighted (the same, without the factor in the loss), uniform (every row once an "
-            "epoch), or auto: priority where the objective has such a weight. rows=leftover with draw=uniform is the "
-            "paper's 'good random', rows=all with draw=uniform its plain shuffle."
+            "epoch), or auto: priority where the objective has such a weight; groups come once an epoch. "
+            "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle."
         },
     )
     whole_groups: bool = field(default=False, metadata={"help": "Draw all selected rows of a prompt together."})
@@ -93,9 +93,9 @@ class LoLConfig(TrainingArguments):
         if self.reference_samples < 1:
             raise UserError(f"reference_samples is {self.reference_samples}: give 1 or more")
         if self.released_code:
-            if self.max_tokens_per_batch:
-                raise UserError("released_code draws batches of rows: leave max_tokens_per_batch out")
-            self.disable_dropout = self.length_bucketing = self.whole_groups = False
+            if self.max_tokens_per_batch or self.whole_groups:
+                raise UserError("released_code draws batches of rows: leave max_tokens_per_batch and whole_groups out")
+            self.disable_dropout = self.length_bucketing = False
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         super().__post_init__()
 

@@ -23,6 +23,7 @@ from leftover.logprobs import completion_logprobs
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
 from leftover.reference import reference_pass
+from leftover.requirements import needs_of
 from leftover.workspace import Run
 from tests.conftest import scored_rows
 from tests.test_recipes import OF_THE_PAPER
@@ -281,6 +282,29 @@ def test_the_value_of_dro_takes_the_step_of_its_own_gradient(
     trainer.train()
     torch.testing.assert_close(trainer.extras.modules["soft_value"][1].weight, weight, atol=1e-4, rtol=1e-3)
     assert trainer.extras.modules["soft_value"][1].bias.item() == pytest.approx(bias, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "column"),
+    [("kto", "mismatched_ids"), ("dro", "prompt_features"), ("qrpo", "reward_quantile"), ("dpo", "reference_logprobs")],
+)
+def test_prepared_rows_without_a_column_are_refused_by_name(
+    objective: str, column: str, tiny_llama_path: str, tokenizer: Any, rows: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"objective '{objective}' needs the column '?{column}"):
+        make_trainer(tiny_llama_path, tokenizer, rows.remove_columns(column), tmp_path, objective=objective)
+
+
+def test_what_a_policy_requires_follows_its_settings(tmp_path: Path, tiny_recipe: Callable) -> None:
+    policies = {
+        "kto": {"objective": "kto"},
+        "labelled": {"objective": "kto", "objective_settings": {"threshold": 0.5}},
+        "dpo": {"objective": "dpo", "objective_settings": {"reference_free": True}},
+        "leftover": {"objective": "nll", "rows": "leftover"},
+    }
+    recipe = make_recipe(tiny_recipe(tmp_path, policies=policies))
+    assert [name for name in policies if "value" in needs_of(recipe, name)] == ["kto", "leftover"]
+    assert "reference_logprobs" not in needs_of(recipe, "dpo")
 
 
 def recipe_of(tiny_recipe: Callable, folder: Path, **more: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_the_setting_chooses_the_variant_and_turns_dropout_and_bucketing_as_rele
     args = config(tmp_path, objective="a_lol_seq", released_script="tasks")
     assert objective_settings(args).clip is None
     assert objective_of(LoLConfig(output_dir=str(tmp_path))) is OBJECTIVES["a_lol_seq"]
-    with pytest.raises(UserError, match="leave max_tokens_per_batch out"):
+    with pytest.raises(UserError, match="leave max_tokens_per_batch"):
         config(tmp_path, max_tokens_per_batch=100)
     with pytest.raises(UserError, match="released_script: 'x' is not one of assistant, tasks"):
         config(tmp_path, released_script="x")
@@ -158,7 +158,7 @@ def test_the_tasks_script_heeds_the_batch_size_and_counts_zero_as_left_over(tmp_
     assert steps == 28 and sorted(np.diff(order.offsets)) == [1] * 2 + [3] * 26
 
 
-def test_several_processes_and_groups_are_refused(tmp_path: Path) -> None:
+def test_objectives_of_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="released_code has no 'pro'"):
         selected = np.ones(40, bool)
         run_order(config(tmp_path, objective="pro"), columns(), selected, selected.astype(float))
