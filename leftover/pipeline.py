@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leftover import extra_columns, requirements, row_constants, scoring
 from leftover import prepare as stage
-from leftover import row_constants, scoring
 from leftover.config import Recipe, load_recipe
 from leftover.workspace import Run
 
@@ -28,11 +28,18 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
 
 
 def prepare(this: Run, only: str | None = None) -> None:
-    """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x) and A(x, y); `only`: up to that step."""
+    """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step."""
+    requirements.check_recipe(this)
     for name, step in STEPS.items():
         step(this)
         if name == only:
             return
+
+
+def tokens(this: Run) -> None:
+    """Token ids, and whether prompts have completions to compare where a policy compares them."""
+    stage.tokens(this)
+    requirements.check_prompts(this)
 
 
 def value(this: Run) -> None:
@@ -45,11 +52,12 @@ def value(this: Run) -> None:
 STEPS: dict[str, Callable[[Run], None]] = {
     "rows": stage.read,
     "split": stage.split,
-    "tokens": stage.tokens,
+    "tokens": tokens,
     "score": scoring.score,
     "reference": stage.fit_reference,
     "logprobs": row_constants.reference_columns,
     "value": value,
+    "extras": extra_columns.extra_columns,
 }
 
 
@@ -70,7 +78,9 @@ def train(this: Run) -> None:
     for name in this.recipe.policies:
         for seed in this.recipe.seeds:
             key = {
-                "from": {block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this))},
+                "from": {
+                    block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this, name))
+                },
                 "settings": effective(policy_settings(this, name)),
                 "lora": this.recipe.model.lora.model_dump() if this.recipe.model.lora else None,
                 "rows": this.recipe.data.rows,

@@ -10,9 +10,8 @@ import torch
 from leftover.advantages import advantage, leftover_mask
 from leftover.draws import effective_sample_size
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES
-from leftover.ppo import ONLINE
 from leftover.reference import model_identity, reference_pass
+from leftover.requirements import needs_of, offline_policies
 from leftover.table import FixedLists, column, equals, float_lists
 from leftover.workspace import Run
 
@@ -68,13 +67,7 @@ _FAR_FROM_ROWS = -3.0
 
 def needs_value(run: Run) -> bool:
     """Whether any policy of the recipe uses values or the leftover selection."""
-    merged = [run.recipe.train | fields for fields in run.recipe.policies.values()]
-    merged = [settings for settings in merged if settings.get("objective") not in ONLINE]  # their values are their own
-    return any(
-        "value" in OBJECTIVES.get(m.get("objective", "a_lol_seq"), OBJECTIVES["a_lol_seq"]).requires
-        or m.get("rows") == "leftover"
-        for m in merged
-    )
+    return any("value" in needs_of(run.recipe, name) for name in offline_policies(run.recipe))
 
 
 def value(run: Run) -> None:

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.errors import UserError
 from leftover.manifest import write_json
 from leftover.models import read_json
-from leftover.objectives import OBJECTIVES
-from leftover.ppo import ONLINE
+from leftover.requirements import check_rewards
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
-from leftover.selection import check_requirements
 from leftover.table import column, equals
 from leftover.workspace import Run
 
@@ -37,7 +34,7 @@ def score(run: Run) -> None:
     for name in run.reward.components:
         score_component(run, name)
     sum_rewards(run)
-    _check_rewards(run)
+    check_rewards(run)
 
 
 def fit_rewards(run: Run) -> None:
@@ -130,32 +127,3 @@ def slug(name: str) -> str:
 def score_block(name: str) -> str:
     """The table's block of one component's scores."""
     return f"score-{slug(name)}"
-
-
-def _check_rewards(run: Run) -> None:
-    """Refuse a policy that the rewards cannot serve before the reference is fitted for it."""
-    table = run.table.open("rows", "split", "tokens", "reward")
-    trains = equals(table, "split", "train") & equals(table, "kept", True)
-    if run.recipe.data.rows == "chosen":
-        trains &= equals(table, "is_chosen", True)
-    reward = column(table, "reward")[trains]
-    for name, fields in run.recipe.policies.items():
-        settings = run.recipe.train | fields
-        if settings.get("objective") in ONLINE:  # scores its own completions: `Run.check_rewards`
-            continue
-        objective = OBJECTIVES[settings.get("objective", "a_lol_seq")]
-        needed = "reward" in objective.requires or settings.get("rows") in ("leftover", "top")
-        if needed and not np.isfinite(reward).any():
-            raise UserError(
-                f"policy '{name}' needs scores, and no training row has one in the column "
-                f"'{run.recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
-            )
-        needs_advantage = "advantage" in objective.requires or settings.get("rows") == "leftover"
-        if needs_advantage and np.nanmax(reward) == np.nanmin(reward) and run.value_targets != "reference_samples":
-            # Left to the arithmetic, advantages of rounding errors would be trained on.
-            raise UserError(
-                f"policy '{name}': all recorded rewards are equal ({np.nanmax(reward):g}), so that no training row has "
-                "a positive advantage: there is nothing left over to train on"
-            )
-        if "nonnegative_reward" in objective.requires:
-            check_requirements(name, objective, {"reward": reward})

@@ -1,22 +1,53 @@
 """Which rows a policy trains on, how likely each is drawn, and in what order. Functions of the row constants."""
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from leftover import released
 from leftover.draws import DrawOrder, draw_batches
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES, Objective
+from leftover.objectives import Columns, Objective
+from leftover.table import column, list_lengths
+from leftover.training_config import objective_of, objective_settings
 
-Columns = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
+
+# What an objective may require that is a number of every row.
+ROW_NUMBERS = ("reward", "value", "advantage", "reward_quantile")
 
 
-def check_requirements(name: str, objective: Objective, columns: Columns) -> None:
-    """Refuse an objective that the rows cannot serve, before anything is computed."""
-    for column in sorted(objective.requires - {"nonnegative_reward", "reference_logprobs"}):
-        if column not in columns or not np.isfinite(columns[column]).any():
-            raise UserError(f"objective '{name}' needs the column '{column}', which no training row has")
-    if "nonnegative_reward" in objective.requires:
+class Selection(NamedTuple):
+    """The rows that may be drawn, [N] bool, and their drawing weights, [N]; 0 outside.
+
+    With an objective of groups: how many prompts it draws from, and how many it cannot use (one completion, a tie).
+    """
+
+    selected: np.ndarray
+    weights: np.ndarray
+    facts: dict[str, int]
+
+
+def training_columns(rows: Any) -> Columns:
+    """The numbers of prepared training rows (a Dataset) that selection and draws depend on, [N] each."""
+    columns = {name: column(rows, name) for name in (*ROW_NUMBERS, "group") if name in rows.column_names}
+    if "is_chosen" in rows.column_names:
+        columns["is_chosen"] = column(rows, "is_chosen").astype(np.float64)  # true, false or none
+    columns["length"] = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
+    return columns
+
+
+def check_requirements(
+    name: str, objective: Objective, columns: Columns, settings: Any = None, only: Sequence[str] = ROW_NUMBERS
+) -> None:
+    """Refuse an objective that the rows cannot serve, before anything is computed; `only`: numbers known so far."""
+    needs = objective.needs(settings or objective.settings())
+    for number in (number for number in only if number in needs):
+        if number not in columns or not np.isfinite(columns[number]).any():
+            raise UserError(f"objective '{name}' needs the column '{number}', which no training row has")
+    if "nonnegative_reward" in needs:
         negative = int((columns["reward"] < 0).sum())
         if negative:
             raise UserError(
@@ -26,23 +57,44 @@ def check_requirements(name: str, objective: Objective, columns: Columns) -> Non
             )
 
 
-def select_rows(objective: Objective, columns: Columns, rows: str, top_percent: float) -> np.ndarray:
+def check_columns(name: str, needs: frozenset[str], extras: Sequence[str], found: Sequence[str]) -> None:
+    """Refuse prepared rows without a column that the objective reads; `extras`: columns of its extras."""
+    needed = [*extras, *(needs & {"reference_logprobs"})]
+    missing = [column for column in needed if column not in found]
+    if missing:
+        raise UserError(
+            f"objective '{name}' needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which the prepared "
+            "rows have not: prepare them for it, or give rows with prompt, completion and reward"
+        )
+
+
+def check_groups(name: str, objective: Objective, group: np.ndarray) -> None:
+    """Refuse an objective of groups where no prompt has two rows; `group` [N] ids of the training rows."""
+    if objective.unit == "group" and len(np.unique(group)) == len(group):
+        raise UserError(
+            f"objective '{name}' compares completions of one prompt, and each of the {len(group)} training rows has a "
+            "prompt of its own: give several completions a prompt (leftover sample writes such rows)"
+        )
+
+
+def select_rows(
+    objective: Objective, columns: Columns, rows: str, top_percent: float, settings: Any = None
+) -> np.ndarray:
     """[N] bool, the rows that may be drawn.
 
     rows: all; leftover (advantage > 0); top (the `top_percent` % of highest reward; of equal rewards the earlier
-    rows); auto (leftover where the objective is weighted by the advantage, else all). Rows that lack the reward
-    or the advantage a choice or an objective needs are not selected.
+    rows); auto (what the objective says). Rows that lack a number that a choice or an objective needs are not
+    selected.
     """
-    if rows == "auto":
-        rows = "leftover" if objective.draw_by == "advantage" else "all"
-    needed = {"leftover": "advantage", "top": "reward"}.get(rows)
-    if needed and (needed not in columns or not np.isfinite(columns[needed]).any()):
-        raise UserError(f"rows: {rows} needs the column '{needed}', which no training row has")
+    rows = objective.rows if rows == "auto" else rows
+    chosen_by = {"leftover": "advantage", "top": "reward"}.get(rows)
+    if chosen_by and (chosen_by not in columns or not np.isfinite(columns[chosen_by]).any()):
+        raise UserError(f"rows: {rows} needs the column '{chosen_by}', which no training row has")
+    needs = objective.needs(settings or objective.settings())
     selected = np.ones(len(next(iter(columns.values()))), bool)
-    if "reward" in objective.requires or rows == "top":
-        selected &= np.isfinite(columns["reward"])
-    if "advantage" in objective.requires:
-        selected &= np.isfinite(columns["advantage"])
+    for name in ROW_NUMBERS:
+        if name in needs or name == chosen_by:
+            selected &= np.isfinite(columns[name])
     if rows == "leftover":
         selected &= np.nan_to_num(columns["advantage"], nan=-1.0) > 0
         if not selected.any():
@@ -81,18 +133,51 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     return weights
 
 
-def selection(args: Any, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that `args` (a LoLConfig) selects, [N] bool, and their drawing weights, [N]."""
-    objective = OBJECTIVES[args.objective]
-    check_requirements(args.objective, objective, columns)
-    selected = select_rows(objective, columns, args.rows, args.top_percent)
-    return selected, draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
+def selection(args: Any, columns: Columns) -> Selection:
+    """What `args` (a LoLConfig) selects of the training rows. Raises UserError where they cannot serve it."""
+    objective, settings = objective_of(args), objective_settings(args)
+    check_requirements(args.objective, objective, columns, settings)
+    selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
+    facts: dict[str, int] = {}
+    if objective.usable is not None:
+        selected, facts = _usable_groups(args.objective, objective, columns, selected)
+    draw = "priority" if by_priority(args) else "uniform"
+    weights = draw_weights(objective, columns, selected, draw)
+    if objective.unit == "group":
+        weights = _alike(columns["group"], selected)
+    return Selection(selected, weights, facts)
+
+
+def _usable_groups(
+    name: str, objective: Objective, columns: Columns, selected: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    assert objective.usable is not None
+    check_groups(name, objective, columns["group"][selected])
+    usable = objective.usable(columns, selected)
+    given, taken = (len(np.unique(columns["group"][rows])) for rows in (selected, usable))
+    if taken == 0:
+        raise UserError(
+            f"objective '{name}' compares completions of one prompt by their rewards, and in none of the {given} "
+            "prompts do they differ"
+        )
+    log.info(
+        "%s: %d prompts with completions to compare; %d left out (one alone, or all alike)", name, taken, given - taken
+    )
+    return usable, {"groups": taken, "groups_left_out": given - taken}
+
+
+def _alike(group: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """[N] weights that sum to 1 over the selected rows of every group: groups are drawn alike, whatever their size."""
+    _, member_of = np.unique(group, return_inverse=True)
+    sizes = np.bincount(member_of, selected)
+    return np.where(selected, 1 / np.maximum(sizes, 1)[member_of], 0.0)
 
 
 def by_priority(args: Any) -> bool:
-    """Whether rows are drawn in proportion to the objective's weight, with replacement."""
-    weighted = OBJECTIVES[args.objective].draw_by is not None
-    return args.draw.startswith("priority") or (args.draw == "auto" and weighted)
+    """Whether rows are drawn in proportion to the objective's weight, with replacement; groups never are."""
+    objective = objective_of(args)
+    weighted = args.draw == "auto" and objective.draw_by is not None
+    return objective.unit == "completion" and (args.draw.startswith("priority") or weighted)
 
 
 def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
@@ -100,18 +185,31 @@ def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.nda
 
     On several processes every one takes as many batches as the others; an incomplete last round is left out.
     """
+    if args.released_code:
+        return released.run_order(args, objective_of(args), columns, selected, weights, by_priority(args))
+    if not (args.whole_groups or objective_of(args).unit == "group"):
+        return _run_order(args, columns["length"], None, selected, weights)
+    # Of a group only its selected rows come.
+    rows = np.flatnonzero(selected)
+    order, steps = _run_order(args, columns["length"][rows], columns["group"][rows], selected[rows], weights[rows])
+    return DrawOrder(rows[order.indices], order.offsets), steps
+
+
+def _run_order(
+    args: Any, length: np.ndarray, group: np.ndarray | None, selected: np.ndarray, weights: np.ndarray
+) -> tuple[DrawOrder, int]:
     per_step = args.gradient_accumulation_steps * args.world_size
     options: dict[str, Any] = {
-        "lengths": columns["length"] if args.length_bucketing or args.max_tokens_per_batch else None,
-        "groups": columns["group"] if args.whole_groups or OBJECTIVES[args.objective].unit == "group" else None,
+        "lengths": length if args.length_bucketing or args.max_tokens_per_batch else None,
+        "groups": group,
         "batch_size": None if args.max_tokens_per_batch else args.per_device_train_batch_size,
         "max_tokens": args.max_tokens_per_batch,
         "replacement": by_priority(args),
         "seed": args.data_seed if args.data_seed is not None else args.seed,
     }
     if args.max_steps <= 0:
-        num_units = int(np.ceil(args.num_train_epochs * _num_units(options["groups"], selected)))
-        order = draw_batches(weights, num_units, **options)
+        num_units = int(selected.sum()) if group is None else len(np.unique(group[selected]))
+        order = draw_batches(weights, int(np.ceil(args.num_train_epochs * num_units)), **options)
         num_batches = order.num_batches - order.num_batches % args.world_size
         max_steps = -(-num_batches // per_step)
     else:
@@ -122,7 +220,3 @@ def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.nda
             num_units *= 2
             order = draw_batches(weights, num_units, **options)
     return DrawOrder(order.indices[: order.offsets[num_batches]], order.offsets[: num_batches + 1]), max_steps
-
-
-def _num_units(groups: np.ndarray | None, selected: np.ndarray) -> int:
-    return int(selected.sum()) if groups is None else len(np.unique(groups[selected]))

@@ -13,8 +13,9 @@ from leftover.data.raw import asked, chat_of, checked_rows, encode_checked, toke
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models import load_model, load_tokenizer
-from leftover.objectives import OBJECTIVES
 from leftover.rewards.python import call_reward, check_finite
+from leftover.selection import check_groups
+from leftover.training_config import objective_of, objective_settings
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def _prepare_train(
     import datasets
 
     from leftover.data.splits import unique_ids
+    from leftover.extra_columns import add_extra_columns
     from leftover.reference import reference_pass
 
     checked = checked_rows(rows)
@@ -147,21 +149,32 @@ def _prepare_train(
     unscored = int(np.isnan(table["reward"]).sum())
     if 0 < unscored < len(kept):
         log.warning("%d of %d rows have no reward: no objective that needs one trains on them", unscored, len(kept))
-    requires = OBJECTIVES[args.objective].requires
-    needs_value = "value" in requires or args.rows == "leftover"
+    objective = objective_of(args)
+    needs = objective.needs(objective_settings(args)) | objective.optional
+    needs_value = "value" in needs or args.rows == "leftover"
     if needs_value and not np.isfinite(table["reward"]).any():
         raise UserError(f"objective '{args.objective}' needs scores: give rows a 'reward', or pass reward_funcs")
-    if needs_value or "reference_logprobs" in requires:
+    check_groups(args.objective, objective, np.array(table["group"]))
+    if "reward_quantile" in needs and reward_func is None:  # before the reference runs
+        raise UserError(f"objective '{args.objective}' scores the reference's own completions: pass reward_funcs")
+    if needs_value or "reference_logprobs" in needs:
         view = [{k: table[k][i] for k in ("prompt_ids", "completion_ids")} for i in range(len(kept))]
+        with_features = needs_value or "soft_value" in needs
         table["reference_logprobs"], features = reference_pass(
-            model, tokenizer, view, features=needs_value, compute_dtype=args.compute_dtype
+            model, tokenizer, view, features=with_features, compute_dtype=args.compute_dtype
         )
+        if "soft_value" in needs:
+            table["prompt_features"] = features
         if needs_value:
             values, report = _values(model, tokenizer, args, table, features, reward_func, targets)
             if report["r2"] is not None:
                 facts["value/r2"] = report["r2"]
             table["value"] = values
             table["advantage"] = _advantages(table["reward"], values)
+    if "is_chosen" in needs:
+        chosen = [checked[i]["is_chosen"] for i in kept]
+        table["is_chosen"] = [math.nan if one is None else float(one) for one in chosen]
+    add_extra_columns(table, needs, model, tokenizer, args, reward_func)
     return datasets.Dataset.from_dict(table)
 
 

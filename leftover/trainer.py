@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
@@ -13,20 +12,20 @@ from leftover.data.collate import Collator
 from leftover.data.raw import chat_of
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
+from leftover.extras import Extras, TrainsAlong, row_columns
 from leftover.logprobs import completion_logprobs
 from leftover.memory import freed_memory_kept
 from leftover.models import align_generation_config, disable_dropout
-from leftover.objectives import OBJECTIVES, CompletionBatch, Objective
-from leftover.selection import run_order, selection
+from leftover.objectives import CompletionBatch, Objective
+from leftover.selection import check_columns, run_order, selection, training_columns
 from leftover.standalone import load_for_training, prepare_evaluation, prepare_rows, summed
-from leftover.table import column, list_lengths
-from leftover.trainer_metrics import MetricSums, evaluate_policy, training_metrics
-from leftover.training_config import LoLConfig, objective_settings
+from leftover.trainer_metrics import MetricSums, evaluate_policy, initial_logratio, training_metrics
+from leftover.training_config import LoLConfig, objective_of, objective_settings
 
 __all__ = ["LoLConfig", "LoLTrainer"]
 
 
-class LoLTrainer(Trainer):
+class LoLTrainer(TrainsAlong, Trainer):
     """Trains a policy from scored rows by any objective of `OBJECTIVES`.
 
     Args:
@@ -65,12 +64,12 @@ class LoLTrainer(Trainer):
         self.reward_func = summed(reward_funcs)
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
+        self.objective, self.settings = objective_of(args), objective_settings(args)
         train_dataset, eval_dataset = prepare_rows(
             policy, processing_class, args, train_dataset, eval_dataset, self.reward_func, self.run_metrics
         )
-        self.objective = OBJECTIVES[args.objective]
-        self.settings = objective_settings(args)
         self.sums = MetricSums()
+        self.step_batches: list[dict[str, Tensor]] = []  # of the optimizer step in progress, on this process
         if args.disable_dropout:
             disable_dropout(policy)
         collator = kwargs.pop("data_collator", None) or Collator(processing_class.pad_token_id)
@@ -89,21 +88,23 @@ class LoLTrainer(Trainer):
         if args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
         self.draw_order = self._draw_order() if train_dataset is not None else None
+        needs = self.objective.needs(self.settings)
+        if train_dataset is not None:
+            check_columns(args.objective, needs, row_columns(needs), train_dataset.column_names)
+        self.extras = Extras(self, needs | self.objective.optional if train_dataset is not None else ())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
         on_cpu = self.args.device.type == "cpu"
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        self.step_batches = []
+        return result
 
     def _draw_order(self) -> DrawOrder:
         """The batches of the whole run, the same on every process."""
-        names = [n for n in ("reward", "value", "advantage", "group") if n in self.train_dataset.column_names]
-        columns = {name: column(self.train_dataset, name) for name in names}
-        columns["length"] = list_lengths(self.train_dataset, "prompt_ids") + list_lengths(
-            self.train_dataset, "completion_ids"
-        )
-        selected, weights = selection(self.args, columns)
+        columns = training_columns(self.train_dataset)
+        selected, weights, self.selection_facts = selection(self.args, columns)
         self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
         order, self.args.max_steps = run_order(self.args, columns, selected, weights)
         return order
@@ -125,6 +126,7 @@ class LoLTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Units (completions or groups) of the whole optimizer step, over micro-batches and processes."""
+        self.step_batches = batch_samples
         by_group = self.objective.unit == "group"
         units = sum(len(b["group"].unique()) if by_group else len(b["group"]) for b in batch_samples)
         return self.accelerator.gather(torch.tensor(units, device=device)).sum()
@@ -138,11 +140,14 @@ class LoLTrainer(Trainer):
     ) -> Any:
         """Sum of the objective's losses over the units of the whole optimizer step."""
         batch = self.completion_batch(completion_logprobs(model, inputs, overwrite_logits=True), inputs)
+        batch = self.extras(model, inputs, batch)
         losses = self.objective.loss(batch, self.settings)
         if self.state.global_step == 0 and self.model.training:
-            self._check_initial_logratio(batch)
+            self.sums.add(initial_logratio(batch, self.args, self.model))
         self.sums.add(training_metrics(self.objective, self.settings, batch, inputs))
-        num_units = len(losses) if num_items_in_batch is None else num_items_in_batch
+        num_units = num_items_in_batch
+        if num_units is None or self.args.released_code:  # which adds up the means of the micro-batches
+            num_units = len(losses)
         # Gradients are averaged over processes, and the divisor already counts them all.
         loss = losses.sum() / num_units * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
@@ -162,23 +167,6 @@ class LoLTrainer(Trainer):
             ones: dict[str, Any] = {self.objective.draw_by: torch.ones_like(batch.advantage)}
             batch = batch._replace(**ones)
         return batch
-
-    def _check_initial_logratio(self, batch: CompletionBatch) -> None:
-        difference = (batch.logprobs.detach() - batch.reference_logprobs).abs()[batch.mask].max().item()
-        if np.isnan(difference):
-            return  # no reference log-probabilities: the objective does not use them
-        self.sums.add({"logratio/initial_max": (torch.tensor(difference), 1)})
-        limit = self.args.max_initial_logratio
-        if limit is None:
-            quantised = getattr(self.model, "is_quantized", False)  # its products are in 16 bits
-            full_precision = self.args.compute_dtype is None and self.model.dtype == torch.float32 and not quantised
-            limit = 1e-3 if full_precision else 0.5
-        if difference > limit:
-            raise UserError(
-                f"at step 0 policy and reference differ by {difference:.3g} in a token's log-probability (limit "
-                f"{limit:g}): the reference log-probabilities are not this model's, or were computed in another "
-                "dtype; prepare them again, or set max_initial_logratio"
-            )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

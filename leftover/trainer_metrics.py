@@ -1,5 +1,6 @@
 """What is logged of a training batch, and what `LoLTrainer.evaluate` measures. Names as TRL's."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leftover.errors import UserError
 from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correlation
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.batch import sequence_logprobs
@@ -63,9 +65,6 @@ def training_metrics(objective: Objective, settings: Any, batch: CompletionBatch
     if not torch.isnan(batch.advantage).any():
         metrics["advantage/mean"] = (batch.advantage.mean(), rows)
         metrics["advantage/frac_positive"] = ((batch.advantage > 0).float().mean(), rows)
-        beta = getattr(settings, "beta", None)
-        if beta is not None:
-            metrics["advantage/frac_below_beta"] = ((batch.advantage < beta).float().mean(), rows)
     if not torch.isnan(batch.reference_logprobs).any():
         logratio = logprob - sequence_logprobs(batch.reference_logprobs, batch.mask)
         metrics["logratio/mean"] = (logratio.mean(), rows)
@@ -78,7 +77,32 @@ def training_metrics(objective: Objective, settings: Any, batch: CompletionBatch
         clip = getattr(settings, "clip", None)
         outside = (weights - 1).abs() > clip if clip is not None else torch.zeros_like(weights)
         metrics["importance_weight/clipped_frac"] = (outside.float().mean(), count)
+    if objective.metrics is not None:
+        found = objective.metrics(batch, settings)
+        metrics |= {name: (values.detach().mean(), len(values)) for name, values in found.items()}
     return metrics
+
+
+def initial_logratio(batch: CompletionBatch, args: Any, model: Any) -> Weighted:
+    """The largest difference of a token's log-probability at step 0, where the policy is the reference.
+
+    Raises UserError above `max_initial_logratio`; none is set where the released code's dropout is on.
+    """
+    difference = (batch.logprobs.detach() - batch.reference_logprobs).abs()[batch.mask].max().item()
+    if np.isnan(difference):
+        return {}  # no reference log-probabilities: the objective does not use them
+    limit = args.max_initial_logratio
+    if limit is None:
+        quantised = getattr(model, "is_quantized", False)  # its products are in 16 bits
+        full_precision = args.compute_dtype is None and model.dtype == torch.float32 and not quantised
+        limit = math.inf if args.released_code else 1e-3 if full_precision else 0.5
+    if difference > limit:
+        raise UserError(
+            f"at step 0 policy and reference differ by {difference:.3g} in a token's log-probability (limit "
+            f"{limit:g}): the reference log-probabilities are not this model's, or were computed in another "
+            "dtype; prepare them again, or set max_initial_logratio"
+        )
+    return {"logratio/initial_max": (torch.tensor(difference), 1)}
 
 
 def evaluate_policy(

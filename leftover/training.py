@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from transformers import PrinterCallback, ProgressCallback
 
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
+from leftover.extra_columns import extra_blocks
+from leftover.extras import row_columns
 from leftover.models import read_json, save_model
 from leftover.ppo import ONLINE
 from leftover.ppo.config import PPOConfig, own_settings
 from leftover.ppo.trainer import PPOTrainer
+from leftover.requirements import trains_on_chosen
 from leftover.table import column, equals
 from leftover.trainer import LoLTrainer
-from leftover.training_config import LoLConfig, objective_settings
+from leftover.training_config import LoLConfig, objective_of, objective_settings
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -58,8 +62,10 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False) -> Any:
-    """Kept rows of one split as a Dataset with the columns that training reads."""
+def training_rows(
+    run: Run, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False, extras: Sequence[str] = ()
+) -> Any:
+    """Kept rows of one split as a Dataset with the columns that training reads, and with `extras`."""
     table = run.table.open("rows", "split", "tokens", *blocks)
     keep = equals(table, "split", split) & equals(table, "kept", True)
     if chosen_only:
@@ -70,7 +76,8 @@ def training_rows(run: Run, split: str, blocks: tuple[str, ...], *, chosen_only:
     if not keep.any():
         raise UserError(f"the {split} split has no row left after truncation")
     names = ["prompt", "conversational", "group", "prompt_ids", "completion_ids"]
-    names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
+    optional = ("reward", "value", "advantage", "reference_logprobs", *extras)
+    names += [n for n in optional if n in table.column_names]
     return table.select_columns(names).select(np.flatnonzero(keep))
 
 
@@ -122,7 +129,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         run,
         run.load_reference(),
         args,
-        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
+        _policy_rows(run, name, args),
         validation,
         peft_config=run.lora_config(),
         reward_func=run.reward if can_score else None,
@@ -131,6 +138,20 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     if r2 is not None and "value" in blocks and isinstance(trainer, LoLTrainer):
         trainer.run_metrics["value/r2"] = r2
     return _fit(trainer, run, folder)
+
+
+def _policy_rows(run: Run, name: str, args: LoLConfig | PPOConfig) -> Any:
+    """The training rows of a policy, with the extra columns that its objective reads."""
+    if isinstance(args, PPOConfig):
+        return training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
+    objective = objective_of(args)
+    return training_rows(
+        run,
+        "train",
+        available_blocks(run, name),
+        chosen_only=trains_on_chosen(run.recipe, objective),
+        extras=row_columns(objective.needs(objective_settings(args)) | objective.optional),
+    )
 
 
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
@@ -146,9 +167,10 @@ def policy_folder(run: Run, name: str, seed: int) -> Path:
     return run.folder / "policies" / name / f"seed-{seed}"
 
 
-def available_blocks(run: Run) -> tuple[str, ...]:
-    """Blocks of row constants that the run has prepared."""
-    return tuple(block for block in ("reward", "reference", "value") if run.table.has(block))
+def available_blocks(run: Run, policy: str | None = None) -> tuple[str, ...]:
+    """Blocks of row constants that the run has prepared for every policy, and those for this one alone."""
+    own = extra_blocks(run, policy) if policy else ()
+    return tuple(block for block in ("reward", "reference", "value", *own) if run.table.has(block))
 
 
 def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
@@ -242,5 +264,5 @@ def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, 
         "effective_sample_size": trainer.effective_sample_size,
         "seconds": result.metrics.get("train_runtime"),
         "evaluations": history,
-        **(trainer.facts() if isinstance(trainer, PPOTrainer) else {}),
+        **(trainer.facts() if isinstance(trainer, PPOTrainer) else trainer.selection_facts),
     }

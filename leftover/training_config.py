@@ -1,12 +1,13 @@
 """`LoLConfig`: the settings of a run, on top of transformers' `TrainingArguments`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from leftover.errors import UserError, nearest
-from leftover.objectives import OBJECTIVES
+from leftover.objectives import OBJECTIVES, RELEASED, Objective
 from leftover.quantization import check_optimizer
 
 
@@ -19,14 +20,40 @@ class LoLConfig(TrainingArguments):
     """
 
     objective: str = field(default="a_lol_seq", metadata={"help": f"One of {', '.join(OBJECTIVES)}."})
-    objective_settings: dict = field(default_factory=dict, metadata={"help": "clip, beta, floor, kl_estimator."})
-    rows: str = field(default="auto", metadata={"help": "auto, all, leftover, or top (see top_percent)."})
+    objective_settings: dict = field(
+        default_factory=dict, metadata={"help": "The objective's own: clip, beta, floor, ... (leftover/objectives/)."}
+    )
+    rows: str = field(
+        default="auto",
+        metadata={
+            "help": "Which rows train: all, leftover (advantage > 0), top (see top_percent), or auto: leftover for "
+            "a_lol*, top for nll_top, else all."
+        },
+    )
     top_percent: float = field(default=25.0, metadata={"help": "With rows=top: the share of highest reward, in %."})
     draw: str = field(
         default="auto",
-        metadata={"help": "auto, priority (with replacement), priority_unweighted (drops the factor), uniform."},
+        metadata={
+            "help": "How they are drawn: priority (in proportion to the reward or advantage that weighs the loss, with "
+            "replacement), priority_unweighted (the same, without the factor in the loss), uniform (every row once an "
+            "epoch), or auto: priority where the objective has such a weight; groups come once an epoch. "
+            "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle."
+        },
     )
-    whole_groups: bool = field(default=False, metadata={"help": "Draw all rows of a prompt together."})
+    whole_groups: bool = field(default=False, metadata={"help": "Draw all selected rows of a prompt together."})
+    reference_samples: int = field(
+        default=8, metadata={"help": "qrpo: completions of the reference a prompt, among which rewards are ranked."}
+    )
+    released_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Sample, clip and clamp as the authors' released code does, to show what that changes "
+            "(docs/paper.md, 'released_code')."
+        },
+    )
+    released_script: str = field(
+        default="assistant", metadata={"help": "Which of the two: assistant (HH-RLHF) or tasks (the three others)."}
+    )
     length_bucketing: bool = field(default=True, metadata={"help": "Rows of like length share a batch."})
     max_tokens_per_batch: int | None = field(
         default=None, metadata={"help": "Padded tokens a batch, in place of per_device_train_batch_size rows."}
@@ -63,6 +90,12 @@ class LoLConfig(TrainingArguments):
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise UserError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(valid)}")
+        if self.reference_samples < 1:
+            raise UserError(f"reference_samples is {self.reference_samples}: give 1 or more")
+        if self.released_code:
+            if self.max_tokens_per_batch or self.whole_groups:
+                raise UserError("released_code draws batches of rows: leave max_tokens_per_batch and whole_groups out")
+            self.disable_dropout = self.length_bucketing = False
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         super().__post_init__()
 
@@ -76,18 +109,37 @@ _CHOICES = {
     "rows": ("auto", "all", "leftover", "top"),
     "draw": ("auto", "priority", "priority_unweighted", "uniform"),
     "eval_decoding": ("greedy", "sample"),
+    "released_script": tuple(RELEASED),
     "value_targets": ("auto", "recorded", "reference_samples", "group_loo"),
 }
 
 
-def objective_settings(args: LoLConfig) -> Any:
-    """The objective's own settings as its dataclass; an unknown name is a UserError."""
-    settings: Any = OBJECTIVES[args.objective].settings
+def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
+    """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
+
+    Raises UserError for a setting that it has not.
+    """
+    name = str(fields.get("objective", LoLConfig.objective))
+    script = str(fields.get("released_script", LoLConfig.released_script))
+    released = RELEASED.get(script, {}) if fields.get("released_code") else {}
+    objective = released.get(name, OBJECTIVES[name])
+    settings: Any = objective.settings
     valid = list(settings.__dataclass_fields__)
-    for name in args.objective_settings:
-        if name not in valid:
+    given = fields.get("objective_settings") or {}
+    for setting in given:
+        if setting not in valid:
             raise UserError(
-                f"objective '{args.objective}' has no setting '{name}'{nearest(name, valid)}; "
+                f"objective '{name}' has no setting '{setting}'{nearest(setting, valid)}; "
                 f"its settings: {', '.join(valid) or 'none'}"
             )
-    return settings(**args.objective_settings)
+    return objective, settings(**given)
+
+
+def objective_of(args: LoLConfig) -> Objective:
+    """The objective of a run; see `declared`."""
+    return declared(vars(args))[0]
+
+
+def objective_settings(args: LoLConfig) -> Any:
+    """The objective's own settings as its dataclass; an unknown name is a UserError."""
+    return declared(vars(args))[1]

@@ -390,3 +390,34 @@ def test_random_weights_have_the_vocabulary_of_the_tokenizer_that_the_run_will_t
     plan = build_plan(make_recipe(content))
     assert plan.rows is not None
     assert find_config(make_recipe(content).model)[0].vocab_size == 300
+
+
+def test_the_plan_counts_what_single_objectives_compute(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
+    rows_of_pairs = [row | {"completion": row["completion"] + end} for row in scored_rows(30) for end in ("", " Yes.")]
+    policies = {
+        "q": {"objective": "qrpo", "reference_samples": 3},
+        "k": {"objective": "kto", "objective_settings": {"threshold": 0.0}},
+        "d": {"objective": "dpo"},
+        "n": {"objective": "nll"},
+    }
+    plan = build_plan(make_recipe(tiny_recipe(tmp_path, rows=rows_of_pairs, policies=policies)))
+    lines = {work.what: work.amount for work in plan.work}
+    assert lines["reward quantiles: samples of the reference"].startswith("3 x 24 completions")
+    assert lines["mismatched log-probabilities"] == "48 rows"
+    by_name = {training.name: training for training in plan.trainings}
+    assert by_name["d"].selected == "prompts with several rows" and by_name["k"].further_passes == 1
+    assert plan.shape is not None
+    kto, nll = (by_name[name].operations(plan.shape, False) / by_name[name].seen.tokens for name in ("k", "n"))
+    assert kto / nll == pytest.approx(4 / 3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [("qrpo", "ranks rewards among those of the reference"), ("pro", "compares completions of one prompt")],
+)
+def test_the_plan_refuses_an_objective_that_the_recipe_cannot_serve(
+    objective: str, message: str, tmp_path: Path, tiny_recipe: Callable, untraced: None
+) -> None:
+    recorded = {"reward": {"functions": [{"type": "column"}]}}
+    with pytest.raises(UserError, match=message):
+        build_plan(make_recipe(tiny_recipe(tmp_path, policies={"p": {"objective": objective}}, **recorded)))

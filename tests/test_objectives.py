@@ -10,78 +10,32 @@ otherwise.
 """
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from leftover.objectives import OBJECTIVES, CompletionBatch
+from leftover.extras import PROVIDERS
+from leftover.objectives import OBJECTIVES
 from leftover.objectives.pointwise import ClipSettings, FloorSettings, KLSettings
+from leftover.selection import ROW_NUMBERS
+from tests.objective_checks import (
+    POLICY,
+    REWARD,
+    L,
+    as_doubles,
+    assert_all_close,
+    check,
+    generic_batch,
+    loss_and_gradient,
+    make_batch,
+    same,
+)
 
-L = math.log(2)
-POLICY = [[1 / 2, 1 / 4], [1 / 8, 1 / 2, 1 / 2]]
-REFERENCE = [[1 / 4, 1 / 4], [1 / 2, 1 / 2, 2 / 5]]
-REWARD = (3.0, 2.0)
-ADVANTAGE = (2.0, 1 / 2)
 CLIP = ClipSettings(1 / 2)
 NO_CLIP = ClipSettings(None)
 A_LOL = [name for name in OBJECTIVES if name.startswith("a_lol")]
-
-
-def as_doubles(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def make_batch(
-    policy=POLICY, reference=REFERENCE, reward=REWARD, advantage=ADVANTAGE, *, padding=1, junk=7.0
-) -> CompletionBatch:
-    """In double precision; `padding` columns beyond the longest completion, `junk` wherever no token is."""
-    size = (len(policy), max(map(len, policy)) + padding)
-    logprobs, reference_logprobs = torch.full(size, junk).double(), torch.full(size, -junk).double()
-    mask = torch.zeros(size, dtype=torch.bool)
-    for i, (p, q) in enumerate(zip(policy, reference, strict=True)):
-        logprobs[i, : len(p)] = as_doubles(p).log()
-        reference_logprobs[i, : len(q)] = as_doubles(q).log()
-        mask[i, : len(p)] = True
-    reward, advantage = as_doubles(reward), as_doubles(advantage)
-    return CompletionBatch(
-        logprobs=logprobs.requires_grad_(),
-        reference_logprobs=reference_logprobs,
-        mask=mask,
-        reward=reward,
-        value=reward - advantage,
-        advantage=advantage,
-        group=torch.arange(len(policy)),
-    )
-
-
-def loss_and_gradient(name, batch, settings=None):
-    """The losses [B], and the gradient of their sum [B, T]."""
-    objective = OBJECTIVES[name]
-    losses = objective.loss(batch, settings or objective.settings())
-    (gradient,) = torch.autograd.grad(losses.sum(), batch.logprobs)
-    return losses.detach(), gradient
-
-
-def check(name, settings, losses, gradients, batch=None):
-    """Compare with numbers; `gradients` has one number a token, and every other entry must be 0."""
-    batch = batch or make_batch()
-    actual, gradient = loss_and_gradient(name, batch, settings)
-    expected = torch.zeros_like(gradient)
-    for i, row in enumerate(gradients):
-        expected[i, : len(row)] = as_doubles(row)
-    torch.testing.assert_close(actual, as_doubles(losses), atol=1e-12, rtol=0)
-    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
-
-
-def same(name, settings, other, other_settings, batch):
-    """Two objectives agree in losses and gradient."""
-    assert_all_close(loss_and_gradient(name, batch, settings), loss_and_gradient(other, batch, other_settings))
-
-
-def assert_all_close(actual, expected):
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_nll_is_the_sum_over_tokens():
@@ -210,8 +164,8 @@ def test_a_lol_kl_k3_adds_nothing_for_a_row_that_is_not_left_over():
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("padding", [0, 5])
 def test_the_amount_of_padding_changes_nothing(name, padding):
-    losses, gradient = loss_and_gradient(name, make_batch())
-    other_losses, other_gradient = loss_and_gradient(name, make_batch(padding=padding))
+    losses, gradient = loss_and_gradient(name, generic_batch())
+    other_losses, other_gradient = loss_and_gradient(name, generic_batch(padding=padding))
     torch.testing.assert_close(losses, other_losses)
     torch.testing.assert_close(gradient[:, :3], other_gradient[:, :3])
     assert (other_gradient[:, 3:] == 0).all()
@@ -219,7 +173,7 @@ def test_the_amount_of_padding_changes_nothing(name, padding):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_stands_in_the_padding_changes_nothing(name):
-    one, other = make_batch(junk=7.0), make_batch(junk=-300.0)
+    one, other = generic_batch(junk=7.0), generic_batch(junk=-300.0)
     assert_all_close(loss_and_gradient(name, one), loss_and_gradient(name, other))
 
 
@@ -228,22 +182,36 @@ def test_what_stands_in_the_padding_changes_nothing(name):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_nan_in_the_padding_reaches_neither_loss_nor_gradient(name):
-    for value in loss_and_gradient(name, make_batch(junk=math.nan)):
+    for value in loss_and_gradient(name, generic_batch(junk=math.nan)):
         assert torch.isfinite(value).all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_order_of_the_batch_changes_nothing(name):
-    swapped = make_batch(POLICY[::-1], REFERENCE[::-1], REWARD[::-1], ADVANTAGE[::-1])
-    expected = [value.flip(0) for value in loss_and_gradient(name, swapped)]
-    assert_all_close(loss_and_gradient(name, make_batch()), expected)
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [2, 0, 3, 1]])
+def test_the_order_of_the_batch_changes_nothing(name, order):
+    losses, gradient = loss_and_gradient(name, generic_batch())
+    other_losses, other_gradient = loss_and_gradient(name, generic_batch(order))
+    if OBJECTIVES[name].unit == "completion":  # the losses of groups come in the order of their ids
+        losses = losses[order]
+    assert_all_close((other_losses, other_gradient), (losses, gradient[order]))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_completion_does_not_feel_its_batch(name):
-    alone = make_batch(POLICY[1:], REFERENCE[1:], REWARD[1:], ADVANTAGE[1:])
-    together = [value[1:] for value in loss_and_gradient(name, make_batch())]
-    assert_all_close(together, loss_and_gradient(name, alone))
+def test_a_unit_does_not_feel_its_batch(name):
+    losses, gradient = loss_and_gradient(name, generic_batch())
+    other_losses, other_gradient = loss_and_gradient(name, generic_batch([2, 3], padding=2))
+    # The second prompt has the smaller id.
+    losses = losses[2:] if OBJECTIVES[name].unit == "completion" else losses[:1]
+    assert_all_close((other_losses, other_gradient), (losses, gradient[2:]))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_token_of_some_row_has_a_gradient_and_metrics_are_vectors(name):
+    objective, batch = OBJECTIVES[name], generic_batch()
+    _, gradient = loss_and_gradient(name, batch)
+    assert (gradient[batch.mask] != 0).any() and (gradient[~batch.mask] == 0).all()
+    found = objective.metrics(batch, objective.settings()) if objective.metrics else {}
+    assert all(values.ndim == 1 and values.isfinite().all() for values in found.values())
 
 
 def test_importance_weights_for_the_log_are_the_unclipped_ratios():
@@ -268,7 +236,7 @@ def test_a_column_of_rewards_or_advantages_is_refused(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_mask_that_is_not_boolean_is_refused(name):
-    batch = make_batch()
+    batch = generic_batch()
     with pytest.raises((TypeCheckError, RuntimeError)):
         loss_and_gradient(name, batch._replace(mask=batch.mask.long()))
 
@@ -293,22 +261,46 @@ def test_the_objectives_are_these():
     reference = {"reference_logprobs"}
     clip, kl = {"clip": 0.9}, {"beta": 0.1, "kl_estimator": "k1"}
     expected = {
-        # name: settings, requires, draw_by, logs importance weights
-        "nll": ({}, set(), None, False),
-        "wbc": ({}, reward, "reward", False),
-        "r_gold": ({"floor": 0.1}, reward, "reward", False),
-        "r_lol": (clip, reward | reference, "reward", True),
-        "a_lol": (clip, value | reference, "advantage", True),
-        "a_lol_ref_free": ({}, value, "advantage", False),
-        "a_lol_seq": (clip, value | reference, "advantage", True),
-        "a_lol_kl": (kl, value | reference, "advantage", True),
-    }
+        # name: settings, needs under them, draw_by, rows, unit
+        "nll": ({}, set(), None, "all", "completion"),
+        "nll_top": ({}, {"reward"}, None, "top", "completion"),
+        "wbc": ({}, reward, "reward", "all", "completion"),
+        "r_gold": ({"floor": 0.1}, reward, "reward", "all", "completion"),
+        "r_lol": (clip, reward | reference, "reward", "all", "completion"),
+        "a_lol": (clip, value | reference, "advantage", "leftover", "completion"),
+        "a_lol_ref_free": ({}, value, "advantage", "leftover", "completion"),
+        "a_lol_seq": (clip, value | reference, "advantage", "leftover", "completion"),
+        "a_lol_kl": (kl, value | reference, "advantage", "leftover", "completion"),
+        "dpo": ({"beta": 0.1, "reference_free": False}, {"reward"} | reference, None, "all", "group"),
+        "pro": ({"sft_weight": 0.05}, {"reward"}, None, "all", "group"),
+        "grpo_offline": ({"clip": 0.2, "beta": 0.0}, {"reward"} | reference, None, "all", "group"),
+        "awr": ({"temperature": 1.0, "max_weight": 20.0}, value | {"advantage_scale"}, None, "all", "completion"),
+        "kto": (
+            {"beta": 0.1, "threshold": None, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+            value | reference | {"mismatched_logratio"}, None, "all", "completion",
+        ),
+        "dro": (
+            {"tau": 1.0, "value_learning_rate": 1e-3}, {"reward", "soft_value"} | reference, None, "all", "completion"
+        ),
+        "qrpo": ({"beta": 0.1}, {"reward", "reward_quantile"} | reference, None, "all", "completion"),
+        "var": ({"temperature": 1.0}, {"reward", "log_normaliser"}, None, "all", "completion"),
+    }  # fmt: skip
     found = {
-        name: (vars(o.settings()), set(o.requires), o.draw_by, o.importance_weights is not None)
+        name: (vars(o.settings()), set(o.needs(o.settings())), o.draw_by, o.rows, o.unit)
         for name, o in OBJECTIVES.items()
     }
     assert found == expected
-    assert {o.unit for o in OBJECTIVES.values()} == {"completion"}
+    weighted = {name for name, o in OBJECTIVES.items() if o.importance_weights is not None}
+    assert weighted == {"r_lol", "a_lol", "a_lol_seq", "a_lol_kl", "grpo_offline"}
+
+
+def test_whatever_an_objective_requires_is_a_column_or_has_a_provider():
+    known = {*ROW_NUMBERS, "reference_logprobs", "nonnegative_reward", *PROVIDERS}
+    for objective in OBJECTIVES.values():
+        other = {f.name: True for f in fields(objective.settings) if f.default is False}
+        other |= {f.name: 0.5 for f in fields(objective.settings) if f.default is None}
+        for given in (objective.settings(), objective.settings(**other)):
+            assert objective.needs(given) | objective.optional <= known
 
 
 @pytest.mark.parametrize("name", ["r_lol", "a_lol", "a_lol_seq"])

@@ -9,7 +9,6 @@ import pytest
 from leftover import cli
 from leftover.config import Recipe, load_recipe, load_yaml
 from leftover.models import PLAIN_CHAT_TEMPLATE
-from leftover.objectives import OBJECTIVES
 from leftover.plan.settings import _portable
 from leftover.plan.sources import data_paths, on_the_hub
 from leftover.rewards import load_reward
@@ -25,6 +24,10 @@ def recipe_of(name: str) -> Recipe:
     return load_recipe(f"recipes/{name}.yaml")
 
 
+# Its preference methods need pairs, which one task of four has, or rollouts.
+OF_THE_PAPER = {"nll", "wbc", "r_gold", "r_lol", "a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl"}
+
+
 def test_every_task_of_the_paper_has_a_recipe() -> None:
     assert {path.stem for path in ALL} >= set(PAPER)
 
@@ -35,11 +38,11 @@ def test_other_recipes_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_compares_all_objectives_under_the_released_settings(name: str, tmp_path: Path) -> None:
+def test_a_recipe_compares_the_papers_objectives_under_the_released_settings(name: str, tmp_path: Path) -> None:
     recipe = recipe_of(name)
     assert (recipe.name, recipe.output_dir) == (name, f"runs/{name}")
     assert recipe.main_policy == "a_lol_seq"
-    assert {fields["objective"] for fields in recipe.policies.values()} == set(OBJECTIVES)
+    assert {fields["objective"] for fields in recipe.policies.values()} == OF_THE_PAPER
     rows_per_step, epochs, evaluations = RELEASED[name]
     for fields in recipe.policies.values():
         args = LoLConfig(output_dir=str(tmp_path), **_portable(recipe.train | fields))

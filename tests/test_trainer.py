@@ -251,15 +251,14 @@ def test_priority_unweighted_draws_by_advantage_and_drops_the_factor(
     assert sorted(trainer.draw_order.indices) == sorted(expected.indices)
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_every_objective_trains_from_raw_rows_without_a_recipe(
-    objective: str, tiny_llama_path: str, tokenizer: Any, tmp_path: Path
-) -> None:
-    rows = [row | {"reward": row["reward"] + 1} for row in scored_rows(40)]
-    args = LoLConfig(output_dir=str(tmp_path), objective=objective, max_steps=2, logging_steps=1, disable_tqdm=True)
-    trainer = LoLTrainer(tiny_llama_path, args, datasets.Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.train()
-    assert np.isfinite(trainer.state.log_history[0]["loss"])
+def test_raw_rows_without_prompts_of_several_completions_are_refused(tiny_llama_path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="objective 'dpo' compares completions of one prompt, and each of the 20"):
+        standalone(tiny_llama_path, tmp_path, scored_rows(20), objective="dpo")
+
+
+def test_raw_rows_without_a_function_that_scores_samples_are_refused(tiny_llama_path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'qrpo' scores the reference's own completions: pass reward_funcs"):
+        standalone(tiny_llama_path, tmp_path, scored_rows(20), objective="qrpo")
 
 
 def test_evaluate_generates_and_returns_the_reward(tiny_llama_path: str, tokenizer: Any, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""One process of `test_distributed.py`: train a few steps, and let rank 0 save the weights.
+"""One process of `test_distributed.py`: train a few steps by each objective, and let rank 0 save the weights.
 
-torchrun --nproc_per_node N two_processes.py MODEL ROWS OUTPUT ACCUMULATION WORLD_SIZE
+torchrun --nproc_per_node N two_processes.py MODEL ROWS OUTPUT ACCUMULATION WORLD_SIZE OBJECTIVE...
 """
 
 import sys
@@ -11,27 +11,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leftover import LoLConfig, LoLTrainer
 
-model, rows, output, accumulation, world_size = sys.argv[1:]
-args = LoLConfig(
-    output_dir=output,
-    use_cpu=True,
-    max_steps=4,
-    learning_rate=1e-2,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=int(accumulation),
-    save_strategy="no",
-    disable_tqdm=True,
-    logging_steps=1,
-)
-# accelerate can start independent one-process jobs, which would agree with each other and prove nothing.
-assert args.world_size == int(world_size), f"world size {args.world_size}, not {world_size}"
-trainer = LoLTrainer(
-    AutoModelForCausalLM.from_pretrained(model),
-    args,
-    datasets.load_from_disk(rows),
-    processing_class=AutoTokenizer.from_pretrained(model),
-)
-trainer.train()
+model, rows, output, accumulation, world_size, *objectives = sys.argv[1:]
+results = {}
+for objective in objectives:
+    args = LoLConfig(
+        output_dir=output,
+        objective=objective,
+        use_cpu=True,
+        max_steps=4,
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=int(accumulation),
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+    )
+    # accelerate can start independent one-process jobs, which would agree with each other and prove nothing.
+    assert args.world_size == int(world_size), f"world size {args.world_size}, not {world_size}"
+    trainer = LoLTrainer(
+        AutoModelForCausalLM.from_pretrained(model),
+        args,
+        datasets.load_from_disk(rows),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    trainer.train()
+    weights = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    weights |= dict(trainer.extras.modules.named_parameters())
+    results[objective] = {"weights": {n: p.detach() for n, p in weights.items()}, "log": trainer.state.log_history}
 if args.process_index == 0:
-    weights = {name: p.detach() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
-    torch.save({"weights": weights, "log": trainer.state.log_history}, f"{output}/result.pt")
+    torch.save(results, f"{output}/result.pt")

@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Constants of a row that objectives read, with the value that marks one the table lacks.
 ROW_SCALARS = ("reward", "value", "advantage")
+# Columns that only single objectives read (`leftover.extras`): they are in the batch where rows have them.
+EXTRA_SCALARS = ("is_chosen", "reward_quantile", "mismatched_reference_logprob")
 
 
 class Collator:
@@ -16,7 +18,8 @@ class Collator:
 
     The batch holds `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`,
     `reference_logprobs` [B, T]; `reward`, `value`, `advantage` [B] float32 and `group` [B] int64. Columns that
-    the rows lack become NaN (`group`: -1).
+    the rows lack become NaN (`group`: -1). Where rows have them: `EXTRA_SCALARS` [B], `prompt_features` [B, F],
+    and `mismatched_ids`, `mismatched_mask` [B, M] padded on the right.
     """
 
     def __init__(self, pad_token_id: int):
@@ -39,6 +42,14 @@ class Collator:
         for name in ROW_SCALARS:
             batch[name] = torch.tensor([_number(row.get(name)) for row in rows], dtype=torch.float32)
         batch["group"] = torch.tensor([row.get("group", -1) for row in rows], dtype=torch.int64)
+        for name in EXTRA_SCALARS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([_number(row[name]) for row in rows], dtype=torch.float32)
+        if "prompt_features" in rows[0]:
+            batch["prompt_features"] = torch.tensor([row["prompt_features"] for row in rows], dtype=torch.float32)
+        if "mismatched_ids" in rows[0]:
+            ids = [row["mismatched_ids"] for row in rows]
+            batch["mismatched_ids"], batch["mismatched_mask"] = pad(ids, self.pad_token_id)
         return batch
 
 

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# Columns of the training rows by name, [N] each.
+Columns = dict[str, np.ndarray]
 
 
 class CompletionBatch(NamedTuple):
     """B completions of at most T tokens, with the constants of their rows.
 
-    Log-probabilities are <= 0 and only `logprobs` carries a gradient. Entries outside `mask` are ignored,
-    whatever they hold. A column that the table lacks is NaN, so that using it by mistake shows.
+    Log-probabilities are <= 0 and only `logprobs` carries a gradient (and what is trained along, in `extras`).
+    Entries outside `mask` are ignored, whatever they hold. A column that the table lacks is NaN, so that using it by
+    mistake shows. `extras` holds what single objectives need, by the names of `leftover.extras.PROVIDERS`.
     """
 
     logprobs: Float[Tensor, "B T"]
@@ -37,12 +42,24 @@ class Objective:
 
     loss: Callable[[CompletionBatch, Any], Tensor]
     settings: type = NoSettings
-    # Names of columns, and "nonnegative_reward" where the loss is meaningless for R < 0.
+    # Names of columns and of extras; "nonnegative_reward" where the loss is meaningless for R < 0.
     requires: frozenset[str] = field(default_factory=frozenset)
+    # What is required under some settings only.
+    also_requires: Callable[[Any], frozenset[str]] = lambda settings: frozenset()
+    optional: frozenset[str] = field(default_factory=frozenset)  # extras that it uses where rows have them
     unit: str = "completion"  # or "group": one loss per completion or per group
+    rows: str = "all"  # what `rows: auto` selects: all, leftover or top
+    # With unit "group": of the rows that may be drawn, those that the loss can use (`leftover.objectives.groups`).
+    usable: Callable[[Columns, np.ndarray], np.ndarray] | None = None
     draw_by: str | None = None  # column that sets the drawing probability under `priority`, and weighs the loss
     # The unclipped importance weights that the loss uses, with the mask of the valid ones; for the log only.
     importance_weights: Callable[[CompletionBatch, Any], tuple[Tensor, Tensor]] | None = None
+    # What else is logged of a batch: vectors whose means are taken, by name.
+    metrics: Callable[[CompletionBatch, Any], dict[str, Tensor]] | None = None
+
+    def needs(self, settings: Any) -> frozenset[str]:
+        """All that it requires under these settings."""
+        return self.requires | self.also_requires(settings)
 
 
 def sequence_logprobs(logprobs: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
@@ -58,3 +75,8 @@ def clipped(weight: Tensor, clip: float | None) -> Tensor:
 def positive(advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """max(A, 0): rows worse than the reference's average contribute nothing, filtered out or not."""
     return torch.clamp(advantage, min=0.0)
+
+
+def log_ratio(batch: CompletionBatch) -> Float[Tensor, " B"]:
+    """lp - lq: the log-ratio of policy and reference of every completion, with its gradient."""
+    return sequence_logprobs(batch.logprobs - batch.reference_logprobs, batch.mask)

@@ -131,3 +131,8 @@ def a_lol_kl(batch: CompletionBatch, settings: KLSettings) -> Float[Tensor, " B"
     divergence = logratio if settings.kl_estimator == "k1" else (-logratio).exp() - 1 + logratio
     loss = -positive(batch.advantage) * logprob + settings.beta * divergence.sum(-1)
     return torch.where(batch.advantage <= 0, torch.zeros_like(loss), loss)
+
+
+def kl_metrics(batch: CompletionBatch, settings: KLSettings) -> dict[str, Tensor]:
+    """The share of rows that the k1 term pushes down."""
+    return {"advantage/frac_below_beta": (batch.advantage < settings.beta).float()}

@@ -14,6 +14,7 @@ from leftover.plan.shape import Shape, find_config, measure
 from leftover.plan.sources import LOCAL, Source, list_sources, missing_packages
 from leftover.plan.trace import Traced, skeleton
 from leftover.plan.work import LEFTOVER, Sizes, Training, plan_training
+from leftover.requirements import check_recipe
 
 STAGES = ("prepare", "train", "evaluate", "report")
 
@@ -40,6 +41,7 @@ def build_plan(recipe: Recipe, until: str = "report") -> Plan:
     """
     trains, evaluates = (STAGES.index(until) >= STAGES.index(stage) for stage in ("train", "evaluate"))
     run = Unwritten(recipe)
+    check_recipe(run)
     read_chat_template(recipe.model.chat_template)
     settings = training_settings(run, policies=trains)
     rows = read(recipe)

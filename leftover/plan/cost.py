@@ -33,6 +33,7 @@ class Costs:
         self.lines: list[Work] = []
 
     def prepare(self, trainings: list[Training], settings: dict[str, Any]) -> None:
+        from leftover.extra_columns import extra_blocks, num_reference_samples
         from leftover.row_constants import needs_value
 
         run, sizes, value = self.run, self.sizes, self.run.recipe.value
@@ -48,6 +49,16 @@ class Costs:
             prompts, _ = sizes.prompts("train", value.num_prompts)
             repeats = value.samples_per_prompt if value.decoding == "sample" else 1
             self._generation("value: samples of the reference", prompts, repeats)
+        blocks = extra_blocks(run)
+        if "quantile" in blocks:
+            what, most = "reward quantiles: samples of the reference", sizes.amount("train")
+            if most is None:
+                self.lines.append(Work(what, "unknown", None, False))
+            else:
+                prompts, _ = sizes.prompts("train", most.rows)
+                self._generation(what, prompts, num_reference_samples(run.recipe))
+        if "mismatched" in blocks:
+            self._passes("mismatched log-probabilities", sizes.amount("train"))
 
     def train(self, trainings: list[Training], settings: dict[str, Any]) -> None:
         policies = [training for training in trainings if training.name != "reference"]

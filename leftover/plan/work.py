@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from leftover.config import Recipe
-from leftover.objectives import OBJECTIVES
+from leftover.objectives import Objective
 from leftover.plan.rows import Rows
 from leftover.plan.shape import Shape
 from leftover.ppo.config import PPOConfig
-from leftover.selection import run_order
+from leftover.selection import check_groups, run_order
+from leftover.training_config import objective_of, objective_settings
 
 LEFTOVER = "leftover (A > 0)"
+GROUPS = "prompts with several rows"
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class Training:
     seen: Amount | None
     evaluations: int
     runs: int = 1  # seeds
+    further_passes: int = 0  # forward, without gradients, at every step
 
     def operations(self, shape: Shape, checkpointing: bool) -> float | None:
         """Of all steps of one run: forward once (twice with checkpointing), backward twice (once to frozen weights)."""
         if self.seen is None:
             return None
         adapter = shape.trainable if shape.trainable < shape.parameters else 0
-        passes = (2 if adapter else 3) + checkpointing
+        passes = (2 if adapter else 3) + checkpointing + self.further_passes
         return passes * self.seen.operations(shape) + 6 * adapter * self.seen.tokens
 
 
@@ -115,8 +118,10 @@ def plan_training(name: str, args: Any, sizes: Sizes, runs: int = 1) -> Training
     """
     if isinstance(args, PPOConfig):
         return _plan_online(name, args, sizes, runs)
-    chosen_only = sizes.data.rows == "chosen"
-    share, selected = _selected(args)
+    objective = objective_of(args)
+    by_group = objective.unit == "group"
+    chosen_only = sizes.data.rows == "chosen" and not by_group
+    share, selected = _selected(args, objective)
     lengths = sizes.lengths("train", chosen_only)
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if lengths is None and args.max_steps <= 0:
@@ -126,12 +131,15 @@ def plan_training(name: str, args: Any, sizes: Sizes, runs: int = 1) -> Training
     num_rows = max(1, round(share * len(lengths[0])))
     prompts, completions = lengths[0][:num_rows], lengths[1][:num_rows]
     columns = {"length": prompts + completions, "group": _groups(sizes, num_rows, chosen_only)}
-    everything = np.ones(num_rows)
-    order, steps = run_order(args, columns, everything > 0, everything)
+    if by_group and sizes.rows is not None:
+        check_groups(name, objective, columns["group"])
+    drawn = _in_groups(columns["group"]) if by_group and sizes.rows is not None else np.ones(num_rows, bool)
+    order, steps = run_order(args, columns, drawn, drawn.astype(np.float64))
     qualifier = "" if args.max_steps > 0 else _qualifier(sizes, selected)
     bound = qualifier == "at most" or not sizes.lengths_known
     seen = amount(prompts[order.indices], completions[order.indices], bound)
-    return Training(name, selected, steps, qualifier, rows_per_step, seen, _evaluations(args, steps), runs)
+    further = int("mismatched_logratio" in objective.needs(objective_settings(args)))
+    return Training(name, selected, steps, qualifier, rows_per_step, seen, _evaluations(args, steps), runs, further)
 
 
 def _plan_online(name: str, args: PPOConfig, sizes: Sizes, runs: int) -> Training:
@@ -148,20 +156,26 @@ def _plan_online(name: str, args: PPOConfig, sizes: Sizes, runs: int) -> Trainin
 
 def _qualifier(sizes: Sizes, selected: str) -> str:
     """Of steps that follow the number of selected rows."""
-    if sizes.rows is None or selected == LEFTOVER:
+    if sizes.rows is None or selected in (LEFTOVER, GROUPS):
         return "at most"
     known = sizes.rows.lengths
     return "" if known is not None and known.exact else "about"
 
 
-def _selected(args: Any) -> tuple[float, str]:
+def _selected(args: Any, objective: Objective) -> tuple[float, str]:
     """The share of training rows, as far as it is known before the value is, and what it is called."""
-    by_advantage = OBJECTIVES[args.objective].draw_by == "advantage"
-    if args.rows == "top":
+    rows = objective.rows if args.rows == "auto" else args.rows
+    if rows == "top":
         return args.top_percent / 100, f"top {args.top_percent:g} % by reward"
-    if args.rows == "leftover" or (args.rows == "auto" and by_advantage):
+    if rows == "leftover":
         return 1.0, LEFTOVER
-    return 1.0, "all"
+    return 1.0, GROUPS if objective.unit == "group" else "all"
+
+
+def _in_groups(group: np.ndarray) -> np.ndarray:
+    """[N] bool: the rows whose prompt has another one."""
+    _, member_of, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    return sizes[member_of] > 1
 
 
 def _groups(sizes: Sizes, num_rows: int, chosen_only: bool) -> np.ndarray:

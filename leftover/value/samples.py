@@ -10,7 +10,12 @@ from leftover.data.rows import as_prompt
 from leftover.generate import generate
 
 
-def mean_sampled_rewards(
+def mean_sampled_rewards(*args: Any, **kwargs: Any) -> np.ndarray:
+    """Mean reward, a prompt, of completions that the reference gives for the chosen rows' prompts; [n]."""
+    return sampled_rewards(*args, **kwargs).mean(1)
+
+
+def sampled_rewards(
     model: Any,
     tokenizer: Any,
     rows: Any,
@@ -21,12 +26,12 @@ def mean_sampled_rewards(
     seed: int,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Mean reward, a prompt, of completions that the reference gives for the chosen rows' prompts."""
+    """Rewards of completions that the reference gives for the chosen rows' prompts, [n, samples a prompt]."""
     prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
     prompts = [as_prompt(rows["prompt"][int(i)], rows["conversational"][int(i)]) for i in chosen]
-    total = np.zeros(len(chosen))
     # Greedy decoding has one completion a prompt, however many are asked for.
     repeats = settings.samples_per_prompt if settings.decoding == "sample" else 1
+    rewards = np.empty((len(chosen), repeats))
     for repeat in range(repeats):
         _, texts = generate(
             model,
@@ -38,5 +43,5 @@ def mean_sampled_rewards(
             seed=seed + repeat,
             description=f"reference samples {repeat + 1}/{repeats}",
         )
-        total += np.asarray(reward_func(prompts, texts))
-    return total / repeats
+        rewards[:, repeat] = reward_func(prompts, texts)
+    return rewards

@@ -1,0 +1,61 @@
+"""Rows of one prompt, in the order of preference: as tensors for the losses, as arrays for the selection."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from leftover.objectives.batch import Columns, CompletionBatch
+
+_UNKNOWN = 0.5  # between rejected (0) and chosen (1)
+
+
+def ranked_groups(batch: CompletionBatch, by_choice: bool = False) -> tuple[Int[Tensor, "G n"], Bool[Tensor, "G n"]]:
+    """The rows of each group, best first, and the mask of the places that are taken; groups in order of their id.
+
+    The best has the highest reward; with `by_choice` chosen rows (extra `is_chosen`: 1, 0, or NaN for neither) come
+    before the others and rejected ones after them. Equal rows keep their order.
+    """
+    ids, member_of = batch.group.unique(return_inverse=True)
+    order = batch.reward.argsort(descending=True, stable=True)
+    if by_choice and "is_chosen" in batch.extras:
+        choice = batch.extras["is_chosen"].nan_to_num(nan=_UNKNOWN)
+        order = order[choice[order].argsort(descending=True, stable=True)]
+    order = order[member_of[order].argsort(stable=True)]
+    sizes = member_of.bincount(minlength=len(ids))
+    mask = torch.arange(int(sizes.max()), device=sizes.device) < sizes[:, None]
+    return torch.zeros_like(mask, dtype=order.dtype).masked_scatter(mask, order), mask
+
+
+def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
+    """[N] bool: of every prompt the two rows that make its pair, in the order of `ranked_groups` by choice.
+
+    A prompt of one selected row, or whose best and worst are alike in choice and reward, has none.
+    """
+    keep = np.zeros(len(selected), bool)
+    choice, reward = _choice(columns), columns["reward"]
+    for rows in _groups(columns, selected):
+        ranked = rows[np.lexsort((-reward[rows], -choice[rows]))]
+        best, worst = ranked[0], ranked[-1]
+        if (choice[best], reward[best]) != (choice[worst], reward[worst]):
+            keep[[best, worst]] = True
+    return keep
+
+
+def unequal(columns: Columns, selected: np.ndarray) -> np.ndarray:
+    """[N] bool: the selected rows of prompts that have two or more of them, of rewards that are not all equal."""
+    keep = np.zeros(len(selected), bool)
+    for rows in _groups(columns, selected):
+        keep[rows] = len(rows) > 1 and np.ptp(columns["reward"][rows]) > 0
+    return keep
+
+
+def _groups(columns: Columns, selected: np.ndarray) -> list[np.ndarray]:
+    rows = np.flatnonzero(selected)
+    rows = rows[np.argsort(columns["group"][rows], kind="stable")]
+    return np.split(rows, np.flatnonzero(np.diff(columns["group"][rows])) + 1) if len(rows) else []
+
+
+def _choice(columns: Columns) -> np.ndarray:
+    unknown = np.full(len(columns["reward"]), np.nan)
+    return np.nan_to_num(columns.get("is_chosen", unknown), nan=_UNKNOWN)

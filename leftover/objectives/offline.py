@@ -1,0 +1,143 @@
+"""Other objectives for scored rows, one loss per completion: what one would otherwise choose for them.
+
+Throughout: lp, lq, R, V and the unclamped advantage A = R - V as in `pointwise`; D = lp - lq is the log-ratio.
+Every function returns the loss of each completion, shape [B].
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from leftover.objectives.batch import CompletionBatch, log_ratio, sequence_logprobs
+
+
+@dataclass(frozen=True)
+class AWRSettings:
+    temperature: float = 1.0  # in standard deviations of the training rows' advantages
+    max_weight: float = 20.0
+
+
+@dataclass(frozen=True)
+class KTOSettings:
+    beta: float = 0.1  # how strongly the policy is held to the reference
+    threshold: float | None = None  # rows of a reward above it are desirable; None: those above V
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class DROSettings:
+    tau: float = 1.0  # how strongly the policy is held to the reference
+    value_learning_rate: float = 1e-3  # of the value that is trained along
+
+
+@dataclass(frozen=True)
+class QRPOSettings:
+    beta: float = 0.1  # how strongly the policy is held to the reference
+
+
+@dataclass(frozen=True)
+class VARSettings:
+    temperature: float = 1.0  # lambda: a row weighs e times as much as one whose reward is lower by it
+
+
+def awr(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:
+    """Advantage-weighted regression: likelihood weighted by the exponential of the advantage, negative ones too.
+
+    loss = -min(exp(A / tau), w_max) lp                                     (arXiv 1910.00177, algorithm 1)
+
+    tau = temperature times the extra `advantage_scale`, as in the authors' code, which standardises A.
+    """
+    return -awr_weight(batch, settings) * sequence_logprobs(batch.logprobs, batch.mask)
+
+
+def awr_weight(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:
+    """min(exp(A / tau), w_max)."""
+    log_weight = batch.advantage / (settings.temperature * batch.extras["advantage_scale"])
+    return log_weight.clamp(max=math.log(settings.max_weight)).exp()
+
+
+def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
+    """Kahneman-Tversky optimisation: gains and losses against a reference point, from one label a completion.
+
+    loss = l_d (1 - sigmoid(beta D - z)) for desirable rows, l_u (1 - sigmoid(z - beta D)) for the others
+
+    z = max(0, beta times the mean D of mismatched prompts and completions), no gradient; that mean is the extra
+    `mismatched_logratio`                                                   (arXiv 2402.01306, equations 7 and 8)
+    """
+    point = (settings.beta * batch.extras["mismatched_logratio"]).clamp(min=0).detach()
+    gain = settings.beta * log_ratio(batch) - point
+    is_good = desirable(batch, settings)
+    weight = torch.where(is_good, settings.desirable_weight, settings.undesirable_weight)
+    return weight * torch.sigmoid(torch.where(is_good, -gain, gain))
+
+
+def desirable(batch: CompletionBatch, settings: KTOSettings) -> Bool[Tensor, " B"]:
+    """The labels of kto: R above the threshold, or above V where there is none."""
+    return batch.advantage > 0 if settings.threshold is None else batch.reward > settings.threshold
+
+
+def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
+    """Direct reward optimisation (DRO-V): policy and value regress the reward together, each holding the other.
+
+    loss = 1/2 (R - sg(V) - tau D)^2 + 1/2 (R - V - tau sg(D))^2           (arXiv 2405.19107, equation 4)
+
+    V is not the column `value` but the extra `soft_value`, which is trained along: at the optimum
+    V(x) = tau log E_ref exp(R / tau), no mean.
+    """
+    logratio, value = log_ratio(batch), batch.extras["soft_value"]
+    policy = (batch.reward - value.detach() - settings.tau * logratio).square()
+    critic = (batch.reward - value - settings.tau * logratio.detach()).square()
+    return (policy + critic) / 2
+
+
+def qrpo(batch: CompletionBatch, settings: QRPOSettings) -> Float[Tensor, " B"]:
+    """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is known.
+
+    loss = (q - beta log Z - beta D)^2,  Z = beta (exp(1 / beta) - 1)       (arXiv 2507.08068, equations 10 and 11)
+
+    q, the extra `reward_quantile`, is the share of the reference's own completions of the prompt whose reward is at
+    most R.
+    """
+    beta = settings.beta
+    # log Z without exp(1 / beta), which overflows.
+    log_normaliser = math.log(beta) + 1 / beta + math.log1p(-math.exp(-1 / beta))
+    return (batch.extras["reward_quantile"] - beta * log_normaliser - beta * log_ratio(batch)).square()
+
+
+def var(batch: CompletionBatch, settings: VARSettings) -> Float[Tensor, " B"]:
+    """Variational alignment with re-weighting: likelihood weighted by exp(R / lambda), normalised.
+
+    loss = -exp(R / lambda) / Z lp                                          (arXiv 2502.11026)
+
+    Z is the mean of exp(R / lambda) over the rows of the optimizer step; its logarithm is the extra `log_normaliser`.
+    """
+    weight = (batch.reward / settings.temperature - batch.extras["log_normaliser"]).exp()
+    return -weight * sequence_logprobs(batch.logprobs, batch.mask)
+
+
+def awr_metrics(batch: CompletionBatch, settings: AWRSettings) -> dict[str, Tensor]:
+    """The mean weight, and the share of rows at its bound."""
+    weight = awr_weight(batch, settings)
+    return {"awr/weight": weight, "awr/frac_at_max": (weight >= settings.max_weight * (1 - 1e-6)).float()}
+
+
+def kto_metrics(batch: CompletionBatch, settings: KTOSettings) -> dict[str, Tensor]:
+    """The reference point over beta (a KL divergence, in nats), and the share of desirable rows."""
+    divergence = batch.extras["mismatched_logratio"].clamp(min=0)
+    return {"kto/kl": divergence.expand(1), "kto/frac_desirable": desirable(batch, settings).float()}
+
+
+def dro_metrics(batch: CompletionBatch, settings: DROSettings) -> dict[str, Tensor]:
+    """The value that is trained along, and its squared error."""
+    value = batch.extras["soft_value"].detach()
+    error = batch.reward - value - settings.tau * log_ratio(batch).detach()
+    return {"dro/value": value, "dro/value_error": error.square()}
+
+
+def qrpo_metrics(batch: CompletionBatch, settings: QRPOSettings) -> dict[str, Tensor]:
+    """The rows' quantiles: 1/2 on average where they are as good as the reference's own completions."""
+    return {"qrpo/quantile": batch.extras["reward_quantile"]}
