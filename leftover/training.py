@@ -11,8 +11,9 @@ from transformers import PrinterCallback, ProgressCallback
 
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
+from leftover.memory import peak_memory
 from leftover.models import read_json, save_model
-from leftover.table import column, equals
+from leftover.table import column, equals, list_lengths
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, objective_settings
 from leftover.workspace import Run
@@ -213,7 +214,8 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with peak_memory() as peak:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
     shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
@@ -223,6 +225,17 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
         "best_metric": trainer.state.best_metric,
         "selected_rows": trainer.num_selected,
         "effective_sample_size": trainer.effective_sample_size,
+        "tokens": trained_tokens(trainer.train_dataset, trainer.draw_order),
         "seconds": result.metrics.get("train_runtime"),
+        **({"resumed_at": int(Path(checkpoint).name.rpartition("-")[2])} if checkpoint else {}),
+        **peak,
         "evaluations": history,
+    }
+
+
+def trained_tokens(rows: Any, order: Any) -> dict[str, int]:
+    """Tokens of the rows of a whole draw order, without padding: of prompts, and of completions (which are learnt)."""
+    return {
+        name: int(list_lengths(rows, f"{name}_ids")[order.indices].sum()) if len(order.indices) else 0
+        for name in ("prompt", "completion")
     }

@@ -1,0 +1,160 @@
+"""Which methods the rows can serve, and how many updates each gets."""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leftover.compare.methods import ONLINE, Entry
+from leftover.config import Recipe, make_recipe
+from leftover.errors import UserError
+from leftover.objectives import OBJECTIVES
+from leftover.table import column, list_lengths
+from leftover.workspace import Run
+
+log = logging.getLogger(__name__)
+
+BUDGETS = ("equal", "paper")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one run of a method takes: tokens of its rows, prompts included, without padding."""
+
+    updates: int
+    tokens: int | None  # None: of completions that are sampled along the way
+    selected_rows: int | None = None
+    share: float = 1.0  # of the training rows that are selected
+
+
+def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: list[int] | None = None) -> Recipe:
+    """The recipe with other policies; their keys are checked as those of any recipe."""
+    changed = {"policies": policies} | ({"seeds": seeds} if seeds is not None else {})
+    return make_recipe(recipe.model_dump() | changed, where="compare")
+
+
+def shadow(run: Run, policies: dict[str, dict[str, Any]]) -> Run:
+    """The run as if its recipe had these policies; table, manifest and rewards are the run's own."""
+    other = copy.copy(run)
+    other.recipe = with_policies(run.recipe, policies)
+    return other
+
+
+def check_scored(run: Run, entries: list[Entry]) -> None:
+    """Find the methods that the scored rows cannot serve (`reason`), before a reference or a value is computed."""
+    from leftover.training import training_rows
+
+    rows = training_rows(run, "train", ("reward",), chosen_only=run.recipe.data.rows == "chosen")
+    columns = {name: column(rows, name) for name in ("reward", "group")}
+    for entry in entries:
+        if entry.reason is None:
+            entry.reason = refusal(_check, run, entry, columns)
+
+
+def _check(run: Run, entry: Entry, columns: dict[str, np.ndarray]) -> None:
+    from leftover.scoring import _check_rewards
+    from leftover.training import training_args
+
+    if entry.objective == ONLINE:
+        if not run.reward.scores_new_completions:
+            raise UserError(f"'{ONLINE}' scores new completions, but the rewards are recorded")
+        return
+    this = shadow(run, {entry.name: entry.fields})
+    training_args(this, entry.name, run.recipe.seeds[0])
+    _check_rewards(this)
+    check_columns(entry, columns)
+
+
+def check_columns(entry: Entry, columns: dict[str, np.ndarray]) -> None:
+    """Refuse an objective that rows of these columns cannot serve; what is computed later counts as there."""
+    from leftover.selection import check_requirements
+
+    objective = OBJECTIVES[entry.objective]
+    later = {name: np.zeros(len(columns["reward"])) for name in objective.requires - columns.keys()}
+    check_requirements(entry.name, objective, columns | later)
+
+
+def refusal(check: Callable[..., None], *arguments: Any) -> str | None:
+    """Why `check` refuses its arguments; None where it does not."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def plan_updates(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
+    """Give every applicable method its updates (`max_steps`) and, where it draws whole prompts, fewer of them a batch.
+
+    equal: all take as many updates, of about as many tokens. paper: updates are scaled by the share of the training
+    rows that a method selects (A-LoL, section 4). Methods that select no row get a `reason`.
+    """
+    base = _plan(run, "nll", {"objective": "nll", "rows": "all", "draw": "uniform"})
+    found: dict[str, Planned] = {}
+    for entry in entries:
+        if entry.reason is None:
+            entry.reason = refusal(_give, run, entry, base, budget, found)
+    return found
+
+
+def _give(run: Run, entry: Entry, base: Planned, budget: str, found: dict[str, Planned]) -> None:
+    for key in ("max_steps", "num_train_epochs"):
+        if key in entry.fields:
+            log.warning("compare: %s.%s is not used: all methods have one budget", entry.name, key)
+            del entry.fields[key]
+    entry.fields["max_steps"] = base.updates
+    if entry.objective == ONLINE:
+        found[entry.name] = Planned(base.updates, None)
+        return
+    planned = _plan(run, entry.name, entry.fields)
+    if budget == "paper":
+        entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
+        planned = _plan(run, entry.name, entry.fields)
+    whole_groups = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
+    if whole_groups and "per_device_train_batch_size" not in entry.fields:
+        assert planned.tokens is not None and base.tokens is not None
+        ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
+        rows = _args(run, entry.name, entry.fields).per_device_train_batch_size
+        entry.fields["per_device_train_batch_size"] = max(1, round(rows * ratio))
+        planned = _plan(run, entry.name, entry.fields)
+    found[entry.name] = planned
+
+
+def _args(run: Run, name: str, fields: dict[str, Any]) -> Any:
+    from leftover.training import training_args
+
+    return training_args(shadow(run, {name: fields}), name, run.recipe.seeds[0])
+
+
+def _plan(run: Run, name: str, fields: dict[str, Any]) -> Planned:
+    from leftover.selection import run_order, selection
+    from leftover.training import available_blocks, trained_tokens, training_rows
+
+    rows = training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
+    columns = {n: column(rows, n) for n in ("reward", "value", "advantage", "group") if n in rows.column_names}
+    columns["length"] = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
+    args = _args(run, name, fields)
+    selected, weights = selection(args, columns)
+    order, updates = run_order(args, columns, selected, weights)
+    num = int(selected.sum())
+    return Planned(updates, sum(trained_tokens(rows, order).values()), num, num / len(selected))
+
+
+def applicable(entries: list[Entry]) -> list[Entry]:
+    """The entries that can run. Raises UserError where there is none."""
+    found = [entry for entry in entries if entry.reason is None]
+    if not found:
+        reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in entries)
+        raise UserError(f"compare: the rows can serve none of the methods. {reasons}")
+    return found
+
+
+def tell_refused(entries: list[Entry], told: set[str]) -> None:
+    """Say which methods do not apply, the ones that the user named loudly; each once."""
+    for entry in entries:
+        if entry.reason is not None and entry.name not in told:
+            told.add(entry.name)
+            log.log(logging.WARNING if entry.named else logging.INFO, "compare: %s n/a: %s", entry.name, entry.reason)

@@ -1,0 +1,88 @@
+"""`leftover compare --dry-run`: what would be run, from the rows alone; nothing is trained and no folder written."""
+
+from typing import Any
+
+import numpy as np
+
+from leftover.compare.budget import applicable, check_columns, refusal, with_policies
+from leftover.compare.methods import ONLINE, Entry, resolve
+from leftover.compare.run import Options, seeds_of
+from leftover.compare.trials import make_trials, read_grid
+from leftover.config import Recipe
+from leftover.objectives import OBJECTIVES
+from leftover.plan.rows import Rows, read
+from leftover.plan.settings import Unwritten, training_settings
+from leftover.plan.sources import offline
+from leftover.plan.work import Sizes, Training, plan_training
+
+
+def dry_run(recipe: Recipe, options: Options) -> None:
+    """Print methods, updates, trials and refusals. Raises UserError where the comparison would refuse the recipe."""
+    with offline():
+        _show(*_plan(recipe, options))
+
+
+def _plan(recipe: Recipe, options: Options) -> tuple[list[Entry], dict[str, Training], dict[str, Any]]:
+    entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
+    rows = read(recipe)
+    if isinstance(rows, Rows):
+        _check(entries, rows, recipe)
+    chosen = applicable(entries)
+    trials = make_trials(chosen, read_grid(options.grid, recipe))
+    base = _training(recipe, Entry("nll", {"objective": "nll", "rows": "all"}, ""), rows)
+    plans = {}
+    for entry in chosen:
+        for key in ("max_steps", "num_train_epochs"):
+            entry.fields.pop(key, None)
+        share = entry.fields.get("top_percent", 100.0) / 100 if options.budget == "paper" else 1.0
+        if base.steps is not None:
+            entry.fields["max_steps"] = max(1, round(base.steps * share))
+        if entry.objective != ONLINE:
+            plans[entry.name] = _training(recipe, entry, rows)
+    facts = {"seeds": seeds, "trials": {name: len(listed) for name, listed in trials.items()}, "base": base}
+    return entries, plans, facts | {"budget": options.budget, "rows": rows if isinstance(rows, str) else None}
+
+
+def _check(entries: list[Entry], rows: Rows, recipe: Recipe) -> None:
+    """What the prompts tell. Rewards count as there, unequal and positive: they are known once rows are scored."""
+    group = rows.group[rows.where("train", recipe.data.rows == "chosen")]
+    columns = {"group": group, "reward": np.arange(1.0, len(group) + 1)}
+    for entry in entries:
+        if entry.reason is None and entry.objective in OBJECTIVES:
+            entry.reason = refusal(check_columns, entry, columns)
+
+
+def _training(recipe: Recipe, entry: Entry, rows: Rows | str) -> Training:
+    run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
+    settings = training_settings(run, policies=True)[entry.name]
+    return plan_training(entry.name, settings, Sizes(recipe, rows if isinstance(rows, Rows) else None))
+
+
+def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Comparison", title_justify="left")
+    for name in ("method", "settings from", "rows", "updates a run", "tokens a run", "trials", "runs"):
+        table.add_column(name, overflow="fold")
+    runs = 0
+    for entry in (e for e in entries if e.reason is None):
+        plan, trials = plans.get(entry.name), facts["trials"].get(entry.name, 0)
+        runs += trials + len(facts["seeds"])
+        updates = str(entry.fields.get("max_steps", "unknown"))
+        tokens = "as it samples" if plan is None else f"about {plan.seen.tokens:,.0f}" if plan.seen else "unknown"
+        drawn = "its own samples" if plan is None else plan.selected
+        own = [str(trials) if trials else "–", str(trials + len(facts["seeds"]))]
+        table.add_row(entry.name, entry.source, drawn, updates, tokens, *own)
+    console = Console()
+    console.print(table)
+    for entry in (e for e in entries if e.reason is not None):
+        console.print(f"- {entry.name}: n/a, {entry.reason}", highlight=False, markup=False)
+    console.print(f"- {runs} runs in all, seeds {', '.join(map(str, facts['seeds']))}.", highlight=False)
+    if facts["rows"]:
+        console.print(f"- Rows: {facts['rows']}.", highlight=False, markup=False)
+    if facts["budget"] == "paper":
+        console.print("- Updates of leftover methods shrink with the share of leftover rows, known after `prepare`.")
+    console.print(
+        "- What needs rewards of a kind (none below 0, a positive advantage) is checked once rows are scored."
+    )
