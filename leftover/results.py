@@ -125,7 +125,7 @@ def describe_data(rows: Records) -> dict[str, Any]:
     `rows` [prompts]: `text`, `tokens`, `family`, and `rewards`, the scores of all of the prompt's completions.
     """
     scored = [row for row in rows if row["rewards"]]
-    found: dict[str, Any] = {"seeds": [], "prompts": len(rows), "length": _mean(_column(rows, "tokens"))}
+    found: dict[str, Any] = {"seeds": [], "prompts": len(rows), "length": float(_column(rows, "tokens").mean())}
     if scored:
         means = [float(np.mean(row["rewards"])) for row in scored]
         found["reward"] = bootstrap_interval(means, [row["family"] for row in scored])._asdict()

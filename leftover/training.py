@@ -120,7 +120,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         run,
         run.load_reference(),
         args,
-        training_rows(run, "train", blocks, chosen_only=run.recipe.data.rows == "chosen"),
+        policy_rows(run, name),
         validation,
         peft_config=run.lora_config(),
         reward_func=run.reward if can_score else None,
@@ -129,6 +129,11 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     if r2 is not None and "value" in blocks:
         trainer.run_metrics["value/r2"] = r2
     return _fit(trainer, run, folder)
+
+
+def policy_rows(run: Run, name: str) -> Any:
+    """The training rows that a policy selects from, with the constants that were prepared."""
+    return training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
 
 
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
         "best_metric": trainer.state.best_metric,
         "selected_rows": trainer.num_selected,
         "effective_sample_size": trainer.effective_sample_size,
-        "tokens": trained_tokens(trainer.train_dataset, trainer.draw_order),
+        "trained_tokens": trained_tokens(trainer.train_dataset, trainer.draw_order),
         "seconds": result.metrics.get("train_runtime"),
         **({"resumed_at": int(Path(checkpoint).name.rpartition("-")[2])} if checkpoint else {}),
         **peak,
@@ -233,9 +238,7 @@ def _fit(trainer: LoLTrainer, run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def trained_tokens(rows: Any, order: Any) -> dict[str, int]:
-    """Tokens of the rows of a whole draw order, without padding: of prompts, and of completions (which are learnt)."""
-    return {
-        name: int(list_lengths(rows, f"{name}_ids")[order.indices].sum()) if len(order.indices) else 0
-        for name in ("prompt", "completion")
-    }
+def trained_tokens(rows: Any, order: Any) -> int:
+    """Tokens of the rows of a whole draw order: of prompts and completions, without padding."""
+    lengths = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
+    return int(lengths[order.indices].sum())

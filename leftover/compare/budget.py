@@ -58,14 +58,13 @@ def _check(run: Run, entry: Entry, columns: dict[str, np.ndarray]) -> None:
     from leftover.scoring import _check_rewards
     from leftover.training import training_args
 
-    if entry.objective == ONLINE:
-        if not run.reward.scores_new_completions:
-            raise UserError(f"'{ONLINE}' scores new completions, but the rewards are recorded")
-        return
     this = shadow(run, {entry.name: entry.fields})
+    this.check_packages()
+    this.check_rewards()
     training_args(this, entry.name, run.recipe.seeds[0])
     _check_rewards(this)
-    check_columns(entry, columns)
+    if entry.objective in OBJECTIVES:
+        check_columns(entry, columns)
 
 
 def check_columns(entry: Entry, columns: dict[str, np.ndarray]) -> None:
@@ -131,16 +130,16 @@ def _args(run: Run, name: str, fields: dict[str, Any]) -> Any:
 
 def _plan(run: Run, name: str, fields: dict[str, Any]) -> Planned:
     from leftover.selection import run_order, selection
-    from leftover.training import available_blocks, trained_tokens, training_rows
+    from leftover.training import policy_rows, trained_tokens
 
-    rows = training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
+    rows = policy_rows(shadow(run, {name: fields}), name)
     columns = {n: column(rows, n) for n in ("reward", "value", "advantage", "group") if n in rows.column_names}
     columns["length"] = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
     args = _args(run, name, fields)
     selected, weights = selection(args, columns)
     order, updates = run_order(args, columns, selected, weights)
     num = int(selected.sum())
-    return Planned(updates, sum(trained_tokens(rows, order).values()), num, num / len(selected))
+    return Planned(updates, trained_tokens(rows, order), num, num / len(selected))
 
 
 def applicable(entries: list[Entry]) -> list[Entry]:

@@ -1,5 +1,6 @@
 """`leftover compare --dry-run`: what would be run, from the rows alone; nothing is trained and no folder written."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from leftover.compare.methods import ONLINE, Entry, resolve
 from leftover.compare.run import Options, seeds_of
 from leftover.compare.trials import make_trials, read_grid
 from leftover.config import Recipe
+from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.plan.rows import Rows, read
 from leftover.plan.settings import Unwritten, training_settings
@@ -38,7 +40,10 @@ def _plan(recipe: Recipe, options: Options) -> tuple[list[Entry], dict[str, Trai
         if base.steps is not None:
             entry.fields["max_steps"] = max(1, round(base.steps * share))
         if entry.objective != ONLINE:
-            plans[entry.name] = _training(recipe, entry, rows)
+            try:
+                plans[entry.name] = _training(recipe, entry, rows)
+            except UserError as error:
+                entry.reason = str(error)
     facts = {"seeds": seeds, "trials": {name: len(listed) for name, listed in trials.items()}, "base": base}
     return entries, plans, facts | {"budget": options.budget, "rows": rows if isinstance(rows, str) else None}
 
@@ -68,13 +73,14 @@ def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any
     runs = 0
     for entry in (e for e in entries if e.reason is None):
         plan, trials = plans.get(entry.name), facts["trials"].get(entry.name, 0)
-        runs += trials + len(facts["seeds"])
+        own_runs = max(trials - 1, 0) + len(facts["seeds"])  # the chosen trial is the run of its seed
+        runs += own_runs
         updates = str(entry.fields.get("max_steps", "unknown"))
         tokens = "as it samples" if plan is None else f"about {plan.seen.tokens:,.0f}" if plan.seen else "unknown"
         drawn = "its own samples" if plan is None else plan.selected
-        own = [str(trials) if trials else "–", str(trials + len(facts["seeds"]))]
+        own = [str(trials) if trials else "–", str(own_runs)]
         table.add_row(entry.name, entry.source, drawn, updates, tokens, *own)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     for entry in (e for e in entries if e.reason is not None):
         console.print(f"- {entry.name}: n/a, {entry.reason}", highlight=False, markup=False)

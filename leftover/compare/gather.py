@@ -125,10 +125,8 @@ def training_cost(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     if not runs:
         return {}
     facts = list(runs.values())
-    tokens = [sum(f["tokens"].values()) for f in facts if f.get("tokens")]
     found: dict[str, Any] = {"updates": _mean([f["steps"] for f in facts if f.get("steps") is not None])}
-    found["trained_tokens"] = _mean(tokens)
-    for fact in ("rollout_tokens", "selected_rows", "effective_sample_size", "seconds"):
+    for fact in ("trained_tokens", "rollout_tokens", "selected_rows", "effective_sample_size", "seconds"):
         found[fact] = _mean([f[fact] for f in facts if f.get(fact) is not None])
     peaks = [f["peak_memory"] for f in facts if f.get("peak_memory") is not None]
     found["peak_memory_bytes"] = max(peaks) if peaks else None

@@ -1,6 +1,7 @@
 """Which method is marked best, and which second best: only where the paired interval says so."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 RULE = (
@@ -23,7 +24,7 @@ def marks(means: dict[str, float], difference: Difference) -> dict[str, str]:
     """
     ranked = sorted(means, key=lambda name: -means[name])
     found: dict[str, str] = {}
-    for mark, (name, after) in zip(("best", "second"), zip(ranked, ranked[1:], strict=False), strict=False):
+    for mark, (name, after) in zip(("best", "second"), pairwise(ranked), strict=False):
         interval = difference(name, after)
         if interval is None or not interval["low"] > 0:
             break

@@ -18,12 +18,11 @@ class Method:
 
     source: str
     fields: dict[str, Any] = field(default_factory=dict)  # default: {objective: the method's name}
-    # The grid's trial of the method's own: the first whose objective setting exists.
-    own_trials: tuple[dict[str, Any], ...] = ()
+    own_trial: dict[str, Any] | None = None  # of the grid
 
 
-def _of(source: str, *own_trials: dict[str, Any], **fields: Any) -> Method:
-    return Method(source, fields, own_trials)
+def _of(source: str, own_trial: dict[str, Any] | None = None, **fields: Any) -> Method:
+    return Method(source, fields, own_trial)
 
 
 _A_LOL = "arXiv 2305.14718"
@@ -39,17 +38,22 @@ METHODS: dict[str, Method] = {
     "a_lol_seq": _of(f"{_A_LOL}, section 3", _CLIP),
     "a_lol_kl": _of(f"{_A_LOL}, section 3", {"objective_settings.beta": 0.01}),
     "dpo": _of("arXiv 2305.18290", {"objective_settings.beta": 0.3}),
-    "dpo_ref_free": _of("arXiv 2305.18290, the reference-free form", {"objective_settings.beta": 0.3}),
+    "dpo_ref_free": _of(
+        "arXiv 2305.18290, the reference-free form",
+        {"objective_settings.beta": 0.3},
+        objective="dpo",
+        objective_settings={"reference_free": True},
+    ),
     "pro": _of("arXiv 2306.17492"),
     "ppo": _of("arXiv 1707.06347, with a KL penalty (1909.08593)"),
     "nll_top10": _of("filtered behaviour cloning", objective="nll", rows="top", top_percent=10.0),
     "nll_top25": _of("filtered behaviour cloning", objective="nll", rows="top", top_percent=25.0),
     "nll_leftover": _of("filtered behaviour cloning: the rows of A-LoL", objective="nll", rows="leftover"),
-    "awr": _of("arXiv 1910.00177", {"objective_settings.temperature": 0.3}, {"objective_settings.tau": 0.3}),
+    "awr": _of("arXiv 1910.00177", {"objective_settings.temperature": 0.3}),
     "kto": _of("arXiv 2402.01306", {"objective_settings.beta": 0.3}),
-    "dro": _of("arXiv 2405.19107", {"objective_settings.temperature": 0.3}, {"objective_settings.tau": 0.3}),
+    "dro": _of("arXiv 2405.19107", {"objective_settings.tau": 0.3}),
     "qrpo": _of("arXiv 2507.08068", {"objective_settings.beta": 0.03}),
-    "grpo_offline": _of("arXiv 2402.03300, on fixed completions", _CLIP),
+    "grpo_offline": _of("arXiv 2402.03300, on fixed completions", {"objective_settings.clip": 0.5}),
     "var": _of("arXiv 2502.11026", {"objective_settings.temperature": 0.3}),
     # Samplers of one objective as a choice of their own.
     "a_lol_seq_good_random": _of(
@@ -133,14 +137,7 @@ def declared_trials(entry: Entry) -> list[dict[str, Any]]:
     """The grid of a method: its settings at three learning rates, and one trial of its own; as many for all."""
     trials = [{"learning_rate_factor": factor} if factor != 1 else {} for factor in _FACTORS]
     method = METHODS.get(entry.name) or METHODS.get(entry.objective)
-    own = next((t for t in method.own_trials if _exists(t, entry.objective)), None) if method else None
-    return [*trials, own or {"learning_rate_factor": _FURTHER}]
-
-
-def _exists(trial: dict[str, Any], objective: str) -> bool:
-    names = [key.partition(".")[2] for key in trial if key.startswith("objective_settings.")]
-    settings = getattr(OBJECTIVES.get(objective), "settings", None)
-    return all(name in getattr(settings, "__dataclass_fields__", {}) for name in names)
+    return [*trials, (method and method.own_trial) or {"learning_rate_factor": _FURTHER}]
 
 
 def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from leftover.compare.budget import (
     applicable,
     check_scored,
     plan_updates,
-    shadow,
     tell_refused,
     with_policies,
 )
 from leftover.compare.gather import gather
 from leftover.compare.jobs import Job, run_jobs
-from leftover.compare.methods import Entry, is_available, resolve
+from leftover.compare.methods import Entry, resolve
 from leftover.compare.trials import Trials, adopt, choose, make_trials, read_grid, trial_policies, trial_policy
 from leftover.config import Recipe
 from leftover.errors import UserError
@@ -28,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _DEFAULT_SEEDS = 3
 _BEFORE_REFERENCE = "score"
+_FIRST = {"nll": {"objective": "nll"}}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
         raise UserError(f"--budget {options.budget} is not one of {', '.join(BUDGETS)}")
     entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
     grid = read_grid(options.grid, recipe)
-    run = Run(with_policies(recipe, _policies([e for e in entries if is_available(e.objective)]), seeds))
     make_trials(applicable(entries), grid)  # a faulty grid is refused before anything is computed
+    run = Run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)
     trials = make_trials(chosen, grid)
@@ -84,8 +84,6 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
 
 
 def _policies(entries: list[Entry]) -> dict[str, dict[str, Any]]:
-    if not entries:
-        raise UserError("compare: this version of Leftover has none of the methods asked for")
     return {entry.name: entry.fields for entry in entries}
 
 
@@ -98,7 +96,7 @@ def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     """The prepared table; methods that it cannot serve are found as early as the rows tell."""
     told: set[str] = set()
-    pipeline.prepare(shadow(run, {"nll": {"objective": "nll"}}), _BEFORE_REFERENCE)
+    pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
     tell_refused(entries, told)
     _take(run, _policies(applicable(entries)))

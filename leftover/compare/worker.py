@@ -35,7 +35,8 @@ def work(folder: str, job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # not buffered: no lock that the interpreter would want at its end
+        pass
     os._exit(1)
 
 

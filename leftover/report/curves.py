@@ -62,8 +62,7 @@ def line_color(number: int) -> Any:
     """The colour of policy `number` in every picture: ten that are easily told apart, then their lighter kin."""
     import matplotlib
 
-    shades = matplotlib.colormaps["tab20"].colors
-    return shades[(2 * number + number // 10) % 20]
+    return matplotlib.colormaps["tab20"]((2 * number + number // 10) % 20)
 
 
 def _points(facts: dict[str, Any]) -> list[dict[str, Any]]:
