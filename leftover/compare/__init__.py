@@ -1,5 +1,1 @@
 """`leftover compare`: every method on the same rows, from the same reference, under the same budget, in one table."""
-
-from leftover.compare.run import compare
-
-__all__ = ["compare"]

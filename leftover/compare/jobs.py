@@ -23,6 +23,13 @@ _POLL_SECONDS = 0.1
 _TAIL_LINES = 5
 
 
+class Attached(Run):
+    """A run whose folder another process has claimed."""
+
+    def _claim_folder(self) -> None:
+        return
+
+
 @dataclass(frozen=True)
 class Job:
     """A policy to train with one seed and to evaluate; without a policy, the reference to evaluate."""

@@ -24,10 +24,10 @@ def read_grid(options: tuple[str, ...], recipe: Recipe) -> str | dict[str, Any]:
     trials: list[dict[str, Any]] = [{}]
     for option in options:
         key, separator, values = option.partition("=")
-        listed = [load_yaml(value) for value in values.split(",")]
-        if not separator or None in listed:
+        listed = values.split(",")
+        if not separator or not all(value.strip() for value in listed):
             raise UserError(f"--grid takes none, declared, or KEY=VALUE,VALUE,..., got '{option}'")
-        trials = [trial | {key: value} for trial in trials for value in listed]
+        trials = [trial | {key: load_yaml(value)} for trial in trials for value in listed]
     return {"*": trials}
 
 

@@ -9,20 +9,11 @@ import os
 import sys
 import threading
 
-from leftover.compare.jobs import Job
-from leftover.workspace import Run
 
-
-class Attached(Run):
-    """A run whose folder another process has claimed."""
-
-    def _claim_folder(self) -> None:
-        return
-
-
-def work(folder: str, job: Job) -> None:
+def work(folder: str, policy: str | None, seed: int, evaluate: bool) -> None:
     """Do one job of the run in `folder`."""
     from leftover import pipeline
+    from leftover.compare.jobs import Attached, Job
     from leftover.config import load_recipe
     from leftover.evaluate import Evaluation
 
@@ -31,7 +22,7 @@ def work(folder: str, job: Job) -> None:
     said.setLevel(logging.WARNING)  # all of it is reused
     pipeline.prepare(run)
     said.setLevel(logging.INFO)
-    job.do(run, Evaluation(run))
+    Job(policy, seed, evaluate).do(run, Evaluation(run))
 
 
 def _end_with_parent() -> None:
@@ -42,9 +33,6 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Exit status 0, or 1 with the reason as the last thing that is written."""
-    from leftover.cli import _announce
-    from leftover.errors import UserError
-
     parser = argparse.ArgumentParser(prog="leftover.compare.worker")
     parser.add_argument("folder")
     parser.add_argument("--policy")
@@ -52,9 +40,13 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true")
     given = parser.parse_args()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    from leftover.cli import _announce
+    from leftover.errors import UserError
+
     _announce()
     try:
-        work(given.folder, Job(given.policy, given.seed, evaluate=not given.train_only))
+        work(given.folder, given.policy, given.seed, not given.train_only)
     except UserError as error:
         sys.exit(f"error: {error}")
 
