@@ -68,6 +68,7 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     records = _tune(run, chosen, trials, options.jobs)
     chosen = applicable(entries)
     _take(run, _policies(chosen))
+    _constants(run)
     for entry in chosen:
         if entry.name in records:
             adopt(run, trial_policy(entry.name, records[entry.name]["chosen"]), entry.name, seeds[0])
@@ -93,6 +94,13 @@ def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
     run._claim_folder()
 
 
+def _constants(run: Run) -> None:
+    """The reference and all constants of rows that the policies of the recipe use."""
+    steps = list(pipeline.STEPS)
+    for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
+        pipeline.STEPS[name](run)
+
+
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     """The prepared table; methods that it cannot serve are found as early as the rows tell."""
     told: set[str] = set()
@@ -100,9 +108,7 @@ def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     check_scored(run, entries)
     tell_refused(entries, told)
     _take(run, _policies(applicable(entries)))
-    steps = list(pipeline.STEPS)
-    for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
-        pipeline.STEPS[name](run)
+    _constants(run)
     planned = plan_updates(run, entries, budget)
     tell_refused(entries, told)
     for entry in applicable(entries):
@@ -122,6 +128,7 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
     seed, shared = run.recipe.seeds[0], run.recipe.train
     policies = trial_policies(entries, trials, shared)
     _take(run, policies)
+    _constants(run)
     failed = run_jobs(run, [Job(policy, seed, evaluate=False) for policy in policies], jobs)
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:
