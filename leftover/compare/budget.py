@@ -72,7 +72,8 @@ def check_columns(entry: Entry, columns: dict[str, np.ndarray]) -> None:
     from leftover.selection import check_requirements
 
     objective = OBJECTIVES[entry.objective]
-    later = {name: np.zeros(len(columns["reward"])) for name in objective.requires - columns.keys()}
+    unknown = (objective.requires | {"value", "advantage"}) - columns.keys()
+    later = {name: np.zeros(len(columns["reward"])) for name in unknown}
     check_requirements(entry.name, objective, columns | later)
 
 
