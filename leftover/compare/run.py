@@ -20,6 +20,7 @@ from leftover.compare.methods import Entry, resolve
 from leftover.compare.trials import Trials, adopt, choose, make_trials, read_grid, trial_policies, trial_policy
 from leftover.config import Recipe
 from leftover.errors import UserError
+from leftover.manifest import Manifest
 from leftover.training import effective, policy_settings
 from leftover.workspace import Run
 
@@ -68,7 +69,7 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     records = _tune(run, chosen, trials, options.jobs)
     chosen = applicable(entries)
     _take(run, _policies(chosen))
-    _constants(run)
+    _constants(run, again=True)
     for entry in chosen:
         if entry.name in records:
             adopt(run, trial_policy(entry.name, records[entry.name]["chosen"]), entry.name, seeds[0])
@@ -94,11 +95,16 @@ def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
     run._claim_folder()
 
 
-def _constants(run: Run) -> None:
-    """The reference and all constants of rows that the policies of the recipe use."""
-    steps = list(pipeline.STEPS)
-    for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
-        pipeline.STEPS[name](run)
+def _constants(run: Run, again: bool = False) -> None:
+    """The reference and all constants of rows that the policies of the recipe use; `again` says nothing of reuse."""
+    steps, reuse = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
+    before = reuse.level
+    reuse.setLevel(logging.WARNING if again else before)
+    try:
+        for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
+            pipeline.STEPS[name](run)
+    finally:
+        reuse.setLevel(before)
 
 
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
@@ -113,8 +119,8 @@ def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     tell_refused(entries, told)
     for entry in applicable(entries):
         plan = planned[entry.name]
-        tokens = "tokens as it samples them" if plan.tokens is None else f"{plan.tokens:,} tokens"
-        log.info("compare: %s takes %d updates of %s a run", entry.name, plan.updates, tokens)
+        tokens = "on completions that it samples" if plan.tokens is None else f"of {plan.tokens:,} tokens in all"
+        log.info("compare: %s takes %d updates a run, %s", entry.name, plan.updates, tokens)
     return planned
 
 
@@ -128,7 +134,7 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
     seed, shared = run.recipe.seeds[0], run.recipe.train
     policies = trial_policies(entries, trials, shared)
     _take(run, policies)
-    _constants(run)
+    _constants(run, again=True)
     failed = run_jobs(run, [Job(policy, seed, evaluate=False) for policy in policies], jobs)
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:

@@ -73,6 +73,9 @@ def _intro(results: dict[str, Any]) -> str:
         "equal": f"every method takes {per_run} optimizer updates",
         "paper": f"updates are scaled by the share of rows that a method selects: {per_run}",
     }[results["budget"]]
+    online = [name for name, method in results["methods"].items() if method["planned_tokens"] is None]
+    if online:
+        budget += f" ({', '.join(online)}: as many, rounded up to whole rounds of its own completions)"
     trials = results["num_trials"]
     tuned = f"Settings: the best of {trials} trials a method on the selection prompts." if trials > 1 else ""
     seeds = ", ".join(map(str, results["seeds"]))
