@@ -226,6 +226,14 @@ class EvaluateSection(Section):
     num_examples: int = Field(10, ge=0)  # completions side by side in the report
 
 
+class CompareSection(Section):
+    """What `leftover compare` tries before it trains a method with every seed."""
+
+    # none: every method at its defaults; declared: each method's own small grid (see leftover/compare/methods.py); or
+    # method -> trials, each a mapping of keys of LoLConfig ("objective_settings.beta") or {learning_rate_factor: 3}.
+    grid: Literal["none", "declared"] | dict[str, list[dict[str, Any]]] = "none"
+
+
 class Recipe(Section):
     name: str
     output_dir: str
@@ -241,6 +249,7 @@ class Recipe(Section):
     policies: dict[str, dict[str, Any]] = {"a_lol_seq": {"objective": "a_lol_seq"}}
     train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
     evaluate: EvaluateSection = EvaluateSection()
+    compare: CompareSection = CompareSection()
 
     @property
     def main_policy(self) -> str:

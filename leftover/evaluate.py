@@ -11,7 +11,7 @@ import numpy as np
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.generate import generate
-from leftover.manifest import write_json
+from leftover.manifest import Key, write_json
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards.sum import as_array
 from leftover.table import column, equals
@@ -29,39 +29,66 @@ def subjects(run: Run) -> dict[str, tuple[str, int]]:
     found = {"reference": (run.reference_path, run.seed)}
     for name in run.recipe.policies:
         for seed in run.recipe.seeds:
-            found[f"{name}-seed-{seed}"] = (str(policy_folder(run, name, seed)), seed)
+            found[policy_subject(name, seed)] = (str(policy_folder(run, name, seed)), seed)
     return found
+
+
+def policy_subject(name: str, seed: int) -> str:
+    """The subject that is one policy with one seed."""
+    return f"{name}-seed-{seed}"
 
 
 def evaluate_all(run: Run) -> None:
     """Write `evaluation/<subject>.jsonl` (completions) and `.json` (metrics of rows) for every subject."""
-    settings = run.recipe.evaluate
     if not run.reward.scores_new_completions:
         log.warning(
             "evaluate: the rewards are recorded, so new completions cannot be scored; the log-ratio is compared "
             "with the recorded rewards of held-out rows instead"
         )
-    blocks = available_blocks(run)
-    rows: list[dict[str, Any]] = []
-    scorers: dict[str, Any] = {}
-    for name, (path, seed) in subjects(run).items():
-        key = {
-            "from": {block: run.table.digest(block) for block in ("tokens", "split", *blocks)},
-            "model": _model_key(run, name),
-            "judges": run.judges.identity() if run.judges else None,
-            "settings": settings.model_dump(exclude={"primary", "num_examples", "judges", "max_selection_prompts"}),
-            "seed": seed,
-        }
-        artifact = f"evaluation of {name}"
-        if run.manifest.begin(artifact, key).finished:
-            continue
-        if not scorers:  # the same for every subject, and not needed where all are reused
-            rows, scorers = test_rows(run, blocks), _scorers(run)
+    evaluation = Evaluation(run)
+    for name in subjects(run):
+        evaluation.of(name)
+
+
+def evaluation_artifact(name: str) -> str:
+    """What the manifest calls the evaluation of a subject."""
+    return f"evaluation of {name}"
+
+
+def evaluation_key(run: Run, name: str) -> Key:
+    """What the evaluation of a subject depends on."""
+    settings = run.recipe.evaluate
+    return {
+        "from": {block: run.table.digest(block) for block in ("tokens", "split", *available_blocks(run))},
+        "model": _model_key(run, name),
+        "judges": run.judges.identity() if run.judges else None,
+        "settings": settings.model_dump(exclude={"primary", "num_examples", "judges", "max_selection_prompts"}),
+        "seed": subjects(run)[name][1],
+    }
+
+
+class Evaluation:
+    """Evaluates subjects of one run. What they share (rows, scoring models) is loaded once, where it is needed."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._rows: list[dict[str, Any]] = []
+        self._scorers: dict[str, Any] = {}
+
+    def of(self, name: str) -> None:
+        """Write the completions and the metrics of one subject; nothing where that is done already."""
+        run, (path, seed) = self.run, subjects(self.run)[name]
+        artifact = evaluation_artifact(name)
+        if run.manifest.begin(artifact, evaluation_key(run, name)).finished:
+            return
+        if not self._scorers:
+            self._rows, self._scorers = test_rows(run, available_blocks(run)), _scorers(run)
+        scorers = self._scorers
         model = scorers["reference_logprob"] if name == "reference" else run.load(path)
-        metrics = row_metrics(model, run.tokenizer, rows, run.compute_dtype)
+        metrics = row_metrics(model, run.tokenizer, self._rows, run.compute_dtype)
         if name == "reference":  # its log-ratio against itself is 0, and the order of zeros rounding noise
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
-        prompts = unique_prompts(rows)
+        prompts = unique_prompts(self._rows)
         completions = []
         for decoding in DECODINGS:
             completions += complete(run, name, model, scorers, prompts, decoding, seed)

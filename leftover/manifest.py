@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
@@ -71,14 +73,20 @@ class Status:
 
 
 class Manifest:
-    """`manifest.json` of a folder: the key, the state and the facts of every artifact in it."""
+    """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
+
+    Several processes may write entries of one folder: each changes its own under a lock and keeps the others'.
+    """
 
     def __init__(self, folder: Path, label: str = ""):
         self.label = label  # before every name in the log
         self.path = folder / "manifest.json"
         self.entries: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            self.entries = json.loads(self.path.read_text(encoding="utf-8"))
+        self.reload()
+
+    def reload(self) -> None:
+        """Take up what other processes have written."""
+        self.entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
 
     def status(self, name: str, key: Key) -> Status:
         key = as_json(key)
@@ -106,13 +114,11 @@ class Manifest:
             log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
         if status.discard:
             discard()
-        self.entries[name] = {"key": key, "complete": False}
-        self._write()
+        self._write(name, {"key": key, "complete": False})
         return status
 
     def finish(self, name: str, **facts: Any) -> None:
-        self.entries[name] |= {"complete": True, **facts}
-        self._write()
+        self._write(name, self.entries[name] | {"complete": True, **facts})
         log.info("%s%s: done", self.label, name)
 
     def digest(self, name: str) -> str:
@@ -126,8 +132,12 @@ class Manifest:
     def is_complete(self, name: str) -> bool:
         return bool(self.entries.get(name, {}).get("complete"))
 
-    def _write(self) -> None:
-        write_json(self.path, self.entries)
+    def _write(self, name: str, entry: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            self.reload()
+            self.entries[name] = entry
+            write_json(self.path, self.entries)
 
 
 def file_hash(path: Path) -> str:

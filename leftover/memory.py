@@ -1,8 +1,11 @@
-"""How the process treats memory that a CPU run frees and asks for again at every step."""
+"""How the process treats memory that a CPU run frees and asks for again at every step; how much a run takes."""
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Numbers of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -33,3 +36,44 @@ def freed_memory_kept() -> Iterator[bool]:
             for setting, value in _AFTERWARDS:
                 library.mallopt(setting, value)
             library.malloc_trim(0)
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[dict[str, Any]]:
+    """Yields a dictionary that holds, at the end, the most memory that was in use inside.
+
+    On a GPU `peak_memory` is in bytes of tensors (`torch.cuda.max_memory_allocated`, those from before included); on
+    a CPU of the process, resident, with its libraries. `peak_memory_of` says which: gpu, process, or process_lifetime
+    where the system cannot start a new count (all but Linux), so that earlier work of the process may be in it.
+    """
+    import torch
+
+    found: dict[str, Any] = {}
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    counted = not on_gpu and _start_resident_count()
+    yield found
+    if on_gpu:
+        found |= {"peak_memory": torch.cuda.max_memory_allocated(), "peak_memory_of": "gpu"}
+    elif counted:
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        found |= {"peak_memory": int(line.split()[1]) * 1024, "peak_memory_of": "process"}
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found |= {"peak_memory": most * unit, "peak_memory_of": "process_lifetime"}
+
+
+def _start_resident_count() -> bool:
+    """Set the process's high-water mark of resident memory to what is resident now; False where that cannot be."""
+    try:
+        _CLEAR.write_text("5")
+        return "VmHWM:" in _STATUS.read_text()
+    except OSError:
+        return False

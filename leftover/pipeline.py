@@ -9,6 +9,7 @@ from typing import Any
 from leftover import extra_columns, requirements, row_constants, scoring
 from leftover import prepare as stage
 from leftover.config import Recipe, load_recipe
+from leftover.manifest import Key
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -63,34 +64,41 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 def train(this: Run) -> None:
     """Every policy with every seed, from the reference, on the rows its objective selects."""
-    from leftover.training import (
-        available_blocks,
-        discard,
-        effective,
-        policy_folder,
-        policy_settings,
-        train_policy,
-        training_args,
-    )
+    from leftover.training import training_args
 
     for name in this.recipe.policies:  # faulty settings are refused before an earlier policy makes way
         training_args(this, name, this.recipe.seeds[0])
     for name in this.recipe.policies:
         for seed in this.recipe.seeds:
-            key = {
-                "from": {
-                    block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this, name))
-                },
-                "settings": effective(policy_settings(this, name)),
-                "lora": this.recipe.model.lora.model_dump() if this.recipe.model.lora else None,
-                "rows": this.recipe.data.rows,
-                "selection": this.recipe.evaluate.max_selection_prompts,
-                "seed": seed,
-            }
-            artifact = f"policy {name}, seed {seed}"
-            folder = policy_folder(this, name, seed)
-            if not this.manifest.begin(artifact, key, partial(discard, folder)).finished:
-                this.manifest.finish(artifact, **train_policy(this, name, seed))
+            train_one(this, name, seed)
+
+
+def train_one(this: Run, name: str, seed: int) -> None:
+    """One policy with one seed; nothing where it is trained already."""
+    from leftover.training import discard, policy_folder, train_policy
+
+    artifact, folder = policy_artifact(name, seed), policy_folder(this, name, seed)
+    if not this.manifest.begin(artifact, policy_key(this, name, seed), partial(discard, folder)).finished:
+        this.manifest.finish(artifact, **train_policy(this, name, seed))
+
+
+def policy_artifact(name: str, seed: int) -> str:
+    """What the manifest calls a trained policy."""
+    return f"policy {name}, seed {seed}"
+
+
+def policy_key(this: Run, name: str, seed: int) -> Key:
+    """What a trained policy depends on: its rows, its settings and its seed, and not its name."""
+    from leftover.training import available_blocks, effective, policy_settings
+
+    return {
+        "from": {block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this, name))},
+        "settings": effective(policy_settings(this, name)),
+        "lora": this.recipe.model.lora.model_dump() if this.recipe.model.lora else None,
+        "rows": this.recipe.data.rows,
+        "selection": this.recipe.evaluate.max_selection_prompts,
+        "seed": seed,
+    }
 
 
 def evaluate(this: Run) -> None:

@@ -70,21 +70,66 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     return row
 
 
-def compare(ours: dict[int, Records], theirs: dict[int, Records], decoding: str) -> dict[str, Any] | None:
-    """The paired difference of two policies' mean rewards, prompt by prompt, averaged over the seeds they share."""
+def compare(
+    ours: dict[int, Records], theirs: dict[int, Records], decoding: str, measure: str = "reward"
+) -> dict[str, Any] | None:
+    """The paired difference of two policies' means, prompt by prompt, averaged over the seeds they share.
+
+    `measure`: the reward, or the column of a component or a judge; None is returned where it was not measured.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
-    if not pairs or "reward" not in pairs[0][0][0]:
+    if not pairs or measure not in pairs[0][0][0]:
         return None
     for a, b in [*pairs, (pairs[0][0], pairs[-1][0])]:
         _same_prompts(a, b)
-    differences = [_column(a, "reward") - _column(b, "reward") for a, b in pairs]
+    differences = [_column(a, measure) - _column(b, measure) for a, b in pairs]
     families = [record["family"] for record in pairs[0][0]]
     return {
         "difference": bootstrap_interval(np.mean(differences, axis=0), families)._asdict(),
         "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
-        "win_rate": float(np.mean([win_rate(_column(a, "reward"), _column(b, "reward")) for a, b in pairs])),
+        "win_rate": float(np.mean([win_rate(_column(a, measure), _column(b, measure)) for a, b in pairs])),
     }
+
+
+def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decoding: str) -> dict[str, Any]:
+    """A policy over its seeds against the data's own completions, on the prompts (`data`: group -> their rewards).
+
+    A prompt with several scored completions counts once: its win rate is the mean over them, its difference that from
+    their mean reward. Empty where nothing can be compared.
+    """
+    ours = [_by_prompt(records, decoding) for records in seeds.values()]
+    ours = [[record for record in records if data.get(record["group"])] for records in ours]
+    if not ours or not ours[0] or "reward" not in ours[0][0]:
+        return {}
+    for records in ours:
+        _same_prompts(records, ours[0])
+    theirs = [data[record["group"]] for record in ours[0]]
+    rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
+    wins = [
+        win_rate([record["reward"]] * len(others), others)
+        for records in ours
+        for record, others in zip(records, theirs, strict=True)
+    ]
+    difference = rewards - np.array([np.mean(others) for others in theirs])
+    return {
+        "win_rate_against_data": _mean(wins),
+        "difference_from_data": bootstrap_interval(difference, [r["family"] for r in ours[0]])._asdict(),
+        "prompts_with_data_reward": len(theirs),
+    }
+
+
+def describe_data(rows: Records) -> dict[str, Any]:
+    """The row of the data's own completions in the result table, one completion a prompt.
+
+    `rows` [prompts]: `text`, `tokens`, `family`, and `rewards`, the scores of all of the prompt's completions.
+    """
+    scored = [row for row in rows if row["rewards"]]
+    found: dict[str, Any] = {"seeds": [], "prompts": len(rows), "length": float(_column(rows, "tokens").mean())}
+    if scored:
+        means = [float(np.mean(row["rewards"])) for row in scored]
+        found["reward"] = bootstrap_interval(means, [row["family"] for row in scored])._asdict()
+    return found | {f"distinct_{n}": distinct_n(_texts(rows), n) for n in (1, 2, 3)}
 
 
 def _same_prompts(ours: Records, theirs: Records) -> None:

@@ -14,14 +14,15 @@ from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
 from leftover.errors import UserError
 from leftover.extra_columns import extra_blocks
 from leftover.extras import row_columns
+from leftover.memory import peak_memory
 from leftover.models import read_json, save_model
 from leftover.ppo import ONLINE
 from leftover.ppo.config import PPOConfig, own_settings
 from leftover.ppo.trainer import PPOTrainer
 from leftover.requirements import trains_on_chosen
-from leftover.table import column, equals
+from leftover.table import column, equals, list_lengths
 from leftover.trainer import LoLTrainer
-from leftover.training_config import LoLConfig, objective_of, objective_settings
+from leftover.training_config import LoLConfig, declared, objective_settings
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         run,
         run.load_reference(),
         args,
-        _policy_rows(run, name, args),
+        policy_rows(run, name),
         validation,
         peft_config=run.lora_config(),
         reward_func=run.reward if can_score else None,
@@ -140,17 +141,18 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     return _fit(trainer, run, folder)
 
 
-def _policy_rows(run: Run, name: str, args: LoLConfig | PPOConfig) -> Any:
-    """The training rows of a policy, with the extra columns that its objective reads."""
-    if isinstance(args, PPOConfig):
+def policy_rows(run: Run, name: str) -> Any:
+    """The training rows that a policy selects from, with the constants and extra columns that its objective reads."""
+    fields = run.recipe.train | run.recipe.policies[name]
+    if fields.get("objective") in ONLINE:
         return training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
-    objective = objective_of(args)
+    objective, settings = declared(fields)
     return training_rows(
         run,
         "train",
         available_blocks(run, name),
         chosen_only=trains_on_chosen(run.recipe, objective),
-        extras=row_columns(objective.needs(objective_settings(args)) | objective.optional),
+        extras=row_columns(objective.needs(settings) | objective.optional),
     )
 
 
@@ -252,7 +254,8 @@ def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, 
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    with peak_memory() as peak:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
     shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
@@ -263,6 +266,19 @@ def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, 
         "selected_rows": trainer.num_selected,
         "effective_sample_size": trainer.effective_sample_size,
         "seconds": result.metrics.get("train_runtime"),
+        **({"resumed_at": int(Path(checkpoint).name.rpartition("-")[2])} if checkpoint else {}),
+        **peak,
         "evaluations": history,
-        **(trainer.facts() if isinstance(trainer, PPOTrainer) else trainer.selection_facts),
+        **(trainer.facts() if isinstance(trainer, PPOTrainer) else _offline_facts(trainer)),
     }
+
+
+def _offline_facts(trainer: LoLTrainer) -> dict[str, Any]:
+    tokens = trained_tokens(trainer.train_dataset, trainer.draw_order)
+    return {"trained_tokens": tokens, **trainer.selection_facts}
+
+
+def trained_tokens(rows: Any, order: Any) -> int:
+    """Tokens of the rows of a whole draw order: of prompts and completions, without padding."""
+    lengths = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
+    return int(lengths[order.indices].sum())

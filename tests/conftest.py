@@ -66,7 +66,7 @@ def rows_file(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe(tiny_llama_path: str) -> Callable[..., dict[str, Any]]:
     """`tiny_recipe(folder, rows=None, **overrides)`: a recipe dictionary whose whole run takes seconds.
 

@@ -12,8 +12,8 @@ _PANELS = {
 }
 
 
-def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
-    """Write learning_curves.png; returns its name, or None where nothing was evaluated along the way."""
+def draw_curves(run: Run, results: dict[str, Any], name: str = "learning_curves.png") -> str | None:
+    """Write the picture `name`; returns its name, or None where nothing was evaluated along the way."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -21,22 +21,22 @@ def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
     from matplotlib.ticker import MaxNLocator
 
     panels = {
-        name: title
-        for name, title in _PANELS.items()
-        if any(name in e for seeds in results["training"].values() for facts in seeds.values() for e in _points(facts))
+        metric: title
+        for metric, title in _PANELS.items()
+        if any(metric in e for runs in results["training"].values() for facts in runs.values() for e in _points(facts))
     }
     if not panels:
         return None
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 3.8), squeeze=False)
-    for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
+    for axis, (metric, title) in zip(axes[0], panels.items(), strict=True):
         for number, (policy, seeds) in enumerate(results["training"].items()):
             curve = defaultdict(list)
             for facts in seeds.values():
                 for entry in _points(facts):
-                    if name in entry:
-                        curve[entry["step"]].append(entry[name])
+                    if metric in entry:
+                        curve[entry["step"]].append(entry[metric])
             steps = sorted(curve)
-            color = f"C{number}"
+            color = line_color(number)
             axis.plot(
                 steps, [sum(curve[s]) / len(curve[s]) for s in steps], color=color, marker="o", ms=3, label=policy
             )
@@ -53,9 +53,16 @@ def draw_curves(run: Run, results: dict[str, Any]) -> str | None:
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(run.folder / "learning_curves.png", dpi=120)
+    figure.savefig(run.folder / name, dpi=120)
     plt.close(figure)
-    return "learning_curves.png"
+    return name
+
+
+def line_color(number: int) -> Any:
+    """The colour of policy `number` in every picture: ten that are easily told apart, then their lighter kin."""
+    import matplotlib
+
+    return matplotlib.colormaps["tab20"]((2 * number + number // 10) % 20)
 
 
 def _points(facts: dict[str, Any]) -> list[dict[str, Any]]:

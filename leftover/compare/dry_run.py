@@ -1,0 +1,81 @@
+"""`leftover compare --dry-run`: what would be run, from the rows alone; nothing is trained and no folder written."""
+
+import sys
+from typing import Any
+
+from leftover.compare.budget import applicable, with_policies
+from leftover.compare.methods import Entry, resolve
+from leftover.compare.run import Options, seeds_of
+from leftover.compare.trials import make_trials, read_grid
+from leftover.config import Recipe
+from leftover.errors import UserError
+from leftover.plan.rows import Rows, read
+from leftover.plan.settings import Unwritten, training_settings
+from leftover.plan.sources import offline
+from leftover.plan.work import Sizes, Training, plan_training
+from leftover.ppo import ONLINE
+
+
+def dry_run(recipe: Recipe, options: Options) -> None:
+    """Print methods, updates, trials and refusals. Raises UserError where the comparison would refuse the recipe."""
+    with offline():
+        _show(*_plan(recipe, options))
+
+
+def _plan(recipe: Recipe, options: Options) -> tuple[list[Entry], dict[str, Training], dict[str, Any]]:
+    entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
+    rows = read(recipe)
+    chosen = applicable(entries)
+    trials = make_trials(chosen, read_grid(options.grid, recipe))
+    base = _training(recipe, Entry("nll", {"objective": "nll", "rows": "all"}, ""), rows)
+    plans = {}
+    for entry in chosen:
+        for key in ("max_steps", "num_train_epochs"):
+            entry.fields.pop(key, None)
+        share = entry.fields.get("top_percent", 100.0) / 100 if options.budget == "paper" else 1.0
+        if base.steps is not None:
+            entry.fields["max_steps"] = max(1, round(base.steps * share))
+        if entry.objective not in ONLINE:
+            try:
+                plans[entry.name] = _training(recipe, entry, rows)
+            except UserError as error:
+                entry.reason = str(error)
+    facts = {"seeds": seeds, "trials": {name: len(listed) for name, listed in trials.items()}, "base": base}
+    return entries, plans, facts | {"budget": options.budget, "rows": rows if isinstance(rows, str) else None}
+
+
+def _training(recipe: Recipe, entry: Entry, rows: Rows | str) -> Training:
+    run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
+    settings = training_settings(run, policies=True)[entry.name]
+    return plan_training(entry.name, settings, Sizes(recipe, rows if isinstance(rows, Rows) else None))
+
+
+def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Comparison", title_justify="left")
+    for name in ("method", "settings from", "rows", "updates a run", "tokens a run", "trials", "runs"):
+        table.add_column(name, overflow="fold")
+    runs = 0
+    for entry in (e for e in entries if e.reason is None):
+        plan, trials = plans.get(entry.name), facts["trials"].get(entry.name, 0)
+        own_runs = max(trials - 1, 0) + len(facts["seeds"])  # the chosen trial is the run of its seed
+        runs += own_runs
+        updates = str(entry.fields.get("max_steps", "unknown"))
+        tokens = "as it samples" if plan is None else f"about {plan.seen.tokens:,.0f}" if plan.seen else "unknown"
+        drawn = "its own samples" if plan is None else plan.selected
+        own = [str(trials) if trials else "–", str(own_runs)]
+        table.add_row(entry.name, entry.source, drawn, updates, tokens, *own)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    for entry in (e for e in entries if e.reason is not None):
+        console.print(f"- {entry.name}: n/a, {entry.reason}", highlight=False, markup=False)
+    console.print(f"- {runs} runs in all, seeds {', '.join(map(str, facts['seeds']))}.", highlight=False)
+    if facts["rows"]:
+        console.print(f"- Rows: {facts['rows']}.", highlight=False, markup=False)
+    if facts["budget"] == "paper":
+        console.print("- Updates of leftover methods shrink with the share of leftover rows, known after `prepare`.")
+    console.print(
+        "- What needs rewards of a kind (none below 0, a positive advantage) is checked once rows are scored."
+    )

@@ -1,0 +1,32 @@
+"""Which method is marked best, and which second best: only where the paired interval says so."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+RULE = (
+    "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0. "
+    "<u>Underlined</u>: the second highest, where the first is bold and its own paired difference to the third "
+    "excludes 0. Otherwise nothing is marked: the rows do not tell the methods apart. Differences are of the same "
+    "prompts, averaged over the seeds that both have, resampled by prompt family."
+)
+
+Difference = Callable[[str, str], dict[str, Any] | None]
+
+
+def marks(means: dict[str, float], difference: Difference) -> dict[str, str]:
+    """`best` and `second` by name, after RULE.
+
+    Args:
+        means: name -> mean, the higher the better.
+        difference: (name, other) -> the paired interval {mean, low, high} of name minus other; None where there is
+            none, which tells nothing apart.
+    """
+    ranked = sorted(means, key=lambda name: -means[name])
+    found: dict[str, str] = {}
+    for mark, (name, after) in zip(("best", "second"), pairwise(ranked), strict=False):
+        interval = difference(name, after)
+        if interval is None or not interval["low"] > 0:
+            break
+        found[name] = mark
+    return found

@@ -1,0 +1,47 @@
+"""Reward against diversity as one picture."""
+
+from pathlib import Path
+from typing import Any
+
+from leftover.compare.gather import DATA, REFERENCE
+from leftover.report.curves import line_color
+
+
+def draw_reward_diversity(folder: Path, results: dict[str, Any]) -> str | None:
+    """Write comparison_reward_diversity.png and .svg; returns the first's name, None where no reward was measured.
+
+    A point a method: mean reward with its 95 % interval against distinct-2 of completions cut to the reference's
+    lengths; a dot for each of its seeds' rewards.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    table = {name: row for name, row in results[results["primary"]]["table"].items() if name != DATA}
+    if "reward" not in table[REFERENCE]:
+        return None
+    figure, axis = plt.subplots(figsize=(7.5, 5.2))
+    for number, (name, row) in enumerate([*((n, r) for n, r in table.items() if n != REFERENCE)]):
+        _point(axis, name, row, line_color(number), "o")
+    _point(axis, REFERENCE, table[REFERENCE], "black", "s")
+    axis.axhline(table[REFERENCE]["reward"]["mean"], color="black", lw=0.6, ls=":")
+    axis.set_xlabel("distinct-2 of completions, cut to the reference's lengths")
+    axis.set_ylabel("reward on held-out prompts [95 %]; dots: seeds")
+    axis.set_title(f"{results['name']}: {results['primary']} completions", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"comparison_reward_diversity.{ending}", dpi=120)
+    plt.close(figure)
+    return "comparison_reward_diversity.png"
+
+
+def _point(axis: Any, name: str, row: dict[str, Any], color: Any, marker: str) -> None:
+    reward, diversity = row["reward"], row["distinct_2_at_reference_length"]
+    ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
+    axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker=marker, capsize=3, lw=1, label=name)
+    seeds = list(row["reward_by_seed"].values())
+    if len(seeds) > 1:
+        axis.plot([diversity] * len(seeds), seeds, ls="", marker=".", ms=4, color=color, alpha=0.6)
