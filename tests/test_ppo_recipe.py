@@ -87,7 +87,7 @@ def test_recorded_scores_are_refused_before_any_row_is_read(tmp_path: Path, tiny
         ({"draw": "uniform"}, ["policies.ppo.draw", "PPOConfig"]),
         ({"kl_coef": "much"}, ["policies.ppo.kl_coef", "is a number"]),
         ({"seed": 3}, ["policies.ppo.seed", "seeds"]),
-        ({"objective": "pop"}, ["policies.ppo.objective", "did you mean 'ppo'"]),
+        ({"objective": "ppoo"}, ["policies.ppo.objective", "did you mean 'ppo'"]),
     ],
 )
 def test_unknown_settings_are_refused_with_the_nearest(
