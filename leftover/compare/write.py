@@ -128,6 +128,7 @@ _COST: dict[str, Callable[[Row], str]] = {
     "tokens trained": lambda row: _number(row, "trained_tokens", 0),
     "rollout tokens": lambda row: _number(row, "rollout_tokens", 0),
     "seconds": lambda row: _number(row, "seconds", 0),
+    "of them rollouts": lambda row: _number(row, "rollout_seconds", 0),
     "peak memory": lambda row: size_text(row["peak_memory_bytes"]) if "peak_memory_bytes" in row else _MISSING,
 }
 
