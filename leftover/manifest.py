@@ -75,11 +75,13 @@ class Status:
 class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
 
-    Several processes may write entries of one folder: each changes its own under a lock and keeps the others'.
+    `shared`: several processes may write entries of the folder; each changes its own under the lock `manifest.lock`
+    and keeps the others'.
     """
 
-    def __init__(self, folder: Path, label: str = ""):
+    def __init__(self, folder: Path, label: str = "", *, shared: bool = False):
         self.label = label  # before every name in the log
+        self.shared = shared
         self.path = folder / "manifest.json"
         self.entries: dict[str, dict[str, Any]] = {}
         self.reload()
@@ -133,6 +135,10 @@ class Manifest:
         return bool(self.entries.get(name, {}).get("complete"))
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
+        if not self.shared:
+            self.entries[name] = entry
+            write_json(self.path, self.entries)
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             self.reload()

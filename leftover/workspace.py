@@ -42,7 +42,7 @@ class Run:
         self.folder = Path(recipe.output_dir)
         self._claim_folder()
         self.table = Table(self.folder / "table")
-        self.manifest = Manifest(self.folder)
+        self.manifest = Manifest(self.folder, shared=True)
         self.hashes = FileHashes(self.folder)
         self.rejects = Rejects(self.folder / "rejected_rows.jsonl")
         reward = recipe.reward

@@ -209,7 +209,7 @@ def test_writers_of_one_manifest_lose_no_entry(tmp_path):
     Manifest(tmp_path).begin("first", {})
 
     def write(writer):
-        manifest = Manifest(tmp_path)
+        manifest = Manifest(tmp_path, shared=True)
         for i in range(10):
             manifest.begin(f"{writer}-{i}", {"i": i})
             manifest.finish(f"{writer}-{i}", fact=writer)

@@ -120,13 +120,23 @@ def _flat(row: dict[str, Any], runs: dict[int, dict[str, Any]]) -> dict[str, Any
     return found | training_cost(runs)
 
 
+_COSTS = (
+    "trained_tokens",
+    "rollout_tokens",
+    "selected_rows",
+    "effective_sample_size",
+    "seconds",
+    "rollout_seconds",
+)
+
+
 def training_cost(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """What the runs of one method took: means over seeds, of memory the most."""
     if not runs:
         return {}
     facts = list(runs.values())
     found: dict[str, Any] = {"updates": _mean([f["steps"] for f in facts if f.get("steps") is not None])}
-    for fact in ("trained_tokens", "rollout_tokens", "selected_rows", "effective_sample_size", "seconds"):
+    for fact in _COSTS:
         found[fact] = _mean([f[fact] for f in facts if f.get(fact) is not None])
     peaks = [f["peak_memory"] for f in facts if f.get("peak_memory") is not None]
     found["peak_memory_bytes"] = max(peaks) if peaks else None

@@ -26,7 +26,7 @@ def draw_reward_diversity(folder: Path, results: dict[str, Any]) -> str | None:
         _point(axis, name, row, line_color(number), "o")
     _point(axis, REFERENCE, table[REFERENCE], "black", "s")
     axis.axhline(table[REFERENCE]["reward"]["mean"], color="black", lw=0.6, ls=":")
-    axis.set_xlabel("distinct-2 of completions, cut to the reference's lengths")
+    axis.set_xlabel("distinct-2 of completions, each cut to the length of the reference's for its prompt")
     axis.set_ylabel("reward on held-out prompts [95 %]; dots: seeds")
     axis.set_title(f"{results['name']}: {results['primary']} completions", fontsize=10)
     axis.grid(alpha=0.3)

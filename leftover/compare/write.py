@@ -115,7 +115,7 @@ def _parts_table(results: dict[str, Any], rows: list[Row]) -> str:
     columns: dict[str, Callable[[Row], str]] = {"method": lambda row: _code(row["method"])}
     for part in parts:
         columns[part.replace("/", ": ")] = lambda row, part=part: _marked(row, part)  # type: ignore[misc]
-    return "Components of the reward and judges, which nothing was trained on:\n\n" + _table(
+    return "Components of the reward, and judges (held out: nothing was trained on them):\n\n" + _table(
         columns, [row for row in rows if any(part in row for part in parts)]
     )
 
@@ -128,6 +128,7 @@ _COST: dict[str, Callable[[Row], str]] = {
     "tokens trained": lambda row: _number(row, "trained_tokens", 0),
     "rollout tokens": lambda row: _number(row, "rollout_tokens", 0),
     "seconds": lambda row: _number(row, "seconds", 0),
+    "of them rollouts": lambda row: _number(row, "rollout_seconds", 0),
     "peak memory": lambda row: size_text(row["peak_memory_bytes"]) if "peak_memory_bytes" in row else _MISSING,
 }
 
