@@ -307,6 +307,18 @@ def test_what_a_policy_requires_follows_its_settings(tmp_path: Path, tiny_recipe
     assert "reference_logprobs" not in needs_of(recipe, "dpo")
 
 
+def test_a_reward_that_equals_all_samples_is_at_the_highest_quantile(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    made = [row | {"reward": reward} for row, reward in zip(grouped_rows(2), (1.0, 0.5, 2.0) * 2, strict=True)]
+    args = LoLConfig(
+        output_dir=str(tmp_path), objective="qrpo", reference_samples=2, max_completion_length=48, use_cpu=True
+    )
+    constant = lambda prompts, completions: [1.0] * len(prompts)  # noqa: E731
+    trainer = LoLTrainer(tiny_llama_path, args, made, processing_class=tokenizer, reward_funcs=constant)
+    assert list(trainer.train_dataset["reward_quantile"]) == [1.0, 0.0, 1.0] * 2
+
+
 def recipe_of(tiny_recipe: Callable, folder: Path, **more: Any) -> dict[str, Any]:
     reward = {"functions": [{"type": "python", "function": "tests.test_methods:score"}]}
     return tiny_recipe(folder, rows=grouped_rows(20), reward=reward, **more)
