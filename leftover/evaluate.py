@@ -123,6 +123,7 @@ def complete(
         {
             "group": row["group"],
             "family": row["family_id"],
+            "source": row["source"],
             "decoding": decoding,
             "text": text,
             "tokens": len(sequence),
@@ -159,7 +160,7 @@ def test_rows(run: Run, blocks: tuple[str, ...]) -> list[dict[str, Any]]:
         raise UserError("the test split has no row left after truncation")
     groups = column(table, "group")
     chosen = np.random.default_rng(run.seed).permutation(np.unique(groups[keep]))[: run.recipe.evaluate.max_prompts]
-    names = ["prompt", "conversational", "completion", "group", "family_id", "prompt_ids", "completion_ids"]
+    names = ["prompt", "conversational", "completion", "group", "family_id", "source", "prompt_ids", "completion_ids"]
     names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
     return list(table.select_columns(names).select(np.flatnonzero(keep & np.isin(groups, chosen))))
 

@@ -70,6 +70,21 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     return row
 
 
+def by_source(seeds: dict[int, Records], decoding: str) -> dict[str, dict[str, Any]]:
+    """The rewards and judges of `summarise` for every source of test prompts alone; empty where there is but one."""
+    ours = [_by_prompt(records, decoding) for records in seeds.values()]
+    sources = sorted({str(record.get("source")) for record in ours[0]})
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources if len(sources) > 1 else ():
+        inside = [[r for r in records if str(r.get("source")) == source] for records in ours]
+        families = [record["family"] for record in inside[0]]
+        names = [name for name in inside[0][0] if name == "reward" or name.startswith(("reward/", "judge/"))]
+        means = {name: np.mean([_column(records, name) for records in inside], axis=0) for name in names}
+        found[source] = {"prompts": len(families)}
+        found[source] |= {name: bootstrap_interval(mean, families)._asdict() for name, mean in means.items()}
+    return found
+
+
 def compare(
     ours: dict[int, Records], theirs: dict[int, Records], decoding: str, measure: str = "reward"
 ) -> dict[str, Any] | None:

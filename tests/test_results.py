@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from leftover.results import compare, summarise
+from leftover.results import by_source, compare, summarise
 
 L = math.log(2)
 FAMILIES = ["a", "a", "b", "b"]
@@ -155,6 +155,17 @@ def test_other_prompts_than_the_reference_completed_are_not_compared():
 
 
 THEIRS = {0: make_records([1.0, 1.0, 1.0, 1.0]), 7: make_records([3.0, 3.0, 3.0, 3.0])}
+
+
+def test_the_sources_of_test_prompts_are_kept_apart():
+    where = {"source": ["helpful", "harmless", "helpful", "helpful"], "judge/held out": [0.0, 1.0, 2.0, 4.0]}
+    ours = {seed: make_records([r["reward"] for r in records], **where) for seed, records in OURS.items()}
+    found = by_source(ours, "greedy")
+    assert {source: of["prompts"] for source, of in found.items()} == {"harmless": 1, "helpful": 3}
+    # Seeds averaged, the prompts have 2, 2, 3 and 1.
+    assert found["harmless"]["reward"]["mean"] == 2 and found["helpful"]["reward"]["mean"] == 6 / 3
+    assert found["helpful"]["judge/held out"]["mean"] == 6 / 3
+    assert by_source(OURS, "greedy") == {}, "one source is no division"
 
 
 def test_policies_are_compared_prompt_by_prompt_over_the_seeds_they_share():

@@ -124,6 +124,24 @@ def test_recorded_scores_train_and_a_stand_in_fitted_on_them_scores_what_is_gene
     assert "reward column" in json.loads((tmp_path / "run/manifest.json").read_text())
 
 
+def test_test_sets_are_reported_apart_and_what_was_left_out_by_its_reason(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    recipe = tiny_recipe(tmp_path)
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    paths = [tmp_path / "helpful.jsonl", tmp_path / "harmless.jsonl"]
+    for path, part in zip(paths, (lines[:30], lines[30:]), strict=True):
+        path.write_text("\n".join(part))
+    recipe["data"] |= {"path": [str(path) for path in paths], "part": [0.0, 0.9], "test_size": 0.3}
+    results = run(make_recipe(recipe))
+    by_source = results["sampled"]["by_source"]["a_lol_seq"]
+    assert set(by_source) == {"helpful", "harmless"}
+    assert sum(of["prompts"] for of in by_source.values()) == results["sampled"]["table"]["a_lol_seq"]["prompts"]
+    report = (tmp_path / "run/report.md").read_text()
+    assert "By source of the test prompts" in report and "Sources: helpful" in report
+    assert f"{results['prepare']['rows']['other_parts']} rows belong to families outside data.part" in report
+
+
 @pytest.mark.parametrize("thumbs", [[True, False], [1, 0]])
 def test_binary_scores_work(thumbs: list, tmp_path: Path, tiny_recipe: Callable) -> None:
     rows = [row | {"reward": thumbs[i % 2]} for i, row in enumerate(scored_rows(60))]

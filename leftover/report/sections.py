@@ -111,6 +111,8 @@ def data_section(results: dict[str, Any]) -> str:
     """What was read, rejected, cut and split."""
     facts = results["prepare"]
     rows, split, tokens = facts["rows"], facts["split"], facts["tokens"]
+    others = rows.get("other_parts", 0)
+    sources = ", ".join(f"{name} {count}" for name, count in rows.get("sources", {}).items())
     said = {
         "system_turns_cut": "of the cut prompts lost their system turn or tools",
         "rows_refused": "conversations refused by the chat template, and put aside",
@@ -121,6 +123,13 @@ def data_section(results: dict[str, Any]) -> str:
             "",
             f"- {rows['read']} rows read, {rows['rejected']} rejected, {rows['duplicates']} repeat an earlier row, "
             f"{rows['without_reward']} without a recorded score.",
+            *(f"- {count} left out: {reason}." for reason, count in rows.get("left_out", {}).items()),
+            *(
+                [f"- {rows['other_parts']} rows belong to families outside data.part."]
+                if rows.get("other_parts")
+                else []
+            ),
+            *([f"- Sources: {sources}."] if len(rows.get("sources", {})) > 1 else []),
             f"- {tokens['prompts_cut']} prompts cut on the left; {tokens['completions_long']} completions over the "
             f"limit, {tokens['rows_dropped']} of these rows put aside.",
             *(f"- {tokens[name]} {words}." for name, words in said.items() if name in tokens),

@@ -10,7 +10,7 @@ from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.report.curves import draw_curves
 from leftover.report.sections import data_section, examples_section, leftover_section, training_section, verdict
-from leftover.results import compare, summarise
+from leftover.results import by_source, compare, summarise
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def write_report(run: Run) -> dict[str, Any]:
     parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run, results)]
     for decoding in (results["primary"], *(d for d in DECODINGS if d != results["primary"])):
         parts += [f"## Results, {decoding} completions", result_table(results, decoding)]
-        parts += [comparison_table(results, decoding)]
+        parts += [comparison_table(results, decoding), source_table(results, decoding)]
     parts += [GLOSSARY, training_section(results)]
     curves = draw_curves(run, results)
     if curves:
@@ -56,7 +56,24 @@ def gather(run: Run) -> dict[str, Any]:
         rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
         against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
         results[decoding] = {"table": rows, "main_against": against}
+        all_records = {"reference": {run.seed: reference}} | records
+        results[decoding]["by_source"] = {p: by_source(seeds, decoding) for p, seeds in all_records.items()}
     return results
+
+
+def source_table(results: dict[str, Any], decoding: str) -> str:
+    """Rewards and judges on the test prompts of every source apart, as Markdown; empty where there is but one."""
+    found = results[decoding]["by_source"]
+    sources = found["reference"]
+    measures = [name for name in next(iter(sources.values()), {}) if name == "reward" or name.startswith("judge/")]
+    if not measures:
+        return ""
+    header = [f"{source} ({of['prompts']} prompts)" for source, of in sources.items()]
+    lines = [f"| policy | measure | {' | '.join(header)} |", "| --- | --- |" + " --- |" * len(header)]
+    for policy, by in found.items():
+        for name in measures:
+            lines.append(f"| {policy} | {name} | {' | '.join(interval(by[source][name]) for source in sources)} |")
+    return "By source of the test prompts:\n\n" + "\n".join(lines)
 
 
 def _reproduce(run: Run) -> str:
