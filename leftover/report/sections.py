@@ -124,11 +124,7 @@ def data_section(results: dict[str, Any]) -> str:
             f"- {rows['read']} rows read, {rows['rejected']} rejected, {rows['duplicates']} repeat an earlier row, "
             f"{rows['without_reward']} without a recorded score.",
             *(f"- {count} left out: {reason}." for reason, count in rows.get("left_out", {}).items()),
-            *(
-                [f"- {rows['other_parts']} rows belong to families outside data.part."]
-                if rows.get("other_parts")
-                else []
-            ),
+            *([f"- {others} rows belong to families outside data.part."] if others else []),
             *([f"- Sources: {sources}."] if len(rows.get("sources", {})) > 1 else []),
             f"- {tokens['prompts_cut']} prompts cut on the left; {tokens['completions_long']} completions over the "
             f"limit, {tokens['rows_dropped']} of these rows put aside.",
