@@ -130,8 +130,11 @@ def test_the_gradient_is_the_same_under_a_split_into_micro_batches(
     cuts = [0, 3, 9, 12]
     order = DrawOrder(np.arange(12), np.array(cuts))
     monkeypatch.setattr(module, "run_order", lambda *_: (order, 1))
-    options = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0, "gradient_accumulation_steps": len(cuts) - 1}
-    trainer = make_trainer(tiny_llama_path, tokenizer, rows, tmp_path, objective=objective, **options)
+    options: dict[str, Any] = {"optim": "sgd", "max_grad_norm": 0, "gradient_accumulation_steps": len(cuts) - 1}
+    # At step 0 the reference point of kto is 0 in every batch: these rows have one of their own each.
+    shifted = np.array(rows["mismatched_reference_logprob"]) - np.linspace(0, 60, len(rows))
+    rows = rows.remove_columns("mismatched_reference_logprob").add_column("mismatched_reference_logprob", shifted)
+    trainer = make_trainer(tiny_llama_path, tokenizer, rows, tmp_path, objective=objective, max_steps=1, **options)
     start = parameters(trainer.model)
     batch = Collator(0)([rows[i] for i in range(12)])
     logprobs = completion_logprobs(trainer.model, batch)
@@ -158,6 +161,10 @@ def test_batches_hold_whole_groups_and_of_those_the_usable_rows(
         assert len(drawn) == 4 * size and set(np.unique(drawn, return_counts=True)[1]) == {size}
     epoch = order.indices[: 8 * size]
     assert len(set(epoch)) == 8 * size, "every group comes once an epoch"
+    drawn_by_weight = make_trainer(
+        tiny_llama_path, tokenizer, rows, tmp_path, objective=objective, max_steps=6, draw="priority"
+    )
+    assert (drawn_by_weight.draw_order.indices == order.indices).all(), "groups have no weight to be drawn by"
 
 
 def test_lone_completions_and_ties_are_left_out_and_counted(

@@ -18,6 +18,7 @@ from leftover.config import make_recipe
 from leftover.data.collate import Collator
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.trainer_metrics import initial_logratio
 from leftover.training import train_policy
 from leftover.workspace import Run
 from tests.test_trainer import prepared_rows
@@ -202,9 +203,9 @@ def test_the_check_at_step_0_knows_that_quantised_products_are_rounded(
     trainer.model.is_quantized = quantised
     if refused:
         with pytest.raises(UserError, match=r"at step 0 policy and reference differ by 0\.01"):
-            trainer._check_initial_logratio(batch)
+            initial_logratio(batch, trainer.args, trainer.model)
     else:
-        trainer._check_initial_logratio(batch)
+        initial_logratio(batch, trainer.args, trainer.model)
 
 
 def scored(trainer: LoLTrainer, rows: Any) -> tuple[torch.Tensor, dict]:

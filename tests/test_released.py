@@ -147,14 +147,14 @@ def test_an_epoch_without_max_steps_is_shortened_by_the_leftover_share(tmp_path:
 
 
 def test_the_tasks_script_heeds_the_batch_size_and_counts_zero_as_left_over(tmp_path: Path) -> None:
-    # 14 batches of 3; 30 of 40 advantages are not negative: int(14 * 3/4) = 10 and one more, at two epochs.
-    settings = {"released_script": "tasks", "num_train_epochs": 2, "per_device_train_batch_size": 3}
-    order, steps = drawn(tmp_path, **settings)
-    assert steps == 22 and set(np.diff(order.offsets)) == {3}
-    # The eleventh micro-batch of an epoch fills no pair.
-    order, steps = drawn(tmp_path, gradient_accumulation_steps=2, **settings)
-    assert steps == 10 and order.num_batches == 20
-    order, steps = drawn(tmp_path, objective="nll", **settings)
+    # 20 batches of 2; 30 of 40 advantages are not negative: int(20 * 3/4) = 15 and one more, at two epochs.
+    settings = {"released_script": "tasks", "num_train_epochs": 2}
+    order, steps = drawn(tmp_path, per_device_train_batch_size=2, **settings)
+    assert steps == 32 and set(np.diff(order.offsets)) == {2}
+    # The sixteenth micro-batch of an epoch fills no three.
+    order, steps = drawn(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3, **settings)
+    assert steps == 10 and order.num_batches == 30
+    order, steps = drawn(tmp_path, per_device_train_batch_size=3, objective="nll", **settings)
     assert steps == 28 and sorted(np.diff(order.offsets)) == [1] * 2 + [3] * 26
 
 

@@ -58,7 +58,7 @@ def pro(batch: CompletionBatch, settings: PROSettings) -> Float[Tensor, " G"]:
 
     loss = sum_{k<n} [log(exp(t_k s_k) + sum_{i>k} exp(t_i s_i)) - t_k s_k] + w (n - 1)^2 (-lp_1)
 
-    where t_i = R_k - R_i for i > k, t_k = max_i t_i, and w = 0.05          (arXiv 2306.17492, equations 7 to 9)
+    where t_i = R_k - R_i for i > k, t_k = max_i t_i, and w = 0.05          (arXiv 2306.17492)
     """
     index, mask = ranked_groups(batch)
     logprob = sequence_logprobs(batch.logprobs, batch.mask)

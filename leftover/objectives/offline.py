@@ -66,7 +66,7 @@ def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
     loss = l_d (1 - sigmoid(beta D - z)) for desirable rows, l_u (1 - sigmoid(z - beta D)) for the others
 
     z = max(0, beta times the mean D of mismatched prompts and completions), no gradient; that mean is the extra
-    `mismatched_logratio`                                                   (arXiv 2402.01306, equations 7 and 8)
+    `mismatched_logratio`                                                   (arXiv 2402.01306, equation 7)
     """
     point = (settings.beta * batch.extras["mismatched_logratio"]).clamp(min=0).detach()
     gain = settings.beta * log_ratio(batch) - point
@@ -97,7 +97,7 @@ def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
 def qrpo(batch: CompletionBatch, settings: QRPOSettings) -> Float[Tensor, " B"]:
     """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is known.
 
-    loss = (q - beta log Z - beta D)^2,  Z = beta (exp(1 / beta) - 1)       (arXiv 2507.08068, equations 10 and 11)
+    loss = (q - beta log Z - beta D)^2,  Z = beta (exp(1 / beta) - 1)       (arXiv 2507.08068, equation 11)
 
     q, the extra `reward_quantile`, is the share of the reference's own completions of the prompt whose reward is at
     most R.
