@@ -156,7 +156,7 @@ class DataSection(Section):
     max_completion_tokens: int = Field(128, gt=0)
     long_completions: Literal["drop", "cut"] = "drop"
     on_bad_row: Literal["error", "skip"] = "error"
-    rows: Literal["all", "chosen"] = "all"  # chosen: of a chosen/rejected pair, policies train on the chosen only
+    rows: Literal["all", "chosen"] = "all"  # chosen: of a pair only that trains, but for methods that compare
     validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
     test_size: float = Field(0.1, gt=0, lt=1)
     max_rows: int | None = Field(None, gt=0)
