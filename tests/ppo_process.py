@@ -43,7 +43,6 @@ trainer.train()
 result = {
     "weights": trainer.model.state_dict(),
     "scores": [rollouts.scores for rollouts in own],
-    "advantages": None,
     "log": [entry for entry in trainer.state.log_history if "kl" in entry],
     "facts": trainer.facts(),
 }
