@@ -55,7 +55,9 @@ _stage("run", "All stages: prepare, train, evaluate, report. Continues where it 
 @cli.command()
 @click.argument("recipe", type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
-@click.option("--only", metavar="STEP", help="Stop after: rows, split, tokens, score, reference, logprobs, value or extras.")
+@click.option(
+    "--only", metavar="STEP", help="Stop after: rows, split, tokens, score, reference, logprobs, value or extras."
+)
 @_DRY_RUN
 def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
     """Tokenise, score, fit the reference, its log-probabilities, value and advantage."""
