@@ -45,8 +45,10 @@ def tokens(this: Run) -> None:
 
 def value(this: Run) -> None:
     """V(x) and A(x, y), where a policy of the recipe uses them."""
-    if row_constants.needs_value(this):
+    if requirements.needs_value(this):
         row_constants.value(this)
+    elif this.table.has("value"):  # of an earlier recipe of this folder
+        this.note(value=None, leftover=None)
 
 
 # The steps of `prepare`, each a block of the table or a model.

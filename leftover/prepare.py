@@ -168,11 +168,27 @@ def tokens(run: Run) -> None:
             raise UserError(f"no row is left: see {run.rejects.path}, which says why of every one")
 
     written = run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    if written and _run_together(rows.select(range(min(len(rows), _SEAMS_READ)))):
+        log.warning(
+            "tokens: prompts and completions meet without a space between them; where there should be one, set "
+            'data.columns.completion: " {your_column}"'
+        )
     if written and equals(rows, "conversational", True).any():
         run.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
 
 
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+
+
+_SEAMS_READ = 1000  # rows whose prompt and completion are looked at
+_RUN_TOGETHER = 0.9
+
+
+def _run_together(rows: Any) -> bool:
+    """Whether nearly all texts meet word to word, as cells of a table do that were not written to be joined."""
+    plain = [row for row in rows if not row["conversational"]]
+    met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]
+    return len(met) > 0 and sum(map(bool, met)) > _RUN_TOGETHER * len(met)
 
 
 def _nonzero(**counts: int) -> dict[str, int]:

@@ -31,6 +31,11 @@ def needs_of(recipe: Recipe, policy: str) -> frozenset[str]:
     return objective.needs(settings) | selected_by.get(rows_of(recipe, policy), frozenset())
 
 
+def needs_value(run: Run) -> bool:
+    """Whether any policy of the recipe uses values or the leftover selection."""
+    return any("value" in needs_of(run.recipe, name) for name in offline_policies(run.recipe))
+
+
 def rows_of(recipe: Recipe, policy: str) -> str:
     """all, leftover or top: which rows a policy selects."""
     rows = str((recipe.train | recipe.policies[policy]).get("rows", "auto"))

@@ -11,7 +11,6 @@ from leftover.advantages import advantage, leftover_mask
 from leftover.draws import effective_sample_size
 from leftover.errors import UserError
 from leftover.reference import model_identity, reference_pass
-from leftover.requirements import needs_of, offline_policies
 from leftover.table import FixedLists, column, equals, float_lists
 from leftover.workspace import Run
 
@@ -63,11 +62,6 @@ def reference_columns(run: Run) -> None:
 
 # Nats a token below which an instruct model plainly does not write such completions.
 _FAR_FROM_ROWS = -3.0
-
-
-def needs_value(run: Run) -> bool:
-    """Whether any policy of the recipe uses values or the leftover selection."""
-    return any("value" in needs_of(run.recipe, name) for name in offline_policies(run.recipe))
 
 
 def value(run: Run) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
+from leftover.judged import dependent_judges, idle_scorers, quality
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.requirements import check_rewards
@@ -39,6 +40,8 @@ def score(run: Run) -> None:
 
 def fit_rewards(run: Run) -> None:
     """Let rewards and judges that learn from rows learn, or load what they learnt before."""
+    for judge in dependent_judges(run.recipe):
+        log.warning("%s: its score is no independent judgement", judge)
     for kind, functions in (("reward", run.reward), ("judge", run.judges)):
         for name, component in functions.components.items() if functions else ():
             reward = learner(component)
@@ -53,8 +56,9 @@ def fit_rewards(run: Run) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 facts = reward.fit(folder, run.table.open("rows", "split"))
                 run.manifest.finish(artifact, facts=facts)
-                for fact, value in facts.items():
-                    log.info("%s %s: %s %s", kind, name, fact.replace("_", " "), value)
+                log.info("%s: fitted on %s rows; %s", artifact, facts.get("rows_fitted", "n/a"), quality(facts))
+                for doubt in idle_scorers({artifact: facts}):
+                    log.warning("%s", doubt)
             reward.load(folder)
 
 

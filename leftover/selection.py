@@ -9,7 +9,7 @@ import numpy as np
 from leftover import released
 from leftover.draws import DrawOrder, draw_batches
 from leftover.errors import UserError
-from leftover.objectives import Columns, Objective
+from leftover.objectives import OBJECTIVES, Columns, Objective
 from leftover.table import column, list_lengths
 from leftover.training_config import objective_of, objective_settings
 
@@ -39,6 +39,11 @@ def training_columns(rows: Any) -> Columns:
     return columns
 
 
+def called(name: str) -> str:
+    """A policy or an objective by its name, for messages."""
+    return f"objective '{name}'" if name in OBJECTIVES else f"policy '{name}'"
+
+
 def check_requirements(
     name: str, objective: Objective, columns: Columns, settings: Any = None, only: Sequence[str] = ROW_NUMBERS
 ) -> None:
@@ -46,12 +51,12 @@ def check_requirements(
     needs = objective.needs(settings or objective.settings())
     for number in (number for number in only if number in needs):
         if number not in columns or not np.isfinite(columns[number]).any():
-            raise UserError(f"objective '{name}' needs the column '{number}', which no training row has")
+            raise UserError(f"{called(name)} needs the column '{number}', which no training row has")
     if "nonnegative_reward" in needs:
         negative = int((columns["reward"] < 0).sum())
         if negative:
             raise UserError(
-                f"objective '{name}' needs rewards >= 0 (a negative one would train against its row): {negative} of "
+                f"{called(name)} needs rewards >= 0 (a negative one would train against its row): {negative} of "
                 f"{len(columns['reward'])} rows are below 0, the lowest {np.nanmin(columns['reward']):.4g}; set "
                 "reward.transform (minmax, sigmoid, quantile, or a scale and an offset)"
             )
@@ -63,7 +68,7 @@ def check_columns(name: str, needs: frozenset[str], extras: Sequence[str], found
     missing = [column for column in needed if column not in found]
     if missing:
         raise UserError(
-            f"objective '{name}' needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which the prepared "
+            f"{called(name)} needs the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which the prepared "
             "rows have not: prepare them for it, or give rows with prompt, completion and reward"
         )
 
@@ -72,8 +77,8 @@ def check_groups(name: str, objective: Objective, group: np.ndarray) -> None:
     """Refuse an objective of groups where no prompt has two rows; `group` [N] ids of the training rows."""
     if objective.unit == "group" and len(np.unique(group)) == len(group):
         raise UserError(
-            f"objective '{name}' compares completions of one prompt, and each of the {len(group)} training rows has a "
-            "prompt of its own: give several completions a prompt (leftover sample writes such rows)"
+            f"{called(name)} compares completions of one prompt, and each of the {len(group)} training rows has a "
+            "prompt of its own: give several completions a prompt (`leftover generate` writes such rows)"
         )
 
 
@@ -157,7 +162,7 @@ def _usable_groups(
     given, taken = (len(np.unique(columns["group"][rows])) for rows in (selected, usable))
     if taken == 0:
         raise UserError(
-            f"objective '{name}' compares completions of one prompt by their rewards, and in none of the {given} "
+            f"{called(name)} compares completions of one prompt by their rewards, and in none of the {given} "
             "prompts do they differ"
         )
     log.info(

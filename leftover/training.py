@@ -19,7 +19,7 @@ from leftover.models import read_json, save_model
 from leftover.ppo import ONLINE
 from leftover.ppo.config import PPOConfig, own_settings
 from leftover.ppo.trainer import PPOTrainer
-from leftover.requirements import trains_on_chosen
+from leftover.requirements import needs_value, trains_on_chosen
 from leftover.table import column, equals, list_lengths
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, declared, objective_settings
@@ -170,9 +170,13 @@ def policy_folder(run: Run, name: str, seed: int) -> Path:
 
 
 def available_blocks(run: Run, policy: str | None = None) -> tuple[str, ...]:
-    """Blocks of row constants that the run has prepared for every policy, and those for this one alone."""
+    """Blocks of row constants that the recipe has prepared for all its policies, and those for this one alone.
+
+    A block that an earlier recipe left in the folder, and that this one does not use, is of other rows or rewards.
+    """
     own = extra_blocks(run, policy) if policy else ()
-    return tuple(block for block in ("reward", "reference", "value", *own) if run.table.has(block))
+    shared = ("reward", "reference", *(("value",) if needs_value(run) else ()))
+    return tuple(block for block in (*shared, *own) if run.table.has(block))
 
 
 def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:

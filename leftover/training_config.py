@@ -87,7 +87,7 @@ class LoLConfig(TrainingArguments):
                 f"unknown objective '{self.objective}'{nearest(self.objective, list(OBJECTIVES))}; "
                 f"objectives: {', '.join(OBJECTIVES)}"
             )
-        for name, valid in _CHOICES.items():
+        for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 raise UserError(f"{name}: '{getattr(self, name)}' is not one of {', '.join(valid)}")
         if self.reference_samples < 1:
@@ -105,7 +105,7 @@ class LoLConfig(TrainingArguments):
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
 
 
-_CHOICES = {
+CHOICES = {
     "rows": ("auto", "all", "leftover", "top"),
     "draw": ("auto", "priority", "priority_unweighted", "uniform"),
     "eval_decoding": ("greedy", "sample"),

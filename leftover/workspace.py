@@ -214,6 +214,11 @@ class Run:
             raise UserError(
                 f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path"
             )
+        if (Path(path) / "manifest.json").is_file() and (Path(path) / "recipe.yaml").is_file():
+            raise UserError(
+                f"model.path '{path}' is a run, which holds several models: name {path}/reference, one of "
+                f"{path}/policies, or what `leftover export` writes"
+            )
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=self.recipe.model.trust_remote_code)
         except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from leftover.compare.marks import marks
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, test_rows, unique_prompts
 from leftover.models import read_json
 from leftover.pipeline import policy_artifact
+from leftover.report.write import scoring_caveats
 from leftover.results import Records, against_data, compare, describe_data, summarise
 from leftover.training import available_blocks
 from leftover.workspace import Run
@@ -33,6 +34,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
         "can_score_new_completions": run.reward.scores_new_completions,
         "seeds": run.recipe.seeds,
         "prepare": read_json(run.folder / "prepare.json"),
+        "scoring_caveats": scoring_caveats(run),
         "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
         "failed": {str(job): said for job, said in failed.items()},
     }

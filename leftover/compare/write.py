@@ -48,6 +48,7 @@ def _write_csv(path: Path, rows: list[Row]) -> None:
 def as_markdown(results: dict[str, Any], rows: list[Row], pictures: dict[str, str | None]) -> str:
     """The content of comparison.md."""
     parts = [f"# Comparison: {results['name']}", _intro(results)]
+    parts += [f"Caveat: {caveat}." for caveat in results["scoring_caveats"]]
     for decoding in dict.fromkeys(row["decoding"] for row in rows):
         own = [row for row in rows if row["decoding"] == decoding]
         parts += [f"## Results, {decoding} completions", _table(_result_columns(), own)]
@@ -115,7 +116,7 @@ def _parts_table(results: dict[str, Any], rows: list[Row]) -> str:
     columns: dict[str, Callable[[Row], str]] = {"method": lambda row: _code(row["method"])}
     for part in parts:
         columns[part.replace("/", ": ")] = lambda row, part=part: _marked(row, part)  # type: ignore[misc]
-    return "Components of the reward, and judges (held out: nothing was trained on them):\n\n" + _table(
+    return "Components of the reward, and judges, on which no policy was trained:\n\n" + _table(
         columns, [row for row in rows if any(part in row for part in parts)]
     )
 

@@ -25,7 +25,10 @@ def check_row(raw: dict[str, Any], data: DataSection) -> dict[str, Any]:
     columns = data.columns
     for column in (columns.prompt, columns.completion):
         if column not in raw:
-            raise ValueError(f"no column '{column}' (found: {', '.join(sorted(raw)) or 'none'})")
+            raise ValueError(
+                f"no column '{column}' (found: {', '.join(sorted(raw)) or 'none'}); name yours in data.columns, or in "
+                "data.table.names those of a table without a header line"
+            )
     prompt = _text(raw[columns.prompt], columns.prompt)
     completion = _text(_only_turn(raw[columns.completion], columns.completion), columns.completion)
     family, source = raw.get(columns.family), raw.get(columns.source)
@@ -114,16 +117,27 @@ def _is_message(value: Any) -> bool:
     return isinstance(value.get("content"), str) or (value.get("content") is None and bool(value.get("tool_calls")))
 
 
+def _quote(labels: dict[str, float]) -> str:
+    return " (YAML reads yes, no, on and off as these: quote them)" if labels.keys() & {"True", "False"} else ""
+
+
+_LABELS = "; say in data.labels what classes are worth, as {good: 1, bad: 0}"
+
+
 def _score(value: Any, column: str, labels: dict[str, float]) -> float | None:
     """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score."""
     if value is None:
         return None
     if labels:
+        if isinstance(value, float) and str(value) not in labels and value in labels.values():
+            return value  # of a row that was written with its score, as by `leftover generate`
         if str(value) not in labels:
-            raise ValueError(f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}")
+            raise ValueError(
+                f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}{_quote(labels)}"
+            )
         value = labels[str(value)]
     if not isinstance(value, (bool, int, float)):
-        raise ValueError(f"'{column}' is {type(value).__name__} {value!r:.40}, not a number")
+        raise ValueError(f"'{column}' is {type(value).__name__} {value!r:.40}, not a number{_LABELS}")
     try:
         finite = math.isfinite(value)
     except OverflowError:  # an integer beyond the floats

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from leftover.config import ColumnsSection, DataSection
-from leftover.data.records import FAULT, Located, Record, fill_templates
+from leftover.data.records import FAULT, LEFT_OUT, Located, Record, fill_templates
 
 
 def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
@@ -44,6 +44,9 @@ def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None 
     scores = {side: row.get(f"{side}_score", row.get(f"{side}_reward")) for side in ("chosen", "rejected")}
     if scores == {"chosen": None, "rejected": None}:
         scores = {"chosen": 1.0, "rejected": 0.0}
+    if row["chosen"] == row["rejected"] and len(set(scores.values())) > 1:
+        yield where, {LEFT_OUT: "whose chosen and rejected completion are the same"}
+        return
     for side in ("chosen", "rejected"):
         prompt, completion = rest.get(columns.prompt), row[side]
         if isinstance(completion, list) and prompt is None:  # implicit prompt: all turns but the last

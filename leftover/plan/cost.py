@@ -34,7 +34,7 @@ class Costs:
 
     def prepare(self, trainings: list[Training], settings: dict[str, Any]) -> None:
         from leftover.extra_columns import extra_blocks, num_reference_samples
-        from leftover.row_constants import needs_value
+        from leftover.requirements import needs_value
 
         run, sizes, value = self.run, self.sizes, self.run.recipe.value
         rows = sizes.amount(None)

@@ -57,6 +57,14 @@ def caveats(results: dict[str, Any]) -> list[str]:
             f"it repeats itself: distinct-2 at equal length {row['distinct_2_at_reference_length']:.3f}, the "
             f"reference's {reference['distinct_2']:.3f}"
         )
+    found += results.get("scoring_caveats", [])
+    tokens, rows = results["prepare"]["tokens"], sum(results["prepare"]["split"][s] for s in _SPLITS)
+    for count, what in (
+        (tokens["rows_dropped"], "of the rows were too long and put aside"),
+        (tokens["prompts_cut"], "of the prompts were cut on the left"),
+    ):
+        if count > _MANY_CUT * rows:
+            found.append(f"{count / rows:.0%} {what}")
     unended = row.get("unended", 0.0)
     if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
         found.append(f"{unended:.0%} of its completions ran into the length limit")
@@ -64,6 +72,8 @@ def caveats(results: dict[str, Any]) -> list[str]:
 
 
 _FEW_PROMPTS = 100
+_MANY_CUT = 0.25
+_SPLITS = ("train", "validation", "test")
 _LOW_DIVERSITY = 0.7  # of the reference's
 _MANY_UNENDED = 0.2
 

@@ -6,11 +6,13 @@ import sys
 from typing import Any
 
 from leftover.evaluate import DECODINGS, read_completions
+from leftover.judged import dependent_judges, idle_scorers
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.report.curves import draw_curves
 from leftover.report.sections import data_section, examples_section, leftover_section, training_section, verdict
 from leftover.results import by_source, compare, summarise
+from leftover.rewards import learner
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def gather(run: Run) -> dict[str, Any]:
         "primary": run.recipe.evaluate.primary,
         "can_score_new_completions": run.reward.scores_new_completions,
         "prepare": read_json(run.folder / "prepare.json"),
+        "scoring_caveats": scoring_caveats(run),
         "training": {p: {s: run.manifest.facts(f"policy {p}, seed {s}") for s in seeds} for p in policies},
     }
     for decoding in DECODINGS:
@@ -74,6 +77,14 @@ def source_table(results: dict[str, Any], decoding: str) -> str:
         for name in measures:
             lines.append(f"| {policy} | {name} | {' | '.join(interval(by[source][name]) for source in sources)} |")
     return "By source of the test prompts:\n\n" + "\n".join(lines)
+
+
+def scoring_caveats(run: Run) -> list[str]:
+    """What to know of the rewards and judges before believing them."""
+    scorers = {f"reward {name}": r for name, r in run.reward.components.items()}
+    scorers |= {f"judge {name}": j for name, j in (run.judges.components if run.judges else {}).items()}
+    facts = {name: run.manifest.facts(name).get("facts", {}) for name, scorer in scorers.items() if learner(scorer)}
+    return [*dependent_judges(run.recipe), *idle_scorers(facts)]
 
 
 def _reproduce(run: Run) -> str:

@@ -22,6 +22,8 @@ from leftover.rewards.classifier import ClassifierReward
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import RowsReward
+from leftover.rewards.joins import FORMS, Join
+from leftover.rewards.pretrained import parts_pairs
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
 _PATIENCE = 2  # evaluations without a lower loss
@@ -61,7 +63,7 @@ class FineTunedReward(RowsReward):
     Args:
         model: folder or Hub id to start from; or
         config, tokenizer: `model_type` and its settings for random weights, and the tokenizer's folder or Hub id.
-        features: pair gives the model prompt and completion, completion an empty text in the prompt's place.
+        features: pair gives the model prompt and completion, completion that alone.
         max_length: tokens of prompt and completion together; longer ones are cut.
         train: fields of `transformers.TrainingArguments`.
     """
@@ -83,6 +85,8 @@ class FineTunedReward(RowsReward):
             )
         if config is not None and (tokenizer is None or "model_type" not in config):
             raise UserError("fine_tuned reward: config needs `model_type`, and `tokenizer` beside it")
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            raise UserError(f"fine_tuned reward: tokenizer is {tokenizer!r:.60}, not a folder or a Hub id of one")
         length = self.settings["max_length"]
         if not isinstance(length, int) or length < 1:
             raise UserError(f"fine_tuned reward: max_length is {length!r}, not a number of tokens")
@@ -107,8 +111,11 @@ class FineTunedReward(RowsReward):
         if examples.target == "score":
             offset, scale = float(examples.scores.mean()), float(examples.scores.std())
         choosing = family_share(examples.families, _CHOOSING_SHARE, self.settings["seed"], "choosing")
+        join = self._join(tokenizer)
+        if join not in FORMS:
+            tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
         data = [
-            _encode(tokenizer, self._texts(part.prompts), part, length, offset, scale)
+            _encode(tokenizer, _texts(tokenizer, join, part.prompts, part.completions), part, length, offset, scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
@@ -116,7 +123,7 @@ class FineTunedReward(RowsReward):
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        write_json(folder / "scoring.json", {"max_length": length, "offset": offset, "scale": scale})
+        write_json(folder / "scoring.json", {"max_length": length, "offset": offset, "scale": scale, "join": join})
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
             "rows_choosing": int(choosing.sum()),
@@ -131,16 +138,22 @@ class FineTunedReward(RowsReward):
         self._classifier = ClassifierReward(
             model=str(folder / "model"),
             activation="sigmoid" if probability else "none",
+            join=self._scoring["join"],
             max_length=self._scoring["max_length"],
         )
 
     def score(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        scores = np.array(self._classifier(self._texts(prompts), completions))
+        scores = np.array(self._classifier([prompt_text(prompt) for prompt in prompts], completions))
         return (self._scoring["offset"] + self._scoring["scale"] * scores).tolist()
 
-    def _texts(self, prompts: Sequence[Any]) -> list[str]:
-        pair = self.settings["features"] == "pair"
-        return [prompt_text(prompt) if pair else "" for prompt in prompts]
+    def _join(self, tokenizer: Any) -> str:
+        """How `ClassifierReward` is to put prompt and completion together.
+
+        A decoder's tokenizer puts nothing between the texts of a pair: an empty line then parts them.
+        """
+        if self.settings["features"] == "completion":
+            return "completion"
+        return "pair" if parts_pairs(tokenizer) else "{prompt}\n\n{completion}"
 
     def _start(self) -> tuple[Any, Any]:
         """The tokenizer, and the model before training: pretrained with one new output, or of random weights."""
@@ -236,11 +249,17 @@ def _trainer(model: Any, tokenizer: Any, data: list[Any], target: str, args: Tra
     return trainer
 
 
+def _texts(tokenizer: Any, form: str, prompts: Sequence[Any], completions: Sequence[str]) -> list[list[str]]:
+    """The arguments of the tokenizer: texts, or texts and the texts that they are paired with."""
+    rows = [Join(form).texts(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)]
+    return [list(side) for side in zip(*rows, strict=True)]
+
+
 def _encode(
-    tokenizer: Any, prompts: list[str], examples: Examples, length: int, offset: float, scale: float
+    tokenizer: Any, texts_of: list[list[str]], examples: Examples, length: int, offset: float, scale: float
 ) -> list[dict[str, Any]]:
     """One item a row, or a pair (its two texts): token ids as `ClassifierReward` makes them, and the label."""
-    encoded = tokenizer(prompts, examples.completions, truncation=True, max_length=length)
+    encoded = tokenizer(*texts_of, truncation=True, max_length=length)
     texts = [{name: encoded[name][i] for name in encoded} for i in range(len(examples))]
     if examples.target == "pairs":
         return [{"texts": [texts[a], texts[b]], "label": 0.0} for a, b in examples.pairs]

@@ -41,10 +41,15 @@ def load_classifier(path: str, dtype: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
+def parts_pairs(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts anything between two texts; those of most decoders do not."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > 0
+
+
 def check_tokenizer(path: str, tokenizer: Any, join: Join, max_length: int | None) -> None:
     """UserError where the tokenizer cannot serve `join` within `max_length`."""
     special = tokenizer.num_special_tokens_to_add(pair=join.form == "pair")
-    if join.form == "pair" and special == 0:
+    if join.form == "pair" and not parts_pairs(tokenizer):
         raise UserError(
             f"the tokenizer of classifier '{path}' puts nothing between the texts of a pair: set join to the "
             "template that the model was trained with, or to chat"

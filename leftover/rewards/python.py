@@ -83,7 +83,7 @@ def check_finite(name: str, scores: Sequence[float | None], completions: Sequenc
     if bad:
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
-            "scores are not finite numbers)"
+            "scores are not finite numbers); where there is no score give None, for which reward.missing has a rule"
         )
 
 

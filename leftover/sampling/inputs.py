@@ -240,6 +240,8 @@ def _reward_section(path: str | None) -> RewardSection | None:
         content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--reward {path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and "type" in content:  # one function alone
+        content = [content]
     content = {"functions": content} if isinstance(content, list) else content
     minimal = {"name": "x", "output_dir": ".", "model": {"path": "x"}, "data": {"path": "x"}}
     return make_recipe(minimal | {"reward": content}, where=f"--reward {path}").reward

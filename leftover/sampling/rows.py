@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.config import ColumnsSection
 from leftover.data.rows import as_prompt
 from leftover.data.tokens import Limits, Template, tokenise
 from leftover.generate import end_ids, generate
@@ -94,7 +95,7 @@ def make_rows(source: Source, model: Any, decoding: Decoding, samples: list[Samp
     """Rows as `sample_rows` describes them, and `too_long`: an ended one whose text makes more tokens than allowed."""
     if not samples:
         return
-    columns, tokenizer = source.recipe.data.columns, source.tokenizer
+    columns, tokenizer = plain_names(source.recipe.data.columns), source.tokenizer
     again = tokenise(
         tokenizer,
         [s.prompt.text for s in samples],
@@ -131,6 +132,13 @@ def make_rows(source: Source, model: Any, decoding: Decoding, samples: list[Samp
             "too_long": sample.ended and again.completion_long[i],
             **{name: value for name, value in own.items() if name is not None and value is not None},
         }
+
+
+def plain_names(columns: ColumnsSection) -> ColumnsSection:
+    """The recipe's columns; a template, which names none, gives way to the default."""
+    defaults = ColumnsSection()
+    templates = {name: getattr(defaults, name) for name, column in columns if column and "{" in column}
+    return columns.model_copy(update=templates)
 
 
 def _scores(source: Source, samples: list[Sample]) -> dict[str, list[float | None]]:

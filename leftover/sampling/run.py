@@ -109,7 +109,8 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             counts |= {"rows": len(rows), "prompts_left": len({s.number for s in samples})}
             counts["retokenised"] = sum(not row["tokens_match"] for row in rows)
             counts["retokenised_long"] = sum(row.pop("too_long") for row in rows)
-            rewards = [row["reward"] for row in rows if row.get("reward") is not None]
+            column = source.recipe.data.columns.reward
+            rewards = [row[column] for row in rows if row.get(column) is not None]
             file.append(rows, counts | {"scored": len(rewards), "reward_sum": sum(rewards)})
             shown.update(len(prompts[part]) * decoding.n)
     file.finish()
