@@ -214,7 +214,7 @@ class Run:
             raise UserError(
                 f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path"
             )
-        if (Path(path) / "manifest.json").is_file() and (Path(path) / "recipe.yaml").is_file():
+        if (Path(path) / "table").is_dir() and (Path(path) / "recipe.yaml").is_file():
             raise UserError(
                 f"model.path '{path}' is a run, which holds several models: name {path}/reference, one of "
                 f"{path}/policies, or what `leftover export` writes"

@@ -79,7 +79,7 @@ def test_cells_of_other_columns_than_scores_stay_text(tmp_path):
     rows = read(path)
     assert texts(rows) == [("7", "007", 1.0)]
     assert rows[0]["is_chosen"] is False
-    assert rows.reasons == ["'reward' is str '1_0', not a number"]
+    assert [reason.split(";")[0] for reason in rows.reasons] == ["'reward' is str '1_0', not a number"]
 
 
 def test_faulty_rows_of_a_table_are_named_with_their_lines_and_the_others_read(tmp_path):
@@ -197,6 +197,18 @@ def test_labels_are_numbers_by_a_table_and_an_unknown_one_names_the_known(rows_f
     rows = read(path, columns={"reward": "grade"}, labels={"good": 1, "bad": -1})
     assert [row["recorded_reward"] for row in rows] == [1.0, -1.0, None]
     assert rows.reasons == ["'grade' is 'so-so', not one of data.labels: good, bad"]
+
+
+def test_scores_that_labels_give_are_read_beside_them_and_truth_values_are_explained(rows_file):
+    path = rows_file([{"prompt": "a", "completion": "b", "reward": score} for score in (-1.0, "good", 0.5)])
+    rows = read(path, labels={"good": 1, "bad": -1})
+    assert [row["recorded_reward"] for row in rows] == [-1.0, 1.0]
+    assert rows.reasons == ["'reward' is 0.5, not one of data.labels: good, bad"]
+    path = rows_file([{"prompt": "a", "completion": "b", "reward": "yes"}])
+    with pytest.raises(UserError, match="quote them"):
+        read(path, labels={True: 1, False: 0})
+    with pytest.raises(UserError, match="say in data.labels"):
+        read(path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])

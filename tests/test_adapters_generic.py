@@ -100,6 +100,13 @@ def test_a_template_makes_the_prompt_of_a_pair(rows_file):
     assert texts(rows) == [("Of T:", "a", 1.0), ("Of T:", "b", 0.0)]
 
 
+def test_a_pair_of_one_text_says_nothing_and_is_left_out(rows_file):
+    same = {"prompt": "p", "chosen": "a", "rejected": "a"}
+    rows = read(rows_file([same, same | {"rejected": "b"}, same | {"chosen_reward": 2.0, "rejected_reward": 2.0}]))
+    assert texts(rows) == [("p", "a", 1.0), ("p", "b", 0.0), ("p", "a", 2.0), ("p", "a", 2.0)]
+    assert dict(rows.stats["left_out"]) == {"whose chosen and rejected completion are the same": 1}
+
+
 def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_file):
     path = rows_file([{"titel": "T", "completion": "c"}, {"title": ["T"], "completion": "c"}])
     assert faults(path, columns={"prompt": "{title}!"}) == [

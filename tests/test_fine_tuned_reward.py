@@ -157,6 +157,18 @@ def test_completions_alone_are_scored_whatever_the_prompt(tmp_path, word_tokeniz
     assert pair([chat], ["splendid lamp"]) == pair(["What is"], ["splendid lamp"])
 
 
+@pytest.mark.parametrize("features", ["pair", "completion"])
+def test_a_decoder_whose_tokenizer_parts_no_texts_is_fitted_and_scores(features, tmp_path, tiny_gpt2_path):
+    rows = planted_rows("label", 60)
+    train = TRAIN | {"num_train_epochs": 1}
+    reward, _ = fitted(tmp_path / "reward", rows, model=tiny_gpt2_path, features=features, train=train)
+    again = load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})
+    scores = reward(*asked(rows))
+    assert again(*asked(rows)) == scores and len(set(scores)) > 1
+    moved = reward(["What is else"] * len(rows), asked(rows)[1])
+    assert (moved == scores) == (features == "completion"), "the prompt counts where it is shown"
+
+
 def test_it_starts_from_any_classifier_and_is_one_for_the_classifier_reward(tmp_path, word_tokenizer):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 

@@ -124,6 +124,22 @@ def test_recorded_scores_train_and_a_stand_in_fitted_on_them_scores_what_is_gene
     assert "reward column" in json.loads((tmp_path / "run/manifest.json").read_text())
 
 
+def test_texts_that_run_together_and_a_run_in_the_place_of_a_model_are_told(
+    tmp_path: Path, tiny_recipe: Callable, caplog: Any
+) -> None:
+    rows = [row | {"completion": row["completion"].strip()} for row in scored_rows(60)]
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.WARNING):
+        pipeline.prepare(Run(make_recipe(tiny_recipe(tmp_path, rows=rows))), "tokens")
+    assert "meet without a space" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        pipeline.prepare(Run(make_recipe(tiny_recipe(tmp_path))), "tokens")
+    assert "meet without a space" not in caplog.text
+    with pytest.raises(UserError, match=f"{folder}/reference"):
+        Run(make_recipe(tiny_recipe(tmp_path, model={"path": str(folder)}, output_dir=str(tmp_path / "other"))))
+
+
 def test_test_sets_are_reported_apart_and_what_was_left_out_by_its_reason(
     tmp_path: Path, tiny_recipe: Callable
 ) -> None:

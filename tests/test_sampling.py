@@ -176,6 +176,17 @@ def test_columns_are_named_as_the_recipe_names_them_and_pass_through(trained: Pa
     assert "tools" not in found[-1] and "truth" not in found[-1] and found[-1]["split"] == "test"
 
 
+def test_a_template_over_columns_gives_way_to_a_plain_name(trained: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "p.jsonl", [{"q": scored_rows(1)[0]["prompt"]}])
+    found = generate(
+        tmp_path / "rows.jsonl",
+        trained / "policies/nll/seed-0",
+        rows,
+        *("--set", "data.columns.prompt=Ask {q}", "--n", 1, "--unfinished", "keep", "--max-new-tokens", 8),
+    )
+    assert found[0]["prompt"] == "Ask " + scored_rows(1)[0]["prompt"]
+
+
 def write_yaml(folder: Path, content: Any) -> str:
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(content))
