@@ -207,7 +207,7 @@ def test_scores_that_labels_give_are_read_beside_them_and_truth_values_are_expla
     path = rows_file([{"prompt": "a", "completion": "b", "reward": "yes"}])
     with pytest.raises(UserError, match="quote them"):
         read(path, labels={True: 1, False: 0})
-    with pytest.raises(UserError, match="say in data.labels"):
+    with pytest.raises(UserError, match=r"say in data\.labels"):
         read(path)
 
 

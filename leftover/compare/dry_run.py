@@ -3,17 +3,20 @@
 import sys
 from typing import Any
 
-from leftover.compare.budget import applicable, with_policies
+from leftover.compare.budget import applicable, refusal, with_policies
 from leftover.compare.methods import Entry, resolve
 from leftover.compare.run import Options, seeds_of
-from leftover.compare.trials import make_trials, read_grid
+from leftover.compare.trials import make_trials, read_grid, trial_policies
 from leftover.config import Recipe
 from leftover.errors import UserError
+from leftover.objectives import OBJECTIVES
 from leftover.plan.rows import Rows, read
 from leftover.plan.settings import Unwritten, training_settings
 from leftover.plan.sources import offline
 from leftover.plan.work import Sizes, Training, plan_training
 from leftover.ppo import ONLINE
+from leftover.requirements import check_recipe
+from leftover.training_config import LoLConfig
 
 
 def dry_run(recipe: Recipe, options: Options) -> None:
@@ -25,8 +28,12 @@ def dry_run(recipe: Recipe, options: Options) -> None:
 def _plan(recipe: Recipe, options: Options) -> tuple[list[Entry], dict[str, Training], dict[str, Any]]:
     entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
     rows = read(recipe)
+    for entry in entries:
+        if entry.reason is None:
+            entry.reason = refusal(_check, recipe, entry)
     chosen = applicable(entries)
-    trials = make_trials(chosen, read_grid(options.grid, recipe))
+    if trials := make_trials(chosen, read_grid(options.grid, recipe)):
+        with_policies(recipe, trial_policies(chosen, trials, recipe.train))
     base = _training(recipe, Entry("nll", {"objective": "nll", "rows": "all"}, ""), rows)
     plans = {}
     for entry in chosen:
@@ -37,17 +44,35 @@ def _plan(recipe: Recipe, options: Options) -> tuple[list[Entry], dict[str, Trai
             entry.fields["max_steps"] = max(1, round(base.steps * share))
         if entry.objective not in ONLINE:
             try:
-                plans[entry.name] = _training(recipe, entry, rows)
+                plans[entry.name] = _as_many_tokens(recipe, entry, rows, base)
             except UserError as error:
                 entry.reason = str(error)
     facts = {"seeds": seeds, "trials": {name: len(listed) for name, listed in trials.items()}, "base": base}
     return entries, plans, facts | {"budget": options.budget, "rows": rows if isinstance(rows, str) else None}
 
 
+def _check(recipe: Recipe, entry: Entry) -> None:
+    """What the recipe alone tells."""
+    run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
+    run.check_rewards()
+    check_recipe(run)
+
+
 def _training(recipe: Recipe, entry: Entry, rows: Rows | str) -> Training:
     run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
     settings = training_settings(run, policies=True)[entry.name]
     return plan_training(entry.name, settings, Sizes(recipe, rows if isinstance(rows, Rows) else None))
+
+
+def _as_many_tokens(recipe: Recipe, entry: Entry, rows: Rows | str, base: Training) -> Training:
+    """The plan of a method; of whole prompts it takes fewer a batch, as `budget.plan_updates` does."""
+    plan = _training(recipe, entry, rows)
+    by_group = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
+    if by_group and "per_device_train_batch_size" not in entry.fields and plan.seen and base.seen:
+        size = recipe.train.get("per_device_train_batch_size", LoLConfig.per_device_train_batch_size)
+        entry.fields["per_device_train_batch_size"] = max(1, round(size * base.seen.tokens / plan.seen.tokens))
+        plan = _training(recipe, entry, rows)
+    return plan
 
 
 def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any]) -> None:

@@ -61,7 +61,8 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
         raise UserError(f"--budget {options.budget} is not one of {', '.join(BUDGETS)}")
     entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
     grid = read_grid(options.grid, recipe)
-    make_trials(applicable(entries), grid)  # a faulty grid is refused before anything is computed
+    if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
+        with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
     run = Run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)
