@@ -39,12 +39,16 @@ def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
                 )
 
 
-def quality(facts: dict[str, Any]) -> str:
-    """The held-out statistics of a fitted scorer with their 95 % intervals, as words."""
-    known = {name: of for name, of in facts.items() if name in _CHANCE and of["low"] is not None}
-    return ", ".join(
-        f"{name.replace('_', ' ')} {of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}]" for name, of in known.items()
-    )
+def facts_text(facts: dict[str, Any]) -> str:
+    """What a fit returned, in one line: numbers, and held-out statistics with their 95 % intervals."""
+    said = []
+    for name, of in facts.items():
+        words = name.replace("_", " ")
+        if isinstance(of, (int, float)):
+            said.append(f"{words} {of}")
+        elif name in _CHANCE and of["low"] is not None:
+            said.append(f"{words} {of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}]")
+    return ", ".join(said)
 
 
 def _bare(spec: dict[str, Any]) -> dict[str, Any]:

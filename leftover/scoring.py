@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.judged import dependent_judges, idle_scorers, quality
+from leftover.judged import dependent_judges, facts_text, idle_scorers
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.requirements import check_rewards
@@ -56,7 +56,7 @@ def fit_rewards(run: Run) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 facts = reward.fit(folder, run.table.open("rows", "split"))
                 run.manifest.finish(artifact, facts=facts)
-                log.info("%s: fitted on %s rows; %s", artifact, facts.get("rows_fitted", "n/a"), quality(facts))
+                log.info("%s: %s", artifact, facts_text(facts))
                 for doubt in idle_scorers({artifact: facts}):
                     log.warning("%s", doubt)
             reward.load(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from leftover.config import load_recipe, make_recipe
-from leftover.judged import dependent_judges, idle_scorers, quality
+from leftover.judged import dependent_judges, facts_text, idle_scorers
 from leftover.pipeline import run
 from leftover.workspace import Run
 from tests.conftest import scored_rows
@@ -59,7 +59,7 @@ def test_a_scorer_whose_interval_holds_chance_is_told() -> None:
     }
     found = list(idle_scorers(facts))
     assert [said.split(" may")[0] for said in found] == ["reward idle", "judge idle"]
-    assert quality(facts["reward good"]) == "held out auc 0.800 [0.700, 0.900]"
+    assert facts_text({"rows": 3} | facts["reward good"]) == "rows 3, held out auc 0.800 [0.700, 0.900]"
 
 
 def test_the_report_says_what_a_judge_and_a_scorer_are_worth(tmp_path: Path, tiny_recipe: Callable) -> None:
