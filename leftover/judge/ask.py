@@ -35,7 +35,12 @@ def ask_all(
     def work(question: Question) -> Record | None:
         if stop.is_set():
             return None
-        record = _answer(endpoint, question) | {"comparison": name}
+        try:
+            record = _answer(endpoint, question) | {"comparison": name}
+        except AskError as error:
+            if error.hopeless:
+                stop.set()  # here, before this thread takes its next question
+            raise
         store.append(record)
         return record
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from leftover.errors import UserError
 from leftover.manifest import digest
-from leftover.rewards.credentials import check_token_settings, check_url, hide, read_token
+from leftover.rewards.credentials import check_token_settings, check_url, read_token
 
 _WHERE = "judge"
 _SHOWN = 300  # characters of an answer in an error
@@ -160,7 +160,7 @@ class Endpoint:
         status = error.status_code
         tried = f", tried {self._tries} times" if status in _RETRIED or status >= 500 else ""
         hints = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
-        said = f"status {status}{tried}{hints.get(status, '')}; it answered {error.response.text!r}"
+        said = f"status {status}{tried}{hints.get(status, '')}; it answered {error.response.text}"
         return AskError(self._shown(said), hopeless=status in _HOPELESS)
 
     def _read(self, response: Any) -> Answer:
@@ -183,6 +183,14 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         text = " ".join(hide(text, self._token).split())
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+
+
+def hide(text: str, token: str | None) -> str:
+    """The text without the key, in whatever way a service has escaped it: backslashes, \\uXXXX or %XX, also twice."""
+    if not token:
+        return text
+    forms = (rf"(?:\\*{re.escape(c)}|(?i:\\+u{ord(c):04x}|%(?:25)*{ord(c):02x}))" for c in token)
+    return re.sub("".join(forms), "***", text)
 
 
 _KEY = " (the key comes from the variable that --token-env names)"

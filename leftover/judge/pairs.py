@@ -12,7 +12,6 @@ import numpy as np
 from leftover.config import Recipe, load_recipe
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
-from leftover.evaluate import evaluation_artifact, policy_subject
 from leftover.manifest import Manifest, digest
 from leftover.table import Table, column, equals
 
@@ -73,6 +72,8 @@ class Evaluated:
 
     def records(self, subject: str, decoding: str) -> list[dict[str, Any]]:
         """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
+        from leftover.evaluate import evaluation_artifact
+
         artifact = evaluation_artifact(subject)
         evaluate = f"run `leftover evaluate {self.folder}` first"
         if not self.manifest.is_complete(artifact):
@@ -118,6 +119,8 @@ def compare_sides(
     Prompts are drawn by their digest, so that a larger `max_prompts` keeps those of a smaller one. Raises UserError
     where a side was not evaluated, or the sides share no prompt.
     """
+    from leftover.evaluate import policy_subject
+
     policy, seeds = run.policy(policy), seeds or (run.recipe.seeds[0],)
     decoding = decoding or run.recipe.evaluate.primary
     records = {seed: run.records(policy_subject(policy, seed), decoding) for seed in dict.fromkeys(seeds)}
@@ -172,6 +175,8 @@ def _other_side(
     ids: dict[int, str],
 ) -> tuple[str, dict[str, str]]:
     """What one seed is compared with: its name, and prompt id -> completion."""
+    from leftover.evaluate import policy_subject
+
     if against == DATA:
         return DATA, {ids[group]: as_text(own_row(rows), "completion") for group, rows in run.rows(ids).items()}
     if other is None:
