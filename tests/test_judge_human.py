@@ -135,7 +135,7 @@ def test_identical_completions_are_not_shown(tmp_path):
 # The page's own script, in Node with the few parts of a browser that it uses
 
 _BROWSER = """
-const fs = require("fs"), parts = {}, handlers = {}, stored = JSON.parse(process.argv[3]), log = [];
+const fs = require("fs"), parts = {}, handlers = {}, stored = JSON.parse(process.argv[2]), log = [];
 function element(id) {
   return {id, textContent: "", value: "", attributes: {}, listeners: {}, disabled: false,
     setAttribute(name, value) { this.attributes[name] = String(value); },
@@ -153,18 +153,22 @@ globalThis.localStorage = stored === null
 globalThis.URL = {createObjectURL: blob => { log.push(blob.content); return "blob:x"; }, revokeObjectURL() {}};
 globalThis.Blob = class { constructor(content) { this.content = content[0]; } };
 globalThis.setTimeout = () => {};
+let sure = false;
+globalThis.confirm = () => sure;
 const page = JSON.parse(fs.readFileSync(0, "utf8"));
 parts.data = element("data");
 parts.data.textContent = page.data;
 (0, eval)(page.script);
-for (const step of JSON.parse(process.argv[2])) {
+for (const step of JSON.parse(process.argv[1])) {
   if (step.startsWith("name ")) { parts.rater.value = step.slice(5); parts.rater.listeners.input(); }
+  else if (step === "sure") sure = true;
   else if (step.startsWith("click ")) parts[step.slice(6)].listeners.click();
   else if (step.startsWith("type ")) handlers.keydown({key: step.slice(5), target: parts.rater});
   else if (step.startsWith("ctrl ")) handlers.keydown({key: step.slice(5), target: null, ctrlKey: true});
   else handlers.keydown({key: step, target: null});
 }
-const shown = Object.fromEntries(Object.entries(parts).filter(([id]) => id !== "data").map(([id, p]) => [id, p.textContent]));
+delete parts.data;
+const shown = Object.fromEntries(Object.entries(parts).map(([id, part]) => [id, part.textContent]));
 const pressed = [1, 2, 3].filter(value => parts["rate" + value].attributes["aria-pressed"] === "true");
 console.log(JSON.stringify({shown, stored, log, pressed}));
 """
@@ -182,8 +186,7 @@ def browse(tmp_path):
 
     def act(steps, stored=()):
         saved = None if stored is None else dict(stored)
-        command = [node, "-e", _BROWSER, "--", "x", json.dumps(steps), json.dumps(saved)]
-        command[4:5] = []
+        command = [node, "-e", _BROWSER, "--", json.dumps(steps), json.dumps(saved)]
         done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
         return json.loads(done.stdout) | items
 
@@ -207,6 +210,14 @@ def test_ratings_are_saved_taken_up_and_exported_with_a_name(browse):
     content, name = later["log"]
     assert json.loads(content) == {"page": later["page"], "rater": "Ada L.", "ratings": {"1": 2, "2": 1}}
     assert name == f"download ratings-{later['page']}-Ada-L-.json"
+
+
+def test_starting_over_forgets_everything_once_it_is_confirmed(browse):
+    first = browse(["name Ada", "2", "2", "click restart"])
+    assert first["shown"]["place"] == "Question 3 of 3, 2 answered"
+    again = browse(["sure", "click restart"], first["stored"])
+    assert again["shown"]["place"] == "Question 1 of 3, 0 answered"
+    assert json.loads(*again["stored"].values()) == {"rater": "", "ratings": {}}
 
 
 def test_without_a_name_or_a_place_to_save_the_page_says_so(browse):

@@ -68,7 +68,7 @@ def import_ratings(
     if len(pages) > 1:
         raise UserError(f"the files are of {len(pages)} rating pages ({', '.join(pages)}): import one page at a time")
     path = _key_path(folder, pages[0])
-    if not path.is_file():
+    if not pages[0].isalnum() or not path.is_file():
         raise UserError(f"{files[0]}: '{folder}' wrote no rating page {pages[0]}; name the run that wrote it")
     key = read_json(path)
     raters: dict[str, dict[str, int]] = {}

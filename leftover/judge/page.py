@@ -115,6 +115,13 @@ for (const value of [1, 2, 3]) part("rate" + value).addEventListener("click", ()
 part("back").addEventListener("click", () => move(-1));
 part("next").addEventListener("click", () => move(1));
 part("export").addEventListener("click", download);
+part("restart").addEventListener("click", () => {
+  if (!confirm("Forget all ratings on this page? Export them first, to keep them.")) return;
+  state = {rater: "", ratings: {}};
+  part("rater").value = "";
+  save();
+  move(-data.items.length);
+});
 part("rater").addEventListener("input", () => { state.rater = part("rater").value.trim(); save(); });
 
 load();
@@ -137,6 +144,7 @@ _HTML = """<!doctype html>
 <label>Your name <input id="rater" autocomplete="off" maxlength="60"></label>
 <span id="place"></span><progress id="progress" aria-label="answered"></progress>
 <button id="export" type="button">Export ratings</button>
+<button id="restart" type="button">Start over</button>
 </header>
 <main>
 <h1 id="question"></h1>
