@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from leftover.errors import UserError
+
 Values = Mapping[int, float]  # item -> 1 win, 0.5 tie, 0 loss
 
 
@@ -29,8 +31,10 @@ def krippendorff_alpha(raters: Sequence[Values]) -> float | None:
 
     None where fewer than two rated the same item, or only one rating was ever given.
     """
-    import krippendorff
-
+    try:
+        import krippendorff
+    except ImportError as error:
+        raise UserError("agreement needs the package krippendorff: pip install 'leftover[judge]'") from error
     items = sorted({item for of in raters for item in of if sum(item in other for other in raters) > 1})
     ratings = np.array([[of.get(item, np.nan) for item in items] for of in raters], np.float64)
     if not items or np.unique(ratings[~np.isnan(ratings)]).size < 2:

@@ -17,16 +17,21 @@ _RESERVED = ("model", "messages", "stream", "n", "extra_headers")
 _SECRET = re.compile(r"api.?key|auth|secret|password", re.IGNORECASE)
 _DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 _HOSTED = "https://api.openai.com/v1"
-_RETRIED = (408, 409, 429)  # and 5xx: the client tries these again
 _HOPELESS = (401, 403, 404)  # what is wrong for one question is wrong for all
+_OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
+_TRIES = "x-stainless-retry-count"  # the client's own header: which second try a request is
 
 
 class AskError(Exception):
-    """A question got no answer. `hopeless` where every other question would fare alike."""
+    """A question got no answer.
 
-    def __init__(self, message: str, hopeless: bool = False):
+    `status` is that of the service's answer, None without one: `hopeless` where every other question would fare alike,
+    `of_question` where the question may be what is wrong.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
-        self.hopeless = hopeless
+        self.hopeless, self.of_question = status in _HOPELESS, status in _OF_QUESTION
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Endpoint:
             raise self._refused(error) from None  # its text may hold the key
         except openai.APIConnectionError as error:
             reason = str(error.__cause__ or error) or type(error.__cause__).__name__
-            raise AskError(self._shown(f"no answer, tried {self._tries} times: {error} {reason}")) from None
+            raise AskError(self._shown(f"no answer{_tried(error.request)}: {error} {reason}")) from None
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise AskError(self._shown(f"the answer is not that of a chat completion: {error}")) from None
 
@@ -150,18 +155,13 @@ class Endpoint:
         if not self._limit.wait():
             raise openai.OpenAIError("stopped")
         with self._lock:
-            self.retried += request.headers.get("x-stainless-retry-count", "0") != "0"
-
-    @property
-    def _tries(self) -> int:
-        return self.settings.retries + 1
+            self.retried += request.headers.get(_TRIES, "0") != "0"
 
     def _refused(self, error: Any) -> AskError:
         status = error.status_code
-        tried = f", tried {self._tries} times" if status in _RETRIED or status >= 500 else ""
         hints = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
-        said = f"status {status}{tried}{hints.get(status, '')}; it answered {error.response.text}"
-        return AskError(self._shown(said), hopeless=status in _HOPELESS)
+        said = f"status {status}{_tried(error.request)}{hints.get(status, '')}; it answered {error.response.text}"
+        return AskError(self._shown(said), status)
 
     def _read(self, response: Any) -> Answer:
         """Raises ValueError for what has no message; a message without text is an answer of the model."""
@@ -194,6 +194,11 @@ def hide(text: str, token: str | None) -> str:
 
 
 _KEY = " (the key comes from the variable that --token-env names)"
+
+
+def _tried(request: Any) -> str:
+    again = request.headers.get(_TRIES, "0")
+    return f", tried {int(again) + 1} times" if again.isdecimal() and again != "0" else ""
 
 
 def _count(value: Any) -> int | None:

@@ -45,7 +45,7 @@ def judge(
             len({q.key for q in questions}),
             len({q.key for q in questions}) - len(todo),
         )
-        failures = ask_all(todo, store, settings, prices, comparison.name) if todo else []
+        failures = ask_all(questions, store, settings, prices, comparison.name)
         records = dict(store.records)
     results = _results(comparison, criteria, settings, questions, records, prices)
     results["tokens_of_this_command"] = count_tokens([records[q.key] for q in todo if q.key in records], prices)
