@@ -266,6 +266,13 @@ def test_ratings_are_read_back_from_our_side(tmp_path):
     assert json.loads(path.read_text())["comparison"] == "a_lol_seq-seed-0 against data, sampled"
 
 
+def test_who_prefers_ours_on_either_side_prefers_ours(tmp_path):
+    _, data, key = make_page(tmp_path, MANY)
+    assert len({item["ours_first"] for item in key["items"].values()}) == 2
+    found = import_ratings(tmp_path, [rate(tmp_path, data, key, "ada", [1] * 30)])[0]["criteria"]["good"]
+    assert found["win"]["mean"] == 1 and found["prompts"] == 30
+
+
 def test_a_judge_is_compared_with_each_person_and_is_no_person(tmp_path):
     pairs = make_pairs(*[(f"a{i}", f"b{i}") for i in range(4)])
     _, data, key = make_page(tmp_path, pairs)
@@ -283,10 +290,10 @@ def test_a_judge_is_compared_with_each_person_and_is_no_person(tmp_path):
 
 
 def test_alpha_over_people_who_left_items_out():
-    # Pairs of ratings: (1, 1), (0, 0), (1, 0); the fourth item has one rating and counts for nothing.
-    raters = [{0: 1, 1: 0, 2: 1, 3: 1}, {0: 1, 1: 0, 2: 0}]
-    # Observed disagreement: 2 of 6 ordered pairs. Expected: three 1s and three 0s, 2 * 3 * 3 of 6 * 5.
-    assert krippendorff_alpha(raters) == pytest.approx(1 - (2 / 6) / (18 / 30))
+    # Pairs of ratings: (1, 1), (0, 0), (1, 0), (0.5, 0.5); the last item has one rating and counts for nothing.
+    raters = [{0: 1, 1: 0, 2: 1, 3: 0.5, 4: 1}, {0: 1, 1: 0, 2: 0, 3: 0.5}]
+    # Observed disagreement: 2 of 8. Expected: of three 1s, three 0s and two halves all but 6 + 6 + 2 of 8 * 7 pairs.
+    assert krippendorff_alpha(raters) == pytest.approx(1 - (2 / 8) / (42 / 56))
 
 
 def test_agreement_that_chance_would_give_too_is_none():

@@ -174,10 +174,10 @@ def record(verdict, tokens=(100, 10), asks=1):
 def test_stored_answers_become_scores_from_our_side():
     pairs = make_pairs(("x", "y"), ("same", "same"), ("u", "v"))
     questions = make_questions(pairs, GOOD, SETTINGS)
-    verdicts = ["A", "tie", "A", None]  # of pair 0: ours, tie; of pair 2: ours, none
+    verdicts = ["A", "A", "tie", None]  # of pair 0: ours, theirs; of pair 2: tie, none
     records = {q.key: record(v) for q, v in zip(questions, verdicts, strict=True)}
     judged = judged_pairs(pairs, questions, records, "good")
-    assert [j.scores for j in judged] == [(1, 0.5), (0.5, 0.5), (1, None)]
+    assert [j.scores for j in judged] == [(1, 0), (0.5, 0.5), (0.5, None)]
     assert [j.asked for j in judged] == [True, False, True]
 
 

@@ -184,6 +184,13 @@ def test_a_fault_that_stays_is_said_with_the_address(step, expected, requests, s
     assert len(str(error.value)) < 700
 
 
+def test_failures_between_answers_are_not_taken_for_a_service_that_is_down(service, tmp_path):
+    pairs = make_pairs(*[(f"good {i}", "y") for i in range(10)])
+    service.plan = [status(503), prefers("good")] * 10
+    failures = ask(service, tmp_path, pairs, parallel=1, retries=0)[2]
+    assert len(failures) == 10 and len(service.requests) == 20
+
+
 def test_few_questions_that_fail_are_said_one_by_one(service, tmp_path):
     service.then = status(503)
     outcomes, _, failures = ask(service, tmp_path, THREE[:1])
