@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from leftover.judge.command import judge
+
 _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
 
 
@@ -191,6 +193,9 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
 
     _announce()
     show(*fit_reward(rows, output, kind, overrides), output)
+
+
+cli.add_command(judge)
 
 
 @cli.command()

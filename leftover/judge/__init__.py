@@ -1,0 +1,1 @@
+"""Pairwise comparison of completions, by a language model or by people."""
