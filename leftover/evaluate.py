@@ -176,7 +176,9 @@ def unique_prompts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
     """The records that `evaluate_all` wrote for a subject."""
     path = run.folder / "evaluation" / f"{subject}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`, which also parts at characters that JSON leaves in texts, such as U+2028.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _scorers(run: Run) -> dict[str, Any]:

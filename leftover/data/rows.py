@@ -63,7 +63,8 @@ class Rejects:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
     def _lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with self.path.open(encoding="utf-8", newline="\n") as lines:  # at line feeds alone
+            return list(lines)
 
 
 REMEDY = (
