@@ -548,3 +548,9 @@ def test_numbers_in_exponent_form_are_numbers_and_texts_are_refused(tmp_path, ti
         assert load_recipe(recipe, [f"train.learning_rate={text}"]).train["learning_rate"] == float(text)
     message = refused(Path(recipe), "--set", "train.max_steps=abc")
     assert "'train.max_steps' is a number" in message
+
+
+def test_a_misspelt_choice_of_a_policy_is_refused_with_the_nearest(tmp_path: Path, tiny_recipe: Callable) -> None:
+    recipe = tiny_recipe(tmp_path, policies={"best": {"objective": "nll", "rows": "lefover"}})
+    with pytest.raises(UserError, match=r"policies\.best\.rows' is 'lefover'; did you mean 'leftover'"):
+        make_recipe(recipe)
