@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from leftover.cli import main
-from leftover.config import DataSection
+from leftover.config import DataSection, make_recipe
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.errors import UserError
