@@ -9,7 +9,15 @@ from leftover.evaluate import DECODINGS, read_completions
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.report.curves import draw_curves
-from leftover.report.sections import data_section, examples_section, leftover_section, training_section, verdict
+from leftover.report.page import write_run_page
+from leftover.report.sections import (
+    data_section,
+    examples_section,
+    leftover_section,
+    reward_length_correlation,
+    training_section,
+    verdict,
+)
 from leftover.results import by_source, compare, summarise
 from leftover.workspace import Run
 
@@ -32,6 +40,7 @@ def write_report(run: Run) -> dict[str, Any]:
     path = run.folder / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     log.info("report: %s", path)
+    write_run_page(run, results)
     return results
 
 
@@ -54,6 +63,9 @@ def gather(run: Run) -> dict[str, Any]:
     for decoding in DECODINGS:
         rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
         rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
+        for name, of in {"reference": {run.seed: reference}, **records}.items():
+            own = [record for seed in of.values() for record in seed if record["decoding"] == decoding]
+            rows[name]["reward_length_correlation"] = reward_length_correlation(own)
         against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
         results[decoding] = {"table": rows, "main_against": against}
         all_records = {"reference": {run.seed: reference}} | records
@@ -114,7 +126,7 @@ _COLUMNS: dict[str, Any] = {
     "win rate, equal length": lambda name, row: _number(row.get("win_rate_at_equal_length"), 2),
     "length": lambda name, row: _number(row["length"], 1),
     "distinct-1/2/3": lambda name, row: "/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)),
-    "distinct-2, equal length": lambda name, row: _number(row["distinct_2_at_reference_length"], 3),
+    "distinct-2, equal length": lambda name, row: _number(row.get("distinct_2_at_reference_length"), 3),
     "perplexity of its own, base": lambda name, row: _number(row.get("own_perplexity_under_base"), 2),
     "perplexity of its own, reference": lambda name, row: _number(row.get("own_perplexity_under_reference"), 2),
     "perplexity of test rows": lambda name, row: _number(row.get("perplexity_of_test_completions"), 2),
