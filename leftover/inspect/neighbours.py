@@ -41,7 +41,9 @@ def neighbour_disagreement(
     num_neighbours = min(num_neighbours, len(chosen) - 1)
     if num_neighbours < 1:
         return _nothing(len(chosen))
-    nearest, similarity = _nearest([[texts[i] for i in chosen] for texts in (prompts, completions)], num_neighbours)
+    nearest, similarity = _nearest(
+        [[texts[i] for i in chosen.tolist()] for texts in (prompts, completions)], num_neighbours
+    )
     total = similarity.sum(1)
     known = total / num_neighbours >= _LEAST_SIMILARITY
     values = np.asarray(rewards, np.float64)[chosen]

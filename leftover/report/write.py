@@ -1,4 +1,4 @@
-"""Gather what the stages wrote, and say it: numbers in results.json, words and pictures in report.md."""
+"""Gather what the stages wrote, and say it: numbers in results.json, words in report.md, all of it in report.html."""
 
 import logging
 import platform
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def write_report(run: Run) -> dict[str, Any]:
-    """Write results.json, report.md and its pictures; returns the content of results.json."""
+    """Write results.json, report.md, its pictures and report.html; returns the content of results.json."""
     results = gather(run)
     write_json(run.folder / "results.json", results)
     parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run, results)]
