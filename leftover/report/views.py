@@ -93,7 +93,13 @@ def results_view(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
         charts.reward_against_diversity({n: results[primary]["table"][n] for n in names}, names),
         charts.wins(win_shares(records, primary), names),
     ]
-    return {"tables": tables, "charts": _drawn(pictures), "glossary": GLOSSARY, "main": results["main"]}
+    return {
+        "tables": tables,
+        "charts": _drawn(pictures),
+        "glossary": GLOSSARY,
+        "main": results["main"],
+        "absent": results.get("not_applicable", {}) | results.get("failed", {}),
+    }
 
 
 def _few(rewards: dict[str, Any], main: str, number: int = 4) -> dict[str, Any]:

@@ -174,13 +174,14 @@
     }
 
     listen() {
-      for (const control of [this.search, this.sort, this.filter, this.source, this.decoding])
-        control.addEventListener("input", () => {
-          this.limit = PAGE_SIZE;
-          this.refresh();
-          this.show(0);
-        });
-      this.against.addEventListener("input", () => this.show(this.at));
+      const again = () => {
+        this.limit = PAGE_SIZE;
+        this.refresh();
+        this.show(0);
+      };
+      this.search.addEventListener("input", again);
+      for (const select of [this.sort, this.filter, this.source, this.decoding]) select.addEventListener("change", again);
+      this.against.addEventListener("change", () => this.show(this.at));
       this.list.addEventListener("click", (event) => {
         const option = event.target.closest(".option");
         if (option) this.show(Number(option.dataset.at), true);
