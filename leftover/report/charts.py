@@ -59,6 +59,7 @@ def reward_against_diversity(table: Mapping[str, Mapping[str, Any]], names: Sequ
             axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker="o", ms=5, capsize=3, lw=1.3,
                           label=printable(name))  # fmt: skip
         axis.margins(x=0.2, y=0.15)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("distinct-2 at equal length (more diverse →)")
         axis.set_ylabel("mean reward, 95 %")
 
@@ -86,8 +87,8 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
         axis.set_xlabel("wins · ties (paler) · losses (palest)")
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
-    height = 1.1 + 0.34 * max(len(shares), 3)
-    return Chart("Win rate against the reference", draw(paint, height=max(2.8, height)), f"By reward: {said}.")
+    height = 1.0 + 0.34 * len(shares)
+    return Chart("Win rate against the reference", draw(paint, height=max(2.6, height)), f"By reward: {said}.")
 
 
 Curves = Mapping[str, Mapping[int, Mapping[int, float]]]

@@ -106,10 +106,8 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     filters: dict[str, Any] = {
         "embedded": lambda value: Markup(as_script_json(value)),
         "drawing": lambda svg: Markup(svg),  # made by report/svg.py, which escapes what it writes

@@ -25,7 +25,7 @@ _RC: Any = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "svg.hashsalt": "leftover",  # the same numbers give the same file
     "text.parse_math": False,
-    "font.size": 8.5,
+    "font.size": 9,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -40,7 +40,7 @@ _RC: Any = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
 
@@ -50,7 +50,7 @@ def series_color(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def draw(paint: Callable[[Any], None], *, width: float = 4.4, height: float = 2.8) -> str:
+def draw(paint: Callable[[Any], None], *, width: float = 4.0, height: float = 2.6) -> str:
     """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
 
     What `paint` labels is named above the axis, unless there are too many for a legend to tell.

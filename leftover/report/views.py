@@ -50,8 +50,8 @@ def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
         gain = row["difference_from_reference"]
         tiles += [
             (f"{row['reward']['mean']:.3f}", "mean reward", f"reference {reference['reward']['mean']:.3f}"),
-            (f"{gain['mean']:+.3f}", "over the reference", f"95 %: {gain['low']:+.3f} to {gain['high']:+.3f}"),
-            (f"{row['win_rate']:.0%}", "win rate", "against the reference, by reward"),
+            (f"{gain['mean']:+.3f}", "over the reference", f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"),
+            (f"{row['win_rate']:.0%}", "win rate", "against the reference"),
         ]
     elif row.get("logratio/rank_correlation") is not None:
         tiles.append((f"{row['logratio/rank_correlation']:.3f}", "rank correlation", "with the recorded rewards"))
