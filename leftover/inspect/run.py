@@ -37,7 +37,7 @@ def inspect(
     from leftover.report.page import write_inspection
 
     analysis = analyse(rows)
-    return analysis, write_inspection(table, analysis, Path(output or target))
+    return analysis, write_inspection(path.name or table, analysis, Path(output or target))
 
 
 def _of_run(path: Path, overrides: list[str]) -> tuple[ScoredRows, Path]:
