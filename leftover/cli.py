@@ -80,7 +80,43 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
 
 _stage("train", "prepare, and train every policy of the recipe.")
 _stage("evaluate", "train, and evaluate the reference and every policy on held-out prompts.")
-_stage("report", "evaluate, and write report.md and results.json.")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipes.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Default: report.html in RUN; of several, in here.")
+@_DRY_RUN
+def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
+    """Write report.html of finished runs (their folders), side by side where several are named.
+
+    A recipe in place of a folder is run first, up to results.json and report.md.
+    """
+    from leftover.config import load_recipe
+    from leftover.report.command import report_on
+
+    _announce()
+    if dry_run:
+        for run in runs:
+            _show_plan(load_recipe(run, list(overrides)), "report")
+        return
+    click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
+
+
+@cli.command("inspect")
+@click.argument("table")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe key, as data.columns.reward.")
+@click.option("--reward", type=click.Path(), help="YAML: a list as under reward.functions, to score a file's rows.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Default: TABLE.inspect.html, or RUN/inspect.html.")
+def inspect_rows(table: str, **options: Any) -> None:
+    """How good is my data? What is left over, duplicates, rows that contradict others; before any training.
+
+    TABLE is a data file in any format of data.path, a recipe, or the folder of a run.
+    """
+    from leftover.inspect.run import inspect, show
+
+    _announce()
+    show(*inspect(table, **options))
 
 
 @cli.command()
@@ -233,7 +269,7 @@ def _show(results: dict[str, Any], folder: str) -> None:
     from leftover.report.write import print_results
 
     print_results(results)
-    click.echo(f"Report: {Path(folder) / 'report.md'}")
+    click.echo(f"Report: {Path(folder) / 'report.html'} (and report.md)")
 
 
 def main(arguments: list[str] | None = None) -> None:

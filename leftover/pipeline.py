@@ -111,7 +111,7 @@ def evaluate(this: Run) -> None:
 
 
 def report(this: Run) -> dict[str, Any]:
-    """results.json and report.md of the run folder."""
+    """results.json, report.md and report.html of the run folder."""
     from leftover.report import write_report
 
     return write_report(this)

@@ -12,6 +12,7 @@ from leftover.compare.plots import draw_reward_diversity
 from leftover.manifest import write_json
 from leftover.plan.sources import size_text
 from leftover.report.curves import draw_curves
+from leftover.report.page import write_run_page
 from leftover.report.write import GLOSSARY
 from leftover.workspace import Run
 
@@ -33,6 +34,7 @@ def write_comparison(run: Run, results: dict[str, Any]) -> None:
     path = run.folder / "comparison.md"
     path.write_text(as_markdown(results, rows, pictures), encoding="utf-8")
     log.info("compare: %s", path)
+    write_run_page(run, results)
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A run folder -> results.json and report.md."""
+"""A run folder -> results.json, report.md and report.html."""
 
 from leftover.report.write import result_table, write_report
 

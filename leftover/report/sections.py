@@ -6,6 +6,7 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluate import read_completions, test_rows, unique_prompts
+from leftover.metrics import rank_correlation
 from leftover.table import column, equals
 from leftover.training import available_blocks
 from leftover.workspace import Run
@@ -16,29 +17,33 @@ _TEXT_SHOWN = 300
 
 def verdict(results: dict[str, Any]) -> str:
     """One sentence with numbers, and the caveats that apply."""
+    found = caveats(results)
+    return headline(results) + (f" Caveats: {'; '.join(found)}." if found else "")
+
+
+def headline(results: dict[str, Any]) -> str:
+    """What came of the main policy, in one or two sentences with numbers and intervals."""
     main, primary = results["main"], results["primary"]
     row = results[primary]["table"][main]
-    found = caveats(results)
-    tail = f" Caveats: {'; '.join(found)}." if found else ""
     if not results["can_score_new_completions"]:
         others = [name for name in results["training"] if name != main]
         said = [_recorded(name, results[primary]["table"][name]) for name in (main, *others)]
         return (
             "The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio against "
-            f"the reference orders the recorded rewards as follows: {'; '.join(said)}.{tail}"
+            f"the reference orders the recorded rewards as follows: {'; '.join(said)}."
         )
     gain = row["difference_from_reference"]
     direction = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "not clearly different from"
     against = [
         f"{name} by {other['difference']['mean']:+.3f} [{other['difference']['low']:+.3f}, "
         f"{other['difference']['high']:+.3f}]"
-        for name, other in results[primary]["main_against"].items()
+        for name, other in results[primary].get("main_against", {}).items()
         if other
     ]
     controls = f" Against its controls: {', '.join(against)}." if against else ""
     return (
         f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {direction} the reference "
-        f"by {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}].{controls}{tail}"
+        f"by {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}].{controls}"
     )
 
 
@@ -68,7 +73,21 @@ def caveats(results: dict[str, Any]) -> list[str]:
     unended = row.get("unended", 0.0)
     if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
         found.append(f"{unended:.0%} of its completions ran into the length limit")
+    correlation = row.get("reward_length_correlation")
+    if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
+        kind = "longer" if correlation > 0 else "shorter"
+        found.append(f"{kind} completions score higher (rank correlation of reward and length {correlation:+.2f})")
+    kl = (row.get("kl") or {}).get("mean")
+    if kl is not None and kl > _LARGE_KL:
+        found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
     return found
+
+
+def reward_length_correlation(records: list[dict[str, Any]]) -> float | None:
+    """Rank correlation of reward and tokens over completions; None where there are no rewards, or no spread."""
+    scored = [record for record in records if "reward" in record]
+    found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
+    return found if found == found else None
 
 
 _FEW_PROMPTS = 100
@@ -76,6 +95,8 @@ _MANY_CUT = 0.25
 _SPLITS = ("train", "validation", "test")
 _LOW_DIVERSITY = 0.7  # of the reference's
 _MANY_UNENDED = 0.2
+_HIGH_CORRELATION = 0.5
+_LARGE_KL = 10.0  # nats a completion: the best of n samples is there at n = 60,000, since its KL is ln n - (n - 1) / n
 
 
 def _recorded(name: str, row: dict[str, Any]) -> str:
@@ -198,10 +219,10 @@ def examples_section(run: Run) -> str:
     return "\n".join(lines)
 
 
-def readable(row: dict[str, Any]) -> str:
-    """A prompt as text: `role: content` of every message of a conversation."""
+def readable(row: dict[str, Any], between: str = " ") -> str:
+    """A prompt as text: `role: content` of every message of a conversation, with `between` between them."""
     prompt = as_prompt(row["prompt"], row["conversational"])
-    return prompt if isinstance(prompt, str) else " ".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return prompt if isinstance(prompt, str) else between.join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 def quote(text: str) -> str:

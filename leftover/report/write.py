@@ -1,4 +1,4 @@
-"""Gather what the stages wrote, and say it: numbers in results.json, words and pictures in report.md."""
+"""Gather what the stages wrote, and say it: numbers in results.json, words in report.md, all of it in report.html."""
 
 import logging
 import platform
@@ -10,7 +10,15 @@ from leftover.judged import dependent_judges, idle_scorers
 from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.report.curves import draw_curves
-from leftover.report.sections import data_section, examples_section, leftover_section, training_section, verdict
+from leftover.report.page import write_run_page
+from leftover.report.sections import (
+    data_section,
+    examples_section,
+    leftover_section,
+    reward_length_correlation,
+    training_section,
+    verdict,
+)
 from leftover.results import by_source, compare, summarise
 from leftover.rewards import learner
 from leftover.workspace import Run
@@ -19,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def write_report(run: Run) -> dict[str, Any]:
-    """Write results.json, report.md and its pictures; returns the content of results.json."""
+    """Write results.json, report.md, its pictures and report.html; returns the content of results.json."""
     results = gather(run)
     write_json(run.folder / "results.json", results)
     parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run, results)]
@@ -34,6 +42,7 @@ def write_report(run: Run) -> dict[str, Any]:
     path = run.folder / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     log.info("report: %s", path)
+    write_run_page(run, results)
     return results
 
 
@@ -57,6 +66,9 @@ def gather(run: Run) -> dict[str, Any]:
     for decoding in DECODINGS:
         rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
         rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
+        for name, of in {"reference": {run.seed: reference}, **records}.items():
+            own = [record for seed in of.values() for record in seed if record["decoding"] == decoding]
+            rows[name]["reward_length_correlation"] = reward_length_correlation(own)
         against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
         results[decoding] = {"table": rows, "main_against": against}
         all_records = {"reference": {run.seed: reference}} | records
@@ -125,7 +137,7 @@ _COLUMNS: dict[str, Any] = {
     "win rate, equal length": lambda name, row: _number(row.get("win_rate_at_equal_length"), 2),
     "length": lambda name, row: _number(row["length"], 1),
     "distinct-1/2/3": lambda name, row: "/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)),
-    "distinct-2, equal length": lambda name, row: _number(row["distinct_2_at_reference_length"], 3),
+    "distinct-2, equal length": lambda name, row: _number(row.get("distinct_2_at_reference_length"), 3),
     "perplexity of its own, base": lambda name, row: _number(row.get("own_perplexity_under_base"), 2),
     "perplexity of its own, reference": lambda name, row: _number(row.get("own_perplexity_under_reference"), 2),
     "perplexity of test rows": lambda name, row: _number(row.get("perplexity_of_test_completions"), 2),

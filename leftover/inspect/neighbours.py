@@ -1,0 +1,100 @@
+"""Rows whose reward disagrees with those of rows that read like them: labels to check first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_CHUNK = 512  # rows whose similarities to all others are held at once
+_LEAST_SIMILARITY = 0.1  # below, a row has no neighbour worth the name
+
+
+def neighbour_disagreement(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    rewards: np.ndarray,
+    *,
+    num_neighbours: int = 10,
+    max_rows: int = 4000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare every row's reward with the mean reward of its nearest rows, weighted by similarity.
+
+    Similarity is the mean of two cosines between TF-IDF vectors (words and pairs of words, sublinear term counts):
+    of the prompts and of the completions. A row that repeats another (similarity 1) counts as its neighbour.
+
+    Args:
+        rewards: [N], finite.
+        max_rows: of more rows so many are drawn by the seed, since the cost grows with their square.
+
+    Returns:
+        rows: [n] indices of the rows compared, n <= max_rows; fewer where rows are like no other.
+        expected: [n] the neighbours' weighted mean reward.
+        neighbours: [n, k] indices of the neighbours, the nearest first.
+        similarity: [n] mean similarity to them.
+        correlation: between reward and expectation over the rows; NaN where either is constant.
+        num_compared: how many rows were drawn.
+    """
+    chosen = np.arange(len(prompts))
+    if len(chosen) > max_rows:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:max_rows])
+    num_neighbours = min(num_neighbours, len(chosen) - 1)
+    if num_neighbours < 1:
+        return _nothing(len(chosen))
+    nearest, similarity = _nearest(
+        [[texts[i] for i in chosen.tolist()] for texts in (prompts, completions)], num_neighbours
+    )
+    total = similarity.sum(1)
+    known = total / num_neighbours >= _LEAST_SIMILARITY
+    values = np.asarray(rewards, np.float64)[chosen]
+    expected = (similarity * values[nearest]).sum(1)[known] / total[known]
+    observed = values[known]
+    varied = len(observed) > 2 and np.ptp(observed) > 0 and np.ptp(expected) > 0
+    return {
+        "rows": chosen[known],
+        "expected": expected,
+        "neighbours": chosen[nearest[known]],
+        "similarity": total[known] / num_neighbours,
+        "correlation": float(np.corrcoef(observed, expected)[0, 1]) if varied else float("nan"),
+        "num_compared": len(chosen),
+    }
+
+
+def _nothing(num_compared: int) -> dict[str, Any]:
+    return {
+        "rows": np.empty(0, np.int64),
+        "expected": np.empty(0),
+        "neighbours": np.empty((0, 0), np.int64),
+        "similarity": np.empty(0),
+        "correlation": float("nan"),
+        "num_compared": num_compared,
+    }
+
+
+def _nearest(columns: list[list[str]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """[n, k] rows most similar to every row, and how similar; a row is not its own neighbour."""
+    from scipy.sparse import hstack
+
+    matrix = hstack([_vectors(texts) for texts in columns]).tocsr()
+    num_rows = matrix.shape[0]
+    nearest = np.empty((num_rows, k), np.int64)
+    similarity = np.empty((num_rows, k))
+    for start in range(0, num_rows, _CHUNK):
+        cosines = (matrix[start : start + _CHUNK] @ matrix.T).toarray() / len(columns)
+        here = np.arange(len(cosines))
+        cosines[here, start + here] = -1.0
+        found = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        nearest[start : start + _CHUNK] = found
+        similarity[start : start + _CHUNK] = np.take_along_axis(cosines, found, 1)
+    return nearest, np.clip(similarity, 0.0, 1.0)
+
+
+def _vectors(texts: list[str]) -> Any:
+    """TF-IDF rows of length 1; zeros for a text without a word."""
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32).fit_transform(texts)
+    except ValueError:  # no text has a word
+        return csr_matrix((len(texts), 1), dtype=np.float32)

@@ -1,0 +1,204 @@
+"""The pictures of the page, each a function of plain numbers that returns a `Chart`, or None without numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leftover.report.svg import GRID, INK, NEUTRAL, draw, printable, series_color
+
+_MAX_POINTS = 500
+
+
+class Chart(NamedTuple):
+    """A picture with its title, and what it shows in words for those who do not see it."""
+
+    title: str
+    svg: str
+    description: str
+
+
+def color_of(name: str, names: Sequence[str]) -> str:
+    """The colour of a policy among all of a page: the reference is grey everywhere."""
+    policies = [n for n in names if n not in ("reference", "data")]
+    return series_color(policies.index(name)) if name in policies else NEUTRAL if name == "reference" else INK
+
+
+def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
+    """Reward histograms over the same bins, as outlines: one a policy, and the reference's filled."""
+    if not rewards:
+        return None
+    everything = np.concatenate(list(rewards.values()))
+    edges = _edges(everything)
+
+    def paint(axis: Any) -> None:
+        for name, values in rewards.items():
+            heights = np.histogram(values, edges)[0] / len(values)
+            color, reference = color_of(name, names), name == "reference"
+            axis.stairs(heights, edges, fill=reference, color=color, alpha=0.35 if reference else 1, lw=1.6,
+                        label=printable(name))  # fmt: skip
+        axis.set_xlabel("reward")
+        axis.set_ylabel("share of completions")
+        axis.set_ylim(0)
+
+    means = ", ".join(f"{name} mean {values.mean():.3f}" for name, values in rewards.items())
+    return Chart("Reward distribution", draw(paint), f"Histograms of reward on held-out prompts: {means}.")
+
+
+def reward_against_diversity(table: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Chart | None:
+    """One point a policy: mean reward with its interval against distinct-2 at the reference's lengths."""
+    rows = {n: r for n, r in table.items() if "reward" in r and "distinct_2_at_reference_length" in r}
+    if not rows:
+        return None
+
+    def paint(axis: Any) -> None:
+        for name, row in rows.items():
+            reward, diversity = row["reward"], row["distinct_2_at_reference_length"]
+            ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
+            color = color_of(name, names)
+            axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker="o", ms=5, capsize=3, lw=1.3,
+                          label=printable(name))  # fmt: skip
+        axis.margins(x=0.2, y=0.15)
+        axis.locator_params(axis="x", nbins=5)
+        axis.set_xlabel("distinct-2 at equal length (more diverse →)")
+        axis.set_ylabel("mean reward, 95 %")
+
+    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_at_reference_length']:.3f}"
+                     for n, r in rows.items())  # fmt: skip
+    return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2: {said}.")
+
+
+def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str]) -> Chart | None:
+    """Win, tie and loss shares of every policy against the reference, as one bar each."""
+    if not shares:
+        return None
+
+    def paint(axis: Any) -> None:
+        for place, (name, parts) in enumerate(shares.items()):
+            left = 0.0
+            for part, alpha in zip(parts, (1.0, 0.45, 0.15), strict=True):
+                axis.barh(place, part, left=left, color=color_of(name, names), alpha=alpha, height=0.55)
+                left += part
+        axis.axvline(0.5, color=INK, lw=0.8, ls=(0, (3, 3)))
+        axis.set_yticks(range(len(shares)), [printable(name, 16) for name in shares])
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel("wins · ties (paler) · losses (palest)")
+
+    said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
+    height = 1.0 + 0.34 * len(shares)
+    return Chart("Win rate against the reference", draw(paint, height=max(2.6, height)), f"By reward: {said}.")
+
+
+Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
+
+
+def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str, set[int]], label: str) -> Chart | None:
+    """A metric along optimizer steps: mean over seeds with their range, a ring at every chosen checkpoint.
+
+    `curves`: policy -> seed -> step -> number; `chosen`: policy -> the steps that its seeds kept.
+    """
+    if not any(points for seeds in curves.values() for points in seeds.values()):
+        return None
+    said = []
+
+    def paint(axis: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        for name, seeds in curves.items():
+            steps = sorted({step for points in seeds.values() for step in points})
+            at = [[points[step] for points in seeds.values() if step in points] for step in steps]
+            means, color = [float(np.mean(v)) for v in at], color_of(name, names)
+            axis.plot(steps, means, color=color, label=printable(name), marker="o" if len(steps) < 15 else None, ms=2.5)
+            if len(seeds) > 1:
+                axis.fill_between(steps, [min(v) for v in at], [max(v) for v in at], color=color, alpha=0.15, lw=0)
+            rings = [(s, m) for s, m in zip(steps, means, strict=True) if s in chosen.get(name, ())]
+            for ring in rings:
+                axis.plot(*ring, marker="o", ms=8, mfc="none", mec=color)
+            said.append(f"{name} from {means[0]:.3g} to {means[-1]:.3g}")
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel(label)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    svg = draw(paint)
+    return Chart(title, svg, f"{label} along training: {'; '.join(said)}.")
+
+
+def advantage_histogram(advantage: np.ndarray) -> Chart | None:
+    """How many rows have which advantage: kept above zero, dropped below it."""
+    if not len(advantage):
+        return None
+    # Zero is an edge: no bar holds rows of both kinds.
+    width = (np.ptp(advantage) or 1.0) / 40
+    edges = width * np.arange(np.floor(advantage.min() / width), np.ceil(advantage.max() / width) + 1)
+
+    def paint(axis: Any) -> None:
+        for kept, color, label in ((False, NEUTRAL, "dropped"), (True, series_color(0), "kept")):
+            inside = advantage[(advantage > 0) == kept]
+            if len(inside):
+                axis.hist(inside, edges, color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
+        axis.axvline(0, color=INK, lw=0.8)
+        axis.set_xlabel("advantage A = R − V")
+        axis.set_ylabel("rows")
+
+    kept = int((advantage > 0).sum())
+    said = f"{kept} rows above zero, {len(advantage) - kept} at or below; median {np.median(advantage):.3f}."
+    return Chart("Advantage of the training rows", draw(paint), said)
+
+
+def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """A point a row (of many, some), and the mean reward of rows of like value with its 95 % interval."""
+    if not len(value):
+        return None
+    chosen = np.arange(len(value))
+    if len(chosen) > _MAX_POINTS:
+        chosen = np.random.default_rng(0).permutation(len(chosen))[:_MAX_POINTS]
+
+    def paint(axis: Any) -> None:
+        kept = reward[chosen] > value[chosen]
+        for inside, color in ((~kept, NEUTRAL), (kept, series_color(0))):
+            axis.plot(value[chosen][inside], reward[chosen][inside], ls="", marker="o", ms=2.2, color=color, alpha=0.45,
+                      mew=0)  # fmt: skip
+        ends = [float(min(b["value"] for b in bins)), float(max(b["value"] for b in bins))]
+        axis.plot(ends, ends, color=INK, lw=0.9, ls=(0, (4, 3)), label="R = V")
+        errors = [1.96 * (b["error"] or 0.0) for b in bins]
+        axis.errorbar([b["value"] for b in bins], [b["reward"] for b in bins], yerr=errors, color=series_color(1),
+                      marker="o", ms=4, lw=1.4, capsize=2, label="mean of rows of like V")  # fmt: skip
+        axis.set_xlabel("value V(x)")
+        axis.set_ylabel("reward R(x, y)")
+        axis.grid(color=GRID)
+
+    said = "; ".join(f"V {b['value']:.3f}: R {b['reward']:.3f} of {b['count']} rows" for b in bins)
+    return Chart("Reward against value", draw(paint), f"Mean reward by value. {said}.")
+
+
+def weight_curve(advantage: np.ndarray) -> Chart | None:
+    """Which part of the drawing weight max(A, 0) the heaviest rows have, beside that of rows of equal weight."""
+    weights = np.sort(advantage[advantage > 0])[::-1]
+    if len(weights) < 2:
+        return None
+    rows = np.linspace(0, 1, 101)
+    carried = np.interp(
+        rows, np.arange(len(weights) + 1) / len(weights), np.append(0, np.cumsum(weights) / weights.sum())
+    )
+
+    def paint(axis: Any) -> None:
+        axis.plot(rows, carried, color=series_color(0), label="drawn by advantage")
+        axis.fill_between(rows, rows, carried, color=series_color(0), alpha=0.15, lw=0)
+        axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")
+        axis.set_xlabel("share of the leftover rows, heaviest first")
+        axis.set_ylabel("share of the weight")
+
+    said = f"The heaviest tenth of rows has {carried[10]:.0%} of the weight, the heaviest half {carried[50]:.0%}."
+    return Chart("How evenly rows carry the run", draw(paint), said)
+
+
+def _edges(values: np.ndarray, num_bins: int = 24) -> np.ndarray:
+    """Bin edges; whole numbers get bins of their own."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.array([low - 0.5, high + 0.5])
+    if high - low <= num_bins and np.allclose(values, np.round(values)):
+        return np.arange(round(low), round(high) + 2) - 0.5
+    return np.linspace(low, high, num_bins + 1)

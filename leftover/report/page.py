@@ -1,0 +1,126 @@
+"""report.html: one file with everything in it, that opens from disk and asks for nothing else."""
+
+import base64
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from leftover.errors import UserError
+from leftover.inspect.analysis import analyse
+from leftover.inspect.rows import rows_of_table
+from leftover.models import read_json
+from leftover.report.completions import read_records, side_by_side
+from leftover.report.embedded import MAX_BYTES, as_script_json, shorten
+from leftover.report.finished import FinishedRun
+from leftover.report.reproduce import reproduce_view
+from leftover.report.views import leftover_view, results_view, training_view, verdict_view, with_main
+
+log = logging.getLogger(__name__)
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SHOWN = 420  # characters of a text in a table
+
+
+def write_run_page(run: Any, results: dict[str, Any]) -> Path:
+    """Write report.html into the folder of a run (`Run` or `FinishedRun`) from its results."""
+    return write_page([run_view(run, results, "run-1", MAX_BYTES)], run.folder / "report.html")
+
+
+def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
+    """One page of one or more finished runs; by default report.html of the only run's folder, or of this folder.
+
+    Raises UserError for a folder without a run, or whose run has no results yet.
+    """
+    views = []
+    for number, folder in enumerate(folders, 1):
+        run = FinishedRun(folder)
+        results = run.results()
+        if results is None:
+            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` goes on with it")
+        views.append(run_view(run, results, f"run-{number}", MAX_BYTES // len(folders)))
+    default = Path(folders[0]) / "report.html" if len(folders) == 1 else Path("report.html")
+    return write_page(views, output or default)
+
+
+def run_view(run: Any, results: dict[str, Any], name: str, max_bytes: int) -> dict[str, Any]:
+    """All sections of one run; `name` is the id of its part of the page."""
+    records = read_records(run, results)
+    results = with_main(results, records)
+    completions = side_by_side(run, records, results["main"], results["primary"], max_bytes)
+    prepared = run.folder / "prepare.json"
+    about_value = read_json(prepared).get("value") if prepared.is_file() else None
+    rows = rows_of_table(run.table, about_value)
+    return {
+        "id": name,
+        "name": results["name"],
+        "is_comparison": results.get("is_comparison", False),
+        "verdict": verdict_view(results),
+        "results": results_view(results, records),
+        "training": training_view(run.folder, results),
+        "leftover": leftover_view(analyse(rows)) if rows else None,
+        "completions": completions,
+        "reproduce": reproduce_view(run),
+    }
+
+
+def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
+    """Render the report of runs to `path`, under a temporary name first."""
+    title = " · ".join(dict.fromkeys(run["name"] for run in runs))
+    return _write(path, _render("report.html.j2", title=title, runs=runs))
+
+
+def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
+    """Render the leftover section alone."""
+    return _write(path, _render("inspect.html.j2", title=name, leftover=leftover_view(analysis)))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    # Half of a surrogate pair has no UTF-8 form.
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    temporary.replace(path)
+    log.info("report: %s", path)
+    return path
+
+
+def _render(template: str, **values: Any) -> str:
+    style, script = (_TEMPLATES / "page.css").read_text("utf-8"), (_TEMPLATES / "page.js").read_text("utf-8")
+    policy = (
+        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
+
+
+def _source_hash(text: str) -> str:
+    """What a Content-Security-Policy calls an inline script or style by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = FileSystemLoader(_TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    filters: dict[str, Any] = {
+        "embedded": lambda value: Markup(as_script_json(value)),
+        "drawing": lambda svg: Markup(svg),  # made by report/svg.py, which escapes what it writes
+        "own": lambda text: Markup(text),  # page.css and page.js
+        "short": lambda text: shorten(text.strip(), _SHOWN),
+        "number": lambda value, digits=3: _formatted(value, f".{digits}f"),
+        "signed": lambda value, digits=3: _formatted(value, f"+.{digits}f"),
+        "percent": lambda value, digits=0: _formatted(value, f".{digits}%"),
+        "count": lambda value: _formatted(value, ",d"),
+    }
+    environment.filters |= filters
+    return environment
+
+
+def _formatted(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form).replace("-", "−")

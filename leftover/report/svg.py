@@ -1,0 +1,136 @@
+"""matplotlib figures as SVG elements for a page: real text, colours from the page's theme, no style attribute.
+
+The page forbids inline styles (Content-Security-Policy), and one figure has to serve a light and a dark theme. So
+every colour that a figure may use is a stand-in that becomes a class here, and styles become attributes.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+# Classes of page.css: ink and grid of the theme, then one colour a series.
+INK, GRID, SURFACE = "#000001", "#000002", "#000003"
+SERIES = tuple(f"#0001{number:02x}" for number in range(8))
+NEUTRAL = "#000004"  # the reference's
+_CLASSES = {INK: "ink", GRID: "grid", SURFACE: "surface", NEUTRAL: "neutral"} | {
+    color: f"series-{number}" for number, color in enumerate(SERIES)
+}
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "{http://www.w3.org/1999/xlink}href"
+_MANY = 9
+_RC: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
+    "svg.hashsalt": "leftover",  # the same numbers give the same file
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+}
+
+
+def series_color(number: int) -> str:
+    """The colour of series `number`; from the ninth on they repeat."""
+    return SERIES[number % len(SERIES)]
+
+
+def draw(paint: Callable[[Any], None], *, width: float = 4.0, height: float = 2.6) -> str:
+    """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
+
+    What `paint` labels is named above the axis, unless there are too many for a legend to tell.
+    """
+    with _figure(width, height) as (figure, axis):
+        paint(axis)
+        handles, labels = axis.get_legend_handles_labels()
+        if 0 < len(labels) <= _MANY:
+            figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
+    return themed(buffer.getvalue())
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context(_RC):
+        figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+        try:
+            yield figure, axis
+        finally:
+            plt.close(figure)
+
+
+_prefix = iter(range(10**9))
+
+
+def themed(source: str) -> str:
+    """matplotlib's SVG with classes for colours, attributes for styles, and ids that no other figure has."""
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    root = ElementTree.fromstring(source)
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+    prefix = f"f{next(_prefix)}-"
+    for element in root.iter():
+        _attributes(element, prefix)
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"class": "plot", "aria-hidden": "true", "focusable": "false"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(element: ElementTree.Element, prefix: str) -> None:
+    attributes, classes = element.attrib, []
+    for declaration in attributes.pop("style", "").split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if name in _KEPT:
+            attributes[name] = value
+    for name in ("fill", "stroke"):
+        color = _CLASSES.get(attributes.get(name, ""))
+        if color:
+            del attributes[name]
+            classes.append(f"{name}-{color}")
+    if element.tag == f"{{{_SVG}}}text" and not any(c.startswith("fill-") for c in classes):
+        classes.append("fill-ink")
+    if classes:
+        attributes["class"] = " ".join(classes)
+    if "id" in attributes:
+        attributes["id"] = prefix + attributes["id"]
+    if _XLINK in attributes:
+        attributes["href"] = "#" + prefix + attributes.pop(_XLINK).removeprefix("#")
+    if "clip-path" in attributes:
+        attributes["clip-path"] = re.sub(r"url\(#", f"url(#{prefix}", attributes["clip-path"])
+
+
+_KEPT = {
+    "fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "stroke-dashoffset",
+    "stroke-linecap", "stroke-linejoin", "opacity", "text-anchor", "font-size",
+}  # fmt: skip
+
+
+def printable(text: str, length: int = 28) -> str:
+    """A name as a figure can hold it: without control characters, which XML has not, and not too long."""
+    kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return kept if len(kept) <= length else kept[: length - 1] + "…"

@@ -1,0 +1,175 @@
+"""How good is the data: duplicates, neighbours, calibration, sources; and the command that tells it of a file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leftover import cli
+from leftover.errors import UserError
+from leftover.inspect.analysis import analyse, weight_of_heaviest
+from leftover.inspect.calibration import calibration
+from leftover.inspect.duplicates import find_duplicates
+from leftover.inspect.neighbours import neighbour_disagreement
+from leftover.inspect.rows import ScoredRows, value_of_words
+from leftover.inspect.run import inspect
+from leftover.inspect.sources import leftover_by_source, wilson_interval
+from tests.conftest import scored_rows
+
+
+def test_duplicates_are_told_from_contradictions_and_from_completions_used_for_many_prompts() -> None:
+    prompts = ["a", "A ", "a", "b", "c", "d"]
+    completions = ["Yes", "yes", "no", "yes", "no", "maybe"]
+    found = find_duplicates(prompts, completions, np.array([1.0, 3.0, 0.0, 2.0, np.nan, 1.0]))
+    # Rows 0 and 1 are one pair, scored 1 and 3; "yes" stands under a, a, b and "no" under a, c.
+    assert found["repeated_rows"] == 1
+    assert found["contradictions"] == 1
+    assert found["widest"] == [{"row": 0, "count": 2, "low": 1.0, "high": 3.0}]
+    assert found["shared_completions"] == 5
+    assert found["most_shared"] == [{"row": 0, "count": 3, "prompts": 2}, {"row": 2, "count": 2, "prompts": 2}]
+
+
+def test_rows_without_a_reward_contradict_nothing() -> None:
+    found = find_duplicates(["a", "a"], ["x", "x"], np.array([np.nan, 1.0]))
+    assert (found["repeated_rows"], found["contradictions"], found["widest"]) == (1, 0, [])
+
+
+def test_a_row_scored_unlike_the_rows_that_read_like_it_stands_out() -> None:
+    kind, rude = "thank you kindly for writing to us", "go away and never come back"
+    completions = [f"{kind} {i}" for i in range(6)] + [f"{rude} {i}" for i in range(6)]
+    rewards = np.array([1.0] * 6 + [-1.0] * 6)
+    rewards[2] = -1.0
+    found = neighbour_disagreement(["hello there"] * 12, completions, rewards, num_neighbours=3)
+    gap = np.abs(rewards[found["rows"]] - found["expected"])
+    assert found["rows"][np.argmax(gap)] == 2 and gap.max() == pytest.approx(2)
+    assert all(neighbour < 6 for row in found["neighbours"][:6] for neighbour in row)
+    assert not any(row in neighbours for row, neighbours in zip(found["rows"], found["neighbours"], strict=True))
+
+
+def test_neighbours_weigh_by_their_similarity() -> None:
+    # One prompt for all (cosine 1). Completion 0 and 1 are equal, 2 shares no word: similarities 1 and 1/2.
+    found = neighbour_disagreement(["hi"] * 3, ["red fox", "red fox", "blue"], np.array([0.0, 3.0, 6.0]))
+    assert found["similarity"][0] == pytest.approx(0.75)
+    assert found["expected"][0] == pytest.approx((1 * 3 + 0.5 * 6) / 1.5)
+
+
+def test_rows_like_no_other_are_not_compared_and_few_of_many_are_drawn() -> None:
+    lonely = neighbour_disagreement(["ab", "cd"], ["ef", "gh"], np.array([0.0, 1.0]))
+    assert len(lonely["rows"]) == 0 and lonely["num_compared"] == 2
+    assert len(neighbour_disagreement(["a"], ["b"], np.array([1.0]))["rows"]) == 0
+    assert len(neighbour_disagreement(["", "!"], ["", "?"], np.array([1.0, 2.0]))["rows"]) == 0
+    drawn = neighbour_disagreement(["same words"] * 50, ["here"] * 50, np.arange(50.0), max_rows=10)
+    assert drawn["num_compared"] == len(drawn["rows"]) == 10
+    assert set(drawn["neighbours"].ravel()) <= set(drawn["rows"])
+
+
+def test_calibration_puts_rows_of_like_value_together() -> None:
+    values = np.array([0.0, 0.0, 1.0, 1.0, np.nan])
+    found = calibration(values, np.array([1.0, 2.0, 1.0, 1.0, 9.0]), num_bins=2)
+    # Bins: V 0 with rewards 1, 2 (mean 3/2, standard error 1/2), V 1 with 1, 1. Gaps 3/2 and 0, halves of the rows.
+    assert found["bins"] == [
+        {"count": 2, "value": 0.0, "reward": 1.5, "error": pytest.approx(0.5)},
+        {"count": 2, "value": 1.0, "reward": 1.0, "error": 0.0},
+    ]
+    assert found["calibration_error"] == pytest.approx(0.75)
+    assert found["mean_gap"] == pytest.approx(0.75)
+    assert (found["slope"], found["intercept"]) == (pytest.approx(-0.5), pytest.approx(1.5))
+
+
+def test_every_row_is_in_one_bin_and_a_constant_value_has_one() -> None:
+    rng = np.random.default_rng(0)
+    found = calibration(rng.integers(0, 4, 1000).astype(float), rng.normal(size=1000))
+    assert sum(b["count"] for b in found["bins"]) == 1000
+    assert [b["value"] for b in found["bins"]] == sorted(b["value"] for b in found["bins"])
+    constant = calibration(np.full(5, 2.0), np.arange(5.0))
+    assert len(constant["bins"]) == 1 and constant["slope"] is None
+    assert calibration(np.array([np.nan]), np.array([1.0]))["bins"] == []
+
+
+def test_the_leftover_share_of_every_source() -> None:
+    sources = ["a", "a", "b", "b", None, "b"]
+    advantages = np.array([1.0, -1.0, 3.0, np.nan, -1.0, 0.0])
+    table = leftover_by_source(sources, np.arange(6.0), advantages)
+    assert [(r["source"], r["rows"], r["leftover"], r["weight"]) for r in table] == [
+        ("a", 2, 1, 0.25),
+        ("b", 2, 1, 0.75),
+        ("None", 1, 0, 0.0),
+    ]
+    assert leftover_by_source(["a", "a"], np.ones(2), np.ones(2)) == []
+    many = leftover_by_source([str(i) for i in range(30)], np.ones(30), np.ones(30), max_sources=5)
+    assert len(many) == 5 and sum(r["rows"] for r in many) == 30
+
+
+def test_the_interval_of_a_share() -> None:
+    # Wilson: (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n); at p = 0 it is [0, z2 / (n + z2)].
+    z2 = 1.959963984540054**2
+    assert wilson_interval(0, 10) == (pytest.approx(0, abs=1e-12), pytest.approx(z2 / (10 + z2)))
+    low, high = wilson_interval(5, 10)
+    assert (low + high) / 2 == pytest.approx(0.5)
+
+
+def test_the_weight_of_the_heaviest_tenth() -> None:
+    assert weight_of_heaviest(np.array([11.0] + [1.0] * 9)) == pytest.approx(11 / 20)
+    assert weight_of_heaviest(np.empty(0)) is None
+
+
+def test_the_value_of_words_never_sees_its_own_prompt() -> None:
+    prompts = [f"{'good' if i % 2 else 'bad'} question number {i % 60}" for i in range(120)]
+    group = np.arange(120) % 60
+    reward = np.array([float(i % 2) for i in range(120)]) + np.random.default_rng(0).normal(0, 0.1, 120)
+    value, about = value_of_words(prompts, group, group, reward)
+    assert about["kind"] == "ridge" and about["r2"] > 0.5
+    changed = reward.copy()
+    changed[group == 7] += 100  # rows of one prompt
+    again, _ = value_of_words(prompts, group, group, changed)
+    assert again[group == 7] == pytest.approx(value[group == 7]), "their own rewards do not move their value"
+    with pytest.raises(UserError, match="one prompt"):
+        value_of_words(prompts[:2], np.zeros(2), np.zeros(2), np.ones(2))
+
+
+def rows(reward: list[float], value: list[float]) -> ScoredRows:
+    texts = [f"text {i}" for i in range(len(reward))]
+    none: list[str | None] = [None] * len(reward)
+    return ScoredRows(texts, texts, none, texts, np.array(reward), np.array(value), {})
+
+
+def test_the_analysis_counts_what_it_leaves_out_and_orders_both_ends() -> None:
+    found = analyse(rows([3.0, 1.0, 0.0, np.nan, 5.0], [1.0, 1.0, 2.0, 0.0, 4.0]))
+    assert (found["rows"], found["leftover"], found["without_advantage"]) == (4, 2, 1)
+    assert [row["prompt"] for row in found["heaviest"]] == ["text 0", "text 4"]
+    assert [row["prompt"] for row in found["dropped"]] == ["text 2", "text 1"], "A = 0 is not left over"
+    assert found["effective_sample_size"] == pytest.approx(9 / 5)  # weights 2 and 1
+
+
+def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = scored_rows(40)
+    unscored = {"prompt": "Unscored", "completion": "row", "reward": None}
+    path = rows_file([*given, given[0], unscored])
+    cli.main(["inspect", path])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of 41 scored rows" in said and "1 repeated rows" in said and "1 rows have no score" in said
+    page = (tmp_path / "rows.jsonl.inspect.html").read_text(encoding="utf-8")
+    assert "Rows that disagree with their neighbours" in page and given[0]["completion"].strip() in page
+
+
+def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_file: Callable) -> None:
+    bare = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
+    path, output = rows_file(bare), str(tmp_path / "page.html")
+    with pytest.raises(UserError, match=r"no row .* has a score in the column 'reward'.*--reward"):
+        inspect(path, output=output)
+    (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
+    analysis, page = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)
+    expected = sorted(row["reward"] for row in scored_rows(20))
+    assert sorted(analysis["reward"]) == pytest.approx(expected) and page == Path(output)
+
+
+def test_inspect_takes_a_recipe_before_any_training(tmp_path: Path, tiny_recipe: Callable) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tiny_recipe(tmp_path)))
+    analysis, page = inspect(str(tmp_path / "recipe.yaml"))
+    assert page == tmp_path / "run/inspect.html" and page.is_file()
+    assert not (tmp_path / "run/reference").exists(), "no model was trained"
+    assert 0 < analysis["leftover"] < analysis["rows"] and analysis["about_value"]["targets"] == "recorded"

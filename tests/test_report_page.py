@@ -1,0 +1,290 @@
+"""report.html of a whole run: what is in it, who writes it, and what Chromium makes of hostile texts."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leftover import cli
+from leftover.compare.run import Options, compare
+from leftover.config import load_recipe, make_recipe
+from leftover.errors import UserError
+from leftover.pipeline import run
+from leftover.report.command import report_on
+from leftover.report.page import write_report_page
+from tests.conftest import scored_rows
+
+# Each sets window.hacked where it is taken for markup; or draws wide, or turns what follows around.
+HOSTILE = (
+    "<script>window.hacked = 1</script>",
+    "</script><script>window.hacked = 1</script><!--",
+    "<img src=x onerror='window.hacked = 1'><svg onload=window.hacked=1>",
+    '" onmouseover="window.hacked = 1" x="',
+    "\u202edesrever\u202c \u2067rtl\u2069 שלום \u200f",
+    "{{ 7 * 7 }} {% raw %} ${7 * 7} &lt;b&gt; $x_1$",
+    "W" * 100_000,
+)
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> dict[str, Any]:
+    """A recipe whose rows, sources, name and policy are hostile."""
+    rows = scored_rows(60)
+    for i, row in enumerate(rows):
+        bad = HOSTILE[i % len(HOSTILE)]
+        row |= {"prompt": f"{row['prompt']} {bad}", "completion": f" {bad} {row['completion']}", "source": bad[:60]}
+    return tiny_recipe(
+        tmp_path_factory.mktemp("page"),
+        rows=rows,
+        name=HOSTILE[1],
+        data={"long_completions": "cut"},
+        reward={"functions": [{"type": "column", "new_completions": {"type": "text", "function": "length"}}]},
+        policies={"a_lol<img src=x onerror=alert(1)>": {"objective": "a_lol"}, "nll": {"objective": "nll"}},
+        train={"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(content: dict[str, Any]) -> Path:
+    """The finished run, with completions as hostile as the rows, and rewards that are known."""
+    run(make_recipe(content))
+    found = Path(content["output_dir"])
+    assert (found / "report.html").is_file(), "run writes the page"
+    for number, path in enumerate(sorted((found / "evaluation").glob("*.jsonl"))):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for i, line in enumerate(lines):
+            line |= {
+                "text": f"answer {i} {HOSTILE[(i + number) % len(HOSTILE)]} end",
+                "reward": float((i * number) % 5),
+            }
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".html"}
+    (folder / "report.html").unlink()
+    cli.main(["report", str(folder)])
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".html"}
+    assert before == after, "a finished run is read and not changed"
+    return folder / "report.html"
+
+
+def embedded(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_holds_all_sections_and_asks_for_nothing(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "held-out prompts" in text and "Reward distribution" in text and "Reward against value" in text
+    assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"' >]*//""", re.sub(r"(?s)<script.*?</script>", "", text))
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert not re.search(r"<[a-z][^<>]* style=", re.sub(r"(?s)<script.*?</script>", "", text)), (
+        "the policy forbids them"
+    )
+    assert page.stat().st_size < 3_000_000
+
+
+def test_the_page_holds_every_completion_as_it_is(page: Path, folder: Path) -> None:
+    data = embedded(page)
+    policy = data["main"]
+    lines = (folder / f"evaluation/{policy}-seed-0.jsonl").read_text(encoding="utf-8").splitlines()
+    written = {(line["group"], line["decoding"]): line["text"] for line in map(json.loads, lines)}
+    shown = {(p["id"], d): p[d][policy][0] for p in data["prompts"] for d in data["decodings"]}
+    assert shown == written and data["note"] == ""
+    assert data["names"] == ["data", "reference", policy, "nll"]
+
+
+def test_several_runs_make_one_page_and_a_moved_run_is_reported_where_it_is(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    found = report_on([str(folder), str(moved)], output=str(tmp_path / "both.html"))
+    text = found.read_text(encoding="utf-8")
+    assert 'id="run-1"' in text and 'id="run-2"' in text and text.count('type="application/json"') == 2
+    with pytest.raises(UserError, match="named twice"):
+        report_on([str(folder), f"{folder}/"])
+
+
+def test_a_folder_without_a_run_or_without_results_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="not the folder of a run"):
+        report_on([str(tmp_path)])
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(folder / "recipe.yaml", unfinished)
+    with pytest.raises(UserError, match="no results yet"):
+        write_report_page([unfinished])
+
+
+def test_a_comparison_writes_the_page_too(content: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "report.html").unlink()
+    compare(make_recipe(content | {"output_dir": str(copy)}), Options(methods="nll,wbc,a_lol", seeds=1))
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    assert "Of 2 methods the highest:" in text and set(embedded(copy / "report.html")["names"]) >= {"nll", "a_lol"}
+    assert "wbc: objective" in text and "needs rewards" in text, "why a method is not there"
+    again = write_report_page([copy], tmp_path / "again.html").read_text(encoding="utf-8")
+    assert "Of 2 methods the highest:" in again, "the folder tells that its last run was a comparison"
+    assert set(load_recipe(copy).policies) == {"nll", "a_lol"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield found
+    found.quit()
+
+
+def width(browser: Any, pixels: int, height: int = 900) -> None:
+    size = {"width": pixels, "height": height, "deviceScaleFactor": 1, "mobile": pixels < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def visit(browser: Any, page: Path, anchor: str = "") -> None:
+    browser.get("about:blank")
+    browser.get(page.as_uri() + anchor)
+
+
+def one(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    return [e.get_property("textContent") for e in browser.find_elements("css selector", selector)]
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    one(browser, f"[data-{name}] option[value='{value}']").click()
+
+
+def gains(browser: Any) -> list[float]:
+    return [float(text.replace("−", "-")) for text in texts(browser, ".option b")]
+
+
+@pytest.mark.parametrize("policy", ["with its policy", "without it"])
+def test_hostile_texts_run_nothing_log_nothing_and_widen_nothing(
+    browser: Any, page: Path, tmp_path: Path, policy: str
+) -> None:
+    """Without the Content-Security-Policy escaping stands alone."""
+    if policy == "without it":
+        text, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
+        assert count == 1
+        page = tmp_path / "page.html"
+        page.write_text(text, encoding="utf-8")
+    visit(browser, page)
+    for pixels in (1280, 390):
+        width(browser, pixels)
+        browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+        for _ in range(len(HOSTILE)):
+            one(browser, "body").send_keys("j")
+            seen = browser.execute_script(
+                "const e = document.documentElement; return [e.scrollWidth - e.clientWidth, window.hacked || 0]"
+            )
+            assert seen == [0, 0]
+    assert browser.get_log("browser") == []
+    assert not browser.find_elements(
+        "css selector", "main img, main [onerror], main [onmouseover], main script:not([type])"
+    )
+
+
+def test_search_sort_filter_and_keys_lead_to_the_rows_asked_for(browser: Any, page: Path) -> None:
+    width(browser, 1280)
+    visit(browser, page)
+    data = embedded(page)
+    known = {p["id"]: p["sampled"][data["main"]][1] - p["sampled"]["reference"][1] for p in data["prompts"]}
+    assert gains(browser) == list(known.values())
+    choose(browser, "sort", "gain")
+    assert gains(browser) == sorted(known.values(), reverse=True)
+    choose(browser, "sort", "loss")
+    assert gains(browser) == sorted(known.values())
+    choose(browser, "filter", "better")
+    assert gains(browser) == sorted(gain for gain in known.values() if gain > 0)
+    choose(browser, "filter", "all")
+    search = one(browser, "[data-search]")
+    search.send_keys("ANSWER 3 ")
+    [found] = [p for p in data["prompts"] if "answer 3 " in json.dumps(p["sampled"])]
+    assert texts(browser, "[data-status]") == [f"1 of {len(known)} prompts"]
+    assert texts(browser, ".answer.main .text")[0].startswith("answer 3 ")
+    assert texts(browser, ".asked .text") == [found["prompt"]]
+    search.clear()
+    search.send_keys("no row says this")
+    assert texts(browser, ".option") == [] and "No prompt fits" in texts(browser, "[data-list]")[0]
+
+
+def test_keys_and_links_lead_from_row_to_row(browser: Any, page: Path) -> None:
+    ids = [p["id"] for p in embedded(page)["prompts"]]
+    visit(browser, page)
+    body = one(browser, "body")
+    body.send_keys("jj")
+    assert browser.current_url.endswith(f"#run-1-row-{ids[2]}")
+    body.send_keys("k")
+    assert browser.current_url.endswith(f"#run-1-row-{ids[1]}")
+    body.send_keys("/")
+    assert browser.switch_to.active_element == one(browser, "[data-search]")
+    visit(browser, page, f"#run-1-row-{ids[-1]}")
+    assert texts(browser, ".option[aria-selected=true]") and f"{len(ids)} of {len(ids)}" in texts(browser, ".detail")[0]
+
+
+def test_differences_are_marked_word_by_word(browser: Any, page: Path) -> None:
+    visit(browser, page)
+    data = embedded(page)
+    ours, theirs = (data["prompts"][0]["sampled"][name][0] for name in (data["main"], "reference"))
+    marked = texts(browser, ".answer.main mark")
+    assert marked == [word for word in ours.split() if word not in theirs.split()]
+    choose(browser, "against", "")
+    assert texts(browser, "mark") == []
+
+
+def test_the_theme_is_chosen_and_remembered(browser: Any, page: Path) -> None:
+    visit(browser, page)
+
+    def paper() -> str:
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    button, seen = one(browser, "[data-theme-button]"), {}
+    for _ in range(3):
+        button.click()
+        seen[button.get_attribute("aria-label")] = paper()
+    assert seen["Theme: light"] != seen["Theme: dark"] and "Theme: as the system" in seen
+    button.click()
+    button.click()
+    visit(browser, page)
+    assert paper() == seen["Theme: dark"]
+    one(browser, "[data-theme-button]").click()
+
+
+def test_everything_can_be_reached_by_the_keyboard(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    visit(browser, page)
+    reached, until = set(), time.monotonic() + 20
+    while time.monotonic() < until:
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        active = browser.execute_script(
+            "const e = document.activeElement; return e.tagName + '.' + Object.keys(e.dataset).join()"
+        )
+        if active in ("BODY.", "HTML."):
+            break
+        reached.add(active)
+    assert {"BUTTON.themeButton,now", "INPUT.search", "SELECT.sort", "DIV.list", "SUMMARY."} <= reached

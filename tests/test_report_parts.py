@@ -1,0 +1,150 @@
+"""The parts of report.html that need no run: escaping, budget, pictures, caveats, curves."""
+
+import json
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from leftover.report import charts
+from leftover.report.embedded import as_script_json, shorten, within
+from leftover.report.reproduce import clock, stages
+from leftover.report.sections import caveats, reward_length_correlation
+from leftover.report.svg import printable
+from leftover.report.views import read_log, win_shares, with_main
+
+HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
+
+
+def test_embedded_json_holds_nothing_that_ends_a_script() -> None:
+    text = as_script_json({"a": HOSTILE})
+    assert not re.search(r"[<>&\u2028\u2029\ud800]", text)
+    assert json.loads(text) == {"a": HOSTILE}
+    with pytest.raises(ValueError):
+        as_script_json(float("nan"))  # which JSON.parse refuses
+
+
+def test_a_long_text_loses_its_middle_and_no_more_than_it_must() -> None:
+    assert shorten("abc", 3) == "abc" and shorten("abc", None) == "abc"
+    short = shorten("a" * 50 + "b" * 50, 40)
+    assert len(short) <= 40 and short.startswith("aaa") and short.endswith("bbb") and "[…]" in short
+
+
+def test_what_exceeds_the_budget_is_shortened_then_left_out_and_said() -> None:
+    prompts: list[dict[str, Any]] = [{"id": i, "prompt": "x" * 3000} for i in range(10)]
+    assert within(prompts, 40_000) == (prompts, "")
+    shown, note = within(prompts, 15_000)
+    assert len(shown) == 10 and all(len(p["prompt"]) <= 1000 for p in shown) and "1,000 characters" in note
+    shown, note = within(prompts, 1000)
+    assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in note
+    assert sum(len(as_script_json(p)) for p in shown) <= 1000
+
+
+def test_two_thousand_long_completions_stay_below_three_megabytes(tmp_path: Any) -> None:
+    words = [f"word{i}" for i in range(4000)]
+    rng = np.random.default_rng(0)
+    prompts = [
+        {"id": i, "prompt": " ".join(rng.choice(words, 200)), "data": [" ".join(rng.choice(words, 150)), 1.0]}
+        for i in range(2000)
+    ]
+    shown, _ = within(prompts)
+    assert len(shown) == 2000
+    assert len(as_script_json(shown).encode()) < 2_300_000
+
+
+def picture(name: str) -> charts.Chart:
+    rewards = {"reference": np.array([0.0, 1.0, 2.0]), name: np.array([1.0, 2.0, 3.0])}
+    found = charts.reward_distribution(rewards, list(rewards))
+    assert found is not None
+    return found
+
+
+def test_pictures_follow_the_theme_and_hold_no_style_of_their_own() -> None:
+    svg = picture("a policy").svg
+    root = ElementTree.fromstring(svg)
+    assert not [e for e in root.iter() if "style" in e.attrib or e.tag.endswith("}style")]
+    assert "stroke-series-0" in svg and "fill-neutral" in svg, "the reference is grey"
+    colors = {e.get(k) for e in root.iter() for k in ("fill", "stroke")} - {None, "none"}
+    assert not colors, f"colours outside the theme: {colors}"
+    texts = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("}text")]
+    assert "a policy" in texts and "reward" in texts, "text is text"
+
+
+def test_pictures_of_one_page_share_no_ids() -> None:
+    found = [set(re.findall(r' id="([^"]+)"', picture("p").svg)) for _ in range(2)]
+    assert found[0] and not found[0] & found[1]
+
+
+def test_a_hostile_name_in_a_picture_is_text() -> None:
+    name = "<script>$x_1$</script>\x00&"
+    svg = picture(name).svg
+    assert "<script" not in svg and "\x00" not in svg
+    assert "$x_1$" in svg, "no formula is set"
+    assert printable("a\x07b") == "a\N{REPLACEMENT CHARACTER}b" and len(printable("x" * 99)) == 28
+
+
+def test_pictures_without_numbers_are_left_out() -> None:
+    assert charts.reward_distribution({}, []) is None
+    assert charts.advantage_histogram(np.empty(0)) is None
+    assert charts.reward_against_value(np.empty(0), np.empty(0), []) is None
+    assert charts.weight_curve(np.array([-1.0])) is None
+    assert charts.curve("t", {"p": {0: {}}}, ["p"], {}, "l") is None
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [-2.0, -1.0], [0.5, 0.25, 1e6]])
+def test_pictures_take_few_equal_and_extreme_numbers(values: list[float]) -> None:
+    assert charts.advantage_histogram(np.array(values)) is not None
+    assert charts.reward_distribution({"reference": np.array(values)}, ["reference"]) is not None
+
+
+def record(group: int, reward: float | None, tokens: int = 3, **more: Any) -> dict[str, Any]:
+    scored = {} if reward is None else {"reward": reward}
+    return {"group": group, "decoding": "sampled", "text": "t", "tokens": tokens, **scored, **more}
+
+
+def test_wins_ties_and_losses_are_of_the_same_prompts_over_all_seeds() -> None:
+    reference = [record(0, 1.0), record(1, 1.0)]
+    policy = {0: [record(0, 2.0), record(1, 1.0)], 1: [record(0, 2.0), record(1, 0.0)]}
+    shares = win_shares({"reference": {0: reference}, "p": policy}, "sampled")
+    assert shares == {"p": (pytest.approx(0.5), pytest.approx(0.25), pytest.approx(0.25))}
+    unscored = {"reference": {0: [record(0, None)]}, "p": {0: [record(0, None)]}}
+    assert win_shares(unscored, "sampled") == {}
+
+
+def results(**row: Any) -> dict[str, Any]:
+    shared = {"prompts": 200, "distinct_2": 0.5, "distinct_2_at_reference_length": 0.5, "reward": {"mean": 1.0}}
+    table = {"reference": dict(shared), "p": shared | row}
+    return {"main": "p", "primary": "sampled", "prepare": {}, "sampled": {"table": table}, "training": {"p": {"0": {}}}}
+
+
+def test_reward_that_goes_with_length_and_a_large_kl_are_caveats() -> None:
+    assert caveats(results(reward_length_correlation=0.3, kl={"mean": 5.0})) == []
+    [length] = caveats(results(reward_length_correlation=-0.8))
+    assert "shorter completions score higher" in length and "-0.80" in length
+    [far] = caveats(results(kl={"mean": 12.0}))
+    assert "KL 12.0 nats" in far
+    assert reward_length_correlation([record(0, float(i), tokens=i) for i in range(5)]) == pytest.approx(1)
+    assert reward_length_correlation([record(0, None)]) is None
+
+
+def test_a_comparison_speaks_of_the_method_of_highest_reward() -> None:
+    given = results(reward={"mean": 3.0})
+    given["sampled"]["table"]["q"] = given["sampled"]["table"]["p"] | {"reward": {"mean": 4.0}}
+    given["training"]["q"] = {"0": {}}
+    del given["main"]
+    found = with_main(given, {"reference": {0: [record(0, 1.0)]}})
+    assert found["main"] == "q" and found["is_comparison"]
+
+
+def test_metrics_of_a_killed_run_are_read_up_to_its_half_line(tmp_path: Any) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    assert read_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2}]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_what_stages_took_is_said_in_units_that_suit() -> None:
+    assert [clock(s) for s in (7.46, 516, 3725)] == ["7.5 s", "8 min 36 s", "1 h 02 min"]
+    entries = {"a": {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu"}, "b": {"num_rows": 3}}
+    assert stages(entries) == [["a", "10.0 s", "3.0 MiB (GPU)"]]
