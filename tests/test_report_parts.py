@@ -148,3 +148,12 @@ def test_what_stages_took_is_said_in_units_that_suit() -> None:
     assert [clock(s) for s in (7.46, 516, 3725)] == ["7.5 s", "8 min 36 s", "1 h 02 min"]
     entries = {"a": {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu"}, "b": {"num_rows": 3}}
     assert stages(entries) == [["a", "10.0 s", "3.0 MiB (GPU)"]]
+
+
+def test_limits_that_take_many_rows_are_a_caveat() -> None:
+    given = results()
+    given["prepare"] = {
+        "tokens": {"rows_dropped": 30, "prompts_cut": 20},
+        "split": {"train": 70, "validation": 5, "test": 25},
+    }
+    assert caveats(given) == ["30% of the rows were too long and put aside"]

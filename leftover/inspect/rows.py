@@ -42,7 +42,9 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
     """
     if not table.has("reward"):
         return None
-    blocks = [block for block in ("rows", "split", "tokens", "reward", "value") if table.has(block)]
+    # A value that the run noted nothing of is of an earlier recipe of its folder.
+    names = ("rows", "split", "tokens", "reward", *(("value",) if about_value else ()))
+    blocks = [block for block in names if table.has(block)]
     rows = table.open(*blocks)
     keep = equals(rows, "split", "train")
     if "kept" in rows.column_names:

@@ -63,13 +63,7 @@ def caveats(results: dict[str, Any]) -> list[str]:
             f"reference's {reference['distinct_2']:.3f}"
         )
     found += results.get("scoring_caveats", [])
-    tokens, rows = results["prepare"]["tokens"], sum(results["prepare"]["split"][s] for s in _SPLITS)
-    for count, what in (
-        (tokens["rows_dropped"], "of the rows were too long and put aside"),
-        (tokens["prompts_cut"], "of the prompts were cut on the left"),
-    ):
-        if count > _MANY_CUT * rows:
-            found.append(f"{count / rows:.0%} {what}")
+    found += _cuts(results["prepare"])
     unended = row.get("unended", 0.0)
     if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
         found.append(f"{unended:.0%} of its completions ran into the length limit")
@@ -90,9 +84,19 @@ def reward_length_correlation(records: list[dict[str, Any]]) -> float | None:
     return found if found == found else None
 
 
+def _cuts(prepared: dict[str, Any]) -> list[str]:
+    """Shares of rows that the limits took away or cut, where they are large."""
+    tokens = prepared.get("tokens", {"rows_dropped": 0, "prompts_cut": 0})
+    rows = sum(prepared.get("split", {}).get(split, 0) for split in ("train", "validation", "test"))
+    said = {
+        "rows_dropped": "of the rows were too long and put aside",
+        "prompts_cut": "of the prompts were cut on the left",
+    }
+    return [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]
+
+
 _FEW_PROMPTS = 100
 _MANY_CUT = 0.25
-_SPLITS = ("train", "validation", "test")
 _LOW_DIVERSITY = 0.7  # of the reference's
 _MANY_UNENDED = 0.2
 _HIGH_CORRELATION = 0.5
