@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,10 @@ def test_a_killed_comparison_continues_with_the_runs_that_are_missing(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(mine))
     command = [sys.executable, "-m", "leftover.cli", "compare", str(tmp_path / "recipe.yaml")]
     process = subprocess.Popen(
-        [*command, "--methods", METHODS, "--seeds", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, "--methods", METHODS, "--seeds", "2"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as many threads as here: sums are then the same to the last digit
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     manifest, deadline = tmp_path / "run/manifest.json", time.monotonic() + 120
     while not json.loads(manifest.read_text()).get("evaluation of nll-seed-0", {}).get("complete"):
@@ -230,8 +234,9 @@ def test_a_killed_comparison_continues_with_the_runs_that_are_missing(
 
 
 def test_processes_give_the_same_numbers_and_a_failure_does_not_lose_the_others(
-    finished: Any, content: dict[str, Any], tmp_path: Path, capsys: Any
+    finished: Any, content: dict[str, Any], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many threads as here
     folder, _, _ = finished
     mine = elsewhere(content, folder, tmp_path / "run", ("reference",))
     # No difference is below it, so that the first step stops.
