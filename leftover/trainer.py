@@ -1,12 +1,10 @@
 """`LoLTrainer`: transformers' Trainer with our loss, our order of the data and our evaluation."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 
 from leftover.data.collate import Collator
 from leftover.data.raw import chat_of
@@ -14,18 +12,18 @@ from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
 from leftover.extras import Extras, TrainsAlong, row_columns
 from leftover.logprobs import completion_logprobs
-from leftover.memory import freed_memory_kept
 from leftover.models import align_generation_config, disable_dropout
 from leftover.objectives import CompletionBatch, Objective
+from leftover.policy_trainer import PolicyTrainer
 from leftover.selection import check_columns, run_order, selection, training_columns
-from leftover.standalone import load_for_training, prepare_evaluation, prepare_rows, summed
-from leftover.trainer_metrics import MetricSums, evaluate_policy, initial_logratio, training_metrics
+from leftover.standalone import load_for_training, prepare_rows, summed
+from leftover.trainer_metrics import MetricSums, initial_logratio, training_metrics
 from leftover.training_config import LoLConfig, objective_of, objective_settings
 
 __all__ = ["LoLConfig", "LoLTrainer"]
 
 
-class LoLTrainer(TrainsAlong, Trainer):
+class LoLTrainer(TrainsAlong, PolicyTrainer):
     """Trains a policy from scored rows by any objective of `OBJECTIVES`.
 
     Args:
@@ -94,10 +92,8 @@ class LoLTrainer(TrainsAlong, Trainer):
         self.extras = Extras(self, needs | self.objective.optional if train_dataset is not None else ())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
-        on_cpu = self.args.device.type == "cpu"
-        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            result = super().train(*args, **kwargs)
+        """`Trainer.train`; the batches of its last step are let go."""
+        result = super().train(*args, **kwargs)
         self.step_batches = []
         return result
 
@@ -167,20 +163,6 @@ class LoLTrainer(TrainsAlong, Trainer):
             ones: dict[str, Any] = {self.objective.draw_by: torch.ones_like(batch.advantage)}
             batch = batch._replace(**ones)
         return batch
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Generate for the evaluation prompts and score; also the rows' own likelihood and log-ratio."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise UserError("evaluate needs rows: pass eval_dataset to LoLTrainer")
-        dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
-        metrics = evaluate_policy(self.model, self.processing_class, dataset, self.args, self.reward_func)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

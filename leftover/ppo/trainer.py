@@ -1,6 +1,5 @@
 """`PPOTrainer`: transformers' Trainer over batches that the policy itself writes."""
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -9,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.data.raw import chat_of
 from leftover.errors import UserError
-from leftover.memory import freed_memory_kept
 from leftover.models import align_generation_config, disable_dropout
+from leftover.policy_trainer import PolicyTrainer
 from leftover.ppo.config import PPOConfig
 from leftover.ppo.objective import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.ppo.policy import VALUE_HEAD, FrozenStart, attach_value_head, token_outputs
@@ -23,12 +21,12 @@ from leftover.ppo.progress import Progress
 from leftover.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
 from leftover.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
 from leftover.standalone import load_for_training, prepare_evaluation, summed
-from leftover.trainer_metrics import MetricSums, evaluate_policy
+from leftover.trainer_metrics import MetricSums
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(PolicyTrainer):
     """Trains a policy on its own completions: proximal policy optimisation with a penalty on leaving the reference.
 
     An epoch of the Trainer is one PPO step: its data loader, when asked for the first batch, has the policy complete
@@ -104,12 +102,6 @@ class PPOTrainer(Trainer):
     def effective_sample_size(self) -> float:
         """Of the prompts, which are drawn alike."""
         return float(len(self.prompts))
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
-        on_cpu = self.args.device.type == "cpu"
-        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """One pass of it is one PPO step."""
@@ -192,20 +184,6 @@ class PPOTrainer(Trainer):
         # Gradients are averaged over processes, and the divisor already counts them all.
         loss = total / (count if num_items_in_batch is None else num_items_in_batch) * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Generate for the evaluation prompts and score; also the rows' own likelihood and log-ratio."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise UserError("evaluate needs rows: pass eval_dataset to PPOTrainer")
-        dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
-        metrics = evaluate_policy(self.model, self.processing_class, dataset, self.args, self.reward_func)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
