@@ -177,6 +177,16 @@ class DataSection(Section):
         return self
 
 
+# Settings of `data` that say how policies are trained on rows, and change none of them.
+POLICY_KEYS = {
+    "max_prompt_tokens",
+    "max_completion_tokens",
+    "long_completions",
+    "rows",
+    "validation_size",
+    "test_size",
+}
+
 # Formats that make prompts and completions of their own.
 LAYOUTS = ("documents", "hh", "comet", "reddit", "dialogue")
 

@@ -12,6 +12,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.manifest import Key, write_json
+from leftover.models import read_json
 from leftover.reference import model_identity, reference_pass
 from leftover.rewards.sum import as_array
 from leftover.table import column, equals
@@ -179,6 +180,11 @@ def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
     # Not `splitlines`, which also parts at characters that JSON leaves in texts, such as U+2028.
     with path.open(encoding="utf-8", newline="\n") as lines:
         return [json.loads(line) for line in lines]
+
+
+def read_metrics(run: Run, subject: str) -> dict[str, Any]:
+    """The metrics of rows that were written beside them."""
+    return read_json(run.folder / "evaluation" / f"{subject}.json")
 
 
 def _scorers(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from leftover.config import LAYOUTS, DataSection, TokenizerSection
+from leftover.config import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, SPLITS, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
@@ -21,16 +21,6 @@ from leftover.table import column, equals
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
-
-# Settings of `data` that change no row: what becomes of rows in later stages.
-_NOT_OF_ROWS = {
-    "max_prompt_tokens",
-    "max_completion_tokens",
-    "long_completions",
-    "rows",
-    "validation_size",
-    "test_size",
-}
 
 
 def read(run: Run) -> None:
@@ -59,7 +49,7 @@ def read(run: Run) -> None:
 
 def row_settings(data: DataSection) -> dict[str, Any]:
     """The settings that rows depend on: all but those of later stages and of other layouts."""
-    return data.model_dump(exclude=_NOT_OF_ROWS | (set(LAYOUTS) - {data.format}))
+    return data.model_dump(exclude=POLICY_KEYS | (set(LAYOUTS) - {data.format}))
 
 
 def split(run: Run) -> None:

@@ -34,10 +34,6 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def _is_recorded(reward: Any) -> bool:
-    return isinstance(reward, ColumnReward) and reward.stand_in is None
-
-
 class Run:
     """The folder of one recipe. Raises UserError where the folder belongs to another recipe or to no run."""
 
@@ -179,7 +175,7 @@ class Run:
     def check_rewards(self) -> None:
         """Refuse a column that the table cannot give, or a policy that it cannot serve, before any row is read."""
         online = [name for name, fields in self.recipe.policies.items() if fields.get("objective") in ONLINE]
-        recorded = [name for name, reward in self.reward.components.items() if _is_recorded(reward)]
+        recorded = self.reward.only_recorded
         if online and recorded:
             raise UserError(
                 f"policy '{online[0]}' trains on its own completions, and the reward '{recorded[0]}' cannot score new "

@@ -97,14 +97,26 @@ def _give(run: Run, entry: Entry, base: Planned, budget: str, found: dict[str, P
     if budget == "paper":
         entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
         planned = _plan(run, entry.name, entry.fields)
-    whole_groups = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
-    if whole_groups and "per_device_train_batch_size" not in entry.fields:
+    if sized_by_tokens(entry):
         assert planned.tokens is not None and base.tokens is not None
         ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
-        rows = _args(run, entry.name, entry.fields).per_device_train_batch_size
-        entry.fields["per_device_train_batch_size"] = max(1, round(rows * ratio))
+        take_as_many_tokens(entry, _args(run, entry.name, entry.fields).per_device_train_batch_size, ratio)
         planned = _plan(run, entry.name, entry.fields)
     found[entry.name] = planned
+
+
+def sized_by_tokens(entry: Entry) -> bool:
+    """Whether a method draws whole prompts, and leaves open how many a batch."""
+    whole_groups = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
+    return bool(whole_groups) and "per_device_train_batch_size" not in entry.fields
+
+
+def take_as_many_tokens(entry: Entry, rows: int, ratio: float) -> None:
+    """Give a method of whole prompts the batch size at which an update trains on as many tokens as NLL's.
+
+    `ratio`: NLL's tokens an update, of the method's own at `rows` a batch.
+    """
+    entry.fields["per_device_train_batch_size"] = max(1, round(rows * ratio))
 
 
 def _args(run: Run, name: str, fields: dict[str, Any]) -> Any:

@@ -3,13 +3,12 @@
 import sys
 from typing import Any
 
-from leftover.compare.budget import applicable, refusal, with_policies
+from leftover.compare.budget import applicable, refusal, sized_by_tokens, take_as_many_tokens, with_policies
 from leftover.compare.methods import Entry, resolve
 from leftover.compare.run import Options, seeds_of
 from leftover.compare.trials import make_trials, read_grid, trial_policies
 from leftover.config import Recipe
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES
 from leftover.plan.rows import Rows, read
 from leftover.plan.settings import Unwritten, training_settings
 from leftover.plan.sources import offline
@@ -67,10 +66,9 @@ def _training(recipe: Recipe, entry: Entry, rows: Rows | str) -> Training:
 def _as_many_tokens(recipe: Recipe, entry: Entry, rows: Rows | str, base: Training) -> Training:
     """The plan of a method; of whole prompts it takes fewer a batch, as `budget.plan_updates` does."""
     plan = _training(recipe, entry, rows)
-    by_group = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
-    if by_group and "per_device_train_batch_size" not in entry.fields and plan.seen and base.seen:
+    if sized_by_tokens(entry) and plan.seen and base.seen:
         size = recipe.train.get("per_device_train_batch_size", LoLConfig.per_device_train_batch_size)
-        entry.fields["per_device_train_batch_size"] = max(1, round(size * base.seen.tokens / plan.seen.tokens))
+        take_as_many_tokens(entry, size, base.seen.tokens / plan.seen.tokens)
         plan = _training(recipe, entry, rows)
     return plan
 

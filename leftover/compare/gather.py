@@ -6,7 +6,7 @@ import numpy as np
 
 from leftover.compare.jobs import Job
 from leftover.compare.marks import marks
-from leftover.evaluate import DECODINGS, policy_subject, read_completions, test_rows, unique_prompts
+from leftover.evaluate import DECODINGS, policy_subject, read_completions, read_metrics, test_rows, unique_prompts
 from leftover.models import read_json
 from leftover.pipeline import policy_artifact
 from leftover.report.write import scoring_caveats
@@ -26,7 +26,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     seeds = {policy: finished for policy, finished in seeds.items() if finished}
     records: BySeed = {p: {s: read_completions(run, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
     reference = read_completions(run, REFERENCE)
-    metrics = {p: {s: _metrics(run, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
+    metrics = {p: {s: read_metrics(run, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
     data = _data_completions(run)
     results: dict[str, Any] = {
         "name": run.recipe.name,
@@ -42,7 +42,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     of_reference = {run.seed: reference}
     for decoding in DECODINGS:
         table = {DATA: describe_data(data)} if any(rewards.values()) else {}
-        table[REFERENCE] = summarise(of_reference, reference, {run.seed: _metrics(run, REFERENCE)}, decoding)
+        table[REFERENCE] = summarise(of_reference, reference, {run.seed: read_metrics(run, REFERENCE)}, decoding)
         table[REFERENCE] |= against_data(of_reference, rewards, decoding)
         for policy, by_seed in records.items():
             table[policy] = summarise(by_seed, reference, metrics[policy], decoding)
@@ -51,10 +51,6 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
         rivals = records | {REFERENCE: dict.fromkeys(run.recipe.seeds, reference)}
         results[decoding] = {"table": table, "marks": _marks(rivals, table, decoding)}
     return results
-
-
-def _metrics(run: Run, subject: str) -> dict[str, float]:
-    return read_json(run.folder / "evaluation" / f"{subject}.json")
 
 
 def _data_completions(run: Run) -> Records:

@@ -9,7 +9,7 @@ from typing import Any
 
 from leftover.errors import UserError
 from leftover.manifest import digest
-from leftover.rewards.credentials import check_token_settings, check_url, read_token
+from leftover.rewards.credentials import check_token_settings, check_url, hide, read_token
 
 _WHERE = "judge"
 _SHOWN = 300  # characters of an answer in an error
@@ -183,14 +183,6 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         text = " ".join(hide(text, self._token).split())
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
-
-
-def hide(text: str, token: str | None) -> str:
-    """The text without the key, in whatever way a service has escaped it: backslashes, \\uXXXX or %XX, also twice."""
-    if not token:
-        return text
-    forms = (rf"(?:\\*{re.escape(c)}|(?i:\\+u{ord(c):04x}|%(?:25)*{ord(c):02x}))" for c in token)
-    return re.sub("".join(forms), "***", text)
 
 
 _KEY = " (the key comes from the variable that --token-env names)"

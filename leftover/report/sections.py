@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.evaluate import read_completions, test_rows, unique_prompts
+from leftover.evaluate import policy_subject, read_completions, test_rows, unique_prompts
 from leftover.metrics import rank_correlation
 from leftover.table import column, equals
 from leftover.training import available_blocks
@@ -208,7 +208,7 @@ def examples_section(run: Run) -> str:
     if not rows:
         return ""
     primary, seed = run.recipe.evaluate.primary, run.recipe.seeds[0]
-    names = {"reference": "reference"} | {p: f"{p}-seed-{seed}" for p in run.recipe.policies}
+    names = {"reference": "reference"} | {p: policy_subject(p, seed) for p in run.recipe.policies}
     by_subject = {
         name: {r["group"]: r for r in read_completions(run, subject) if r["decoding"] == primary}
         for name, subject in names.items()

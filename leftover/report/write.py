@@ -5,10 +5,11 @@ import platform
 import sys
 from typing import Any
 
-from leftover.evaluate import DECODINGS, read_completions
+from leftover.evaluate import DECODINGS, policy_subject, read_completions, read_metrics
 from leftover.judged import dependent_judges, idle_scorers
 from leftover.manifest import write_json
 from leftover.models import read_json
+from leftover.pipeline import policy_artifact
 from leftover.report.curves import draw_curves
 from leftover.report.page import write_run_page
 from leftover.report.sections import (
@@ -50,10 +51,10 @@ def gather(run: Run) -> dict[str, Any]:
     """The content of results.json, from the files of the run alone."""
     policies = list(run.recipe.policies)
     seeds = run.recipe.seeds
-    records = {p: {s: read_completions(run, f"{p}-seed-{s}") for s in seeds} for p in policies}
-    metrics = {p: {s: read_json(run.folder / "evaluation" / f"{p}-seed-{s}.json") for s in seeds} for p in policies}
+    records = {p: {s: read_completions(run, policy_subject(p, s)) for s in seeds} for p in policies}
+    metrics = {p: {s: read_metrics(run, policy_subject(p, s)) for s in seeds} for p in policies}
     reference = read_completions(run, "reference")
-    reference_metrics = {run.seed: read_json(run.folder / "evaluation" / "reference.json")}
+    reference_metrics = {run.seed: read_metrics(run, "reference")}
     results: dict[str, Any] = {
         "name": run.recipe.name,
         "main": run.recipe.main_policy,
@@ -61,7 +62,7 @@ def gather(run: Run) -> dict[str, Any]:
         "can_score_new_completions": run.reward.scores_new_completions,
         "prepare": read_json(run.folder / "prepare.json"),
         "scoring_caveats": scoring_caveats(run),
-        "training": {p: {s: run.manifest.facts(f"policy {p}, seed {s}") for s in seeds} for p in policies},
+        "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in seeds} for p in policies},
     }
     for decoding in DECODINGS:
         rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
@@ -179,13 +180,12 @@ def result_table(results: dict[str, Any], decoding: str) -> str:
     return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """The short result table, the leftover share and the verdict at the terminal."""
+def print_table(results: dict[str, Any], header: list[str], cells: list[list[str]], width: int) -> Any:
+    """A table of results at the terminal, `width` columns wide where there is none; returns its console."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    header, cells = result_cells(results, results["primary"], short=True)
     table = Table(
         title=f"{results['name']}: {results['primary']} completions on held-out prompts",
         box=box.SIMPLE,
@@ -195,8 +195,14 @@ def print_results(results: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for line in cells:
         table.add_row(*line)
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else width)
     console.print(table)
+    return console
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The short result table, the leftover share and the verdict at the terminal."""
+    console = print_table(results, *result_cells(results, results["primary"], short=True), width=100)
     leftover = results["prepare"].get("leftover")
     if leftover:
         console.print(

@@ -1,10 +1,9 @@
 """Addresses, headers and keys of services: what may stand in a recipe, and what comes from the environment."""
 
-import json
 import os
 import re
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from leftover.errors import UserError
 
@@ -65,11 +64,11 @@ def read_token(token_env: str | None, where: str) -> str | None:
 
 
 def hide(text: str, token: str | None) -> str:
-    """A text for the user, without the key that a service may echo, as it is or escaped."""
-    if token:
-        for form in (token, json.dumps(token)[1:-1], token.replace("/", "\\/"), quote(token, safe="")):
-            text = text.replace(form, "***")
-    return text
+    """The text without the key, in whatever way a service has escaped it: backslashes, \\uXXXX or %XX, also twice."""
+    if not token:
+        return text
+    forms = (rf"(?:\\*{re.escape(c)}|(?i:\\+u{ord(c):04x}|%(?:25)*{ord(c):02x}))" for c in token)
+    return re.sub("".join(forms), "***", text)
 
 
 def _sendable(text: str) -> bool:

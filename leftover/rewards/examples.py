@@ -10,22 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from leftover.config import DataSection
+from leftover.config import POLICY_KEYS, DataSection
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
 from leftover.errors import UserError, nearest
 from leftover.manifest import file_hash
 
 TARGETS = ("auto", "label", "score", "pairs")
-# What a policy's rows need and these do not: to take them in silence would be a lie.
-_POLICY_KEYS = {
-    "max_prompt_tokens",
-    "max_completion_tokens",
-    "long_completions",
-    "rows",
-    "validation_size",
-    "test_size",
-}
 _MIN_FAMILIES = 10
 _COLUMNS = ("prompt", "conversational", "completion", "recorded_reward", "family", "user_split", "is_chosen")
 
@@ -66,9 +57,9 @@ def data_section(fit: Any) -> DataSection:
         raise UserError(
             f"fit is {fit!r:.60}: it takes `rows`, or the keys of a data section (path, format, columns, ...)"
         )
-    valid = [name for name in DataSection.model_fields if name not in _POLICY_KEYS]
+    valid = [name for name in DataSection.model_fields if name not in POLICY_KEYS]
     for name in fit:
-        if name in _POLICY_KEYS:
+        if name in POLICY_KEYS:
             raise UserError(f"fit.{name} says how policies are trained, not what a reward is fitted on: leave it out")
         if name not in valid:
             raise UserError(
@@ -84,7 +75,7 @@ def data_section(fit: Any) -> DataSection:
 def data_identity(data: DataSection) -> dict[str, Any]:
     """What the rows of a data section depend on: its settings and the hashes of its files."""
     files = {path: file_hash(Path(path)) for path in data_files(data) if Path(path).is_file()}
-    return {"settings": data.model_dump(mode="json", exclude=_POLICY_KEYS), "files": files}
+    return {"settings": data.model_dump(mode="json", exclude=POLICY_KEYS), "files": files}
 
 
 def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:

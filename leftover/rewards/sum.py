@@ -125,8 +125,13 @@ class SumReward:
 
     @property
     def scores_new_completions(self) -> bool:
-        columns = (reward for reward in self.components.values() if isinstance(reward, ColumnReward))
-        return all(reward.stand_in is not None for reward in columns)
+        return not self.only_recorded
+
+    @property
+    def only_recorded(self) -> list[str]:
+        """Names of the components that score no new completion: columns without a stand-in."""
+        columns = {name: reward for name, reward in self.components.items() if isinstance(reward, ColumnReward)}
+        return [name for name, reward in columns.items() if reward.stand_in is None]
 
     @property
     def has_recorded_scores(self) -> bool:
