@@ -98,7 +98,7 @@ def answer(content: Any, status: int = 200, **headers: str) -> Callable:
 
 
 def late(body: dict[str, Any]) -> tuple:
-    time.sleep(0.5)
+    time.sleep(2)
     return lengths(body)
 
 
@@ -153,7 +153,7 @@ def test_parallel_requests_keep_the_order_and_overlap(service):
 @pytest.mark.parametrize("fault", [answer({}, 500), answer({}, 503), answer({}, 429), late, cut])
 def test_a_passing_fault_is_tried_again(fault, service):
     service.plan = [fault, fault]
-    assert reward(service, timeout=0.2)(["a"], ["bc"]) == [2.0]
+    assert reward(service, timeout=1)(["a"], ["bc"]) == [2.0]
     assert len(service.requests) == 3
 
 
@@ -203,7 +203,7 @@ def test_a_third_try_waits_for_the_backoff(service):
 def test_a_fault_that_stays_is_said_with_the_url_and_the_start_of_the_answer(step, expected, tries, service):
     service.then = step
     with pytest.raises(UserError, match=f"http reward {service.url}: {expected}") as error:
-        reward(service, retries=2, timeout=0.2)(["a"] * 2, ["b"] * 2)
+        reward(service, retries=2, timeout=1)(["a"] * 2, ["b"] * 2)
     assert len(service.requests) == tries
     assert len(str(error.value)) < 600
 
@@ -257,7 +257,7 @@ def echo(status: int) -> Callable:
 def test_a_key_appears_in_no_message_log_identity_or_repr(step, service, key, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     service.then = step
-    scorer = reward(service, token_env="SCORER_KEY", retries=1, timeout=0.2)
+    scorer = reward(service, token_env="SCORER_KEY", retries=1, timeout=1)
     with pytest.raises(UserError) as error:
         scorer(["a"], ["b"])
     assert service.headers[0]["Authorization"] == f"Bearer {CANARY}"
@@ -366,7 +366,7 @@ def scored(service: Service) -> list[str]:
 def test_after_a_failure_a_run_asks_only_for_what_has_no_score(fault, service, scoring):
     service.plan, service.then = [lengths] * 3, fault
     with pytest.raises(UserError, match="http reward"):
-        scoring(batch_size=4, timeout=0.2)
+        scoring(batch_size=4, timeout=1)
     done = scored(service)[:12]  # three batches of four; the rest was asked for in vain
     service.requests.clear()
     service.then = lengths
