@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.compare.gather import DATA, REFERENCE
-from leftover.report.curves import line_color
+from leftover.report.curves import series_style
 
 
 def draw_reward_diversity(folder: Path, results: dict[str, Any]) -> str | None:
@@ -22,9 +22,10 @@ def draw_reward_diversity(folder: Path, results: dict[str, Any]) -> str | None:
     if "reward" not in table[REFERENCE]:
         return None
     figure, axis = plt.subplots(figsize=(7.5, 5.2))
-    for number, (name, row) in enumerate([*((n, r) for n, r in table.items() if n != REFERENCE)]):
-        _point(axis, name, row, line_color(number), "o")
-    _point(axis, REFERENCE, table[REFERENCE], "black", "s")
+    styles = {name: series_style(number) for number, name in enumerate(n for n in table if n != REFERENCE)}
+    for name in sorted(styles, key=lambda name: -table[name]["reward"]["mean"]):  # the legend's order
+        _point(axis, name, table[name], styles[name])
+    _point(axis, REFERENCE, table[REFERENCE], {"color": "black", "marker": "*", "ms": 10})
     axis.axhline(table[REFERENCE]["reward"]["mean"], color="black", lw=0.6, ls=":")
     axis.set_xlabel("distinct-2 of completions, each cut to the length of the reference's for its prompt")
     axis.set_ylabel("reward on held-out prompts [95 %]; dots: seeds")
@@ -38,10 +39,11 @@ def draw_reward_diversity(folder: Path, results: dict[str, Any]) -> str | None:
     return "comparison_reward_diversity.png"
 
 
-def _point(axis: Any, name: str, row: dict[str, Any], color: Any, marker: str) -> None:
+def _point(axis: Any, name: str, row: dict[str, Any], style: dict[str, Any]) -> None:
     reward, diversity = row["reward"], row["distinct_2_at_reference_length"]
     ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
-    axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker=marker, capsize=3, lw=1, label=name)
+    style = style | {"ls": ""}  # of the points; their intervals are always whole lines
+    axis.errorbar([diversity], [reward["mean"]], yerr=ends, capsize=3, lw=1, label=name, **style)
     seeds = list(row["reward_by_seed"].values())
     if len(seeds) > 1:
-        axis.plot([diversity] * len(seeds), seeds, ls="", marker=".", ms=4, color=color, alpha=0.6)
+        axis.plot([diversity] * len(seeds), seeds, ls="", marker=".", ms=4, color=style["color"], alpha=0.6)

@@ -36,10 +36,9 @@ def draw_curves(run: Run, results: dict[str, Any], name: str = "learning_curves.
                     if metric in entry:
                         curve[entry["step"]].append(entry[metric])
             steps = sorted(curve)
-            color = line_color(number)
-            axis.plot(
-                steps, [sum(curve[s]) / len(curve[s]) for s in steps], color=color, marker="o", ms=3, label=policy
-            )
+            style = series_style(number)
+            color = style["color"]
+            axis.plot(steps, [sum(curve[s]) / len(curve[s]) for s in steps], **style, ms=3.5, label=policy)
             chosen = [facts.get("best_step") for facts in seeds.values()]
             for step in {step for step in chosen if step in curve}:
                 axis.plot(step, sum(curve[step]) / len(curve[step]), color=color, marker="o", ms=9, mfc="none")
@@ -51,18 +50,27 @@ def draw_curves(run: Run, results: dict[str, Any], name: str = "learning_curves.
         axis.set_xlabel("optimizer step (a ring: the checkpoint that was chosen)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    handles, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout()
-    figure.savefig(run.folder / name, dpi=120)
+    figure.legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(run.folder / name, dpi=120, bbox_inches="tight")
     plt.close(figure)
     return name
 
 
-def line_color(number: int) -> Any:
-    """The colour of policy `number` in every picture: ten that are easily told apart, then their lighter kin."""
+_COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
+
+
+def series_style(number: int) -> dict[str, Any]:
+    """Colour, marker and line of policy `number` in every picture; no two of the first 120 are alike."""
     import matplotlib
 
-    return matplotlib.colormaps["tab20"]((2 * number + number // 10) % 20)
+    turn, color = divmod(number, _COLORS)
+    return {
+        "color": matplotlib.colormaps["tab10"](color),
+        "marker": _MARKERS[turn % len(_MARKERS)],
+        "ls": _LINES[turn % len(_LINES)],
+    }
 
 
 def _points(facts: dict[str, Any]) -> list[dict[str, Any]]:
