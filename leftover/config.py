@@ -361,7 +361,7 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
     from leftover.objectives import OBJECTIVES
     from leftover.ppo import ONLINE
     from leftover.ppo.config import PPOConfig
-    from leftover.training_config import CHOICES, LoLConfig
+    from leftover.training_config import LoLConfig
 
     reserved = {"output_dir": "the run's own folder is used", "seed": "set 'seeds'"}
     sections = {"train": recipe.train, "reference.train": recipe.reference.train}
@@ -385,9 +385,9 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
                     f"{where}: unknown key '{section}.{name}'"
                     f"{nearest(name, valid) or f'; it takes the fields of {config.__name__} (a TrainingArguments)'}"
                 )
-            choices = CHOICES.get(name, ()) if config is LoLConfig else ()
+            choices = config.CHOICES.get(name, ())
             if choices and fields[name] not in choices:
-                close = nearest(str(fields[name]), list(choices))
+                close = nearest(str(fields[name]), choices)
                 raise UserError(f"{where}: '{section}.{name}' is {fields[name]!r}{close}; one of {', '.join(choices)}")
             number = isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool)
             if number and isinstance(fields[name], str):

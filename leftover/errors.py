@@ -1,11 +1,13 @@
 """The one exception that means: the user can mend this."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Bad input, named with its file, row or key and the remedy; the CLI prints it and exits with 2."""
 
 
-def nearest(name: str, valid: list[str]) -> str:
+def nearest(name: str, valid: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
     import difflib
 

@@ -5,15 +5,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
-
 from leftover.errors import UserError
+from leftover.policy_config import PolicyConfig
 from leftover.ppo import ONLINE
-from leftover.quantization import check_optimizer
 
 
 @dataclass
-class PPOConfig(TrainingArguments):
+class PPOConfig(PolicyConfig):
     """Settings of an online run: those of `TrainingArguments`, and these.
 
     A PPO step makes `num_rollouts_per_step` completions and trains on them for `ppo_epochs` passes in mini-batches.
@@ -55,36 +53,21 @@ class PPOConfig(TrainingArguments):
     )
     temperature: float = field(default=1.0, metadata={"help": "Of the completions, and of every log-probability."})
     rollout_batch_size: int = field(default=64, metadata={"help": "Completions a process writes at a time."})
-    max_prompt_length: int = field(default=512, metadata={"help": "Tokens; longer prompts are cut on the left."})
-    max_completion_length: int = field(default=128, metadata={"help": "Tokens, end of sequence included."})
-    chat_template_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, as enable_thinking."}
-    )
-    end_tokens: list[str] = field(
-        default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "So that importance ratios are 1 at first."})
-    eval_decoding: str = field(default="greedy", metadata={"help": "greedy or sample, for evaluate()."})
-    # Defaults of TrainingArguments that differ here.
+    # Defaults that differ here.
     learning_rate: float = 1e-5
     lr_scheduler_type: str = "linear"
     adam_epsilon: float = 1e-5
-    report_to: Any = "none"
-    remove_unused_columns: bool = False
     # The value head stands beside the model's own outputs, where the search for unused weights does not look.
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
         if self.objective not in ONLINE:
             raise UserError(f"PPOConfig.objective is '{self.objective}', not one of {', '.join(ONLINE)}")
-        if self.eval_decoding not in ("greedy", "sample"):
-            raise UserError(f"eval_decoding: '{self.eval_decoding}' is not one of greedy, sample")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                 raise UserError(f"{name} is {value:g}: it must be {bounds}")
-        check_optimizer(str(getattr(self.optim, "value", self.optim)))
         super().__post_init__()
         if self.rollouts_per_step % self.rows_per_update:
             raise UserError(
@@ -92,11 +75,6 @@ class PPOConfig(TrainingArguments):
                 f"{self.rows_per_update} completions (per_device_train_batch_size x gradient_accumulation_steps x "
                 "processes): make it a multiple of that"
             )
-
-    @property
-    def compute_dtype(self) -> str | None:
-        """The autocast dtype of training, which the passes over rollouts share."""
-        return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
 
     @property
     def rows_per_update(self) -> int:
