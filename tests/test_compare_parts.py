@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from leftover.compare import trials as trials_module
+from leftover.compare.gather import training_cost
 from leftover.compare.jobs import _tail, threads_each
 from leftover.compare.marks import marks
 from leftover.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
@@ -246,6 +247,16 @@ def test_peak_memory_is_what_was_held_inside_and_starts_anew():
     assert large["peak_memory"] - small["peak_memory"] > 0.9 * size
     if large["peak_memory_of"] == "process":
         assert large["peak_memory"] - after["peak_memory"] > 0.9 * size
+
+
+def test_runs_of_a_method_cost_their_mean_of_time_and_tokens_and_their_most_of_memory():
+    runs = {
+        0: {"steps": 10, "seconds": 2.0, "trained_tokens": 100, "peak_memory": 7},
+        1: {"steps": 10, "seconds": 4.0, "trained_tokens": 300, "peak_memory": 5, "resumed_at": 3},
+    }
+    assert training_cost(runs) == {
+        "updates": 10, "seconds": 3, "trained_tokens": 200, "peak_memory_bytes": 7, "resumed": 1
+    }  # fmt: skip
 
 
 def test_processes_share_the_cores_and_get_no_more_than_was_given(monkeypatch):
