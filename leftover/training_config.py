@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
+
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, RELEASED, Objective
 from leftover.policy_config import PolicyConfig
@@ -92,7 +94,7 @@ class LoLConfig(PolicyConfig):
 def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
     """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
 
-    Raises UserError for a setting that it has not.
+    Raises UserError for a setting that it has not, or a value that the setting cannot have.
     """
     name = str(fields.get("objective", LoLConfig.objective))
     script = str(fields.get("released_script", LoLConfig.released_script))
@@ -107,7 +109,11 @@ def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
                 f"objective '{name}' has no setting '{setting}'{nearest(setting, valid)}; "
                 f"its settings: {', '.join(valid) or 'none'}"
             )
-    return objective, settings(**given)
+    try:
+        return objective, settings(**given)
+    except ValidationError as error:
+        faults = [f"{name}'s {fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()]
+        raise UserError(f"objective_settings: {'; '.join(faults)}") from None
 
 
 def objective_of(args: LoLConfig) -> Objective:

@@ -4,8 +4,6 @@ Throughout: lp, lq as in `pointwise`; R is the reward. Every function returns th
 the order of the groups' ids.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -14,23 +12,24 @@ from torch import Tensor
 from leftover.objectives.batch import CompletionBatch, log_ratio, sequence_logprobs
 from leftover.objectives.groups import ranked_groups
 from leftover.objectives.pointwise import MAX_LOGRATIO, token_importance
+from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class DPOSettings:
-    beta: float = 0.1  # how strongly the policy is held to the reference
+    beta: Positive = 0.1  # how strongly the policy is held to the reference
     reference_free: bool = False  # the reference taken as uniform: lq = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class PROSettings:
-    sft_weight: float = 0.05  # of the best completion's likelihood, times (n - 1)^2
+    sft_weight: NonNegative = 0.05  # of the best completion's likelihood, times (n - 1)^2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class GRPOSettings:
-    clip: float = 0.2  # epsilon of [1 - epsilon, 1 + epsilon]
-    beta: float = 0.0  # weight of the divergence from the reference, k3 a token
+    clip: NonNegative = 0.2  # epsilon of [1 - epsilon, 1 + epsilon]
+    beta: NonNegative = 0.0  # weight of the divergence from the reference, k3 a token
 
 
 def dpo(batch: CompletionBatch, settings: DPOSettings) -> Float[Tensor, " G"]:

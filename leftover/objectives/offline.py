@@ -5,43 +5,43 @@ Every function returns the loss of each completion, shape [B].
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from leftover.objectives.batch import CompletionBatch, log_ratio, sequence_logprobs
+from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class AWRSettings:
-    temperature: float = 1.0  # in standard deviations of the training rows' advantages
-    max_weight: float = 20.0
+    temperature: Positive = 1.0  # in standard deviations of the training rows' advantages
+    max_weight: Positive = 20.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class KTOSettings:
-    beta: float = 0.1  # how strongly the policy is held to the reference
+    beta: Positive = 0.1  # how strongly the policy is held to the reference
     threshold: float | None = None  # rows of a reward above it are desirable; None: those above V
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    desirable_weight: NonNegative = 1.0
+    undesirable_weight: NonNegative = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class DROSettings:
-    tau: float = 1.0  # how strongly the policy is held to the reference
-    value_learning_rate: float = 1e-3  # of the value that is trained along
+    tau: Positive = 1.0  # how strongly the policy is held to the reference
+    value_learning_rate: NonNegative = 1e-3  # of the value that is trained along
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class QRPOSettings:
-    beta: float = 0.1  # how strongly the policy is held to the reference
+    beta: Positive = 0.1  # how strongly the policy is held to the reference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class VARSettings:
-    temperature: float = 1.0  # lambda: a row weighs e times as much as one whose reward is lower by it
+    temperature: Positive = 1.0  # lambda: a row weighs e times as much as one whose reward is lower by it
 
 
 def awr(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:

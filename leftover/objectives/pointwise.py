@@ -5,7 +5,6 @@ gradient. Every function returns the loss of each completion, shape [B]; a loss 
 Equations: A-LoL, arXiv 2305.14718, section 3; weights and clipping as in its released runs.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,25 +12,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from leftover.objectives.batch import CompletionBatch, NoSettings, clipped, positive, sequence_logprobs
+from leftover.objectives.settings import CHECKED, NonNegative, dataclass
 
 # exp() of more overflows float32 at 88, and an infinite weight times an advantage of 0 is NaN. Only weights with
 # `clip: null` can come near it.
 MAX_LOGRATIO = 80.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class ClipSettings:
-    clip: float | None = 0.9  # epsilon of [1 - epsilon, 1 + epsilon]; None leaves importance weights as they are
+    clip: NonNegative | None = 0.9  # epsilon of [1 - epsilon, 1 + epsilon]; None leaves importance weights as they are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class FloorSettings:
-    floor: float = 0.1  # u: the least weight of a token
+    floor: NonNegative = 0.1  # u: the least weight of a token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class KLSettings:
-    beta: float = 0.1  # weight of the divergence from the reference
+    beta: NonNegative = 0.1  # weight of the divergence from the reference
     kl_estimator: Literal["k1", "k3"] = "k1"
 
 

@@ -4,7 +4,7 @@ Two scripts were released: `assistant` (lolrl_qlora_llama_hh.py) and `tasks`
 (train_generation_task_with_off_policy_PG.py). What they do and ours does not is told in docs/paper.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -13,22 +13,23 @@ from torch import Tensor
 from leftover.objectives import pointwise
 from leftover.objectives.batch import CompletionBatch, NoSettings, Objective, log_ratio, positive, sequence_logprobs
 from leftover.objectives.pointwise import ClipSettings, sequence_importance
+from leftover.objectives.settings import CHECKED, NonNegative, dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class NoClipSettings(ClipSettings):
-    clip: float | None = None
+    clip: NonNegative | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class AssistantKLSettings:
-    beta: float = 0.0
-    clip: float | None = 0.9  # used where beta is 0; the script stops where neither is
+    beta: NonNegative = 0.0
+    clip: NonNegative | None = 0.9  # used where beta is 0; the script stops where neither is
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class TasksKLSettings:
-    beta: float = 0.2  # the script has no default; its README's
+    beta: NonNegative = 0.2  # the script has no default; its README's
 
 
 def _zero_is_no_clip(settings: ClipSettings) -> ClipSettings:
