@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from leftover.divergence import FrozenStart
 from leftover.errors import UserError
 from leftover.memory import freed_memory_kept
 from leftover.standalone import prepare_evaluation
@@ -17,6 +18,7 @@ class PolicyTrainer(Trainer):
     args: Any
     processing_class: Any
     reward_func: Any
+    reference: FrozenStart | None = None  # what the policy started as
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
@@ -32,7 +34,9 @@ class PolicyTrainer(Trainer):
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
         dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
-        metrics = evaluate_policy(self.model, self.processing_class, dataset, self.args, self.reward_func)
+        metrics = evaluate_policy(
+            self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
+        )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
