@@ -10,7 +10,7 @@ import pytest
 
 from leftover.report import charts
 from leftover.report.embedded import as_script_json, shorten, within
-from leftover.report.reproduce import clock, stages
+from leftover.report.reproduce import clock, machines, stages
 from leftover.report.sections import caveats, reward_length_correlation
 from leftover.report.svg import printable
 from leftover.report.views import read_log, win_shares, with_main
@@ -146,8 +146,29 @@ def test_metrics_of_a_killed_run_are_read_up_to_its_half_line(tmp_path: Any) -> 
 
 def test_what_stages_took_is_said_in_units_that_suit() -> None:
     assert [clock(s) for s in (7.46, 516, 3725)] == ["7.5 s", "8 min 36 s", "1 h 02 min"]
-    entries = {"a": {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu"}, "b": {"num_rows": 3}}
-    assert stages(entries) == [["a", "10.0 s", "3.0 MiB (GPU)"]]
+    cost = {"seconds": 90.0, "sessions": 2, "peak_memory": 5 * 2**20}
+    before_costs = {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu", "resumed_at": 4}
+    found = stages({"a": before_costs, "b": {"num_rows": 3}, "c": {"cost": cost}, "d": {"complete": False}})
+    assert found["header"] == ["stage", "wall time", "peak memory", "peak GPU memory"]
+    assert found["cells"] == [
+        ["a", "10.0 s since step 4", "not recorded", "3.0 MiB"],
+        ["b", "not recorded", "not recorded", "not recorded"],
+        ["c", "1 min 30 s in 2 sessions", "5.0 MiB", "not recorded"],
+        ["all that is recorded", "1 min 40 s", "5.0 MiB", "3.0 MiB"],
+    ]
+
+
+def test_machines_are_told_once_with_the_stages_that_ran_on_them() -> None:
+    small = {
+        "system": "Linux x86_64", "processor": "P", "cores": 2, "memory": 4 * 2**30, "gpus": [], "python": "3.11.0",
+        "packages": {"torch": "1"},
+    }  # fmt: skip
+    large = small | {"gpus": ["G", "G"]}
+    given = {"a": {"cost": {"machines": [small]}}, "b": {"cost": {"machines": [small, large]}}, "c": {"seconds": 3.0}}
+    [first, second] = machines(given)
+    assert first["stages"] == ["a", "b"] and second["stages"] == ["b"]
+    assert first["hardware"] == "Linux x86_64, P, 2 cores, 4.0 GiB of memory" and second["hardware"].endswith(", 2 x G")
+    assert first["versions"] == "Python 3.11.0, torch 1"
 
 
 def test_limits_that_take_many_rows_are_a_caveat() -> None:
