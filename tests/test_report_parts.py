@@ -1,5 +1,7 @@
 """The parts of report.html that need no run: escaping, budget, pictures, caveats, curves."""
 
+import base64
+import gzip
 import json
 import re
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from leftover.report import charts
-from leftover.report.embedded import as_script_json, shorten, within
+from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.reproduce import clock, machines, stages
 from leftover.report.sections import caveats, reward_length_correlation
 from leftover.report.svg import printable
@@ -32,26 +34,33 @@ def test_a_long_text_loses_its_middle_and_no_more_than_it_must() -> None:
     assert len(short) <= 40 and short.startswith("aaa") and short.endswith("bbb") and "[…]" in short
 
 
-def test_what_exceeds_the_budget_is_shortened_then_left_out_and_said() -> None:
-    prompts: list[dict[str, Any]] = [{"id": i, "prompt": "x" * 3000} for i in range(10)]
-    assert within(prompts, 40_000) == (prompts, "")
-    shown, note = within(prompts, 15_000)
-    assert len(shown) == 10 and all(len(p["prompt"]) <= 1000 for p in shown) and "1,000 characters" in note
-    shown, note = within(prompts, 1000)
-    assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in note
-    assert sum(len(as_script_json(p)) for p in shown) <= 1000
+def unpacked(found: Embedded) -> dict[str, Any]:
+    """What page.js reads."""
+    text = found.text if found.encoding == "json" else gzip.decompress(base64.b64decode(found.text)).decode()
+    return json.loads(text)
 
 
-def test_two_thousand_long_completions_stay_below_three_megabytes(tmp_path: Any) -> None:
-    words = [f"word{i}" for i in range(4000)]
-    rng = np.random.default_rng(0)
-    prompts = [
-        {"id": i, "prompt": " ".join(rng.choice(words, 200)), "data": [" ".join(rng.choice(words, 150)), 1.0]}
-        for i in range(2000)
-    ]
-    shown, _ = within(prompts)
-    assert len(shown) == 2000
-    assert len(as_script_json(shown).encode()) < 2_300_000
+def test_what_exceeds_the_budget_is_compressed_then_shortened_then_left_out_and_said() -> None:
+    digits = np.random.default_rng(0).integers(0, 10, (10, 3000))
+    value = {"prompts": [{"id": i, "prompt": "".join(map(str, row))} for i, row in enumerate(digits)]}
+    assert embed(value, 40_000) == Embedded(as_script_json(value), "json", "")
+    whole = embed(value, 25_000)
+    assert whole.encoding == "gzip" and unpacked(whole) == value | {"note": ""} and whole.note == ""
+    shorter = embed(value, 15_000)
+    shown = unpacked(shorter)["prompts"]
+    assert len(shown) == 10 and all(len(p["prompt"]) <= 2000 for p in shown) and "2,000 characters" in shorter.note
+    few = embed(value, 1000)
+    shown = unpacked(few)["prompts"]
+    assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in few.note
+    assert all(e.size <= most for e, most in ((whole, 25_000), (shorter, 15_000), (few, 1000)))
+
+
+def test_long_curves_are_drawn_by_means_of_neighbours() -> None:
+    assert charts.thinned([1.0, 2.0]).tolist() == [1.0, 2.0]
+    assert charts.thinned(range(400)).tolist()[:2] == [0.5, 2.5] and len(charts.thinned(range(400))) == 200
+    noise = np.random.default_rng(0).normal(size=20_000)
+    picture = charts.curve("t", {"p": {0: dict(enumerate(noise))}}, ["p"], {"p": {15_000}}, "l")
+    assert picture is not None and len(picture.svg) < 20_000
 
 
 def picture(name: str) -> charts.Chart:

@@ -156,16 +156,19 @@ def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, 
 _PANELS = {
     "eval_reward/mean": ("Reward on the selection prompts", "mean reward"),
     "eval_logratio/rank_correlation": ("Rank correlation on the selection rows", "log-ratio against reward"),
-    "kl": ("KL to the reference", "nats a completion"),
+    "eval_kl": ("KL to the reference on the selection prompts", "nats a completion"),
+    "eval_entropy": ("Entropy on the selection prompts", "nats a token"),
     "logratio/mean": ("Log-ratio of the drawn rows", "log π − log π_ref, nats"),
     "importance_weight/mean": ("Importance weights", "mean weight"),
     "importance_weight/clipped_frac": ("Importance weights clipped", "share"),
-    "entropy": ("Entropy", "nats a token"),
+    "kl": ("KL of what an online policy wrote", "nats a completion"),
+    "entropy": ("Entropy of what an online policy wrote", "nats a token"),
     "loss": ("Loss", "loss of the method's own"),
     "eval_nll": ("Held-out likelihood", "nats a token"),
     "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
 }
+_ONLINE_ALONE = {"kl", "entropy"}
 
 
 def training_view(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
@@ -185,9 +188,15 @@ def training_view(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
                 curves[policy] = {s: points for s, points in found.items() if points}
         picture = charts.curve(title, curves, names, chosen if metric.startswith("eval") else {}, label)
         pictures.append(picture)
-        if picture is None:
+        if picture is None and metric not in _ONLINE_ALONE:
             missing.append(title)
-    return {"charts": _drawn(pictures), "missing": missing, "rows": _training_rows(results)}
+    greedy = _PANELS["eval_kl"][0] in missing and _PANELS["eval_reward/mean"][0] not in missing
+    return {
+        "charts": _drawn(pictures),
+        "missing": missing,
+        "unsampled": greedy,
+        "rows": _training_rows(results),
+    }
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
