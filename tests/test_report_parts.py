@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -53,6 +54,39 @@ def test_what_exceeds_the_budget_is_compressed_then_shortened_then_left_out_and_
     shown = unpacked(few)["prompts"]
     assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in few.note
     assert all(e.size <= most for e, most in ((whole, 25_000), (shorter, 15_000), (few, 1000)))
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_of_both_themes_can_be_told_from_what_is_behind_them(theme: int) -> None:
+    """Contrast as WCAG 2.2 asks at level AA: 4.5 of text, 3 of lines that carry meaning."""
+    css = (Path(charts.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([a-z0-9]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
+    colors = {name: pair[theme] for name, *pair in pairs}
+
+    def contrast(a: str, b: str) -> float:
+        light, dark = sorted((luminance(colors[a]), luminance(colors[b])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    assert luminance("#ffffff") == pytest.approx(1) and luminance("#000000") == 0
+    text = [(ink, back) for ink in ("ink", "muted", "accent", "up", "down") for back in ("paper", "card", "wash")]
+    faint = {pair: contrast(*pair) for pair in [*text, ("ink", "mark")] if contrast(*pair) < 4.5}
+    lines = {
+        name: contrast(name, "card") for name in colors if re.fullmatch(r"s\d", name) and contrast(name, "card") < 3
+    }
+    assert not faint and not lines
+
+
+def test_a_kept_checkpoint_is_ringed_between_the_steps_that_were_logged() -> None:
+    without, ringed = (charts.curve("t", {"p": {0: {10: 1.0, 20: 3.0}}}, ["p"], chosen, "l")
+                       for chosen in ({"p": {30}}, {"p": {15}}))  # fmt: skip
+    assert without is not None and ringed is not None and len(ringed.svg) > len(without.svg)
 
 
 def test_long_curves_are_drawn_by_means_of_neighbours() -> None:

@@ -116,9 +116,9 @@ def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str,
             axis.plot(x, y, color=color, label=printable(name), marker="o" if len(x) < 15 else None, ms=2.5)
             if len(seeds) > 1:
                 axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-            rings = [(s, m) for s, m in zip(steps, means, strict=True) if s in chosen.get(name, ())]
-            for ring in rings:
-                axis.plot(*ring, marker="o", ms=8, mfc="none", mec=color)
+            for step in chosen.get(name, ()):
+                if steps[0] <= step <= steps[-1]:
+                    axis.plot(step, np.interp(step, steps, means), marker="o", ms=8, mfc="none", mec=color)
             said.append(f"{name} from {means[0]:.3g} to {means[-1]:.3g}")
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(label)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 MAX_PAGE_BYTES = 2_900_000  # of a page, but for what its completions take at least
 MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
-_LIMITS = (None, 8000, 4000, 2000, 1000, 500, 250)
+_LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
 
 
@@ -73,11 +73,15 @@ def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:
         return Embedded(plain, "json", "")
-    prompts, limit = value["prompts"], None
+    prompts, ratio = value["prompts"], 0.0
     for limit in _LIMITS:
         shown = [shorten_all(prompt, limit) for prompt in prompts] if limit else prompts
         note = _note(limit, len(prompts), len(prompts))
-        packed = _packed(value | {"prompts": shown, "note": note})
+        text = as_script_json(value | {"prompts": shown, "note": note}).encode()
+        if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:
+            continue  # shorter texts are compressed no better: it saves the time to see it
+        packed = _packed(text)
+        ratio = len(packed) / len(text)
         if len(packed) <= max_bytes:
             return Embedded(packed, "gzip", note)
     count = len(shown)
@@ -85,7 +89,7 @@ def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
         # Compressed, a part of the prompts takes about that part of the bytes.
         count = min(count - 1, int(count * 0.98 * max_bytes / len(packed)))
         note = _note(limit, count, len(prompts))
-        packed = _packed(value | {"prompts": shown[:count], "note": note})
+        packed = _packed(as_script_json(value | {"prompts": shown[:count], "note": note}).encode())
     return Embedded(packed, "gzip", note)
 
 
@@ -95,7 +99,6 @@ def _note(limit: int | None, shown: int, prompts: int) -> str:
     return f"To keep this page small, {' and '.join(said)}." if said else ""
 
 
-def _packed(value: Any) -> str:
-    """Base64 of gzip of the JSON; the same value gives the same text. Nothing in it is markup."""
-    text = as_script_json(value).encode()
-    return base64.b64encode(gzip.compress(text, 9, mtime=0)).decode()
+def _packed(text: bytes) -> str:
+    """Base64 of gzip; the same text gives the same. Nothing in it is markup."""
+    return base64.b64encode(gzip.compress(text, 6, mtime=0)).decode()

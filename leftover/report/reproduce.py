@@ -28,9 +28,17 @@ def reproduce_view(run: Any) -> dict[str, Any]:
 def all_entries(run: Any) -> dict[str, dict[str, Any]]:
     """Entries of both manifests in the order of the stages: columns of the table, models, evaluations."""
     table = {f"column {name}": entry for name, entry in run.table.manifest.entries.items()}
-    models = {name: e for name, e in run.manifest.entries.items() if not name.startswith("evaluation of ")}
-    before = {name: entry for name, entry in models.items() if not name.startswith("policy ")}
-    return table | before | {n: e for n, e in (models | run.manifest.entries).items() if n not in before}
+    rest = run.manifest.entries
+
+    def place(name: str) -> int:
+        if name in table:
+            return 0 if name.removeprefix("column ").startswith(_BEFORE_MODELS) else 2
+        return 4 if name.startswith("evaluation of ") else 3 if name.startswith("policy ") else 1
+
+    return dict(sorted((table | rest).items(), key=lambda item: place(item[0])))
+
+
+_BEFORE_MODELS = ("rows", "split", "tokens", "score-", "reward")
 
 
 def stages(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def _hardware(one: dict[str, Any]) -> str:
     from leftover.plan.sources import size_text
 
     gpus = {name: one["gpus"].count(name) for name in one["gpus"]}
-    parts = [one["system"], one["processor"], f"{one['cores']} cores"]
+    parts = [one["system"], one["processor"], f"{one['cores']} core{'s' * (one['cores'] != 1)}"]
     parts += [f"{size_text(one['memory'])} of memory"] if "memory" in one else []
     return ", ".join(part for part in [*parts, *(f"{count} x {name}" for name, count in gpus.items())] if part)
 

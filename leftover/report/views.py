@@ -156,13 +156,13 @@ def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, 
 _PANELS = {
     "eval_reward/mean": ("Reward on the selection prompts", "mean reward"),
     "eval_logratio/rank_correlation": ("Rank correlation on the selection rows", "log-ratio against reward"),
-    "eval_kl": ("KL to the reference on the selection prompts", "nats a completion"),
-    "eval_entropy": ("Entropy on the selection prompts", "nats a token"),
+    "eval_kl": ("KL to the reference", "nats a completion"),
+    "eval_entropy": ("Entropy", "nats a token"),
     "logratio/mean": ("Log-ratio of the drawn rows", "log π − log π_ref, nats"),
     "importance_weight/mean": ("Importance weights", "mean weight"),
     "importance_weight/clipped_frac": ("Importance weights clipped", "share"),
-    "kl": ("KL of what an online policy wrote", "nats a completion"),
-    "entropy": ("Entropy of what an online policy wrote", "nats a token"),
+    "kl": ("KL, online rollouts", "nats a completion"),
+    "entropy": ("Entropy, online rollouts", "nats a token"),
     "loss": ("Loss", "loss of the method's own"),
     "eval_nll": ("Held-out likelihood", "nats a token"),
     "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
@@ -186,7 +186,7 @@ def training_view(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
             found = {int(s): _series(lines, metric) for s, lines in seeds.items()}
             if any(found.values()):
                 curves[policy] = {s: points for s, points in found.items() if points}
-        picture = charts.curve(title, curves, names, chosen if metric.startswith("eval") else {}, label)
+        picture = charts.curve(title, curves, names, chosen, label)
         pictures.append(picture)
         if picture is None and metric not in _ONLINE_ALONE:
             missing.append(title)
