@@ -61,7 +61,7 @@ def run_view(run: Any, results: dict[str, Any], name: str) -> dict[str, Any]:
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
-        "training": training_view(run.folder, results),
+        "training": training_view(run.folder, run.recipe, results),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": completions,
         "folder": Path(run.folder),

@@ -171,7 +171,14 @@ _PANELS = {
 _ONLINE_ALONE = {"kl", "entropy"}
 
 
-def training_view(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+def _all_greedy(recipe: Any) -> bool:
+    """Whether every policy's evaluations along training wrote greedy completions, as the configs' default is."""
+    return all(
+        (recipe.train | fields).get("eval_decoding", "greedy") == "greedy" for fields in recipe.policies.values()
+    )
+
+
+def training_view(folder: Path, recipe: Any, results: dict[str, Any]) -> dict[str, Any]:
     """Learning curves of all policies, and what each run selected, took and kept."""
     runs, names = results["training"], ["reference", *results["training"]]
     logs = {p: {s: read_log(folder / "policies" / p / f"seed-{s}" / "metrics.jsonl") for s in of}
@@ -190,11 +197,10 @@ def training_view(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
         pictures.append(picture)
         if picture is None and metric not in _ONLINE_ALONE:
             missing.append(title)
-    greedy = _PANELS["eval_kl"][0] in missing and _PANELS["eval_reward/mean"][0] not in missing
     return {
         "charts": _drawn(pictures),
         "missing": missing,
-        "unsampled": greedy,
+        "unsampled": _all_greedy(recipe) and _PANELS["eval_kl"][0] in missing,
         "rows": _training_rows(results),
     }
 
