@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import Trainer
 
-from leftover.divergence import FrozenStart
 from leftover.errors import UserError
 from leftover.memory import freed_memory_kept
 from leftover.standalone import prepare_evaluation
@@ -18,7 +17,7 @@ class PolicyTrainer(Trainer):
     args: Any
     processing_class: Any
     reward_func: Any
-    reference: FrozenStart | None = None  # what the policy started as
+    reference: Any = None  # the FrozenStart of the policy, where evaluation measures the divergence from it
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""

@@ -16,7 +16,8 @@ from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.reproduce import clock, machines, stages
 from leftover.report.sections import caveats, reward_length_correlation
 from leftover.report.svg import printable
-from leftover.report.views import read_log, win_shares, with_main
+from leftover.report.training_curves import read_log
+from leftover.report.views import win_shares, with_main
 
 HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
 

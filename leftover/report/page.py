@@ -18,7 +18,8 @@ from leftover.report.completions import read_records, side_by_side
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.finished import FinishedRun
 from leftover.report.reproduce import reproduce_view
-from leftover.report.views import leftover_view, results_view, training_view, verdict_view, with_main
+from leftover.report.training_curves import training_view
+from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 
 log = logging.getLogger(__name__)
 
