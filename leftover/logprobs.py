@@ -34,13 +34,18 @@ def completion_logprobs(
         [B, T] float32; 0 at padding.
     """
     completion_mask = batch["completion_mask"].bool()
-    input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting):
-        logits = model(input_ids=input_ids, use_cache=False).logits
+    logits = completion_logits(model, batch)
     targets = batch["completion_ids"][completion_mask]
     logits = logits if temperature == 1 else logits / temperature
-    logprobs = selected_logprobs(logits.flatten(0, 1), targets, overwrite_logits)
+    logprobs = selected_logprobs(logits, targets, overwrite_logits)
     return torch.zeros(completion_mask.shape, device=logprobs.device).masked_scatter(completion_mask, logprobs)
+
+
+def completion_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """[N, V] logits of the N completion tokens of a batch in the aligned layout, row by row."""
+    input_ids, predicting = join(batch)
+    with head_sees_only(model, predicting):
+        return model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
 
 
 def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

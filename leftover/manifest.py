@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from leftover.costs import StageMeter
+
 log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
@@ -84,6 +86,7 @@ class Manifest:
         self.shared = shared
         self.path = folder / "manifest.json"
         self.entries: dict[str, dict[str, Any]] = {}
+        self._meters: dict[str, StageMeter] = {}  # of what this process has begun and not finished
         self.reload()
 
     def reload(self) -> None:
@@ -116,12 +119,29 @@ class Manifest:
             log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
         if status.discard:
             discard()
-        self._write(name, {"key": key, "complete": False})
+        cost = {} if status.discard else self.cost(name)
+        self._meters.pop(name, None)
+        self._meters[name] = StageMeter(cost)
+        self._write(name, {"key": key, "complete": False} | ({"cost": cost} if cost else {}))
         return status
 
     def finish(self, name: str, **facts: Any) -> None:
-        self._write(name, self.entries[name] | {"complete": True, **facts})
+        meter = self._meters.pop(name, None)
+        cost = {"cost": meter.read()} if meter else {}
+        self._write(name, self.entries[name] | {"complete": True, **cost, **facts})
         log.info("%s%s: done", self.label, name)
+
+    def note_costs(self) -> None:
+        """Write down what the stage begun last took so far: work that is kept if the process is killed now.
+
+        What is lost then, and done again, is in no sum.
+        """
+        for name, meter in list(self._meters.items())[-1:]:
+            self._write(name, self.entries[name] | {"cost": meter.read()})
+
+    def cost(self, name: str) -> dict[str, Any]:
+        """What `name` took (`leftover.costs.StageMeter.read`); empty where that was not recorded."""
+        return self.entries.get(name, {}).get("cost") or {}
 
     def digest(self, name: str) -> str:
         """The digest of an artifact's key, for the keys of what is computed from it."""
@@ -129,7 +149,7 @@ class Manifest:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What was recorded when `name` was finished."""
-        return {k: v for k, v in self.entries.get(name, {}).items() if k not in ("key", "complete")}
+        return {k: v for k, v in self.entries.get(name, {}).items() if k not in ("key", "complete", "cost")}
 
     def is_complete(self, name: str) -> bool:
         return bool(self.entries.get(name, {}).get("complete"))

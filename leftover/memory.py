@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 # Numbers of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -41,33 +42,65 @@ def freed_memory_kept() -> Iterator[bool]:
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+class MemoryMeter:
+    """The most memory in use since it was made, read by `read`; meters may be made while others run.
+
+    Attributes:
+        process: bytes of the process, resident, with its libraries.
+        gpu: bytes of tensors on the current GPU (`torch.cuda.max_memory_allocated`); None without one in use.
+        counts_anew: False where the system cannot start a new count of `process` (all but Linux), so that earlier
+            work of the process may be in it.
+    """
+
+    def __init__(self) -> None:
+        for other in list(_METERS):  # a new count forgets what they have not read
+            other.read()
+        self.process, self.gpu = 0, None
+        self.counts_anew = _start_resident_count()
+        if _gpu_in_use():
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
+        _METERS.add(self)
+
+    def read(self) -> None:
+        """Bring the attributes up to date."""
+        self.process = max(self.process, _resident_peak())
+        if _gpu_in_use():
+            self.gpu = max(self.gpu or 0, sys.modules["torch"].cuda.max_memory_allocated())
+
+
+_METERS: WeakSet[MemoryMeter] = WeakSet()
+
+
 @contextlib.contextmanager
 def peak_memory() -> Iterator[dict[str, Any]]:
     """Yields a dictionary that holds, at the end, the most memory that was in use inside.
 
-    On a GPU `peak_memory` is in bytes of tensors (`torch.cuda.max_memory_allocated`, those from before included); on
-    a CPU of the process, resident, with its libraries. `peak_memory_of` says which: gpu, process, or process_lifetime
-    where the system cannot start a new count (all but Linux), so that earlier work of the process may be in it.
+    On a GPU `peak_memory` is in bytes of tensors (those from before included); on a CPU of the process.
+    `peak_memory_of` says which: gpu, process, or process_lifetime where the system cannot start a new count.
     """
-    import torch
-
     found: dict[str, Any] = {}
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    counted = not on_gpu and _start_resident_count()
+    meter = MemoryMeter()
     yield found
-    if on_gpu:
-        found |= {"peak_memory": torch.cuda.max_memory_allocated(), "peak_memory_of": "gpu"}
-    elif counted:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        found |= {"peak_memory": int(line.split()[1]) * 1024, "peak_memory_of": "process"}
+    meter.read()
+    if meter.gpu is not None:
+        found |= {"peak_memory": meter.gpu, "peak_memory_of": "gpu"}
     else:
-        import resource
+        of = "process" if meter.counts_anew else "process_lifetime"
+        found |= {"peak_memory": meter.process, "peak_memory_of": of}
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found |= {"peak_memory": most * unit, "peak_memory_of": "process_lifetime"}
+
+def _gpu_in_use() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _resident_peak() -> int:
+    with contextlib.suppress(OSError, StopIteration):
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _start_resident_count() -> bool:

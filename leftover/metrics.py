@@ -140,6 +140,18 @@ def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
     return float(stats.spearmanr(scores, rewards).statistic)
 
 
+def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
+    """The estimate of KL(policy || reference) from each of N completions sampled from the policy, [N], in nats.
+
+    log pi(y|x) - log pi_ref(y|x) of the whole completion; its mean over samples is unbiased. A single one may be
+    negative: the estimator k1 of Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+
+    Args:
+        logprobs, reference_logprobs: [N], sums over the tokens of a completion.
+    """
+    return np.asarray(logprobs, np.float64) - np.asarray(reference_logprobs, np.float64)
+
+
 def perplexity(logprob_sum: float, num_tokens: int) -> float:
     """exp of the mean negative log-probability a token."""
     return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")

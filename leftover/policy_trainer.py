@@ -17,6 +17,7 @@ class PolicyTrainer(Trainer):
     args: Any
     processing_class: Any
     reward_func: Any
+    reference: Any = None  # the FrozenStart of the policy, where evaluation measures the divergence from it
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
@@ -32,7 +33,9 @@ class PolicyTrainer(Trainer):
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
         dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
-        metrics = evaluate_policy(self.model, self.processing_class, dataset, self.args, self.reward_func)
+        metrics = evaluate_policy(
+            self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
+        )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

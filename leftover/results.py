@@ -10,6 +10,7 @@ from leftover.metrics import (
     cut_to_equal_length,
     distinct_n,
     perplexity,
+    sampled_kl,
     win_rate,
     win_rate_at_equal_length,
 )
@@ -60,7 +61,7 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     if "base_logprob" in theirs[0]:
         row["own_perplexity_under_base"] = _mean([_perplexity(r, "base_logprob") for r in ours.values()])
     if decoding == "sampled":
-        kl = np.mean([_column(r, "logprob") - _column(r, "reference_logprob") for r in ours.values()], axis=0)
+        kl = np.mean([sampled_kl(_column(r, "logprob"), _column(r, "reference_logprob")) for r in ours.values()], 0)
         row["kl"] = bootstrap_interval(kl, families)._asdict()
     for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
         found = [m[name] for m in metrics.values() if name in m]

@@ -68,6 +68,7 @@ class Table:
             shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
             self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
             scratch.unlink(missing_ok=True)
+            self.manifest.note_costs()
         whole = self._open_block(block)
         conclude(whole)
         self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)

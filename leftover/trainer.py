@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from leftover.data.collate import Collator
 from leftover.data.raw import chat_of
+from leftover.divergence import FrozenStart
 from leftover.draws import DrawOrder, effective_sample_size
 from leftover.errors import UserError
 from leftover.extras import Extras, TrainsAlong, row_columns
@@ -85,11 +86,22 @@ class LoLTrainer(TrainsAlong, PolicyTrainer):
         self.loss_is_scaled_for_ga = True
         if args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
+        self.reference = self._start()
         self.draw_order = self._draw_order() if train_dataset is not None else None
         needs = self.objective.needs(self.settings)
         if train_dataset is not None:
             check_columns(args.objective, needs, row_columns(needs), train_dataset.column_names)
         self.extras = Extras(self, needs | self.objective.optional if train_dataset is not None else ())
+
+    def _start(self) -> FrozenStart | None:
+        """The weights as they are now, where evaluation measures how far from them the policy has come.
+
+        Sharded weights are not here to be put away (FSDP, DeepSpeed).
+        """
+        samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None
+        if not samples or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        return FrozenStart(self.model, offload=not hasattr(self.model, "peft_config"))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; the batches of its last step are let go."""

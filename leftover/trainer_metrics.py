@@ -106,13 +106,14 @@ def initial_logratio(batch: CompletionBatch, args: Any, model: Any) -> Weighted:
 
 
 def evaluate_policy(
-    model: Any, tokenizer: Any, dataset: Any, args: Any, reward_func: Callable | None
+    model: Any, tokenizer: Any, dataset: Any, args: Any, reward_func: Callable | None, start: Any = None
 ) -> dict[str, float]:
     """Metrics of a policy on prepared rows (`prompt_ids`, and `completion_ids`, `reward` where there are any).
 
     nll and perplexity: a token, on the rows' completions. logratio/rank_correlation and logratio/pair_accuracy:
     of the sequence log-ratio against the recorded rewards. reward/*, completions/*: of completions
-    generated for the unique prompts, where a reward function can score them.
+    generated for the unique prompts, where a reward function can score them. kl, entropy: on some of these, where they
+    are sampled and the model's `start` is there (`leftover.divergence.sampled_divergence`).
     """
     metrics: dict[str, float] = {}
     dtype = args.compute_dtype
@@ -121,15 +122,17 @@ def evaluate_policy(
         metrics |= row_metrics(model, tokenizer, rows, dtype)
     if reward_func is not None:
         from leftover.data.rows import as_prompt
+        from leftover.divergence import sampled_divergence
         from leftover.generate import generate
         from leftover.reference import autocast
 
         prompts = list({tuple(row["prompt_ids"]): row for row in dataset}.values())
+        prompt_ids = [row["prompt_ids"] for row in prompts]
         with autocast(next(model.parameters()).device, dtype):
             completion_ids, texts = generate(
                 model,
                 tokenizer,
-                [row["prompt_ids"] for row in prompts],
+                prompt_ids,
                 max_new_tokens=args.max_completion_length,
                 sample=args.eval_decoding == "sample",
                 batch_size=args.per_device_eval_batch_size,
@@ -140,6 +143,9 @@ def evaluate_policy(
         metrics["reward/std"] = float(np.std(rewards))
         metrics["completions/distinct_2"] = distinct_n(texts, 2)
         metrics["completions/mean_length"] = float(np.mean([len(ids) for ids in completion_ids]))
+        if start is not None and args.eval_decoding == "sample":
+            options: dict[str, Any] = {"compute_dtype": dtype, "seed": args.seed}
+            metrics |= sampled_divergence(model, start, tokenizer, prompt_ids, completion_ids, **options)
     return metrics
 
 

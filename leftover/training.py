@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PrinterCallback, ProgressCallback
 
 from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
+from leftover.costs import cost_callback
 from leftover.errors import UserError
 from leftover.extra_columns import extra_blocks
 from leftover.extras import row_columns
@@ -108,8 +109,7 @@ def train_reference(run: Run) -> dict[str, Any]:
     return _fit(trainer, run, folder)
 
 
-# Validation rows whose likelihood chooses the reference's checkpoint: more would cost more than they tell.
-_MAX_LIKELIHOOD_ROWS = 2000
+_MAX_LIKELIHOOD_ROWS = 2000  # of validation, which choose the reference's checkpoint: more cost more than they tell
 
 
 def _some(rows: Any, seed: int) -> Any:
@@ -245,7 +245,7 @@ def _trainer(
         reward_func,
         run.tokenizer,
         peft_config,
-        callbacks=[MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")],
+        callbacks=[MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl"), cost_callback(run.manifest)],
     )
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)

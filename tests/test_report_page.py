@@ -1,13 +1,17 @@
 """report.html of a whole run: what is in it, who writes it, and what Chromium makes of hostile texts."""
 
+import base64
+import gzip
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leftover import cli
@@ -16,7 +20,8 @@ from leftover.config import load_recipe, make_recipe
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.report.command import report_on
-from leftover.report.page import write_report_page
+from leftover.report.finished import FinishedRun
+from leftover.report.page import run_view, write_page, write_report_page
 from tests.conftest import scored_rows
 
 # Each sets window.hacked where it is taken for markup; or draws wide, or turns what follows around.
@@ -78,9 +83,10 @@ def page(folder: Path) -> Path:
 
 
 def embedded(page: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    """What the first script of completions holds, unpacked as page.js does."""
+    found = re.search(r'data-encoding="(\w+)">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
     assert found
-    return json.loads(found[1])
+    return json.loads(found[2] if found[1] == "json" else gzip.decompress(base64.b64decode(found[2])))
 
 
 def test_the_page_holds_all_sections_and_asks_for_nothing(page: Path) -> None:
@@ -104,6 +110,55 @@ def test_the_page_holds_every_completion_as_it_is(page: Path, folder: Path) -> N
     shown = {(p["id"], d): p[d][policy][0] for p in data["prompts"] for d in data["decodings"]}
     assert shown == written and data["note"] == ""
     assert data["names"] == ["data", "reference", policy, "nll"]
+
+
+def large_completions() -> dict[str, Any]:
+    """2,000 prompts with completions of 60 to 100 words by five policies: ten times 2,000 with the reference's."""
+    rng = np.random.default_rng(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = np.array([f"{a}{b}{end}" for a in syllables for b in syllables for end in ("", "n")])
+    # As often as words of a language are (Zipf), so that they are compressed about as well.
+    frequent = np.cumsum(1 / np.arange(1, len(words) + 1))
+    drawn = words[np.searchsorted(frequent / frequent[-1], rng.random(1_500_000))].tolist()
+    names, used = ["reference", *(f"policy-{i}" for i in range(5))], iter(drawn)
+
+    def text() -> str:
+        return " ".join(islice(used, int(rng.integers(60, 101))))
+
+    def prompt(i: int) -> dict[str, Any]:
+        answers = {name: [text(), round(float(rng.normal()), 4), 90, True, [0.5, 0.25]] for name in names}
+        return {"id": i, "source": "s", "prompt": f"row {i}: {text()}", "data": [text(), 1.0], "sampled": answers}
+
+    return {
+        "names": ["data", *names], "main": "policy-0", "decodings": ["sampled"], "components": ["reward/a", "judge/b"],
+        "prompts": [prompt(i) for i in range(2000)], "note": "",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def large(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two thousand prompts, of a run that logged every one of ten thousand steps."""
+    copy = tmp_path_factory.mktemp("large") / "run"
+    shutil.copytree(folder, copy)
+    metrics = [{"step": i, "loss": i % 7 / 7, "logratio/mean": i % 13, "importance_weight/mean": 1.0, "entropy": i % 3}
+               for i in range(10_000)]  # fmt: skip
+    for path in copy.glob("policies/*/seed-0/metrics.jsonl"):
+        path.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+    finished = FinishedRun(copy)
+    results = finished.results()
+    assert results is not None
+    view = run_view(finished, results, "run-1") | {"completions": large_completions()}
+    return write_page([view], copy / "report.html")
+
+
+def test_two_thousand_prompts_of_several_policies_stay_below_three_megabytes(large: Path) -> None:
+    text = large.read_text(encoding="utf-8")
+    assert large.stat().st_size < 3_000_000
+    shown = embedded(large)
+    left_out = "" if len(shown["prompts"]) == 2000 else f"{len(shown['prompts']):,} of 2,000 prompts are shown"
+    assert shown["note"] and left_out in shown["note"]
+    said = f'{shown["note"]} The run\'s folder <a href="evaluation/">'
+    assert said.replace("'", "&#39;") in text or said in text, "what is shortened is said, and where the rest is"
 
 
 def test_several_runs_make_one_page_and_a_moved_run_is_reported_where_it_is(folder: Path, tmp_path: Path) -> None:
@@ -230,6 +285,18 @@ def test_search_sort_filter_and_keys_lead_to_the_rows_asked_for(browser: Any, pa
     search.clear()
     search.send_keys("no row says this")
     assert texts(browser, ".option") == [] and "No prompt fits" in texts(browser, "[data-list]")[0]
+
+
+def test_a_compressed_page_is_unpacked_searched_and_linked_into(browser: Any, large: Path) -> None:
+    width(browser, 1280)
+    visit(browser, large, "#run-1-row-7")
+    until = time.monotonic() + 20
+    while not browser.find_elements("css selector", ".asked") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert texts(browser, ".asked .text")[0].startswith("row 7: ")
+    one(browser, "[data-search]").send_keys("11:")
+    assert all(" 11:" in text or "11: " in text for text in texts(browser, ".asked .text"))
+    assert browser.get_log("browser") == []
 
 
 def test_keys_and_links_lead_from_row_to_row(browser: Any, page: Path) -> None:

@@ -1,7 +1,10 @@
 """The parts of report.html that need no run: escaping, budget, pictures, caveats, curves."""
 
+import base64
+import gzip
 import json
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -9,11 +12,12 @@ import numpy as np
 import pytest
 
 from leftover.report import charts
-from leftover.report.embedded import as_script_json, shorten, within
-from leftover.report.reproduce import clock, stages
+from leftover.report.embedded import Embedded, as_script_json, embed, shorten
+from leftover.report.reproduce import clock, machines, stages
 from leftover.report.sections import caveats, reward_length_correlation
 from leftover.report.svg import printable
-from leftover.report.views import read_log, win_shares, with_main
+from leftover.report.training_curves import read_log
+from leftover.report.views import win_shares, with_main
 
 HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
 
@@ -32,26 +36,66 @@ def test_a_long_text_loses_its_middle_and_no_more_than_it_must() -> None:
     assert len(short) <= 40 and short.startswith("aaa") and short.endswith("bbb") and "[…]" in short
 
 
-def test_what_exceeds_the_budget_is_shortened_then_left_out_and_said() -> None:
-    prompts: list[dict[str, Any]] = [{"id": i, "prompt": "x" * 3000} for i in range(10)]
-    assert within(prompts, 40_000) == (prompts, "")
-    shown, note = within(prompts, 15_000)
-    assert len(shown) == 10 and all(len(p["prompt"]) <= 1000 for p in shown) and "1,000 characters" in note
-    shown, note = within(prompts, 1000)
-    assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in note
-    assert sum(len(as_script_json(p)) for p in shown) <= 1000
+def unpacked(found: Embedded) -> dict[str, Any]:
+    """What page.js reads."""
+    text = found.text if found.encoding == "json" else gzip.decompress(base64.b64decode(found.text)).decode()
+    return json.loads(text)
 
 
-def test_two_thousand_long_completions_stay_below_three_megabytes(tmp_path: Any) -> None:
-    words = [f"word{i}" for i in range(4000)]
-    rng = np.random.default_rng(0)
-    prompts = [
-        {"id": i, "prompt": " ".join(rng.choice(words, 200)), "data": [" ".join(rng.choice(words, 150)), 1.0]}
-        for i in range(2000)
-    ]
-    shown, _ = within(prompts)
-    assert len(shown) == 2000
-    assert len(as_script_json(shown).encode()) < 2_300_000
+def test_what_exceeds_the_budget_is_compressed_then_shortened_then_left_out_and_said() -> None:
+    digits = np.random.default_rng(0).integers(0, 10, (10, 3000))
+    value = {"prompts": [{"id": i, "prompt": "".join(map(str, row))} for i, row in enumerate(digits)]}
+    assert embed(value, 40_000) == Embedded(as_script_json(value), "json", "")
+    whole = embed(value, 25_000)
+    assert whole.encoding == "gzip" and unpacked(whole) == value | {"note": ""} and whole.note == ""
+    shorter = embed(value, 15_000)
+    shown = unpacked(shorter)["prompts"]
+    assert len(shown) == 10 and all(len(p["prompt"]) <= 2000 for p in shown) and "2,000 characters" in shorter.note
+    few = embed(value, 1000)
+    shown = unpacked(few)["prompts"]
+    assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in few.note
+    assert all(e.size <= most for e, most in ((whole, 25_000), (shorter, 15_000), (few, 1000)))
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_of_both_themes_can_be_told_from_what_is_behind_them(theme: int) -> None:
+    """Contrast as WCAG 2.2 asks at level AA: 4.5 of text, 3 of lines that carry meaning."""
+    css = (Path(charts.__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([a-z0-9]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
+    colors = {name: pair[theme] for name, *pair in pairs}
+
+    def contrast(a: str, b: str) -> float:
+        light, dark = sorted((luminance(colors[a]), luminance(colors[b])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    assert luminance("#ffffff") == pytest.approx(1) and luminance("#000000") == 0
+    text = [(ink, back) for ink in ("ink", "muted", "accent", "up", "down") for back in ("paper", "card", "wash")]
+    faint = {pair: contrast(*pair) for pair in [*text, ("ink", "mark")] if contrast(*pair) < 4.5}
+    lines = {
+        name: contrast(name, "card") for name in colors if re.fullmatch(r"s\d", name) and contrast(name, "card") < 3
+    }
+    assert not faint and not lines
+
+
+def test_a_kept_checkpoint_is_ringed_between_the_steps_that_were_logged() -> None:
+    without, ringed = (charts.curve("t", {"p": {0: {10: 1.0, 20: 3.0}}}, ["p"], chosen, "l")
+                       for chosen in ({"p": {30}}, {"p": {15}}))  # fmt: skip
+    assert without is not None and ringed is not None and len(ringed.svg) > len(without.svg)
+
+
+def test_long_curves_are_drawn_by_means_of_neighbours() -> None:
+    assert charts.thinned([1.0, 2.0]).tolist() == [1.0, 2.0]
+    assert charts.thinned(range(400)).tolist()[:2] == [0.5, 2.5] and len(charts.thinned(range(400))) == 200
+    noise = np.random.default_rng(0).normal(size=20_000)
+    picture = charts.curve("t", {"p": {0: dict(enumerate(noise))}}, ["p"], {"p": {15_000}}, "l")
+    assert picture is not None and len(picture.svg) < 20_000
 
 
 def picture(name: str) -> charts.Chart:
@@ -146,8 +190,29 @@ def test_metrics_of_a_killed_run_are_read_up_to_its_half_line(tmp_path: Any) -> 
 
 def test_what_stages_took_is_said_in_units_that_suit() -> None:
     assert [clock(s) for s in (7.46, 516, 3725)] == ["7.5 s", "8 min 36 s", "1 h 02 min"]
-    entries = {"a": {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu"}, "b": {"num_rows": 3}}
-    assert stages(entries) == [["a", "10.0 s", "3.0 MiB (GPU)"]]
+    cost = {"seconds": 90.0, "sessions": 2, "peak_memory": 5 * 2**20}
+    before_costs = {"seconds": 10.0, "peak_memory": 3 * 2**20, "peak_memory_of": "gpu", "resumed_at": 4}
+    found = stages({"a": before_costs, "b": {"num_rows": 3}, "c": {"cost": cost}, "d": {"complete": False}})
+    assert found["header"] == ["stage", "wall time", "peak memory", "peak GPU memory"]
+    assert found["cells"] == [
+        ["a", "10.0 s since step 4", "not recorded", "3.0 MiB"],
+        ["b", "not recorded", "not recorded", "not recorded"],
+        ["c", "1 min 30 s in 2 sessions", "5.0 MiB", "not recorded"],
+        ["all that is recorded", "1 min 40 s", "5.0 MiB", "3.0 MiB"],
+    ]
+
+
+def test_machines_are_told_once_with_the_stages_that_ran_on_them() -> None:
+    small = {
+        "system": "Linux x86_64", "processor": "P", "cores": 2, "memory": 4 * 2**30, "gpus": [], "python": "3.11.0",
+        "packages": {"torch": "1"},
+    }  # fmt: skip
+    large = small | {"gpus": ["G", "G"]}
+    given = {"a": {"cost": {"machines": [small]}}, "b": {"cost": {"machines": [small, large]}}, "c": {"seconds": 3.0}}
+    [first, second] = machines(given)
+    assert first["stages"] == ["a", "b"] and second["stages"] == ["b"]
+    assert first["hardware"] == "Linux x86_64, P, 2 cores, 4.0 GiB of memory" and second["hardware"].endswith(", 2 x G")
+    assert first["versions"] == "Python 3.11.0, torch 1"
 
 
 def test_limits_that_take_many_rows_are_a_caveat() -> None:

@@ -98,4 +98,4 @@ def adopt(run: Run, trial: str, name: str, seed: int) -> None:
     discard(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    run.manifest.finish(artifact, **run.manifest.facts(entry))
+    run.manifest.finish(artifact, **run.manifest.facts(entry), cost=run.manifest.cost(entry))

@@ -1,4 +1,4 @@
-"""What PPO asks of a policy: log-probability, value and entropy of every completion token; and its frozen start."""
+"""What PPO asks of a policy: log-probability, value and entropy of every completion token."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,30 +41,6 @@ def attach_value_head(policy: Any) -> ValueHead:
         keys = {f"{VALUE_HEAD}.{name}" for name in head.state_dict()}
         policy._keys_to_ignore_on_save = {*(policy._keys_to_ignore_on_save or ()), *keys}
     return head
-
-
-class FrozenStart:
-    """The reference: a copy of the weights that train, as they are now, put in their place while it is asked.
-
-    Under an adapter the copy is the adapter alone, new or continued; the base is shared with the policy.
-    """
-
-    def __init__(self, policy: nn.Module):
-        self.weights = [(p, p.detach().clone()) for p in policy.parameters() if p.requires_grad]
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the policy is the reference."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for i, (parameter, other) in enumerate(self.weights):
-            self.weights[i] = (parameter, parameter.data)
-            parameter.data = other
 
 
 class TokenOutputs(NamedTuple):

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from leftover.data.collate import pad
 from leftover.data.rows import as_prompt
+from leftover.divergence import FrozenStart
 from leftover.generate import end_ids, generate
 from leftover.ppo.objective import advantages_and_returns, explained_variance, moments, token_rewards, whiten
-from leftover.ppo.policy import FrozenStart, score_tokens
+from leftover.ppo.policy import score_tokens
 from leftover.reference import autocast
 
 Summed = Callable[[Tensor], Tensor]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.data.raw import chat_of
+from leftover.divergence import FrozenStart
 from leftover.errors import UserError
 from leftover.models import align_generation_config, disable_dropout
 from leftover.policy_trainer import PolicyTrainer
 from leftover.ppo.config import PPOConfig
 from leftover.ppo.objective import adapted_kl_coef, moments, policy_loss, value_loss
-from leftover.ppo.policy import VALUE_HEAD, FrozenStart, attach_value_head, token_outputs
+from leftover.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs
 from leftover.ppo.progress import Progress
 from leftover.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
 from leftover.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts

@@ -8,6 +8,7 @@ import numpy as np
 from leftover.report.svg import GRID, INK, NEUTRAL, draw, printable, series_color
 
 _MAX_POINTS = 500
+_MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
 
 
 class Chart(NamedTuple):
@@ -97,7 +98,8 @@ Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
 def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str, set[int]], label: str) -> Chart | None:
     """A metric along optimizer steps: mean over seeds with their range, a ring at every chosen checkpoint.
 
-    `curves`: policy -> seed -> step -> number; `chosen`: policy -> the steps that its seeds kept.
+    `curves`: policy -> seed -> step -> number; `chosen`: policy -> the steps that its seeds kept. Of many steps means
+    of neighbouring ones are drawn (`thinned`).
     """
     if not any(points for seeds in curves.values() for points in seeds.values()):
         return None
@@ -110,12 +112,13 @@ def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str,
             steps = sorted({step for points in seeds.values() for step in points})
             at = [[points[step] for points in seeds.values() if step in points] for step in steps]
             means, color = [float(np.mean(v)) for v in at], color_of(name, names)
-            axis.plot(steps, means, color=color, label=printable(name), marker="o" if len(steps) < 15 else None, ms=2.5)
+            x, y, low, high = (thinned(n) for n in (steps, means, [min(v) for v in at], [max(v) for v in at]))
+            axis.plot(x, y, color=color, label=printable(name), marker="o" if len(x) < 15 else None, ms=2.5)
             if len(seeds) > 1:
-                axis.fill_between(steps, [min(v) for v in at], [max(v) for v in at], color=color, alpha=0.15, lw=0)
-            rings = [(s, m) for s, m in zip(steps, means, strict=True) if s in chosen.get(name, ())]
-            for ring in rings:
-                axis.plot(*ring, marker="o", ms=8, mfc="none", mec=color)
+                axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+            for step in chosen.get(name, ()):
+                if steps[0] <= step <= steps[-1]:
+                    axis.plot(step, np.interp(step, steps, means), marker="o", ms=8, mfc="none", mec=color)
             said.append(f"{name} from {means[0]:.3g} to {means[-1]:.3g}")
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(label)
@@ -123,6 +126,15 @@ def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str,
 
     svg = draw(paint)
     return Chart(title, svg, f"{label} along training: {'; '.join(said)}.")
+
+
+def thinned(values: Sequence[float]) -> np.ndarray:
+    """As they are, or the means of as many neighbouring values each as leave `_MAX_STEPS` of them at most."""
+    array = np.asarray(values, np.float64)
+    width = -(-len(array) // _MAX_STEPS)
+    if width <= 1:
+        return array
+    return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
 
 
 def advantage_histogram(advantage: np.ndarray) -> Chart | None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, test_rows, unique_prompts
-from leftover.report.embedded import MAX_BYTES, within
 from leftover.report.sections import readable
 from leftover.results import Records
 from leftover.training import available_blocks
@@ -20,12 +19,13 @@ def read_records(run: Any, results: dict[str, Any]) -> BySeed:
     return found
 
 
-def side_by_side(run: Any, records: BySeed, main: str, primary: str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def side_by_side(run: Any, records: BySeed, main: str, primary: str) -> dict[str, Any]:
     """The data of the completions section, JSON through and through.
 
     names: whose completions, the data's own first; of a policy those of its first seed. main: which of them the gain
     is of. decodings: the primary one first. components: names of the parts of the reward. prompts: each `id`,
     `source`, `prompt`, `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components].
+    note: what a page has shortened; empty here.
     """
     rows = unique_prompts(test_rows(run, available_blocks(run)))
     firsts = {name: seeds[min(seeds)] for name, seeds in records.items()}
@@ -48,14 +48,13 @@ def side_by_side(run: Any, records: BySeed, main: str, primary: str, max_bytes: 
         }
         for row in rows
     ]
-    shown, note = within(prompts, max_bytes)
     return {
         "names": ["data", *firsts],
         "main": main,
         "decodings": decodings,
         "components": parts,
-        "prompts": shown,
-        "note": note,
+        "prompts": prompts,
+        "note": "",
     }
 
 

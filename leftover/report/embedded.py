@@ -1,10 +1,13 @@
 """Texts of data and models inside a page: as JSON that no parser takes for markup, within a budget of bytes."""
 
+import base64
+import gzip
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-MAX_BYTES = 2_200_000  # of completions in one page, which leaves room for pictures below 3 MB
-_LIMITS = (None, 8000, 4000, 2000, 1000, 500, 250)
+MAX_PAGE_BYTES = 2_900_000  # of a page, but for what its completions take at least
+MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
+_LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
 
 
@@ -47,25 +50,55 @@ def shorten_all(value: Any, limit: int | None) -> Any:
     return value
 
 
-def within(prompts: list[dict[str, Any]], max_bytes: int = MAX_BYTES) -> tuple[list[dict[str, Any]], str]:
-    """As many prompts with their completions as fit, long texts shortened first; and a sentence on what that took.
+class Embedded(NamedTuple):
+    """JSON inside a page: its text, the encoding that page.js undoes, and what was shortened, in words."""
 
-    The sentence is empty where everything fits as it is.
+    text: str
+    encoding: str  # "json", or "gzip": base64 of gzip
+    note: str
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.text.encode())
+
+
+def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
+    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what that took.
+
+    As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
+    middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are
+    too much still, the last prompts are left out. The note is empty where nothing is lost.
     """
-    limit, sizes = None, [0]
-    shown = prompts
+    plain = as_script_json(value)
+    if len(plain.encode()) <= max_bytes:
+        return Embedded(plain, "json", "")
+    prompts, ratio = value["prompts"], 0.0
     for limit in _LIMITS:
         shown = [shorten_all(prompt, limit) for prompt in prompts] if limit else prompts
-        sizes = [len(as_script_json(prompt).encode()) + 1 for prompt in shown]
-        if sum(sizes) <= max_bytes:
-            break
+        note = _note(limit, len(prompts), len(prompts))
+        text = as_script_json(value | {"prompts": shown, "note": note}).encode()
+        if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:
+            continue  # shorter texts are compressed no better: it saves the time to see it
+        packed = _packed(text)
+        ratio = len(packed) / len(text)
+        if len(packed) <= max_bytes:
+            return Embedded(packed, "gzip", note)
+    count = len(shown)
+    while count and len(packed) > max_bytes:
+        # Compressed, a part of the prompts takes about that part of the bytes.
+        count = min(count - 1, int(count * 0.98 * max_bytes / len(packed)))
+        note = _note(limit, count, len(prompts))
+        packed = _packed(as_script_json(value | {"prompts": shown[:count], "note": note}).encode())
+    return Embedded(packed, "gzip", note)
+
+
+def _note(limit: int | None, shown: int, prompts: int) -> str:
     said = [f"texts of more than {limit:,} characters have lost their middle ({_MARK.strip()})"] if limit else []
-    if sum(sizes) > max_bytes:
-        total, count = 0, 0
-        while total + sizes[count] <= max_bytes:
-            total += sizes[count]
-            count += 1
-        shown = shown[:count]
-        said.append(f"{count:,} of {len(prompts):,} prompts are shown")
-    sentence = " and ".join(said)
-    return shown, f"To keep this page small, {sentence}; the run's folder holds all in evaluation/." if said else ""
+    said += [f"{shown:,} of {prompts:,} prompts are shown"] if shown < prompts else []
+    return f"To keep this page small, {' and '.join(said)}." if said else ""
+
+
+def _packed(text: bytes) -> str:
+    """Base64 of gzip; the same text gives the same. Nothing in it is markup."""
+    return base64.b64encode(gzip.compress(text, 6, mtime=0)).decode()

@@ -3,20 +3,23 @@
 import base64
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from leftover.errors import UserError
 from leftover.inspect.analysis import analyse
 from leftover.inspect.rows import rows_of_table
 from leftover.models import read_json
 from leftover.report.completions import read_records, side_by_side
-from leftover.report.embedded import MAX_BYTES, as_script_json, shorten
+from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.finished import FinishedRun
 from leftover.report.reproduce import reproduce_view
-from leftover.report.views import leftover_view, results_view, training_view, verdict_view, with_main
+from leftover.report.training_curves import training_view
+from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ _SHOWN = 420  # characters of a text in a table
 
 def write_run_page(run: Any, results: dict[str, Any]) -> Path:
     """Write report.html into the folder of a run (`Run` or `FinishedRun`) from its results."""
-    return write_page([run_view(run, results, "run-1", MAX_BYTES)], run.folder / "report.html")
+    return write_page([run_view(run, results, "run-1")], run.folder / "report.html")
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
@@ -40,16 +43,16 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
         results = run.results()
         if results is None:
             raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` goes on with it")
-        views.append(run_view(run, results, f"run-{number}", MAX_BYTES // len(folders)))
+        views.append(run_view(run, results, f"run-{number}"))
     default = Path(folders[0]) / "report.html" if len(folders) == 1 else Path("report.html")
     return write_page(views, output or default)
 
 
-def run_view(run: Any, results: dict[str, Any], name: str, max_bytes: int) -> dict[str, Any]:
+def run_view(run: Any, results: dict[str, Any], name: str) -> dict[str, Any]:
     """All sections of one run; `name` is the id of its part of the page."""
     records = read_records(run, results)
     results = with_main(results, records)
-    completions = side_by_side(run, records, results["main"], results["primary"], max_bytes)
+    completions = side_by_side(run, records, results["main"], results["primary"])
     prepared = run.folder / "prepare.json"
     about_value = read_json(prepared).get("value") if prepared.is_file() else None
     rows = rows_of_table(run.table, about_value)
@@ -59,17 +62,38 @@ def run_view(run: Any, results: dict[str, Any], name: str, max_bytes: int) -> di
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
-        "training": training_view(run.folder, results),
+        "training": training_view(run.folder, run.recipe, results),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": completions,
+        "folder": Path(run.folder),
         "reproduce": reproduce_view(run),
     }
 
 
 def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Render the report of runs to `path`, under a temporary name first."""
+    """Render the report of runs to `path`, under a temporary name first.
+
+    The completions get what the rest of the page leaves of `MAX_PAGE_BYTES`, in equal parts a run.
+    """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
-    return _write(path, _render("report.html.j2", title=title, runs=runs))
+
+    def render(budget: int | None) -> str:
+        embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
+        files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
+        shown = zip(runs, embedded, files, strict=True)
+        return _render("report.html.j2", title=title, runs=[r | {"embedded": e, "files": f} for r, e, f in shown])
+
+    rest = len(render(None).encode("utf-8", errors="replace"))
+    return _write(path, render(min(MAX_BYTES, max(MIN_BYTES, (MAX_PAGE_BYTES - rest) // len(runs)))))
+
+
+def _link(target: Path, start: Path) -> str:
+    """The address of a folder as seen from the page's, with a slash at its end."""
+    try:
+        path = Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return target.resolve().as_uri() + "/"
+    return quote(path) + "/"
 
 
 def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
@@ -109,7 +133,7 @@ def _environment() -> Any:
     loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     filters: dict[str, Any] = {
-        "embedded": lambda value: Markup(as_script_json(value)),
+        "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": lambda svg: Markup(svg),  # made by report/svg.py, which escapes what it writes
         "own": lambda text: Markup(text),  # page.css and page.js
         "short": lambda text: shorten(text.strip(), _SHOWN),

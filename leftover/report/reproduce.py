@@ -1,47 +1,108 @@
-"""What it takes to get the same numbers again: recipe, versions, hardware, hashes, and what every stage took."""
+"""The last section of the page: what to run again, on what it ran, and what every stage took."""
 
-import os
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from leftover.config import dump_recipe
 from leftover.models import read_json
 
-_PACKAGES = (
-    "leftover", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn",
-)  # fmt: skip
+NOT_RECORDED = "not recorded"
 _FILES_SHOWN = 40
 
 
 def reproduce_view(run: Any) -> dict[str, Any]:
-    """The last section of the page. Versions and hardware are those of the process that writes it."""
+    """The last section of the page, from what the stages wrote down while they ran."""
+    entries = all_entries(run)
+    files, more = _files(run.folder)
     return {
         "recipe": dump_recipe(run.recipe),
-        "versions": [("Python", platform.python_version()), *_versions()],
-        "hardware": _hardware(),
+        "machines": machines(entries),
         "seed": run.recipe.seed,
         "seeds": run.recipe.seeds,
-        "stages": stages(run.manifest.entries),
-        "files": _files(run.folder),
+        "stages": stages(entries),
+        "files": files,
+        "more_files": more,
     }
 
 
-def stages(entries: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Name, wall time and peak memory of every stage of a manifest that noted them."""
+def all_entries(run: Any) -> dict[str, dict[str, Any]]:
+    """Entries of both manifests in the order of the stages: columns of the table, models, evaluations."""
+    table = {f"column {name}": entry for name, entry in run.table.manifest.entries.items()}
+    rest = run.manifest.entries
+
+    def place(name: str) -> int:
+        if name in table:
+            return 0 if name.removeprefix("column ").startswith(_BEFORE_MODELS) else 2
+        return 4 if name.startswith("evaluation of ") else 3 if name.startswith("policy ") else 1
+
+    return dict(sorted((table | rest).items(), key=lambda item: place(item[0])))
+
+
+_BEFORE_MODELS = ("rows", "split", "tokens", "score-", "reward")
+
+
+def stages(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Header and cells: wall time and peak memory of every stage of manifests, and `not recorded` where that is so."""
     from leftover.plan.sources import size_text
 
-    found = []
+    costs = {name: _cost(entry) for name, entry in entries.items() if entry.get("complete", True)}
+    on_gpu = any("peak_gpu_memory" in cost for cost in costs.values())
+    keys = ["peak_memory", *(["peak_gpu_memory"] if on_gpu else [])]
+    cells = [
+        [name, _time(cost), *(NOT_RECORDED if cost.get(key) is None else size_text(cost[key]) for key in keys)]
+        for name, cost in costs.items()
+    ]
+    known = [cost["seconds"] for cost in costs.values() if cost.get("seconds") is not None]
+    if len(known) > 1:
+        cells.append(["all that is recorded", clock(sum(known)), *(_most(costs, key, size_text) for key in keys)])
+    return {"header": ["stage", "wall time", "peak memory", *(["peak GPU memory"] if on_gpu else [])], "cells": cells}
+
+
+def _cost(entry: dict[str, Any]) -> dict[str, Any]:
+    """Of an entry; one from before costs were recorded may tell of its training alone."""
+    if entry.get("cost"):
+        return entry["cost"]
+    memory = {"gpu": "peak_gpu_memory"}.get(entry.get("peak_memory_of", ""), "peak_memory")
+    return {"seconds": entry.get("seconds"), memory: entry.get("peak_memory"), "since": entry.get("resumed_at")}
+
+
+def _time(cost: dict[str, Any]) -> str:
+    if cost.get("seconds") is None:
+        return NOT_RECORDED
+    sessions = f" in {cost['sessions']} sessions" if cost.get("sessions", 1) > 1 else ""
+    return clock(cost["seconds"]) + sessions + (f" since step {cost['since']}" if cost.get("since") else "")
+
+
+def _most(costs: dict[str, dict[str, Any]], key: str, text: Any) -> str:
+    found = [cost[key] for cost in costs.values() if cost.get(key) is not None]
+    return text(max(found)) if found else NOT_RECORDED
+
+
+def machines(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every kind of machine and set of versions that stages ran with: `hardware`, `versions` and their `stages`."""
+    found: list[dict[str, Any]] = []
     for name, entry in entries.items():
-        if entry.get("seconds") is None and entry.get("peak_memory") is None:
-            continue
-        seconds = "–" if entry.get("seconds") is None else clock(entry["seconds"])
-        since = f" since step {entry['resumed_at']}" if "resumed_at" in entry else ""
-        memory = "–" if entry.get("peak_memory") is None else size_text(entry["peak_memory"])
-        of = {"gpu": "GPU", "process": "process", "process_lifetime": "process"}.get(entry.get("peak_memory_of", ""))
-        found.append([name, seconds + since, memory + (f" ({of})" if of and memory != "–" else "")])
+        for one in (entry.get("cost") or {}).get("machines", []):
+            said = {"hardware": _hardware(one), "versions": _versions(one)}
+            known = next((m for m in found if {k: m[k] for k in said} == said), None)
+            if known is None:
+                known = said | {"stages": []}
+                found.append(known)
+            known["stages"].append(name)
     return found
+
+
+def _hardware(one: dict[str, Any]) -> str:
+    from leftover.plan.sources import size_text
+
+    gpus = {name: one["gpus"].count(name) for name in one["gpus"]}
+    parts = [one["system"], one["processor"], f"{one['cores']} core{'s' * (one['cores'] != 1)}"]
+    parts += [f"{size_text(one['memory'])} of memory"] if "memory" in one else []
+    return ", ".join(part for part in [*parts, *(f"{count} x {name}" for name, count in gpus.items())] if part)
+
+
+def _versions(one: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in ({"Python": one["python"]} | one["packages"]).items())
 
 
 def clock(seconds: float) -> str:
@@ -52,27 +113,12 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package, metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _files(folder: Path) -> tuple[list[tuple[str, str]], int]:
+    """(file, start of its SHA-256) of data and models that were hashed, and how many more hashes.json has.
 
-
-def _hardware() -> str:
-    parts = [platform.system(), platform.machine(), f"{os.cpu_count()} CPU cores"]
-    import torch
-
-    if torch.cuda.is_available():
-        parts += [f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"]
-    return ", ".join(parts)
-
-
-def _files(folder: Path) -> list[tuple[str, str]]:
-    """(file, start of its SHA-256) of data and models that were hashed; the last parts of a path tell it."""
+    The last parts of a path tell the file.
+    """
     path = folder / "hashes.json"
     known = read_json(path) if path.is_file() else {}
-    return [("/".join(Path(name).parts[-3:]), entry[2]) for name, entry in known.items()][:_FILES_SHOWN]
+    files = [("/".join(Path(name).parts[-3:]), entry[2]) for name, entry in known.items()]
+    return files[:_FILES_SHOWN], max(0, len(files) - _FILES_SHOWN)

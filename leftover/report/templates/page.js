@@ -393,12 +393,24 @@
     });
   }
 
+  // Of a large page the JSON is gzip in base64.
+  async function unpack(source) {
+    const bytes = Uint8Array.from(atob(source.textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
   setUpTheme();
   setUpSections();
   const browsers = [];
   for (const root of document.querySelectorAll("[data-browser]")) {
     const source = document.querySelector('[data-completions="' + root.dataset.browser + '"]');
-    browsers.push(new Browser(root, JSON.parse(source.textContent)));
+    const start = (data) => browsers.push(new Browser(root, data));
+    if (source.dataset.encoding === "gzip")
+      unpack(source).then(start, () => {
+        root.previousElementSibling.after(element("p", "note", "This browser cannot unpack the completions: take a newer one."));
+      });
+    else start(JSON.parse(source.textContent));
   }
   setUpKeys(browsers);
 })();
