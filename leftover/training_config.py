@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, RELEASED, Objective
 from leftover.quantization import check_optimizer
+from leftover.trackers import check_trackers
 
 
 @dataclass
@@ -97,6 +98,7 @@ class LoLConfig(TrainingArguments):
                 raise UserError("released_code draws batches of rows: leave max_tokens_per_batch and whole_groups out")
             self.disable_dropout = self.length_bucketing = False
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
+        check_trackers(self.report_to)
         super().__post_init__()
 
     @property

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from leftover.errors import UserError
 from leftover.ppo import ONLINE
 from leftover.quantization import check_optimizer
+from leftover.trackers import check_trackers
 
 
 @dataclass
@@ -85,6 +86,7 @@ class PPOConfig(TrainingArguments):
                 bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                 raise UserError(f"{name} is {value:g}: it must be {bounds}")
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
+        check_trackers(self.report_to)
         super().__post_init__()
         if self.rollouts_per_step % self.rows_per_update:
             raise UserError(

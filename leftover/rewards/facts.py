@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from leftover.rewards.sum import SumReward
+from leftover.terminal import console
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ def show_facts(facts: dict[str, Any]) -> None:
     """A table of the components on stderr where there are several, and a warning where one dominates the sum."""
     if len(facts["components"]) > 1:
         if log.isEnabledFor(logging.INFO):
-            from rich.console import Console
-
-            Console(file=sys.stderr).print(_table(facts))
+            console(sys.stderr).print(_table(facts))
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(
