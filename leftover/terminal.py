@@ -21,14 +21,14 @@ def is_live(stream: TextIO | None = None) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not in_ci and is_main_process()
 
 
-def console(stream: TextIO | None = None, *, width: int | None = None, markup: bool = False) -> Any:
-    """A rich console on `stream` (default: stdout); plain text where that is not live, `width` columns wide.
+def console(*, stderr: bool = False, width: int | None = None, markup: bool = False) -> Any:
+    """A rich console on stdout (or stderr); plain text where that is not live, `width` columns wide.
 
     Strings are taken as they are (`markup`: read as rich's markup). Colours go where NO_COLOR is set.
     """
     from rich.console import Console
 
-    stream = sys.stdout if stream is None else stream
+    stream = sys.stderr if stderr else sys.stdout
     live = is_live(stream)
     return Console(
         file=stream,
@@ -46,7 +46,8 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool = True)
     from tqdm import tqdm
 
     disable = not (shown and is_live())
-    return tqdm(total=total, desc=description, unit=unit, leave=False, dynamic_ncols=True, disable=disable)
+    options: dict[str, Any] = {"file": sys.stderr, "leave": False, "dynamic_ncols": True, "disable": disable}
+    return tqdm(total=total, desc=description, unit=unit, **options)
 
 
 def harmless(text: str) -> str:

@@ -96,6 +96,8 @@ def _to_trackio(handler: Any, rows: list[tuple]) -> None:
 def _to_mlflow(handler: Any, rows: list[tuple]) -> None:
     import mlflow
 
+    # Its bars would be drawn into a log, or across the live display.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
     # One file for all evaluations, which it appends to: it remembers every table file in one tag of limited length.
     mlflow.log_table(columns, artifact_file="completions.json")

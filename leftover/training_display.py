@@ -146,20 +146,19 @@ class PlainLines(TrainingProgress):
 class LiveDisplay(TrainingProgress):
     """Two lines that are redrawn, and above them, at every evaluation, what the policy makes of one prompt now."""
 
-    def __init__(self, name: str, tokens: Callable[[], int] | None = None, stream: Any = None):
+    def __init__(self, name: str, tokens: Callable[[], int] | None = None):
         super().__init__(name, tokens)
-        self.stream, self.live, self.doing = stream, None, ""
+        self.live: Any = None
+        self.doing = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        import sys
-
         from rich.live import Live
 
         super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero:
             self.close()
-            self.live = Live(console=console(self.stream or sys.stderr), get_renderable=self.render, transient=True)  # type: ignore[assignment]
-            self.live.start()  # type: ignore[attr-defined]
+            self.live = Live(console=console(stderr=True), get_renderable=self.render, transient=True)
+            self.live.start()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
