@@ -24,7 +24,7 @@ def is_live(stream: TextIO | None = None) -> bool:
 def console(*, stderr: bool = False, width: int | None = None, markup: bool = False) -> Any:
     """A rich console on stdout (or stderr); plain text where that is not live, `width` columns wide.
 
-    Strings are taken as they are (`markup`: read as rich's markup). Colours go where NO_COLOR is set.
+    Strings are taken as they are (`markup`: read as rich's markup). Where NO_COLOR is set there is no colour.
     """
     from rich.console import Console
 
@@ -74,11 +74,11 @@ def one_line(text: str, width: int, *, keep: str = "start") -> str:
 
 
 class LogHandler(logging.Handler):
-    """Log lines on what `sys.stderr` is now, so that they pass above a live display; warnings from every process."""
+    """Log lines on what `sys.stderr` is now, so that they pass above a live display; of several processes the first."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; of other processes than the first only what is a warning at least."""
-        if not is_main_process() and record.levelno < logging.WARNING:
+        """Write one record; of other processes than the first errors alone, which may be theirs."""
+        if not is_main_process() and record.levelno < logging.ERROR:
             return
         try:
             sys.stderr.write(harmless(self.format(record)) + "\n")

@@ -133,7 +133,8 @@ def test_log_lines_go_to_what_stderr_is_now_and_obey_nothing(
     assert later.getvalue() == "row \\x1b[2J\n" and terminal.getvalue() == ""
     monkeypatch.setenv("RANK", "1")
     say(logging.INFO, "twice")
-    say(logging.WARNING, "trouble")
+    say(logging.WARNING, "twice")
+    say(logging.ERROR, "trouble")
     assert "twice" not in later.getvalue() and "trouble" in later.getvalue()
 
 
