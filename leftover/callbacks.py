@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -27,25 +27,6 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class Progress(ProgressCallback):
-    """The Trainer's progress bar with the newest numbers beside it, in place of a printed dictionary a line."""
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is None or not logs:
-            return
-        shown = {short: f"{logs[name]:.4g}" for name, short in _SHOWN.items() if name in logs}
-        self.latest = getattr(self, "latest", {}) | shown
-        self.training_bar.set_postfix(self.latest, refresh=False)
-
-
-_SHOWN = {
-    "loss": "loss",
-    "eval_reward/mean": "held-out reward",
-    "eval_logratio/rank_correlation": "rank correlation",
-    "eval_nll": "held-out nll",
-}
 
 
 def _step(line: str) -> float:

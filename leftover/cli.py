@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from leftover.judge.command import judge
+from leftover.terminal import harmless
 
 _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
 
@@ -251,7 +252,9 @@ def _announce() -> None:
     import logging
     import warnings
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from leftover.terminal import LogHandler
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     logging.getLogger("leftover").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     import datasets
@@ -289,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         message = _mendable(error)
         if debug or message is None:
             raise
-        click.echo(f"error: {message}", err=True)
+        click.echo(f"error: {harmless(message)}", err=True)
         sys.exit(2)
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from leftover.config import Recipe
 from leftover.plan.build import Plan, build_plan
 from leftover.plan.rows import Rows, left_out
 from leftover.plan.sources import DOWNLOAD, offline, size_text
+from leftover.terminal import console
 
 _ALWAYS = (
     "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
@@ -22,16 +22,16 @@ _ALWAYS = (
 def dry_run(recipe: Recipe, until: str = "report") -> None:
     """Print the plan of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
     with offline():
-        show(build_plan(recipe, until), Console())
+        show(build_plan(recipe, until), console())
 
 
-def show(plan: Plan, console: Any) -> None:
+def show(plan: Plan, terminal: Any) -> None:
     """The tables, in the order in which the numbers are needed."""
     for table in (_needed(plan), _data(plan), _model(plan), _trainings(plan), _work(plan), _memory(plan), _disk(plan)):
         if table is not None:
-            console.print(table)
+            terminal.print(table)
     for note in (*plan.notes, *_ALWAYS):
-        console.print(f"- {note}", highlight=False)
+        terminal.print(f"- {note}")
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

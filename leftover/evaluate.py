@@ -148,7 +148,14 @@ def complete(
         if scorer is model and name_of_sum != "logprob":  # the reference against itself: one pass says both
             _add(records, name_of_sum, [record["logprob"] for record in records])
             continue
-        logprobs, _ = reference_pass(scorer, run.tokenizer, rows, features=False, compute_dtype=run.compute_dtype)
+        logprobs, _ = reference_pass(
+            scorer,
+            run.tokenizer,
+            rows,
+            features=False,
+            compute_dtype=run.compute_dtype,
+            description=f"{name}, {decoding}, {name_of_sum}",
+        )
         _add(records, name_of_sum, [float(values.sum()) for values in logprobs])
     return records
 

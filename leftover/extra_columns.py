@@ -190,7 +190,14 @@ def mismatched_logprobs(
 ) -> np.ndarray:
     """log pi_ref of every completion after the prompt in its place, [N]: the sum over its tokens."""
     pairs = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    logprobs, _ = reference_pass(model, tokenizer, pairs, features=False, compute_dtype=compute_dtype)
+    logprobs, _ = reference_pass(
+        model,
+        tokenizer,
+        pairs,
+        features=False,
+        compute_dtype=compute_dtype,
+        description="mismatched log-probabilities",
+    )
     return np.array([float(lp.sum()) for lp in logprobs])
 
 

@@ -12,6 +12,7 @@ from leftover.config import load_yaml
 from leftover.errors import UserError
 from leftover.manifest import Manifest
 from leftover.rewards import load_reward
+from leftover.terminal import console
 
 KINDS = {"linear": "linear", "fine-tuned": "fine_tuned"}
 
@@ -66,19 +67,15 @@ def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ())
 
 def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
     """Print what was fitted and how well it does on held-out families, and how a recipe names it."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title=escape(f"{spec['type']} reward: {spec['fit']['path']}"), title_justify="left", show_header=False
-    )
+    table = Table(title=f"{spec['type']} reward: {spec['fit']['path']}", title_justify="left", show_header=False)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), escape(_text(value)))
-    console = Console()
-    console.print(table)
-    console.print("In a recipe, under reward.functions or evaluate.judges:")
-    console.print(f"  - {{type: {spec['type']}, path: {output.rstrip('/')}}}", soft_wrap=True, highlight=False)
+        table.add_row(name.replace("_", " "), _text(value))
+    terminal = console()
+    terminal.print(table)
+    terminal.print("In a recipe, under reward.functions or evaluate.judges:")
+    terminal.print(f"  - {{type: {spec['type']}, path: {output.rstrip('/')}}}", soft_wrap=True)
 
 
 def _text(value: Any) -> str:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
+from leftover.terminal import progress_bar
 
 # A batch ends when this share of its rows, or less, is unfinished: stragglers of all batches go on together in a
 # second round, and so on. They are read again there, at the cost of a step or two, and no batch runs on for a few.
@@ -34,8 +35,6 @@ def generate(
     The global random state is left as it was, so that generating in the middle of training does not change
     the run. Sampling is from the model's own distribution at `temperature`: no top-k, no top-p.
     """
-    from tqdm import tqdm
-
     device = next(model.parameters()).device
     completions: list[list[int]] = [[] for _ in prompt_ids]
     decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
@@ -43,7 +42,7 @@ def generate(
     model.eval()
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
-    shown = tqdm(total=len(unfinished), desc=description, leave=False, disable=None if description else True)
+    shown = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
     try:
         own = _own_distribution(model) if sample else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), shown, own:

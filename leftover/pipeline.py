@@ -31,6 +31,7 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
 def prepare(this: Run, only: str | None = None) -> None:
     """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step."""
     requirements.check_recipe(this)
+    requirements.check_reporting(this.recipe)
     for name, step in STEPS.items():
         step(this)
         if name == only:

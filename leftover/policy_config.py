@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from leftover.errors import UserError, nearest
 from leftover.quantization import check_optimizer
+from leftover.trackers import check_trackers
 
 
 @dataclass
@@ -35,6 +36,7 @@ class PolicyConfig(TrainingArguments):
             if given not in valid:
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
+        check_trackers(self.report_to)
         super().__post_init__()
 
     @property

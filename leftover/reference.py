@@ -13,6 +13,7 @@ from leftover.data.collate import Collator, pad
 from leftover.logprobs import completion_logprobs, head_sees_only
 from leftover.manifest import FileHashes, digest, file_hash
 from leftover.models import capture_hidden
+from leftover.terminal import progress_bar
 
 
 def pass_tokens(device: torch.device) -> int:
@@ -52,6 +53,7 @@ def reference_pass(
     features: bool = True,
     compute_dtype: str | None = None,
     temperature: float = 1.0,
+    description: str | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Log-probabilities of every completion token, and pooled features of every prompt.
 
@@ -60,6 +62,7 @@ def reference_pass(
         features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
+        description: of a progress bar; without one there is none.
 
     Returns:
         A float32 array [T_i] a row, and the features (None where not asked for).
@@ -70,7 +73,8 @@ def reference_pass(
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
-    with capture_hidden(model) as captured, autocast(device, compute_dtype):
+    bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
+    with capture_hidden(model) as captured, autocast(device, compute_dtype), bar:
         for chosen in length_sorted_batches(lengths, pass_tokens(device)):
             batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
@@ -80,6 +84,7 @@ def reference_pass(
                 features_of = pool(captured["hidden"].float(), batch["prompt_mask"].sum(1))
                 for i, row_features in zip(chosen, features_of.cpu().numpy(), strict=True):
                     pooled[i] = row_features
+            bar.update(len(chosen))
     return logprobs, np.stack(pooled) if features else None
 
 

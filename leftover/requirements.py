@@ -10,6 +10,7 @@ from leftover.objectives import Columns, Objective
 from leftover.ppo import ONLINE
 from leftover.selection import check_groups, check_requirements
 from leftover.table import column, equals
+from leftover.trackers import check_trackers
 from leftover.training_config import declared
 from leftover.workspace import Run
 
@@ -50,6 +51,13 @@ def check_recipe(run: Run) -> None:
                 f"policy '{name}' ranks rewards among those of the reference's own completions, and recorded scores "
                 "cannot score these: give reward.functions that do"
             )
+
+
+def check_reporting(recipe: Recipe) -> None:
+    """Refuse a tracker that is not installed."""
+    sections = {"train": recipe.train, "reference.train": recipe.reference.train}
+    for section, fields in (sections | {f"policies.{n}": fields for n, fields in recipe.policies.items()}).items():
+        check_trackers(fields.get("report_to"), f"{section}.report_to")
 
 
 def check_prompts(run: Run) -> None:

@@ -33,7 +33,9 @@ def reference_columns(run: Run) -> None:
             loaded.append(run.load_reference())
         rows = list(shard)
         kept = [row for row in rows if row["kept"]]
-        logprobs, features = reference_pass(loaded[0], run.tokenizer, kept, compute_dtype=run.compute_dtype)
+        logprobs, features = reference_pass(
+            loaded[0], run.tokenizer, kept, compute_dtype=run.compute_dtype, description=description
+        )
         assert features is not None
         where = np.flatnonzero([row["kept"] for row in rows])
         all_features = np.full((len(rows), features.shape[1]), np.nan, np.float32)
@@ -54,10 +56,8 @@ def reference_columns(run: Run) -> None:
                 -per_token,
             )
 
-    source = run.table.open("tokens")
-    run.table.write_columns(
-        "reference", key, source, compute, description="reference log-probabilities", conclude=conclude
-    )
+    source, description = run.table.open("tokens"), "reference log-probabilities"
+    run.table.write_columns("reference", key, source, compute, description=description, conclude=conclude)
 
 
 # Nats a token below which an instruct model plainly does not write such completions.

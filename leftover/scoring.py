@@ -19,6 +19,7 @@ from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
 from leftover.table import column, equals
+from leftover.terminal import progress_bar
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -76,15 +77,18 @@ def score_component(run: Run, name: str) -> None:
         done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
         if scratch.is_file():  # a killed write may have left a part of a number
             done.tofile(scratch)
-        for start in range(len(done), len(shard), batch_rows):
-            part = shard[start : start + batch_rows]
-            prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
-            scores = reward(prompts, part["completion"])
-            check_finite(f"reward function '{name}'", scores, part["where"])
-            new = as_array(scores)
-            with scratch.open("ab") as file:
-                file.write(new.tobytes())
-            done = np.concatenate([done, new])
+        with progress_bar(len(shard), f"score {name}", "row") as bar:
+            bar.update(len(done))
+            for start in range(len(done), len(shard), batch_rows):
+                part = shard[start : start + batch_rows]
+                prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
+                scores = reward(prompts, part["completion"])
+                check_finite(f"reward function '{name}'", scores, part["where"])
+                new = as_array(scores)
+                with scratch.open("ab") as file:
+                    file.write(new.tobytes())
+                done = np.concatenate([done, new])
+                bar.update(len(new))
         return {f"reward/{name}": done}
 
     run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")

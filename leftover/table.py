@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.manifest import Key, Manifest
+from leftover.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -56,19 +57,19 @@ class Table:
         it has of a shard that takes long, which goes once the shard is written. `conclude` gets the whole block just
         before it counts as finished, so that what it notes is there whenever the block is. Returns False on reuse.
         """
-        from tqdm import tqdm
-
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
         starts = range(0, len(source), SHARD_ROWS)
         todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
-        for number, start in tqdm(todo, desc=description or block, unit="shard", leave=False, disable=None):
-            scratch = self._shard(block, number).with_suffix(".scratch")
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
-            self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
-            scratch.unlink(missing_ok=True)
-            self.manifest.note_costs()
+        with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
+            for number, start in todo:
+                scratch = self._shard(block, number).with_suffix(".scratch")
+                scratch.parent.mkdir(parents=True, exist_ok=True)
+                shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
+                self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
+                scratch.unlink(missing_ok=True)
+                self.manifest.note_costs()
+                bar.update()
         whole = self._open_block(block)
         conclude(whole)
         self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,21 @@ Weighted = dict[str, tuple[Tensor, int]]
 _EXTREMES = {"importance_weight/min": torch.min, "importance_weight/max": torch.max, "logratio/initial_max": torch.max}
 
 
+class Completion(NamedTuple):
+    """What the policy made of an evaluation prompt; of a conversation, the prompt as the model sees it."""
+
+    prompt: str
+    text: str
+    reward: float
+
+
 class MetricSums:
     """Running means and extremes between two log lines, over micro-batches and processes."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[tuple[Tensor, int]]] = {}
         self.num_tokens = 0
+        self.tokens_logged_here = 0
 
     def add(self, metrics: Weighted) -> None:
         for name, value in metrics.items():
@@ -37,6 +46,7 @@ class MetricSums:
             numbers = torch.stack([value.double().cpu() for value, _ in entries])
             counts = torch.tensor([count for _, count in entries], dtype=torch.float64)
             if name == "num_tokens":
+                self.tokens_logged_here += int(numbers.sum())
                 total = accelerator.gather(numbers.sum().to(accelerator.device)).sum()
                 self.num_tokens += int(total)
                 out[name] = float(self.num_tokens)
@@ -49,6 +59,11 @@ class MetricSums:
                 out[name] = float(total / count) if count else float("nan")
         self.values = {}
         return out
+
+    def tokens_of_this_process(self) -> int:
+        """Tokens of the batches that this process has trained on since it started. Waits for a GPU between logs."""
+        unlogged = sum(int(value) for value, _ in self.values.get("num_tokens", ()))
+        return self.tokens_logged_here + unlogged
 
 
 @torch.no_grad()
@@ -107,15 +122,17 @@ def initial_logratio(batch: CompletionBatch, args: Any, model: Any) -> Weighted:
 
 def evaluate_policy(
     model: Any, tokenizer: Any, dataset: Any, args: Any, reward_func: Callable | None, start: Any = None
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[Completion]]:
     """Metrics of a policy on prepared rows (`prompt_ids`, and `completion_ids`, `reward` where there are any).
 
     nll and perplexity: a token, on the rows' completions. logratio/rank_correlation and logratio/pair_accuracy:
     of the sequence log-ratio against the recorded rewards. reward/*, completions/*: of completions
-    generated for the unique prompts, where a reward function can score them. kl, entropy: on some of these, where they
-    are sampled and the model's `start` is there (`leftover.divergence.sampled_divergence`).
+    generated for the unique prompts, where a reward function can score them; these are returned beside the metrics,
+    in the order of the rows. kl, entropy: on some of these, where they are sampled and the model's `start` is there
+    (`leftover.divergence.sampled_divergence`).
     """
     metrics: dict[str, float] = {}
+    completions: list[Completion] = []
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
     if rows:
@@ -146,7 +163,9 @@ def evaluate_policy(
         if start is not None and args.eval_decoding == "sample":
             options: dict[str, Any] = {"compute_dtype": dtype, "seed": args.seed}
             metrics |= sampled_divergence(model, start, tokenizer, prompt_ids, completion_ids, **options)
-    return metrics
+        asked = [tokenizer.decode(r["prompt_ids"]) if r["conversational"] else r["prompt"] for r in prompts]
+        completions = [Completion(p, t, float(r)) for p, t, r in zip(asked, texts, rewards, strict=True)]
+    return metrics, completions
 
 
 def row_metrics(model: Any, tokenizer: Any, rows: list[dict], dtype: str | None) -> dict[str, float]:

@@ -2,19 +2,18 @@
 
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PrinterCallback, ProgressCallback
 
-from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
+from leftover.callbacks import MetricsFile, last_whole_checkpoint
 from leftover.costs import cost_callback
 from leftover.errors import UserError
 from leftover.extra_columns import extra_blocks
 from leftover.extras import row_columns
+from leftover.manifest import digest
 from leftover.memory import peak_memory
 from leftover.models import read_json, save_model
 from leftover.ppo import ONLINE
@@ -22,8 +21,10 @@ from leftover.ppo.config import PPOConfig, own_settings
 from leftover.ppo.trainer import PPOTrainer
 from leftover.requirements import needs_value, trains_on_chosen
 from leftover.table import column, equals, list_lengths
+from leftover.trackers import own_run
 from leftover.trainer import LoLTrainer
 from leftover.training_config import LoLConfig, declared, objective_settings
+from leftover.training_display import shown
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _SILENT = {
     "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
     "dataloader_pin_memory", "save_total_limit", "push_to_hub", "hub_model_id", "project", "trackio_space_id",
+    "trackio_bucket_id", "trackio_static_space_id",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
     "activation_checkpointing_kwargs",
 }  # fmt: skip
@@ -217,7 +219,9 @@ def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLCon
         "chat_template_kwargs": run.recipe.model.template_options,
         "end_tokens": run.recipe.model.end_tokens,
         "per_device_eval_batch_size": run.recipe.evaluate.batch_size,
-        "disable_tqdm": not sys.stderr.isatty(),
+        "disable_tqdm": False,  # where nothing may move, `shown` sees to it
+        "project": run.recipe.name,
+        "run_name": f"{run.recipe.name}-{_subject(run, folder)}-{digest([str(run.folder), settings])[:6]}",
     }
     config = PPOConfig if settings.get("objective") in ONLINE else LoLConfig
     try:
@@ -237,7 +241,7 @@ def _trainer(
     reward_func: Any,
 ) -> LoLTrainer | PPOTrainer:
     trainer_class: Any = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
-    trainer = trainer_class(
+    return trainer_class(
         model,
         args,
         train,
@@ -247,18 +251,13 @@ def _trainer(
         peft_config,
         callbacks=[MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl"), cost_callback(run.manifest)],
     )
-    for printing in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(printing)
-    if not args.disable_tqdm:
-        trainer.add_callback(Progress)
-    return trainer
 
 
 def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, Any]:
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
-    with peak_memory() as peak:
+    with own_run(trainer, folder), shown(trainer, _subject(run, folder)), peak_memory() as peak:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
@@ -275,6 +274,11 @@ def _fit(trainer: LoLTrainer | PPOTrainer, run: Run, folder: Path) -> dict[str, 
         "evaluations": history,
         **(trainer.facts() if isinstance(trainer, PPOTrainer) else _offline_facts(trainer)),
     }
+
+
+def _subject(run: Run, folder: Path) -> str:
+    """reference, or policy and seed."""
+    return "-".join(folder.relative_to(run.folder).parts[-2:])
 
 
 def _offline_facts(trainer: LoLTrainer) -> dict[str, Any]:

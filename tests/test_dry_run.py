@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,7 +377,7 @@ def test_a_model_that_cannot_be_traced_leaves_its_memory_unknown(
     plan = build_plan(make_recipe(tiny_recipe(tmp_path)))
     assert plan.memory[0].passing is None and plan.memory[0].total is None
     assert isinstance(plan, Plan)
-    dry_run.show(plan, dry_run.Console(file=sys.stdout))
+    dry_run.show(plan, dry_run.console())
 
 
 def test_random_weights_have_the_vocabulary_of_the_tokenizer_that_the_run_will_train(

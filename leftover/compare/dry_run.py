@@ -1,6 +1,5 @@
 """`leftover compare --dry-run`: what would be run, from the rows alone; nothing is trained and no folder written."""
 
-import sys
 from typing import Any
 
 from leftover.compare.budget import applicable, refusal, sized_by_tokens, take_as_many_tokens, with_policies
@@ -15,6 +14,7 @@ from leftover.plan.sources import offline
 from leftover.plan.work import Sizes, Training, plan_training
 from leftover.ppo import ONLINE
 from leftover.requirements import check_recipe
+from leftover.terminal import console
 from leftover.training_config import LoLConfig
 
 
@@ -74,7 +74,6 @@ def _as_many_tokens(recipe: Recipe, entry: Entry, rows: Rows | str, base: Traini
 
 
 def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Comparison", title_justify="left")
@@ -90,15 +89,15 @@ def _show(entries: list[Entry], plans: dict[str, Training], facts: dict[str, Any
         drawn = "its own samples" if plan is None else plan.selected
         own = [str(trials) if trials else "–", str(own_runs)]
         table.add_row(entry.name, entry.source, drawn, updates, tokens, *own)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    terminal = console(width=140)
+    terminal.print(table)
     for entry in (e for e in entries if e.reason is not None):
-        console.print(f"- {entry.name}: n/a, {entry.reason}", highlight=False, markup=False)
-    console.print(f"- {runs} runs in all, seeds {', '.join(map(str, facts['seeds']))}.", highlight=False)
+        terminal.print(f"- {entry.name}: n/a, {entry.reason}")
+    terminal.print(f"- {runs} runs in all, seeds {', '.join(map(str, facts['seeds']))}.")
     if facts["rows"]:
-        console.print(f"- Rows: {facts['rows']}.", highlight=False, markup=False)
+        terminal.print(f"- Rows: {facts['rows']}.")
     if facts["budget"] == "paper":
-        console.print("- Updates of leftover methods shrink with the share of leftover rows, known after `prepare`.")
-    console.print(
+        terminal.print("- Updates of leftover methods shrink with the share of leftover rows, known after `prepare`.")
+    terminal.print(
         "- What needs rewards of a kind (none below 0, a positive advantage) is checked once rows are scored."
     )

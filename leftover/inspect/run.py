@@ -8,6 +8,7 @@ from leftover.config import load_recipe, make_recipe
 from leftover.errors import UserError
 from leftover.inspect.analysis import analyse
 from leftover.inspect.rows import ScoredRows, rows_of_file, rows_of_table
+from leftover.terminal import console
 
 
 def inspect(
@@ -75,8 +76,6 @@ def _of_file(table: str, overrides: list[str], reward: str | None, output: Path)
 
 def show(analysis: dict[str, Any], path: Path) -> None:
     """Print the numbers that matter most, and where the page is."""
-    from rich.console import Console
-
     about, twins, odd = analysis["about_value"], analysis["duplicates"], analysis["disagreement"]
     r2 = about.get("r2")
     said = [
@@ -91,7 +90,7 @@ def show(analysis: dict[str, Any], path: Path) -> None:
         said.append(f"Neighbours: rewards of like texts correlate by {odd['correlation']:+.2f}.")
     if analysis["without_advantage"]:
         said.append(f"{analysis['without_advantage']:,} rows have no score, and are in none of these numbers.")
-    console = Console()
+    terminal = console()
     for line in said:
-        console.print(line, markup=False, highlight=False)
-    console.print(f"Page: {path}", markup=False, highlight=False, soft_wrap=True)
+        terminal.print(line)
+    terminal.print(f"Page: {path}", soft_wrap=True)

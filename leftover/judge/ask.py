@@ -11,6 +11,7 @@ from leftover.judge.endpoint import Answer, AskError, Endpoint, JudgeSettings
 from leftover.judge.questions import Question, outstanding
 from leftover.judge.store import Record, VerdictStore
 from leftover.judge.summary import Prices
+from leftover.terminal import progress_bar
 
 _ASKS = 2  # of a question whose answer holds no verdict
 _TOKENS = ("prompt_tokens", "completion_tokens")
@@ -28,12 +29,10 @@ def ask_all(
     todo = outstanding(questions, store.records)
     if not todo:
         return []
-    from tqdm import tqdm
-
     stop = threading.Event()
     endpoint = Endpoint(settings, stop)
     pool = ThreadPoolExecutor(settings.parallel)
-    bar = tqdm(total=len(todo), desc=f"judge, {settings.model}", unit="question", leave=False, disable=None)
+    bar = progress_bar(len(todo), f"judge, {settings.model}", "question")
     failures: list[str] = []
     in_a_row, down, spent = 0, False, Counter[str]()
 

@@ -1,12 +1,13 @@
 """Results and plans of a judge at the terminal."""
 
-import sys
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from leftover.terminal import console
 
 
 def print_results(results: dict[str, Any], path: Any) -> None:
@@ -100,4 +101,4 @@ def _share(interval: dict[str, float] | None) -> str:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=True)
+    return console(width=120, markup=True)

@@ -9,7 +9,17 @@ from leftover.plan.shape import find_config
 from leftover.workspace import Run
 
 # Settings that LoLConfig refuses on a machine that cannot run them; they change no number of steps.
-_MACHINE = ("optim", "bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "use_cpu", "torch_compile")
+_MACHINE = (
+    "optim",
+    "bf16",
+    "fp16",
+    "tf32",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "use_cpu",
+    "torch_compile",
+    "report_to",
+)
 
 
 class Unwritten(Run):

@@ -11,6 +11,7 @@ from typing import Any
 
 from leftover.config import DataSection, Recipe
 from leftover.model_sizes import CLASSIFIERS
+from leftover.trackers import missing_packages as trackers
 
 LOCAL, CACHED, DOWNLOAD, MISSING = "here", "in the cache", "to download", "not there: put it there"
 
@@ -92,7 +93,8 @@ def missing_packages(recipe: Recipe) -> list[str]:
     optimizers = {str(fields.get("optim", "")) for fields in settings}
     by_bitsandbytes = any(name.startswith("paged_") or "8bit" in name or "bnb" in name for name in optimizers)
     needed = ["bitsandbytes"] if recipe.model.quantization or by_bitsandbytes else []
-    return [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    return list(dict.fromkeys([*missing, *(p for fields in settings for p in trackers(fields.get("report_to")))]))
 
 
 def _model(purpose: str, name: str) -> Source:

@@ -1,12 +1,12 @@
 """What the components of a reward look like beside one another: their spread, correlation and part in the sum."""
 
 import logging
-import sys
 from typing import Any
 
 import numpy as np
 
 from leftover.rewards.sum import SumReward
+from leftover.terminal import console
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ def show_facts(facts: dict[str, Any]) -> None:
     """A table of the components on stderr where there are several, and a warning where one dominates the sum."""
     if len(facts["components"]) > 1:
         if log.isEnabledFor(logging.INFO):
-            from rich.console import Console
-
-            Console(file=sys.stderr).print(_table(facts))
+            console(stderr=True).print(_table(facts))
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from leftover.callbacks import MetricsFile, Progress, last_whole_checkpoint
+from leftover.callbacks import MetricsFile, last_whole_checkpoint
 from leftover.errors import UserError, nearest
 from leftover.manifest import write_json
 from leftover.models import first_line, max_positions, read_json
@@ -24,6 +24,7 @@ from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import RowsReward
 from leftover.rewards.joins import FORMS, Join
 from leftover.rewards.pretrained import parts_pairs
+from leftover.training_display import shown
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
 _PATIENCE = 2  # evaluations without a lower loss
@@ -119,7 +120,8 @@ class FineTunedReward(RowsReward):
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
+        with shown(trainer, folder.name):
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -191,7 +193,7 @@ class FineTunedReward(RowsReward):
 
     def _args(self, folder: Path) -> TrainingArguments:
         defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings["config"] else {}) | _OURS
-        settings = defaults | {"disable_tqdm": not sys.stderr.isatty()} | self.settings["train"]
+        settings = defaults | {"disable_tqdm": False} | self.settings["train"]
         try:
             return TrainingArguments(str(folder / "checkpoints"), seed=self.settings["seed"], **settings)
         except (TypeError, ValueError) as error:
@@ -242,10 +244,6 @@ def _trainer(model: Any, tokenizer: Any, data: list[Any], target: str, args: Tra
     )
     trainer.target = target
     trainer.model_accepts_loss_kwargs = False
-    for printing in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(printing)
-    if not args.disable_tqdm:
-        trainer.add_callback(Progress)
     return trainer
 
 

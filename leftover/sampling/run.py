@@ -15,6 +15,7 @@ from leftover.models import max_positions
 from leftover.sampling.inputs import Prompt, Source, open_source
 from leftover.sampling.rows import Decoding, Sample, draw, make_rows
 from leftover.sampling.rows_file import RowsFile
+from leftover.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,11 @@ def some(prompts: Sequence[Prompt], decoding: Decoding) -> list[tuple[int, Promp
 
 
 def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
-    from tqdm import tqdm
-
     model = source.load()
     prompt_ids, cut = _encode(source, [prompt for _, prompt in prompts], decoding.max_prompt_tokens)
     _check_positions(model, prompt_ids, decoding)
     size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
-    shown = tqdm(total=len(prompts) * decoding.n, desc="generate", unit="completion", disable=None)
+    shown = progress_bar(len(prompts) * decoding.n, "generate", "completion")
     with shown:
         shown.update(min(file.chunks * size, len(prompts)) * decoding.n)
         for start in range(file.chunks * size, len(prompts), size):
