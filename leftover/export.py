@@ -19,11 +19,12 @@ def export_policy(
     seed: int | None = None,
     output: str | Path | None = None,
     merge: bool = False,
+    hub_id: str | None = None,
 ) -> Path:
     """Write the policy of a finished run for `from_pretrained` and vLLM; returns the folder.
 
     With `merge` an adapter is merged into its base; without it an adapter stays one. The generation config holds
-    the end-of-sequence ids that training rows ended in.
+    the end-of-sequence ids that training rows ended in. The model card names `hub_id` where there is one.
     """
     folder = Path(run_folder)
     if not (folder / "recipe.yaml").is_file():
@@ -55,8 +56,19 @@ def export_policy(
         # An adapter left beside merged weights would be applied to them a second time.
         raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
-    model.generation_config.save_pretrained(target)
+    _write_card(folder, source, target, hub_id)
     return target
+
+
+def _write_card(folder: Path, source: Path, target: Path, hub_id: str | None) -> None:
+    from leftover.card import write_card
+    from leftover.report.finished import FinishedRun
+
+    run = FinishedRun(folder)
+    results, policy, seed = run.results(), source.parent.name, source.name.removeprefix("seed-")
+    if results and seed not in results["training"].get(policy, {}):
+        results = None  # of other policies or seeds
+    write_card(run, results, policy, int(seed), target, hub_id)
 
 
 def trained_policy(folder: Path, recipe: Recipe, policy: str | None, seed: int | None) -> Path:

@@ -111,10 +111,13 @@ def evaluate(this: Run) -> None:
 
 
 def report(this: Run) -> dict[str, Any]:
-    """results.json, report.md and report.html of the run folder."""
+    """results.json, report.md and report.html of the run folder, and a card beside every model."""
+    from leftover.card import write_cards
     from leftover.report import write_report
 
-    return write_report(this)
+    results = write_report(this)
+    write_cards(this, results)
+    return results
 
 
 STAGES: dict[str, Callable[[Run], Any]] = {
