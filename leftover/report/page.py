@@ -15,6 +15,7 @@ from leftover.models import read_json
 from leftover.report.completions import read_records, side_by_side
 from leftover.report.embedded import MAX_BYTES, as_script_json, shorten
 from leftover.report.finished import FinishedRun
+from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, training_view, verdict_view, with_main
 
@@ -59,6 +60,7 @@ def run_view(run: Any, results: dict[str, Any], name: str, max_bytes: int) -> di
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
+        "judge": judge_view(run),
         "training": training_view(run.folder, results),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": completions,
