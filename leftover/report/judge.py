@@ -13,8 +13,8 @@ _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [
 def judge_view(run: Any) -> dict[str, Any] | None:
     """Every comparison that was judged, by models first; None where none was.
 
-    comparisons: each `title`, `judge`, `header`, `cells`, `notes`. charts: win, tie and loss of each. outdated: names of
-    comparisons that are left out, since their completions have been made anew since.
+    comparisons: each `title`, `judge`, `header`, `cells`, `notes`. charts: win, tie and loss of each. outdated: names
+    of comparisons that are left out, since their completions have been made anew since.
     """
     results = [read_json(path) for path in sorted((judge_folder(run.folder) / "results").glob("*.json"))]
     if not results:
