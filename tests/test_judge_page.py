@@ -15,7 +15,7 @@ from leftover.judge.pairs import Comparison, Pair
 from tests.judge_service import make_pairs
 from tests.test_report_page import CHROMIUM, DRIVER, HOSTILE, one, visit, width
 
-CRITERIA = (Criterion("good", f"Which is good? {HOSTILE[0]}"), Criterion("kind", "Which is kind?"))
+CRITERIA = (Criterion("good", f"Which is good? {HOSTILE[0]} {'W' * 400}"), Criterion("kind", "Which is kind?"))
 
 
 @pytest.fixture(scope="module")
