@@ -23,6 +23,13 @@ _DRY_RUN = click.option(
 )
 
 
+# The options of what is pushed, in the order of the help.
+_PUSH = (
+    click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the policy to the Hub; public, but for --private."),
+    click.option("--private", is_flag=True, help="With --push-to-hub: make the repository private where it is new."),
+)
+
+
 def _show_plan(recipe: Any, until: str) -> None:
     from leftover.dry_run import dry_run
 
@@ -36,20 +43,26 @@ def _stage(name: str, help_text: str) -> None:
     @click.argument("recipe", type=click.Path())
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
     @_DRY_RUN
-    def command(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    def command(recipe: str, overrides: tuple[str, ...], dry_run: bool, **push: Any) -> None:
         from leftover.config import load_recipe
+        from leftover.hub import targets, with_push
 
-        loaded = load_recipe(recipe, list(overrides))
+        loaded = with_push(load_recipe(recipe, list(overrides)), push.get("push_to_hub"), push.get("private", False))
         until = "report" if name == "run" else name
         _announce()
         if dry_run:
             _show_plan(loaded, until)
+            for target in targets(loaded) if name == "run" else ():
+                click.echo(f"Then '{target.policy}' would be pushed to '{target.hub_id}'.")
             return
         from leftover.pipeline import run
 
         results = run(loaded, until)
         if results is not None:
             _show(results, loaded.output_dir)
+
+    for option in _PUSH if name == "run" else ():
+        option(command)
 
 
 _stage("run", "All stages: prepare, train, evaluate, report. Continues where it stopped.")
@@ -168,11 +181,18 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
 @click.option("--seed", type=int, help="Of which training seed; default: the recipe's first.")
 @click.option("--output", type=click.Path(), help="Folder to write; default: RUN/export.")
 @click.option("--merge", is_flag=True, help="Merge an adapter into its base.")
-def export(run_folder: str, policy: str | None, seed: int | None, output: str | None, merge: bool) -> None:
-    """Write a policy as a plain folder for from_pretrained and vLLM."""
+@_PUSH[0]
+@_PUSH[1]
+def export(run_folder: str, push_to_hub: str | None, private: bool, **options: Any) -> None:
+    """Write a policy as a plain folder for from_pretrained and vLLM, or push it to the Hub."""
     from leftover.export import export_policy
+    from leftover.hub import export_and_push
 
-    click.echo(export_policy(run_folder, policy=policy, seed=seed, output=output, merge=merge))
+    if push_to_hub or private:
+        _announce()
+        click.echo(export_and_push(run_folder, push_to_hub, private, **options))
+    else:
+        click.echo(export_policy(run_folder, **options))
 
 
 @cli.command("generate")

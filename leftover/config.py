@@ -364,6 +364,11 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
     from leftover.training_config import LoLConfig
 
     reserved = {"output_dir": "the run's own folder is used", "seed": "set 'seeds'"}
+    reserved["hub_token"] = (
+        "it would be kept with the run; set the environment variable HF_TOKEN, or run `hf auth login`"
+    )
+    pushed = "a policy is pushed once, when the run is finished, without its checkpoints"
+    reserved |= dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), pushed)
     sections = {"train": recipe.train, "reference.train": recipe.reference.train}
     sections |= {f"policies.{name}": fields for name, fields in recipe.policies.items()}
     for section, fields in sections.items():
@@ -380,6 +385,8 @@ def _check_training_fields(recipe: Recipe, where: str) -> None:
         for name in fields:
             if name in reserved:
                 raise UserError(f"{where}: '{section}.{name}' cannot be set here: {reserved[name]}")
+            if name in ("push_to_hub", "hub_model_id", "hub_private_repo") and section == "reference.train":
+                raise UserError(f"{where}: '{section}.{name}': policies are pushed, under 'policies' or 'train'")
             if name not in valid:
                 raise UserError(
                     f"{where}: unknown key '{section}.{name}'"

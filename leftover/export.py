@@ -7,7 +7,7 @@ from pathlib import Path
 from leftover.config import Recipe, load_recipe
 from leftover.data.chat import Chat
 from leftover.errors import UserError
-from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, save_model
+from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, read_json, save_model
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +19,20 @@ def export_policy(
     seed: int | None = None,
     output: str | Path | None = None,
     merge: bool = False,
+    hub_id: str | None = None,
 ) -> Path:
     """Write the policy of a finished run for `from_pretrained` and vLLM; returns the folder.
 
     With `merge` an adapter is merged into its base; without it an adapter stays one. The generation config holds
-    the end-of-sequence ids that training rows ended in.
+    the end-of-sequence ids that training rows ended in. `hub_id`: where the folder will be pushed to, which the model
+    card names; an adapter is then merged also where its base is a folder of this machine.
     """
     folder = Path(run_folder)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
     recipe = load_recipe(folder / "recipe.yaml")
     source = trained_policy(folder, recipe, policy, seed)
+    merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), recipe.model.template_options
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
     if is_adapter(source) and merge:
@@ -55,8 +58,32 @@ def export_policy(
         # An adapter left beside merged weights would be applied to them a second time.
         raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
-    model.generation_config.save_pretrained(target)
+    _write_card(folder, source, target, hub_id)
     return target
+
+
+def _lost_elsewhere(source: Path) -> bool:
+    """Whether this is an adapter of a base that no other machine can load."""
+    from leftover.card.public import is_hub_id
+
+    if not is_adapter(source):
+        return False
+    base = read_json(source / "adapter_config.json")["base_model_name_or_path"]
+    if is_hub_id(base):
+        return False
+    log.warning("the adapter's base '%s' is not on the Hub: the adapter is merged into it", base)
+    return True
+
+
+def _write_card(folder: Path, source: Path, target: Path, hub_id: str | None) -> None:
+    from leftover.card import write_card
+    from leftover.report.finished import FinishedRun
+
+    run = FinishedRun(folder)
+    results, policy, seed = run.results(), source.parent.name, source.name.removeprefix("seed-")
+    if results and seed not in results["training"].get(policy, {}):
+        results = None  # of other policies or seeds
+    write_card(run, results, policy, int(seed), target, hub_id)
 
 
 def trained_policy(folder: Path, recipe: Recipe, policy: str | None, seed: int | None) -> Path:

@@ -173,7 +173,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.use_cache = True
     model.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)  # which an adapter does not save, and which holds where to stop
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a card; leftover/card/ writes one
 
 
 def align_generation_config(model: Any, tokenizer: Any, ends: Sequence[int] = ()) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leftover import extra_columns, requirements, row_constants, scoring
+from leftover import extra_columns, hub, requirements, row_constants, scoring
 from leftover import prepare as stage
 from leftover.config import Recipe, load_recipe
 from leftover.manifest import Key
@@ -20,7 +20,10 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
 
     Returns the results (the content of `results.json`), or None where it stops before the report.
     """
-    this = Run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if until == "report":
+        hub.check_login([target.hub_id for target in hub.targets(recipe)])
+    this = Run(recipe)
     for name, do in STAGES.items():
         result = do(this)
         if name == until:
@@ -112,10 +115,14 @@ def evaluate(this: Run) -> None:
 
 
 def report(this: Run) -> dict[str, Any]:
-    """results.json, report.md and report.html of the run folder."""
+    """results.json, report.md and report.html of the run folder, and cards; then policies go to the Hub."""
+    from leftover.card import write_cards
     from leftover.report import write_report
 
-    return write_report(this)
+    results = write_report(this)
+    write_cards(this, results)
+    hub.push_run(this.folder, this.recipe, lambda name, seed: this.manifest.facts(policy_artifact(name, seed)))
+    return results
 
 
 STAGES: dict[str, Callable[[Run], Any]] = {

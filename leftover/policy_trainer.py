@@ -1,12 +1,15 @@
-"""What the trainers of policies share, on scored rows and online: memory, evaluation and what is told of it."""
+"""What the trainers of policies share, on scored rows and online: memory, evaluation, what is told of it, the card."""
 
 import contextlib
+import inspect
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from leftover.errors import UserError
 from leftover.memory import freed_memory_kept
+from leftover.models import is_adapter
 from leftover.standalone import prepare_evaluation
 from leftover.trackers import add_completion_tables
 from leftover.trainer_metrics import evaluate_policy
@@ -50,3 +53,28 @@ class PolicyTrainer(Trainer):
             self.args, self.state, self.control, metrics, completions=completions
         )
         return metrics
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md into `output_dir`: our card, without results; `push_to_hub` uploads it with the model.
+
+        It takes what `Trainer.create_model_card` takes; language, license, tags, model_name, finetuned_from and
+        dataset_tags stand in its header.
+        """
+        from leftover.card import write_trainer_card  # which reads the objectives' trainers
+
+        given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
+        if self.is_world_process_zero():
+            names = {"finetuned_from": "base_model", "dataset_tags": "datasets"}
+            wanted = ("language", "license", "tags", "model_name", *names)
+            header = {names.get(name, name): given[name] for name in wanted if given.get(name)}
+            write_trainer_card(self, Path(str(self.args.output_dir)), **header)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save and is_adapter(folder):
+            self.accelerator.unwrap_model(self.model).generation_config.save_pretrained(folder)
+            # peft leaves a form to be filled in where a card belongs.
+            (folder / "README.md").unlink(missing_ok=True)
+            if folder == Path(str(self.args.output_dir)):
+                self.create_model_card()

@@ -13,6 +13,7 @@ from leftover.costs import cost_callback
 from leftover.errors import UserError
 from leftover.extra_columns import extra_blocks
 from leftover.extras import row_columns
+from leftover.hub import HUB_KEYS
 from leftover.manifest import digest
 from leftover.memory import peak_memory
 from leftover.models import read_json, save_model
@@ -32,10 +33,10 @@ log = logging.getLogger(__name__)
 # Settings that change what is said, where or with how much memory, not what is computed: they are in no key.
 _SILENT = {
     "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
-    "dataloader_pin_memory", "save_total_limit", "push_to_hub", "hub_model_id", "project", "trackio_space_id",
-    "trackio_bucket_id", "trackio_static_space_id",
+    "dataloader_pin_memory", "save_total_limit", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
-    "activation_checkpointing_kwargs",
+    "activation_checkpointing_kwargs", *HUB_KEYS,
 }  # fmt: skip
 
 # Every run is evaluated and saved ten times (as the released runs), and the best checkpoint is kept.
@@ -224,6 +225,7 @@ def _args(run: Run, settings: dict[str, Any], folder: Path, seed: int) -> LoLCon
         "run_name": f"{run.recipe.name}-{_subject(run, folder)}-{digest([str(run.folder), settings])[:6]}",
     }
     config = PPOConfig if settings.get("objective") in ONLINE else LoLConfig
+    settings = {name: value for name, value in settings.items() if name not in HUB_KEYS}
     try:
         return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:

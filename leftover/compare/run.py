@@ -59,6 +59,8 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     options = options or Options()
     if options.budget not in BUDGETS:
         raise UserError(f"--budget {options.budget} is not one of {', '.join(BUDGETS)}")
+    if any((recipe.train | own).get("push_to_hub") for own in recipe.policies.values()):
+        log.warning("compare: pushes no policy to the Hub: `leftover export RUN --policy NAME --push-to-hub ID` does")
     entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
     grid = read_grid(options.grid, recipe)
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leftover.card import write_cards
 from leftover.compare.gather import flat_rows
 from leftover.compare.marks import RULE
 from leftover.compare.plots import draw_reward_diversity
@@ -35,6 +36,7 @@ def write_comparison(run: Run, results: dict[str, Any]) -> None:
     path.write_text(as_markdown(results, rows, pictures), encoding="utf-8")
     log.info("compare: %s", path)
     write_run_page(run, results)
+    write_cards(run, results)
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

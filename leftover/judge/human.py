@@ -81,6 +81,7 @@ def import_ratings(
         raters[export["rater"]] = export["ratings"]
     pairs = [Pair(**pair) for pair in key["pairs"]]
     found = {name: key[name] for name in ("comparison", "ours", "theirs", "decoding", "words", "unended")}
+    found["evaluations"] = key.get("evaluations", {})
     found |= {"page": pages[0], "raters": sorted(raters), "criteria": {}}
     for criterion, text in key["criteria"].items():
         values = {rater: _values(ratings, key["items"], criterion) for rater, ratings in raters.items()}

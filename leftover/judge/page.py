@@ -26,19 +26,52 @@ def _source_hash(text: str) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; padding: 1rem; max-width: 75rem; }
-header, nav { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; }
-h1 { font-size: 1.1rem; margin: .5rem 0; }
-h2 { font-size: .9rem; margin: 0 0 .3rem; opacity: .75; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
-section { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); border-radius: .4rem; padding: .75rem;
-  margin: .75rem 0; max-height: 60vh; overflow: auto; }
-#sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0 .75rem; }
-button, input { font: inherit; padding: .4rem .9rem; }
-button[aria-pressed=true] { outline: 3px solid #2a6fdb; }
-progress { flex: 1 1 8rem; }
-@media (max-width: 45rem) { #sides { grid-template-columns: 1fr; } }
+:root {
+  color-scheme: light dark; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
+  --paper: light-dark(#faf8f4, #131517); --card: light-dark(#ffffff, #1b1e21); --ink: light-dark(#1d1c1a, #ecebe7);
+  --muted: light-dark(#6a665f, #a3a09a); --line: light-dark(#e3ded5, #30343a); --accent: light-dark(#0b6b62, #45c4b2);
+  --wash: light-dark(#e6f1ee, #16302d);
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 0 clamp(.9rem, 3vw, 2rem); max-width: 76rem; background: var(--paper); color: var(--ink);
+  overflow-wrap: anywhere;
+}
+header { display: flex; flex-wrap: wrap; gap: .5rem .9rem; align-items: center; padding: .9rem 0; color: var(--muted);
+  font-size: .9rem; border-bottom: 1px solid var(--line); }
+header label { display: flex; gap: .5rem; align-items: center; }
+#place { flex: none; }
+progress { flex: 1 1 6rem; min-width: 4rem; height: .5rem; accent-color: var(--accent); }
+h1 { font: 600 1.15rem/1.4 "Iowan Old Style", Palatino, Georgia, serif; margin: 1rem 0; max-width: 60rem; }
+h2 { font-size: .75rem; letter-spacing: .06em; text-transform: uppercase; margin: 0 0 .35rem; color: var(--muted); }
+.text { white-space: pre-wrap; unicode-bidi: plaintext; }
+section { border: 1px solid var(--line); border-radius: 10px; background: var(--card); padding: .8rem 1rem;
+  max-height: 60vh; overflow: auto; }
+#about { background: none; max-height: 34vh; margin-bottom: .9rem; }
+#sides { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: .9rem; align-items: start; }
+button, input { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; padding: .45rem .8rem; min-width: 0; }
+input { width: 11rem; }
+button { cursor: pointer; }
+button:hover:not(:disabled) { border-color: var(--accent); }
+button:disabled { opacity: .45; cursor: default; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+kbd { font: inherit; font-weight: 700; color: var(--accent); margin-right: .45rem; }
+nav { position: sticky; bottom: 0; display: grid; grid-template-columns: auto 1fr 1fr 1fr auto; gap: .5rem;
+  padding: .7rem 0 .9rem; margin-top: .6rem; background: var(--paper); border-top: 1px solid var(--line); }
+nav button { padding: .65rem .5rem; }
+button[aria-pressed=true] { background: var(--wash); border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
+#status { margin: .7rem 0 0; min-height: 1.55em; color: var(--accent); }
+@media (max-width: 45rem) {
+  #sides { grid-template-columns: minmax(0, 1fr); }
+  section, #about { max-height: none; }
+  h1 { font-size: 1.05rem; }
+  header label, #place { flex: 1 1 auto; }
+  nav { grid-template-columns: 1fr 1fr 1fr; }
+  nav .more { display: none; }
+  #back, #next { grid-row: 2; padding: .35rem; }
+  #next { grid-column: 3; }
+}
 """
 
 _SCRIPT = """
@@ -78,6 +111,8 @@ function show() {
 function move(step) {
   at = Math.min(Math.max(at + step, 0), data.items.length - 1);
   show();
+  for (const section of document.querySelectorAll?.("section") ?? []) section.scrollTop = 0;
+  part("place").scrollIntoView?.();
 }
 
 function rate(value) {
@@ -141,26 +176,26 @@ _HTML = """<!doctype html>
 </head>
 <body>
 <header>
-<label>Your name <input id="rater" autocomplete="off" maxlength="60"></label>
 <span id="place"></span><progress id="progress" aria-label="answered"></progress>
+<label>Your name <input id="rater" autocomplete="off" maxlength="60"></label>
 <button id="export" type="button">Export ratings</button>
 <button id="restart" type="button">Start over</button>
 </header>
 <main>
 <h1 id="question"></h1>
-<section><h2>Prompt</h2><div id="prompt" class="text" dir="auto"></div></section>
-<nav aria-label="Your rating">
-<button id="rate1" type="button">1: the first is better</button>
-<button id="rate2" type="button">2: equal</button>
-<button id="rate3" type="button">3: the second is better</button>
-<button id="back" type="button">← back</button>
-<button id="next" type="button">skip →</button>
-</nav>
-<p id="status" role="status"></p>
+<section id="about" tabindex="0"><h2>Prompt</h2><div id="prompt" class="text" dir="auto"></div></section>
 <div id="sides">
-<section><h2>First</h2><div id="first" class="text" dir="auto"></div></section>
-<section><h2>Second</h2><div id="second" class="text" dir="auto"></div></section>
+<section tabindex="0"><h2>First</h2><div id="first" class="text" dir="auto"></div></section>
+<section tabindex="0"><h2>Second</h2><div id="second" class="text" dir="auto"></div></section>
 </div>
+<p id="status" role="status"></p>
+<nav aria-label="Your rating">
+<button id="back" type="button">← Back</button>
+<button id="rate1" type="button"><kbd>1</kbd>First<span class="more"> is better</span></button>
+<button id="rate2" type="button"><kbd>2</kbd>Equal</button>
+<button id="rate3" type="button"><kbd>3</kbd>Second<span class="more"> is better</span></button>
+<button id="next" type="button">Next →</button>
+</nav>
 <noscript>This page needs JavaScript.</noscript>
 </main>
 <script type="application/json" id="data">{data}</script>

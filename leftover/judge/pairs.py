@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Comparison:
     pairs: tuple[Pair, ...]
     characters_per_token: float  # of our completions, under our tokenizer
     unended: float  # share of our completions that were cut at the limit of new tokens
+    # Evaluations of the run itself that the texts are of -> digests of their keys: what is made anew has another.
+    evaluations: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -119,7 +121,7 @@ def compare_sides(
     Prompts are drawn by their digest, so that a larger `max_prompts` keeps those of a smaller one. Raises UserError
     where a side was not evaluated, or the sides share no prompt.
     """
-    from leftover.evaluate import policy_subject
+    from leftover.evaluate import evaluation_artifact, policy_subject
 
     policy, seeds = run.policy(policy), seeds or (run.recipe.seeds[0],)
     decoding = decoding or run.recipe.evaluate.primary
@@ -154,6 +156,7 @@ def compare_sides(
         log.warning("judge: %d of %d prompts are in both runs; only these are compared", len(shared), len(ids))
     drawn = set(shared[:max_prompts])
     tokens = sum(record["tokens"] for record in every)
+    subjects = [policy_subject(policy, seed) for seed in records] + [REFERENCE] * (against == REFERENCE)
     return Comparison(
         ours=_with_seeds(policy, records),
         theirs=" and ".join(dict.fromkeys(name for name, _ in sides)),
@@ -161,6 +164,7 @@ def compare_sides(
         pairs=tuple(sorted((p for p in pairs if p.prompt_id in drawn), key=lambda p: (p.prompt_id, p.seed))),
         characters_per_token=sum(len(record["text"]) for record in every) / max(tokens, 1),
         unended=float(np.mean([not record.get("ended", True) for record in every])),
+        evaluations={subject: run.manifest.digest(evaluation_artifact(subject)) for subject in subjects},
     )
 
 

@@ -123,6 +123,7 @@ def describe(comparison: Comparison) -> dict[str, Any]:
             "theirs": sum(len(pair.theirs.split()) for pair in comparison.pairs) / count,
         },
         "unended": comparison.unended,
+        "evaluations": comparison.evaluations,
     }
 
 

@@ -17,6 +17,7 @@ from leftover.models import read_json
 from leftover.report.completions import read_records, side_by_side
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.finished import FinishedRun
+from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.training_curves import training_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
@@ -62,6 +63,7 @@ def run_view(run: Any, results: dict[str, Any], name: str) -> dict[str, Any]:
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
+        "judge": judge_view(run),
         "training": training_view(run.folder, run.recipe, results),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": completions,

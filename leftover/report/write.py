@@ -11,6 +11,7 @@ from leftover.manifest import write_json
 from leftover.models import read_json
 from leftover.pipeline import policy_artifact
 from leftover.report.curves import draw_curves
+from leftover.report.judge import judge_section
 from leftover.report.page import write_run_page
 from leftover.report.sections import (
     data_section,
@@ -35,7 +36,7 @@ def write_report(run: Run) -> dict[str, Any]:
     for decoding in (results["primary"], *(d for d in DECODINGS if d != results["primary"])):
         parts += [f"## Results, {decoding} completions", result_table(results, decoding)]
         parts += [comparison_table(results, decoding), source_table(results, decoding)]
-    parts += [GLOSSARY, training_section(results)]
+    parts += [GLOSSARY, judge_section(run), training_section(results)]
     curves = draw_curves(run, results)
     if curves:
         parts += ["## Learning curves", f"![Learning curves]({curves})"]
