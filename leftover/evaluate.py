@@ -169,7 +169,7 @@ def test_rows(run: Run, blocks: tuple[str, ...]) -> list[dict[str, Any]]:
     groups = column(table, "group")
     chosen = np.random.default_rng(run.seed).permutation(np.unique(groups[keep]))[: run.recipe.evaluate.max_prompts]
     names = ["prompt", "conversational", "completion", "group", "family_id", "source", "prompt_ids", "completion_ids"]
-    names += [n for n in ("reward", "value", "advantage", "reference_logprobs") if n in table.column_names]
+    names += [n for n in ("reward", "reference_logprobs") if n in table.column_names]
     return list(table.select_columns(names).select(np.flatnonzero(keep & np.isin(groups, chosen))))
 
 

@@ -55,8 +55,7 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     row["length"] = _mean([np.mean(_column(r, "tokens")) for r in ours.values()])
     for n in (1, 2, 3):
         row[f"distinct_{n}"] = _mean([distinct_n(_texts(r), n) for r in ours.values()])
-    cut = [cut_to_equal_length([_texts(r), _texts(theirs)])[0] for r in ours.values()]
-    row["distinct_2_at_reference_length"] = _mean([distinct_n(texts, 2) for texts in cut])
+    row["distinct_2_relative"] = _relative_diversity([_texts(r) for r in ours.values()], _texts(theirs))
     row["own_perplexity_under_reference"] = _mean([_perplexity(r, "reference_logprob") for r in ours.values()])
     if "base_logprob" in theirs[0]:
         row["own_perplexity_under_base"] = _mean([_perplexity(r, "base_logprob") for r in ours.values()])
@@ -159,6 +158,19 @@ def _by_prompt(records: Records, decoding: str) -> Records:
 
 def _column(records: Records, name: str) -> np.ndarray:
     return np.array([record[name] for record in records], np.float64)
+
+
+def _relative_diversity(ours: Sequence[list[str]], reference: list[str]) -> float | None:
+    """distinct-2 over the reference's, both cut to the shorter of the two for every prompt; mean over seeds.
+
+    A text cut short holds fewer n-grams, which are more often distinct: only texts of one length can be compared. None
+    where the reference has no pair of words left.
+    """
+    ratios = []
+    for texts in ours:
+        own, theirs = (distinct_n(cut, 2) for cut in cut_to_equal_length([texts, reference]))
+        ratios.append(own / theirs if theirs else np.nan)
+    return None if np.isnan(ratios).any() else _mean(ratios)
 
 
 def _texts(records: Records) -> list[str]:

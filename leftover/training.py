@@ -20,7 +20,7 @@ from leftover.models import read_json, save_model
 from leftover.ppo import ONLINE
 from leftover.ppo.config import PPOConfig, own_settings
 from leftover.ppo.trainer import PPOTrainer
-from leftover.requirements import needs_value, trains_on_chosen
+from leftover.requirements import needs_of, offline_policies, trains_on_chosen
 from leftover.table import column, equals, list_lengths
 from leftover.trackers import own_run
 from leftover.trainer import LoLTrainer
@@ -39,15 +39,16 @@ _SILENT = {
     "activation_checkpointing_kwargs", *HUB_KEYS,
 }  # fmt: skip
 
-# Every run is evaluated and saved ten times (as the released runs), and the best checkpoint is kept.
-_CADENCE = {
-    "eval_strategy": "steps",
-    "eval_steps": 0.1,
-    "save_strategy": "steps",
-    "save_steps": 0.1,
-    "save_total_limit": 1,
-    "load_best_model_at_end": True,
-}
+
+def cadence(settings: dict[str, Any]) -> dict[str, Any]:
+    """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
+
+    Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.
+    """
+    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
+    found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
+    return found | {"save_total_limit": 1, "load_best_model_at_end": True}
+
 
 _REFERENCE_DEFAULTS = {
     "num_train_epochs": 3,
@@ -86,19 +87,16 @@ def training_rows(
     return table.select_columns(names).select(np.flatnonzero(keep))
 
 
+def reference_settings(own: dict[str, Any]) -> dict[str, Any]:
+    """Fields of LoLConfig of the reference's training: the checkpoint of the lowest NLL is kept."""
+    best = {"metric_for_best_model": "nll", "greater_is_better": False}
+    return cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
+
+
 def train_reference(run: Run) -> dict[str, Any]:
     """Fit the reference by NLL; the checkpoint of lowest validation NLL is written to `reference/`."""
     folder = run.folder / "reference"
-    settings = (
-        _CADENCE
-        | _REFERENCE_DEFAULTS
-        | {
-            "metric_for_best_model": "nll",
-            "greater_is_better": False,
-        }
-        | run.recipe.reference.train
-        | {"objective": "nll"}
-    )
+    settings = reference_settings(run.recipe.reference.train)
     chosen_only = run.recipe.data.rows == "chosen"
     trainer = _trainer(
         run,
@@ -125,8 +123,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     folder = policy_folder(run, name, seed)
     can_score = run.reward.scores_new_completions
     args = training_args(run, name, seed)
-    blocks = available_blocks(run)
-    validation = selection_rows(run, blocks)
+    validation = selection_rows(run, available_blocks(run))
     if not can_score:
         _check_selection_scores(validation)
     trainer = _trainer(
@@ -139,7 +136,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
         reward_func=run.reward if can_score else None,
     )
     r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
-    if r2 is not None and "value" in blocks and isinstance(trainer, LoLTrainer):
+    if r2 is not None and "value" in available_blocks(run, name) and isinstance(trainer, LoLTrainer):
         trainer.run_metrics["value/r2"] = r2
     return _fit(trainer, run, folder)
 
@@ -161,7 +158,8 @@ def policy_rows(run: Run, name: str) -> Any:
 
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
     """Fields of LoLConfig (online: of PPOConfig) of one policy: what all share, and its own."""
-    shared, own = run.recipe.train, run.recipe.policies[name]
+    shared = {"eval_decoding": run.recipe.evaluate.eval_decoding} | run.recipe.train
+    own = run.recipe.policies[name]
     if own.get("objective") in ONLINE:
         # Said here and not in `_args` alone, so that it is in the key: it is trained on completions of this length.
         return {"max_completion_length": run.max_new_tokens} | own_settings(shared, own)
@@ -173,13 +171,15 @@ def policy_folder(run: Run, name: str, seed: int) -> Path:
 
 
 def available_blocks(run: Run, policy: str | None = None) -> tuple[str, ...]:
-    """Blocks of row constants that the recipe has prepared for all its policies, and those for this one alone.
+    """Blocks of row constants that every policy and evaluation reads, and those that this policy alone needs.
 
-    A block that an earlier recipe left in the folder, and that this one does not use, is of other rows or rewards.
+    What other policies of the recipe need is left out, so that adding or removing one of them retrains none. A block
+    that an earlier recipe left in the folder, and that this one does not use, is of other rows or rewards.
     """
-    own = extra_blocks(run, policy) if policy else ()
-    shared = ("reward", "reference", *(("value",) if needs_value(run) else ()))
-    return tuple(block for block in (*shared, *own) if run.table.has(block))
+    own: tuple[str, ...] = ()
+    if policy is not None and policy in offline_policies(run.recipe):
+        own = (*(("value",) if "value" in needs_of(run.recipe, policy) else ()), *extra_blocks(run, policy))
+    return tuple(block for block in ("reward", "reference", *own) if run.table.has(block))
 
 
 def selection_rows(run: Run, blocks: tuple[str, ...]) -> Any:
@@ -205,7 +205,8 @@ def _check_selection_scores(rows: Any) -> None:
 def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
     """The whole settings of one policy; UserError for what its config or the objective refuses."""
     metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
-    settings = _CADENCE | {"metric_for_best_model": metric, "greater_is_better": True} | policy_settings(run, name)
+    own = policy_settings(run, name)
+    settings = cadence(own) | {"metric_for_best_model": metric, "greater_is_better": True} | own
     args = _args(run, settings, policy_folder(run, name, seed), seed)
     if isinstance(args, LoLConfig):
         objective_settings(args)

@@ -138,8 +138,13 @@ def test_one_prepared_table_serves_all_runs(finished: Any) -> None:
     folder, _, _ = finished
     manifest = json.loads((folder / "manifest.json").read_text())
     assert all(entry["complete"] for entry in manifest.values())
-    keys = [entry["key"]["from"] for name, entry in manifest.items() if name.startswith("policy")]
-    assert len(keys) == 4 and all(key == keys[0] for key in keys)
+    keys = {name: entry["key"]["from"] for name, entry in manifest.items() if name.startswith("policy")}
+    value = keys["policy a_lol_seq, seed 0"]["value"]
+    assert len(keys) == 4
+    for name, key in keys.items():
+        # NLL reads no value: another value trains it no more than it trains on it.
+        assert ("value" in key) == ("a_lol_seq" in name)
+        assert {"value": value} | key == keys["policy a_lol_seq, seed 1"]
 
 
 def test_markdown_csv_and_json_tell_the_same(finished: Any) -> None:
@@ -188,7 +193,7 @@ def test_pictures_and_costs_are_there(finished: Any) -> None:
         assert (folder / name).stat().st_size > 5000
         assert name.endswith("svg") or f"({name})" in (folder / "comparison.md").read_text()
     told = (folder / "comparison.md").read_text()
-    for heading in ("effective sample size", "tokens trained", "peak memory", "judge: long", "range over seeds"):
+    for heading in ("effective sample size", "tokens trained", "peak memory", "Judges, on which", "range over seeds"):
         assert heading in told
 
 
@@ -199,6 +204,42 @@ def test_the_same_command_again_computes_nothing(
     results, _ = compare(make_recipe(content), Options(methods=METHODS, seeds=2))
     assert not trained
     assert results == finished[1]
+
+
+def test_what_a_smaller_comparison_leaves_out_is_said(
+    finished: Any, content: dict[str, Any], tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trained_runs(monkeypatch)
+    recipe = make_recipe(elsewhere(content, finished[0], tmp_path / "run", ("nll", "a_lol_seq")))
+    compare(recipe, Options(methods=METHODS, seeds=2))
+    assert "comparison.md told of" not in caplog.text
+    compare(recipe, Options(methods="nll", seeds=1))
+    assert "comparison.md told of methods a_lol_seq and seeds 1 before and does not now" in caplog.text
+    assert "what another would change is unknown" in (tmp_path / "run/comparison.md").read_text()
+    assert not trained
+
+
+def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    train = content["train"] | {"eval_steps": 2, "save_steps": 3}
+    recipe = make_recipe(content | {"output_dir": str(tmp_path / "run"), "train": train})
+    with pytest.raises(UserError, match=r"^training settings are refused: .*load_best_model_at_end"):
+        compare(recipe, Options(methods=METHODS, seeds=1))
+    assert not (tmp_path / "run/table").exists()
+
+
+def test_checkpoints_are_saved_where_they_are_evaluated_and_chosen_by_what_the_table_shows_first(
+    content: dict[str, Any],
+) -> None:
+    assert leftover.training.cadence({})["save_steps"] == leftover.training.cadence({})["eval_steps"] == 0.1
+    assert leftover.training.cadence({"eval_steps": 2})["save_steps"] == 2
+    assert leftover.training.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
+    for primary, decoding in (("sampled", "sample"), ("greedy", "greedy")):
+        recipe = make_recipe(content | {"evaluate": content["evaluate"] | {"primary": primary}})
+        assert leftover.training.policy_settings(Run(recipe), "a_lol_seq")["eval_decoding"] == decoding
+    asked = make_recipe(content | {"train": content["train"] | {"eval_decoding": "greedy"}})
+    assert leftover.training.policy_settings(Run(asked), "a_lol_seq")["eval_decoding"] == "greedy"
 
 
 def test_a_killed_comparison_continues_with_the_runs_that_are_missing(

@@ -34,13 +34,14 @@ def entries(*names):
     return [Entry(name, {"objective": name}, "") for name in names]
 
 
-def interval(low):
-    return {"mean": low + 0.1, "low": low, "high": low + 0.2}
+def compared(low, *by_seed):
+    interval = {"mean": low + 0.1, "low": low, "high": low + 0.2}
+    return {"difference": interval, "by_seed": dict(enumerate(by_seed or (low + 0.1,)))}
 
 
 def differences(**lows):
     """`a_b=0.1`: the interval of a minus b starts at 0.1."""
-    return lambda name, other: interval(lows[f"{name}_{other}"])
+    return lambda name, other: compared(lows[f"{name}_{other}"])
 
 
 MEANS = {"b": 2.0, "a": 3.0, "c": 1.0}
@@ -53,6 +54,11 @@ def test_best_and_second_are_marked_where_their_intervals_exclude_zero():
 def test_an_interval_that_holds_zero_marks_nothing():
     assert marks(MEANS, differences(a_b=-0.01, b_c=0.5)) == {}
     assert marks(MEANS, differences(a_b=0.0, b_c=0.5)) == {}
+
+
+def test_a_seed_that_disagrees_marks_nothing():
+    assert marks({"a": 1.0, "b": 0.5}, lambda *names: compared(0.1, 0.5, -0.1)) == {}
+    assert marks({"a": 1.0, "b": 0.5}, lambda *names: compared(0.1, 0.5, 0.1)) == {"a": "best"}
 
 
 def test_the_second_needs_an_interval_of_its_own():

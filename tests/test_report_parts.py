@@ -158,7 +158,7 @@ def test_wins_ties_and_losses_are_of_the_same_prompts_over_all_seeds() -> None:
 
 
 def results(**row: Any) -> dict[str, Any]:
-    shared = {"prompts": 200, "distinct_2": 0.5, "distinct_2_at_reference_length": 0.5, "reward": {"mean": 1.0}}
+    shared = {"prompts": 200, "distinct_2": 0.5, "distinct_2_relative": 1.0, "reward": {"mean": 1.0}}
     table = {"reference": dict(shared), "p": shared | row}
     return {"main": "p", "primary": "sampled", "prepare": {}, "sampled": {"table": table}, "training": {"p": {"0": {}}}}
 

@@ -88,14 +88,17 @@ def test_length_and_diversity_are_averaged_over_seeds():
     assert row["distinct_3"] == 0
 
 
-def test_diversity_is_also_given_at_the_reference_length():
-    # "a b c d" against "x y" is cut to "a b": one bigram, four times.
+def test_diversity_is_also_given_relative_to_the_reference_both_cut_to_the_shorter():
+    # "a b c d" against "x y" is cut to "a b": one bigram, four times, as the reference's.
     row = row_of({0: make_records([1.0] * 4, text="a b c d")})
-    assert row["distinct_2"] == 3 / 12 and row["distinct_2_at_reference_length"] == 1 / 4
+    assert row["distinct_2"] == 3 / 12 and row["distinct_2_relative"] == 1
     varied = [record | {"text": f"{i} b c d"} for i, record in enumerate(OURS[0])]
-    assert row_of({0: varied})["distinct_2_at_reference_length"] == 1
-    row = row_of({0: make_records([1.0] * 4, text="a")})
-    assert row["distinct_2_at_reference_length"] == 0
+    assert row_of({0: varied})["distinct_2_relative"] == 4
+    # The shorter of the two may be ours: then the reference is cut, and is not held against us.
+    long = [record | {"text": f"x y {i}"} for i, record in enumerate(REFERENCE)]
+    same = make_records([1.0] * 4, text="x y")
+    assert row_of({0: same}, long)["distinct_2_relative"] == 1
+    assert row_of({0: make_records([1.0] * 4, text="a")})["distinct_2_relative"] is None
 
 
 def test_perplexity_is_a_token_and_not_a_completion():

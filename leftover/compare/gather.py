@@ -9,6 +9,7 @@ from leftover.compare.marks import marks
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, read_metrics, test_rows, unique_prompts
 from leftover.models import read_json
 from leftover.pipeline import policy_artifact
+from leftover.report.sections import reward_length_correlation
 from leftover.report.write import scoring_caveats
 from leftover.results import Records, against_data, compare, describe_data, summarise
 from leftover.training import available_blocks
@@ -47,6 +48,8 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
         for policy, by_seed in records.items():
             table[policy] = summarise(by_seed, reference, metrics[policy], decoding)
             table[policy] |= against_data(by_seed, rewards, decoding)
+            own = [record for of in by_seed.values() for record in of if record["decoding"] == decoding]
+            table[policy]["reward_length_correlation"] = reward_length_correlation(own)
         # The reference is one model: it stands beside every seed.
         rivals = records | {REFERENCE: dict.fromkeys(run.recipe.seeds, reference)}
         results[decoding] = {"table": table, "marks": _marks(rivals, table, decoding)}
@@ -78,8 +81,7 @@ def _marks(rivals: BySeed, table: dict[str, Any], decoding: str) -> dict[str, di
 
     def of(measure: str) -> dict[str, str]:
         def difference(name: str, other: str) -> dict[str, Any] | None:
-            found = compare(rivals[name], rivals[other], decoding, measure)
-            return found and found["difference"]
+            return compare(rivals[name], rivals[other], decoding, measure)
 
         return marks({name: table[name][measure]["mean"] for name in rivals}, difference)
 
@@ -98,8 +100,8 @@ def flat_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 _PLAIN = (
-    "prompts", "win_rate", "win_rate_at_equal_length", "win_rate_against_data", "length", "unended", "distinct_1",
-    "distinct_2", "distinct_3", "distinct_2_at_reference_length", "own_perplexity_under_base",
+    "prompts", "win_rate", "win_rate_at_equal_length", "pairs_of_equal_length", "win_rate_against_data", "length",
+    "unended", "distinct_1", "distinct_2", "distinct_3", "distinct_2_relative", "own_perplexity_under_base",
     "own_perplexity_under_reference", "perplexity_of_test_completions", "logratio/rank_correlation",
     "logratio/pair_accuracy",
 )  # fmt: skip

@@ -5,10 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 RULE = (
-    "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0. "
-    "<u>Underlined</u>: the second highest, where the first is bold and its own paired difference to the third "
-    "excludes 0. Otherwise nothing is marked: the rows do not tell the methods apart. Differences are of the same "
-    "prompts, averaged over the seeds that both have, resampled by prompt family."
+    "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0 and every "
+    "seed agrees. <u>Underlined</u>: the second highest, where the first is bold and the same holds of it and the "
+    "third. Otherwise nothing is marked: the rows do not tell the methods apart. Differences are of the same prompts, "
+    "averaged over the seeds that both have, resampled by prompt family: intervals speak of other prompts, the range "
+    "over seeds of other runs."
 )
 
 Difference = Callable[[str, str], dict[str, Any] | None]
@@ -19,14 +20,14 @@ def marks(means: dict[str, float], difference: Difference) -> dict[str, str]:
 
     Args:
         means: name -> mean, the higher the better.
-        difference: (name, other) -> the paired interval {mean, low, high} of name minus other; None where there is
-            none, which tells nothing apart.
+        difference: (name, other) -> `results.compare` of the two: the paired interval of name minus other, and the
+            differences by seed; None where there is none, which tells nothing apart.
     """
     ranked = sorted(means, key=lambda name: -means[name])
     found: dict[str, str] = {}
     for mark, (name, after) in zip(("best", "second"), pairwise(ranked), strict=False):
-        interval = difference(name, after)
-        if interval is None or not interval["low"] > 0:
+        compared = difference(name, after)
+        if compared is None or not min(compared["difference"]["low"], *compared["by_seed"].values()) > 0:
             break
         found[name] = mark
     return found

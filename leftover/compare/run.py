@@ -21,7 +21,8 @@ from leftover.compare.trials import Trials, adopt, choose, make_trials, read_gri
 from leftover.config import Recipe
 from leftover.errors import UserError
 from leftover.manifest import Manifest
-from leftover.training import effective, policy_settings
+from leftover.models import read_json
+from leftover.training import effective, policy_settings, training_args
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
         with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
     run = Run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
+    training_args(run, "nll", seeds[0])  # a fault of the settings that all share is none of the rows
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)
     trials = make_trials(chosen, grid)
@@ -84,8 +86,23 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     results["num_runs"] = len(jobs) - 1
     from leftover.compare.write import write_comparison
 
+    _tell_left_out(run, results)
     write_comparison(run, results)
     return results, failed
+
+
+def _tell_left_out(run: Run, results: dict[str, Any]) -> None:
+    """Say what the comparison that is replaced told of, and this one does not."""
+    path = run.folder / "comparison.json"
+    before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
+    methods = [name for name in before["methods"] if name not in results["methods"]]
+    seeds = [str(seed) for seed in before["seeds"] if seed not in results["seeds"]]
+    lost = [f"{what} {', '.join(of)}" for what, of in (("methods", methods), ("seeds", seeds)) if of]
+    if lost:
+        log.warning(
+            "compare: comparison.md told of %s before and does not now; name them and they are back, without training",
+            " and ".join(lost),
+        )
 
 
 def _policies(entries: list[Entry]) -> dict[str, dict[str, Any]]:

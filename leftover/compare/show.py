@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from leftover.compare.write import short_cells
+from leftover.compare.tables import short_cells
 from leftover.report.write import print_table
 
 

@@ -53,7 +53,7 @@ class Unwritten(Run):
 
 def training_settings(run: Unwritten, policies: bool) -> dict[str, Any]:
     """LoLConfig of the reference (where it is fitted) and of every policy, without what only this machine refuses."""
-    from leftover.training import _CADENCE, _REFERENCE_DEFAULTS, _args, training_args
+    from leftover.training import _args, reference_settings, training_args
 
     recipe = run.recipe
     _check_optimizers([recipe.train, recipe.reference.train, *recipe.policies.values()])
@@ -66,7 +66,7 @@ def training_settings(run: Unwritten, policies: bool) -> dict[str, Any]:
     )
     found: dict[str, Any] = {}
     if recipe.reference.source == "fit":
-        reference = _CADENCE | _REFERENCE_DEFAULTS | _portable(recipe.reference.train) | {"objective": "nll"}
+        reference = reference_settings(_portable(recipe.reference.train))
         found["reference"] = _args(portable, reference, run.folder / "reference", run.seed)
     if policies:
         found |= {name: training_args(portable, name, recipe.seeds[0]) for name in recipe.policies}

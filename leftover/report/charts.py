@@ -47,26 +47,26 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
 
 
 def reward_against_diversity(table: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Chart | None:
-    """One point a policy: mean reward with its interval against distinct-2 at the reference's lengths."""
-    rows = {n: r for n, r in table.items() if "reward" in r and "distinct_2_at_reference_length" in r}
+    """One point a policy: mean reward with its interval against distinct-2, relative to the reference's."""
+    rows = {n: r for n, r in table.items() if "reward" in r and r.get("distinct_2_relative") is not None}
     if not rows:
         return None
 
     def paint(axis: Any) -> None:
         for name, row in rows.items():
-            reward, diversity = row["reward"], row["distinct_2_at_reference_length"]
+            reward, diversity = row["reward"], row["distinct_2_relative"]
             ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
             color = color_of(name, names)
             axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker="o", ms=5, capsize=3, lw=1.3,
                           label=printable(name))  # fmt: skip
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("distinct-2 at equal length (more diverse →)")
+        axis.set_xlabel("distinct-2 at equal length, × reference (more diverse →)")
         axis.set_ylabel("mean reward, 95 %")
 
-    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_at_reference_length']:.3f}"
+    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}"
                      for n, r in rows.items())  # fmt: skip
-    return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2: {said}.")
+    return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2, × reference: {said}.")
 
 
 def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str]) -> Chart | None:

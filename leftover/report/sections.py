@@ -57,13 +57,17 @@ def caveats(results: dict[str, Any]) -> list[str]:
         found.append("no value estimate beat the constant on held-out prompts")
     if row["prompts"] < _FEW_PROMPTS:
         found.append(f"only {row['prompts']} test prompts")
-    if row["distinct_2_at_reference_length"] < _LOW_DIVERSITY * reference["distinct_2"]:
-        found.append(
-            f"it repeats itself: distinct-2 at equal length {row['distinct_2_at_reference_length']:.3f}, the "
-            f"reference's {reference['distinct_2']:.3f}"
-        )
     found += results.get("scoring_caveats", [])
     found += _cuts(results["prepare"])
+    return found + completion_caveats(row, reference)
+
+
+def completion_caveats(row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """What to know of the completions of one policy, from its row of the result table and the reference's."""
+    found = []
+    diversity = row.get("distinct_2_relative")
+    if diversity is not None and diversity < _LOW_DIVERSITY:
+        found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
     unended = row.get("unended", 0.0)
     if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
         found.append(f"{unended:.0%} of its completions ran into the length limit")

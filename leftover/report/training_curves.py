@@ -28,10 +28,9 @@ _ONLINE_ALONE = {"kl", "entropy"}
 
 
 def _all_greedy(recipe: Any) -> bool:
-    """Whether every policy's evaluations along training wrote greedy completions, as the configs' default is."""
-    return all(
-        (recipe.train | fields).get("eval_decoding", "greedy") == "greedy" for fields in recipe.policies.values()
-    )
+    """Whether every policy's evaluations along training wrote greedy completions."""
+    shared = {"eval_decoding": recipe.evaluate.eval_decoding} | recipe.train
+    return all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
 
 
 def training_view(folder: Path, recipe: Any, results: dict[str, Any]) -> dict[str, Any]:

@@ -136,10 +136,10 @@ _COLUMNS: dict[str, Any] = {
     "reward [95 %]": lambda name, row: interval(row.get("reward")),
     "range over seeds": lambda name, row: _range(row.get("reward_by_seed")),
     "win rate": lambda name, row: _number(row.get("win_rate"), 2),
-    "win rate, equal length": lambda name, row: _number(row.get("win_rate_at_equal_length"), 2),
+    "win rate, equal length": lambda name, row: rate_of_pairs(row),
     "length": lambda name, row: _number(row["length"], 1),
     "distinct-1/2/3": lambda name, row: "/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)),
-    "distinct-2, equal length": lambda name, row: _number(row.get("distinct_2_at_reference_length"), 3),
+    "distinct-2, × reference": lambda name, row: _number(row.get("distinct_2_relative"), 2),
     "perplexity of its own, base": lambda name, row: _number(row.get("own_perplexity_under_base"), 2),
     "perplexity of its own, reference": lambda name, row: _number(row.get("own_perplexity_under_reference"), 2),
     "perplexity of test rows": lambda name, row: _number(row.get("perplexity_of_test_completions"), 2),
@@ -149,8 +149,10 @@ _COLUMNS: dict[str, Any] = {
 }
 GLOSSARY = (
     "Intervals: 95 %, bootstrap by prompt family. Win rate: by reward against the reference's completion of the same "
-    "prompt, a tie one half; at equal length: where the two differ by a tenth at most. Length: tokens. distinct-n: "
-    "distinct n-grams over all n-grams of the completions. Perplexity of its own: of its completions under the "
+    "prompt, a tie one half; at equal length: over the pairs of all seeds whose lengths differ by a tenth at most (in "
+    "brackets how many; a dash for fewer than 20). Length: tokens. distinct-n: distinct n-grams over all n-grams of "
+    "the completions; distinct-2, × reference: over the reference's, both cut to the shorter of the two for every "
+    "prompt. Perplexity of its own: of its completions under the "
     "untouched base or the reference; of test rows: of the data's completions under the policy. KL: nats a completion, "
     "policy to reference, on the policy's samples. Rank correlation, pair accuracy: of the log-ratio policy over "
     "reference against the recorded rewards of test rows."
@@ -211,6 +213,15 @@ def print_results(results: dict[str, Any]) -> None:
             f"({leftover['share']:.0%}) have a positive advantage."
         )
     console.print(verdict(results))
+
+
+_FEW_PAIRS = 20
+
+
+def rate_of_pairs(row: dict[str, Any]) -> str:
+    """The win rate at equal length with the number of its pairs; a dash where they are too few to say anything."""
+    pairs = row.get("pairs_of_equal_length") or 0
+    return "–" if pairs < _FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
 
 
 def _range(by_seed: dict | None) -> str:
