@@ -15,6 +15,7 @@ import torch
 
 from leftover.demo.grammar import make_rows, score_answers
 from leftover.demo.run import train_tokenizer
+from tests.browser import browser  # noqa: F401 (a fixture)
 
 torch.set_num_threads(1)
 

@@ -3,7 +3,6 @@
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,11 @@ import pytest
 from leftover.judge.criteria import Criterion
 from leftover.judge.human import import_ratings, write_page
 from leftover.judge.pairs import Comparison, Pair
+from tests.browser import one, visit, width
 from tests.judge_service import make_pairs
-from tests.test_report_page import CHROMIUM, DRIVER, HOSTILE, one, visit, width
+from tests.test_report_page import HOSTILE
 
 CRITERIA = (Criterion("good", f"Which is good? {HOSTILE[0]} {'W' * 400}"), Criterion("kind", "Which is kind?"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium; what it downloads lies in `browser.downloads`."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found: Any = webdriver.Chrome(options=options, service=Service(DRIVER))
-    found.downloads = tmp_path_factory.mktemp("downloads")
-    where = {"behavior": "allow", "downloadPath": str(found.downloads)}
-    found.execute_cdp_cmd("Browser.setDownloadBehavior", where)
-    yield found
-    found.quit()
 
 
 def page_of(folder: Path, pairs: list[Pair], criteria: tuple[Criterion, ...] = CRITERIA) -> Path:

@@ -184,7 +184,7 @@ def test_a_fault_that_stays_is_said_with_the_address(step, expected, requests, s
     elif "status 401" in str(error.value) or "status 404" in str(error.value):
         assert asked == 1, "a key or a model is wrong for all"
     else:
-        assert asked in (5, 6), "five in a row, and perhaps the sixth before they were counted"
+        assert 5 <= asked <= 6, "five in a row, and perhaps the sixth, or its first try, before they were counted"
     assert len(str(error.value)) < 700
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from leftover.pipeline import run
 from leftover.report.command import report_on
 from leftover.report.finished import FinishedRun
 from leftover.report.page import run_view, write_page, write_report_page
+from tests.browser import one, texts, visit, width
 from tests.conftest import scored_rows
 
 # Each sets window.hacked where it is taken for markup; or draws wide, or turns what follows around.
@@ -34,7 +35,6 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} ${7 * 7} &lt;b&gt; $x_1$",
     "W" * 100_000,
 )
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -192,41 +192,6 @@ def test_a_comparison_writes_the_page_too(content: dict[str, Any], folder: Path,
     again = write_report_page([copy], tmp_path / "again.html").read_text(encoding="utf-8")
     assert "Of 2 methods the highest:" in again, "the folder tells that its last run was a comparison"
     assert set(load_recipe(copy).policies) == {"nll", "a_lol"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield found
-    found.quit()
-
-
-def width(browser: Any, pixels: int, height: int = 900) -> None:
-    size = {"width": pixels, "height": height, "deviceScaleFactor": 1, "mobile": pixels < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def visit(browser: Any, page: Path, anchor: str = "") -> None:
-    browser.get("about:blank")
-    browser.get(page.as_uri() + anchor)
-
-
-def one(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
-
-
-def texts(browser: Any, selector: str) -> list[str]:
-    return [e.get_property("textContent") for e in browser.find_elements("css selector", selector)]
 
 
 def choose(browser: Any, name: str, value: str) -> None:
