@@ -11,7 +11,7 @@ _EXPORTS = {
     "LoLTrainer": "leftover.trainer",
     "PPOConfig": "leftover.ppo.trainer",
     "PPOTrainer": "leftover.ppo.trainer",
-    "load_recipe": "leftover.config",
+    "load_recipe": "leftover.recipe_files",
     "run": "leftover.pipeline",
 }
 

@@ -91,10 +91,10 @@ class LoLConfig(PolicyConfig):
         super().__post_init__()
 
 
-def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
+def declared(fields: Mapping[str, Any], where: str = "objective_settings") -> tuple[Objective, Any]:
     """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
 
-    Raises UserError for a setting that it has not, or a value that the setting cannot have.
+    Raises UserError, which begins with `where`, for a setting that it has not, or a value that the setting cannot have.
     """
     name = str(fields.get("objective", LoLConfig.objective))
     script = str(fields.get("released_script", LoLConfig.released_script))
@@ -103,17 +103,21 @@ def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
     settings: Any = objective.settings
     valid = list(settings.__dataclass_fields__)
     given = fields.get("objective_settings") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: names settings with their values, as {{clip: 0.9}}; got {given!r}")
     for setting in given:
         if setting not in valid:
             raise UserError(
-                f"objective '{name}' has no setting '{setting}'{nearest(setting, valid)}; "
+                f"{where}: objective '{name}' has no setting '{setting}'{nearest(str(setting), valid)}; "
                 f"its settings: {', '.join(valid) or 'none'}"
             )
     try:
         return objective, settings(**given)
     except ValidationError as error:
-        faults = [f"{name}'s {fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()]
-        raise UserError(f"objective_settings: {'; '.join(faults)}") from None
+        faults = [
+            f"{where}.{fault['loc'][0]} of {name}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()
+        ]
+        raise UserError("; ".join(faults)) from None
 
 
 def objective_of(args: LoLConfig) -> Objective:

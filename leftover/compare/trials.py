@@ -4,9 +4,10 @@ import logging
 from typing import Any
 
 from leftover.compare.methods import Entry, declared_trials, with_trial
-from leftover.config import Recipe, load_yaml
+from leftover.config import Recipe
 from leftover.errors import UserError
 from leftover.pipeline import policy_artifact, policy_key
+from leftover.recipe_files import load_yaml
 from leftover.training import discard, policy_folder, training_args
 from leftover.workspace import Run
 
