@@ -1,8 +1,10 @@
 """A recipe <-> one YAML file. An unknown key is an error that names the nearest valid one."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -57,7 +59,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: list[
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+        raise UserError("\n".join(f"{where}: {fault}" for fault in _faults(content, error.errors()))) from None
     check_training_fields(recipe, where)
     return recipe
 
@@ -84,21 +86,63 @@ def set_key(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _explain(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+class _Place(NamedTuple):
+    """Where a fault is: the keys of the recipe, and of a union how many of them lead to it and which branch it is."""
+
+    keys: tuple[Any, ...]
+    section: type[BaseModel] | None  # the last of them
+    union: tuple[int, str] | None
+
+
+def _place(location: tuple[Any, ...]) -> _Place:
+    """pydantic's location, which holds the branches of unions between the keys."""
+    parts, keys, union = list(location), list[Any](), None
+    found: type[BaseModel] | None = Recipe
+    while parts:
+        keys.append(parts.pop(0))
+        if found is None or keys[-1] not in found.model_fields:
+            continue
+        annotation: Any = found.model_fields[keys[-1]].annotation
+        is_union = get_origin(annotation) in (Union, UnionType)
+        options = [o for o in get_args(annotation) if o is not NoneType] if is_union else [annotation]
+        if len(options) > 1 and parts:
+            union = (len(keys), str(parts.pop(0)))
+        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return _Place(tuple(keys), found, union)
+
+
+def _faults(content: Any, errors: Sequence[Any]) -> list[str]:
+    """What is wrong; of a union only with the branches that take a value of that kind, where there is one."""
+    places = [_place(error["loc"]) for error in errors]
+    fits = [_fits(content, place) for place in places]
+    served = {place.keys[: place.union[0]] for place, fit in zip(places, fits, strict=True) if place.union and fit}
+    told = []
+    for error, place, fit in zip(errors, places, fits, strict=True):
+        if fit or place.union is None or place.keys[: place.union[0]] not in served:
+            told.append(_explain(error, place))
+    return told
+
+
+def _fits(content: Any, place: _Place) -> bool:
+    """Whether the value is of the kind, mapping, list or neither, that the branch of the union takes."""
+    if place.union is None:
+        return True
+    length, branch = place.union
+    for key in place.keys[:length]:
+        content = content[key]
+    if isinstance(content, list):
+        return branch.startswith("list")
+    takes_mapping = branch.startswith("dict") or branch.endswith("Section")
+    return takes_mapping == isinstance(content, dict) and not branch.startswith("list")
+
+
+def _explain(error: Any, place: _Place) -> str:
+    location = ".".join(str(key) for key in place.keys)
     if error["type"] == "extra_forbidden":
-        valid = list(_section_at(error["loc"][:-1]).model_fields)
-        close = nearest(str(error["loc"][-1]), valid)
+        section = _place(error["loc"][:-1]).section if len(error["loc"]) > 1 else Recipe
+        valid = list(section.model_fields) if section else []
+        close = nearest(str(place.keys[-1]), valid)
         return f"unknown key '{location}'{close or '; valid here: ' + ', '.join(valid)}"
     if error["type"] == "missing":
         return f"missing key '{location}'"
     return f"{location + ': ' if location else ''}{error['msg']} (got {error.get('input')!r})"[:400]
-
-
-def _section_at(location: tuple) -> type[BaseModel]:
-    section: Any = Recipe
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return section

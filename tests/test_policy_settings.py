@@ -69,3 +69,25 @@ def test_shared_settings_are_checked_with_every_policy():
 def test_names_are_found_whatever_their_case():
     assert "did you mean 'a_lol_seq'?" in of_policy(objective="A_LOL_SEQ")
     assert nearest("A_LOL_SEQ", ["a_lol", "A_lol_seq"]) == "; did you mean 'A_lol_seq'?"
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"model": {"config": {}, "tokenizer": {"vocab_size": 256}}},
+            "model.tokenizer.vocab_size: Input should be g",
+        ),
+        (
+            {"model": {"config": {}, "tokenizer": {"vocab_sise": 300}}},
+            "'model.tokenizer.vocab_sise'; did you mean 'vo",
+        ),
+        ({"model": {"path": "m", "tokenizer": 3}}, "model.tokenizer: Input should be a valid string (got 3)"),
+        ({"data": {"path": [1]}}, "data.path.0: Input should be a valid string (got 1)"),
+        ({"compare": {"grid": "declred"}}, "compare.grid: Input should be 'none' or 'declared' (got 'declred')"),
+        ({"compare": {"grid": {"dpo": 3}}}, "compare.grid.dpo: Input should be a valid list (got 3)"),
+    ],
+)
+def test_of_a_key_of_several_kinds_only_the_fault_of_the_given_kind_is_told(sections: Any, expected: str) -> None:
+    said = refusal(**sections)
+    assert expected in said and "\n" not in said
