@@ -97,7 +97,7 @@ class _Fields:
         if objective in ONLINE:
             if name == "objective_settings":
                 return _ppo_hint(value, self._key, ppo)
-            return nearest(name, valid) or f"; ppo's own settings: {', '.join(ppo)}"
+            return nearest(name, valid) or f"; it takes the fields of PPOConfig, its own being {', '.join(ppo)}"
         settings = {o: list(vars(entry.settings)["__dataclass_fields__"]) for o, entry in OBJECTIVES.items()}
         owners = [owner for owner, own in settings.items() if name in own]
         if is_policy and objective in owners:

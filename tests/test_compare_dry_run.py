@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from leftover import cli
 from leftover.compare.jobs import counted
+from leftover.dry_run import plain_table, print_tables
 from tests.conftest import scored_rows
 
 
@@ -110,20 +112,13 @@ def test_a_grid_of_a_setting_that_a_method_has_not_names_the_method(
     assert expected in text and "trial-" not in text
 
 
-def test_no_word_of_the_tables_is_broken(said: Callable, monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    from leftover.dry_run import plain_table, print_tables
-    from leftover.terminal import console
-
-    table = plain_table("Work", "", "how much", "floating-point operations", left=2)
-    table.add_row(
-        "test: log-probabilities of completions", "336 x 3 completions of at most 8 tokens", "at most 1.3e+09"
-    )
-    terminal = console(width=60)
+def test_no_word_of_the_tables_is_broken() -> None:
+    table = plain_table("Memory", "", "weights", "optimizer", "passing", "together")
+    table.add_row("reference log-probabilities", "148 KiB", "295 KiB", "57.3 MiB", "57.4 MiB")
+    terminal = Console(width=64)
     with terminal.capture() as printed:
         print_tables(terminal, table)
-    words = set(printed.get().split())
-    assert {"log-probabilities", "completions", "floating-point", "operations"} <= words
+    assert "log-probabilities" in printed.get().split()
 
 
 def test_runs_are_counted_in_words() -> None:

@@ -42,7 +42,7 @@ def test_settings_of_ppo_stand_on_the_policy():
     said = of_policy(objective="ppo", objective_settings={"kl_coeff": 0.1})
     assert "stand on the policy itself" in said and "'kl_coeff' as 'policies.x.kl_coef'" in said
     assert "there are num_rollouts_per_step, " in of_policy(objective="ppo", objective_settings={"zzz": 0.1})
-    assert "ppo's own settings: num_rollouts_per_step, " in of_policy(objective="ppo", rows="all")
+    assert "fields of PPOConfig, its own being num_rollouts_per_step, " in of_policy(objective="ppo", rows="all")
 
 
 @pytest.mark.parametrize(
