@@ -159,10 +159,10 @@ def import_times(runs: int = 7) -> list[dict[str, Any]]:
 
 def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
     """`prepare` and 20 steps of `train` on generated rows with a tiny model, in this process."""
-    from leftover.config import make_recipe
     from leftover.demo.grammar import make_rows
     from leftover.demo.run import train_tokenizer
     from leftover.pipeline import run
+    from leftover.recipe_files import make_recipe
     from leftover.workspace import Run
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ _EXPORTS = {
     "LoLTrainer": "leftover.trainer",
     "PPOConfig": "leftover.ppo.trainer",
     "PPOTrainer": "leftover.ppo.trainer",
-    "load_recipe": "leftover.config",
+    "load_recipe": "leftover.recipe_files",
     "run": "leftover.pipeline",
 }
 
@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'leftover' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

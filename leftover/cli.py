@@ -44,8 +44,8 @@ def _stage(name: str, help_text: str) -> None:
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
     @_DRY_RUN
     def command(recipe: str, overrides: tuple[str, ...], dry_run: bool, **push: Any) -> None:
-        from leftover.config import load_recipe
         from leftover.hub import targets, with_push
+        from leftover.recipe_files import load_recipe
 
         loaded = with_push(load_recipe(recipe, list(overrides)), push.get("push_to_hub"), push.get("private", False))
         until = "report" if name == "run" else name
@@ -78,8 +78,8 @@ _stage("run", "All stages: prepare, train, evaluate, report. Continues where it 
 def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
     """Tokenise, score, fit the reference, its log-probabilities, value and advantage."""
     from leftover import pipeline
-    from leftover.config import load_recipe
     from leftover.errors import UserError, nearest
+    from leftover.recipe_files import load_recipe
     from leftover.workspace import Run
 
     if only not in (None, *pipeline.STEPS):
@@ -106,7 +106,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 
     A recipe in place of a folder is run first, up to results.json and report.md.
     """
-    from leftover.config import load_recipe
+    from leftover.recipe_files import load_recipe
     from leftover.report.command import report_on
 
     _announce()
@@ -158,7 +158,7 @@ def inspect_rows(table: str, **options: Any) -> None:
 def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
     from leftover.compare.run import Options, compare
-    from leftover.config import load_recipe
+    from leftover.recipe_files import load_recipe
 
     loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
     _announce()

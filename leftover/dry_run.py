@@ -10,13 +10,15 @@ from leftover.plan.rows import Rows, left_out
 from leftover.plan.sources import DOWNLOAD, offline, size_text
 from leftover.terminal import console
 
-_ALWAYS = (
+MEANING = (
     "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
     "sustains a second x 3,600).",
     "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its allocator"
     " leaves unused; reward models count with their weights. Of small models on a CPU it was 1 to 7 % below the peak of"
     " the tensors, and the process, which keeps freed memory, held 1.3 to 3.4 times as much.",
 )
+
+_LONG_WORD = 24
 
 
 def dry_run(recipe: Recipe, until: str = "report") -> None:
@@ -27,22 +29,31 @@ def dry_run(recipe: Recipe, until: str = "report") -> None:
 
 def show(plan: Plan, terminal: Any) -> None:
     """The tables, in the order in which the numbers are needed."""
-    for table in (_needed(plan), _data(plan), _model(plan), _trainings(plan), _work(plan), _memory(plan), _disk(plan)):
-        if table is not None:
-            terminal.print(table)
-    for note in (*plan.notes, *_ALWAYS):
+    before = (_needed(plan), _data(plan), _model(plan), _trainings(plan))
+    print_tables(terminal, *before, work_table(plan), memory_table(plan), _disk(plan))
+    for note in (*plan.notes, *MEANING):
         terminal.print(f"- {note}")
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def plain_table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table, the first `left` columns of text and the others of numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", overflow="fold")
     return table
 
 
+def print_tables(terminal: Any, *tables: Table | None) -> None:
+    """Those that are there; a word is not broken for want of width, but for long ones such as paths."""
+    for table in (table for table in tables if table is not None):
+        for column in table.columns:
+            words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+            column.min_width = max((len(word) for word in words if len(word) <= _LONG_WORD), default=1)
+        terminal.print(table)
+
+
 def _needed(plan: Plan) -> Table:
-    table = _table("Needed", "for", "what", "where", "size", left=3)
+    table = plain_table("Needed", "for", "what", "where", "size", left=3)
     for source in plan.sources:
         size = "" if source.size is None else size_text(source.size)
         if source.state == DOWNLOAD and not size:
@@ -63,7 +74,7 @@ def _download_size(plan: Plan, source: Any) -> str:
 
 
 def _data(plan: Plan) -> Table:
-    table = _table("Data", "", "rows", "unique prompts")
+    table = plain_table("Data", "", "rows", "unique prompts")
     rows = plan.rows
     if not isinstance(rows, Rows):
         table.add_row("rows", rows, "")
@@ -95,7 +106,7 @@ def _token_lines(rows: Rows) -> list[tuple[str, str]]:
 
 
 def _model(plan: Plan) -> Table:
-    table = _table("Model and tokens", "", "", left=2)
+    table = plain_table("Model and tokens", "", "", left=2)
     if isinstance(plan.rows, Rows):
         for line in _token_lines(plan.rows):
             table.add_row(*line)
@@ -113,7 +124,7 @@ def _model(plan: Plan) -> Table:
 def _trainings(plan: Plan) -> Table | None:
     if not plan.trainings:
         return None
-    table = _table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
+    table = plain_table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
     for training in plan.trainings:
         known = training.steps is not None
         steps = f"{training.qualifier} {training.steps:,}".strip() if known else "unknown"
@@ -123,8 +134,9 @@ def _trainings(plan: Plan) -> Table | None:
     return table
 
 
-def _work(plan: Plan) -> Table:
-    table = _table("Work", "", "how much", "floating-point operations", left=2)
+def work_table(plan: Plan) -> Table:
+    """Floating-point operations of every stage, and together."""
+    table = plain_table("Work", "", "how much", "floating-point operations", left=2)
     for work in plan.work:
         table.add_row(work.what, work.amount, _operations(work.operations, work.bound))
     known = [work for work in plan.work if work.operations is not None]
@@ -141,10 +153,11 @@ def _operations(operations: float | None, bound: bool) -> str:
     return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"
 
 
-def _memory(plan: Plan) -> Table | None:
+def memory_table(plan: Plan) -> Table | None:
+    """What every stage holds at once; None where the model is unknown."""
     if plan.shape is None:
         return None
-    table = _table(
+    table = plain_table(
         "Memory on the device, approximate", "", "weights", "optimizer", "passing", "reward models", "together"
     )
     for line in plan.memory:
@@ -156,7 +169,7 @@ def _memory(plan: Plan) -> Table | None:
 def _disk(plan: Plan) -> Table | None:
     if plan.shape is None:
         return None
-    table = _table("Disk, approximate", "", "size")
+    table = plain_table("Disk, approximate", "", "size")
     for name, size in plan.disk:
         table.add_row(name, "unknown" if size is None else size_text(size))
     return table

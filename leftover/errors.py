@@ -8,8 +8,9 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the valid name closest to `name`, or an empty string."""
+    """`; did you mean 'x'?` for the valid name closest to `name`, whatever its case, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    by_lower = {choice.lower(): choice for choice in valid}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""

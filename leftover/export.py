@@ -4,10 +4,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from leftover.config import Recipe, load_recipe
+from leftover.config import Recipe
 from leftover.data.chat import Chat
 from leftover.errors import UserError
 from leftover.models import align_generation_config, is_adapter, load_model, load_tokenizer, read_json, save_model
+from leftover.recipe_files import load_recipe
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from yaml import YAMLError
 
-from leftover.config import _apply as set_key
-from leftover.config import load_yaml
 from leftover.errors import UserError
 from leftover.manifest import Manifest
+from leftover.recipe_files import load_yaml, set_key
 from leftover.rewards import load_reward
 from leftover.terminal import console
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from leftover import extra_columns, hub, requirements, row_constants, scoring
 from leftover import prepare as stage
-from leftover.config import Recipe, load_recipe
+from leftover.config import Recipe
 from leftover.manifest import Key
+from leftover.recipe_files import load_recipe
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, RELEASED, Objective
 from leftover.policy_config import PolicyConfig
+from leftover.ppo import ONLINE
 
 
 @dataclass
@@ -77,11 +78,7 @@ class LoLConfig(PolicyConfig):
     logging_steps: float = 10
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UserError(
-                f"unknown objective '{self.objective}'{nearest(self.objective, list(OBJECTIVES))}; "
-                f"objectives: {', '.join(OBJECTIVES)}"
-            )
+        find_objective(self.objective)
         if self.reference_samples < 1:
             raise UserError(f"reference_samples is {self.reference_samples}: give 1 or more")
         if self.released_code:
@@ -91,29 +88,52 @@ class LoLConfig(PolicyConfig):
         super().__post_init__()
 
 
-def declared(fields: Mapping[str, Any]) -> tuple[Objective, Any]:
+def find_objective(name: Any) -> Objective:
+    """The entry of OBJECTIVES. Raises UserError for what names none, and tells where the online methods are."""
+    own = "OBJECTIVES['mine'] = Objective(loss), then objective='mine' (docs/methods.md)"
+    if not isinstance(name, str):
+        raise UserError(f"objective is {name!r:.80}: it takes a name. One of your own is registered first: {own}")
+    if name in ONLINE:
+        raise UserError(
+            f"'{name}' trains on completions of its own: in Python use leftover.PPOTrainer with leftover.PPOConfig, "
+            f"in a recipe a policy with `objective: {name}` (docs/methods.md)"
+        )
+    if name not in OBJECTIVES:
+        close = nearest(name, [*OBJECTIVES, *ONLINE])
+        raise UserError(f"unknown objective '{name}'{close}; objectives: {', '.join(OBJECTIVES)}")
+    if not isinstance(OBJECTIVES[name], Objective):
+        raise UserError(f"OBJECTIVES['{name}'] is {OBJECTIVES[name]!r:.80}, no Objective: {own}")
+    return OBJECTIVES[name]
+
+
+def declared(fields: Mapping[str, Any], where: str = "objective_settings") -> tuple[Objective, Any]:
     """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
 
-    Raises UserError for a setting that it has not, or a value that the setting cannot have.
+    Raises UserError, which begins with `where`, for a setting that it has not, or a value that the setting cannot have.
     """
-    name = str(fields.get("objective", LoLConfig.objective))
+    name = fields.get("objective", LoLConfig.objective)
+    ours = find_objective(name)
     script = str(fields.get("released_script", LoLConfig.released_script))
     released = RELEASED.get(script, {}) if fields.get("released_code") else {}
-    objective = released.get(name, OBJECTIVES[name])
+    objective = released.get(name, ours)
     settings: Any = objective.settings
     valid = list(settings.__dataclass_fields__)
     given = fields.get("objective_settings") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: names settings with their values, as {{clip: 0.9}}; got {given!r}")
     for setting in given:
         if setting not in valid:
             raise UserError(
-                f"objective '{name}' has no setting '{setting}'{nearest(setting, valid)}; "
+                f"{where}: objective '{name}' has no setting '{setting}'{nearest(str(setting), valid)}; "
                 f"its settings: {', '.join(valid) or 'none'}"
             )
     try:
         return objective, settings(**given)
     except ValidationError as error:
-        faults = [f"{name}'s {fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()]
-        raise UserError(f"objective_settings: {'; '.join(faults)}") from None
+        faults = [
+            f"{where}.{fault['loc'][0]} of {name}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()
+        ]
+        raise UserError("; ".join(faults)) from None
 
 
 def objective_of(args: LoLConfig) -> Objective:

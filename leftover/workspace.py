@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leftover.config import Recipe, TokenizerSection, dump_recipe, load_yaml
+from leftover.config import Recipe, TokenizerSection
 from leftover.data.chat import Chat
 from leftover.data.rows import Rejects
 from leftover.errors import UserError
@@ -22,6 +22,7 @@ from leftover.models import (
     read_json,
 )
 from leftover.ppo import ONLINE
+from leftover.recipe_files import dump_recipe, load_yaml
 from leftover.reference import model_identity
 from leftover.rewards import ColumnReward, SumReward
 from leftover.table import Table

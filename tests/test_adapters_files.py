@@ -321,8 +321,8 @@ def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_ot
 
 
 def test_a_change_of_such_a_setting_computes_the_rows_anew(tmp_path, tiny_recipe):
-    from leftover.config import make_recipe
     from leftover.prepare import read as read_stage
+    from leftover.recipe_files import make_recipe
     from leftover.workspace import Run
 
     def digest(**data: Any) -> str:

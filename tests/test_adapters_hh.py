@@ -100,8 +100,8 @@ def test_a_list_that_names_none_of_the_files_is_refused(rows_file, tmp_path):
 
 
 def test_a_run_says_how_many_rows_the_list_drops(tmp_path, tiny_recipe, rows_file, caplog):
-    from leftover.config import make_recipe
     from leftover.prepare import read as read_stage
+    from leftover.recipe_files import make_recipe
     from leftover.workspace import Run
 
     listing = tmp_path / "bad.json"

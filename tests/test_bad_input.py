@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from leftover.cli import main
-from leftover.config import DataSection, make_recipe
+from leftover.config import DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.errors import UserError
+from leftover.recipe_files import make_recipe
 from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}
@@ -233,7 +234,7 @@ def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects
 
 
 def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe, caplog, tokenizer):
-    from leftover.config import make_recipe
+    from leftover.recipe_files import make_recipe
     from leftover.workspace import Run
 
     caplog.set_level(logging.INFO, "leftover")
@@ -541,7 +542,7 @@ def test_a_corrupt_weights_file_is_named(tmp_path, tiny_recipe, tiny_llama_path,
 
 
 def test_numbers_in_exponent_form_are_numbers_and_texts_are_refused(tmp_path, tiny_recipe, refused):
-    from leftover.config import load_recipe
+    from leftover.recipe_files import load_recipe
 
     recipe = recipe_file(tmp_path, tiny_recipe(tmp_path))
     for text in ("1e-5", "2E-3", "1.5e-5"):

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from leftover.config import make_recipe
 from leftover.data.chat import Chat
 from leftover.data.tokens import Limits, Template, Tokenised, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.generate import generate
 from leftover.models import align_generation_config, load_model
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 
 ROOMY = Limits(1000, 1000)
 

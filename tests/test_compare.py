@@ -24,9 +24,9 @@ from leftover.compare.budget import plan_updates
 from leftover.compare.jobs import Job
 from leftover.compare.methods import Entry
 from leftover.compare.run import Options, compare
-from leftover.config import make_recipe
 from leftover.demo.grammar import make_rows
 from leftover.errors import UserError
+from leftover.recipe_files import make_recipe
 from leftover.workspace import Run
 
 METHODS = "nll,wbc,a_lol_seq"

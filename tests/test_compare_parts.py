@@ -13,11 +13,11 @@ from leftover.compare.marks import marks
 from leftover.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
 from leftover.compare.run import seeds_of
 from leftover.compare.trials import choose, make_trials, read_grid
-from leftover.config import make_recipe
 from leftover.errors import UserError
 from leftover.manifest import Manifest
 from leftover.memory import peak_memory
 from leftover.objectives import OBJECTIVES
+from leftover.recipe_files import make_recipe
 from leftover.results import against_data, describe_data
 from leftover.training_config import LoLConfig
 from tests.test_results import make_records

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from benchmarks.models import training_flops
 from leftover import cli
-from leftover.config import LoraSection, ModelSection, make_recipe
+from leftover.config import LoraSection, ModelSection
 from leftover.errors import UserError
 from leftover.model_sizes import CONFIGS
 from leftover.pipeline import run
@@ -24,6 +24,7 @@ from leftover.plan.build import Plan, build_plan
 from leftover.plan.rows import Lengths
 from leftover.plan.shape import Shape, find_config, measure
 from leftover.plan.trace import Traced, skeleton
+from leftover.recipe_files import make_recipe
 from leftover.table import column, list_lengths
 from leftover.workspace import Run
 from tests.conftest import scored_rows

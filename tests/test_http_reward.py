@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from leftover import prepare as stage
-from leftover.config import make_recipe
 from leftover.errors import UserError
+from leftover.recipe_files import make_recipe
 from leftover.rewards import load_reward
 from leftover.rewards.http import read_scores
 from leftover.scoring import score

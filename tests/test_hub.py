@@ -12,10 +12,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
 from leftover import LoLConfig, LoLTrainer, cli
-from leftover.config import Recipe, make_recipe
+from leftover.config import Recipe
 from leftover.errors import UserError
 from leftover.hub import Target, best_seed, check_id, check_login, targets, upload, with_push
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from tests.conftest import scored_rows
 
 TOKEN = "hf_canary0123456789"

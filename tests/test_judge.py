@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from leftover.cli import main
-from leftover.config import make_recipe
 from leftover.errors import UserError
 from leftover.judge.pairs import Evaluated, as_text, compare_sides, own_row
 from leftover.manifest import Manifest, write_json
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from tests.conftest import scored_rows
 from tests.judge_service import JudgeService, prefers, says
 from tests.test_judge_human import parse

@@ -11,9 +11,9 @@ import pytest
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-from leftover.config import make_recipe
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.examples import data_section, hold_out, read_examples
 from leftover.rewards.features import TextFeatures

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from leftover import LoLConfig, LoLTrainer
-from leftover.config import make_recipe
 from leftover.data.collate import Collator
 from leftover.demo.grammar import score_answers
 from leftover.draws import DrawOrder
@@ -22,6 +21,7 @@ from leftover.extra_columns import mismatch, mismatched_logprobs
 from leftover.logprobs import completion_logprobs
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.reference import reference_pass
 from leftover.requirements import needs_of
 from leftover.workspace import Run

@@ -14,13 +14,13 @@ from leftover.card import NAME, PICTURE
 from leftover.card.papers import OTHERS, papers
 from leftover.card.public import is_hub_id, public_name, without_paths
 from leftover.compare.run import Options, compare
-from leftover.config import make_recipe
 from leftover.demo.grammar import score_answers
 from leftover.export import export_policy
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
 from leftover.ppo.config import PPOConfig
 from leftover.ppo.trainer import PPOTrainer
+from leftover.recipe_files import make_recipe
 from tests.conftest import scored_rows
 
 HOSTILE = "x`|<img src=y onerror=alert(1)>](z)"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leftover.config import make_recipe
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.workspace import Run
 
 PPO = {"objective": "ppo", "total_episodes": 16, "num_rollouts_per_step": 8, "ppo_epochs": 1}

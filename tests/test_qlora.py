@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from leftover import LoLConfig, LoLTrainer, quantization
-from leftover.config import make_recipe
 from leftover.data.collate import Collator
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.trainer_metrics import initial_logratio
 from leftover.training import train_policy
 from leftover.workspace import Run

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from leftover import cli
-from leftover.config import Recipe, load_recipe, load_yaml
+from leftover.config import Recipe
 from leftover.models import PLAIN_CHAT_TEMPLATE
 from leftover.plan.settings import _portable
 from leftover.plan.sources import data_paths, on_the_hub
+from leftover.recipe_files import load_recipe, load_yaml
 from leftover.rewards import load_reward
 from leftover.training_config import LoLConfig, objective_settings
 

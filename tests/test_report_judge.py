@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from leftover import cli
-from leftover.config import make_recipe
 from leftover.manifest import Manifest, write_json
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.report.judge import judge_section, judge_view
 from tests.conftest import scored_rows
 from tests.judge_service import JudgeService, prefers

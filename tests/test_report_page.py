@@ -16,9 +16,9 @@ import pytest
 
 from leftover import cli
 from leftover.compare.run import Options, compare
-from leftover.config import load_recipe, make_recipe
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.recipe_files import load_recipe, make_recipe
 from leftover.report.command import report_on
 from leftover.report.finished import FinishedRun
 from leftover.report.page import run_view, write_page, write_report_page

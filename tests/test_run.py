@@ -12,10 +12,10 @@ import torch
 
 import leftover.prepare
 from leftover import pipeline
-from leftover.config import load_recipe, make_recipe
 from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
+from leftover.recipe_files import load_recipe, make_recipe
 from leftover.workspace import Run
 from tests.conftest import scored_rows
 

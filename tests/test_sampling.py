@@ -14,9 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leftover.cli import main
-from leftover.config import make_recipe
 from leftover.demo.grammar import score_answers
 from leftover.pipeline import run
+from leftover.recipe_files import make_recipe
 from leftover.sampling import run as sampling
 from leftover.sampling.rows import Sample, completion_text
 from leftover.workspace import Run

@@ -10,10 +10,10 @@ import pytest
 import leftover.scoring
 from leftover import pipeline
 from leftover.cli import main
-from leftover.config import load_recipe, make_recipe
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
 from leftover.models import read_json
+from leftover.recipe_files import load_recipe, make_recipe
 from leftover.rewards import SumReward
 from leftover.rewards.base import REWARDS
 from leftover.rewards.facts import component_facts

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 from leftover import prepare as stage
-from leftover.config import ColumnsSection, DataSection, make_recipe
+from leftover.config import ColumnsSection, DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import ROWS_SCHEMA, Rejects, check_rows
 from leftover.errors import UserError
+from leftover.recipe_files import make_recipe
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.numbers import find_numbers
 from leftover.scoring import score

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from leftover import LoLConfig, pipeline
-from leftover.config import make_recipe
 from leftover.errors import UserError
 from leftover.plan.sources import missing_packages
+from leftover.recipe_files import make_recipe
 from leftover.trackers import CompletionTables, check_trackers, own_run
 from leftover.trainer_metrics import Completion
 

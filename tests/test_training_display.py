@@ -15,7 +15,8 @@ from transformers import ProgressCallback, TrainerCallback
 
 from leftover import pipeline
 from leftover.cli import main
-from leftover.config import Recipe, dump_recipe, make_recipe
+from leftover.config import Recipe
+from leftover.recipe_files import dump_recipe, make_recipe
 from leftover.trainer_metrics import Completion
 from leftover.training_display import LiveDisplay, Pace, PlainLines, TrainingProgress, shown
 from tests.test_terminal import FakeTerminal, terminal  # noqa: F401

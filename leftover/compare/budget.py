@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from leftover.compare.methods import Entry
-from leftover.config import Recipe, make_recipe
+from leftover.config import Recipe
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.ppo import ONLINE
+from leftover.recipe_files import make_recipe
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)

@@ -64,7 +64,7 @@ def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job,
     missing = [job for job in jobs if not job.is_done(run)]
     if not missing:
         return {}
-    log.info("compare: %d of %d runs are missing", len(missing), len(jobs))
+    log.info("compare: %d of %s still to do", len(missing), counted(len(jobs)))
     failed = _in_processes(run, missing, num_processes) if num_processes > 1 else _here(run, missing)
     for job, said in failed.items():
         log.error("compare: %s failed (%s):\n%s", job, log_path(run, job), said)
@@ -109,7 +109,7 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
                     failed[job] = _tail(log_path(run, job), process.returncode)
                 else:
                     left = len(waiting) + len(running)
-                    log.info("compare: %s done in %.0f s, %d runs left", job, seconds, left)
+                    log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(left))
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -156,4 +156,10 @@ def raise_for(failed: dict[Job, str], num_jobs: int) -> None:
     """UserError that tells which runs failed, where any did."""
     if failed:
         told = "; ".join(f"{job}: {said.splitlines()[-1]}" for job, said in failed.items())
-        raise UserError(f"{len(failed)} of {num_jobs} runs failed, the same command tries them again. {told}")
+        again = "it" if len(failed) == 1 else "them"
+        raise UserError(f"{len(failed)} of {counted(num_jobs)} failed, the same command tries {again} again. {told}")
+
+
+def counted(runs: int) -> str:
+    """A number of runs in words: 1 run, 2 runs."""
+    return f"{runs} run{'s' * (runs != 1)}"

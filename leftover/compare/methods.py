@@ -146,6 +146,8 @@ def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> d
     for key, value in trial.items():
         section, _, name = key.partition(".")
         if key == "learning_rate_factor":
+            if not isinstance(value, (int, float)):
+                raise UserError(f"compare: the grid of '{entry.name}': {key} is a number, got {value!r}")
             rate = fields.get("learning_rate", shared.get("learning_rate", LoLConfig.learning_rate))
             fields["learning_rate"] = rate * value
         elif section == "objective_settings" and name:

@@ -4,10 +4,12 @@ import logging
 from typing import Any
 
 from leftover.compare.methods import Entry, declared_trials, with_trial
-from leftover.config import Recipe, load_yaml
+from leftover.config import Recipe
 from leftover.errors import UserError
 from leftover.pipeline import policy_artifact, policy_key
+from leftover.recipe_files import load_yaml
 from leftover.training import discard, policy_folder, training_args
+from leftover.training_fields import check_policy
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -58,12 +60,14 @@ def trial_policy(name: str, number: int) -> str:
 
 
 def trial_policies(entries: list[Entry], trials: Trials, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every trial as a policy of the recipe."""
-    return {
-        trial_policy(entry.name, i): with_trial(entry, trial, shared)
-        for entry in entries
-        for i, trial in enumerate(trials[entry.name])
-    }
+    """Every trial as a policy of the recipe. Raises UserError that names the method where it has no such setting."""
+    policies = {}
+    for entry in entries:
+        for i, trial in enumerate(trials[entry.name]):
+            fields = with_trial(entry, trial, shared)
+            check_policy(fields, shared, f"compare: the grid of '{entry.name}'")
+            policies[trial_policy(entry.name, i)] = fields
+    return policies
 
 
 def choose(run: Run, name: str, trials: list[dict[str, Any]], seed: int) -> tuple[int | None, list[dict[str, Any]]]:

@@ -14,8 +14,8 @@ def work(folder: str, policy: str | None, seed: int, evaluate: bool) -> None:
     """Do one job of the run in `folder`."""
     from leftover import pipeline
     from leftover.compare.jobs import Attached, Job
-    from leftover.config import load_recipe
     from leftover.evaluate import Evaluation
+    from leftover.recipe_files import load_recipe
 
     run = Attached(load_recipe(folder))
     said = logging.getLogger("leftover")

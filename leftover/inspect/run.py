@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leftover.config import load_recipe, make_recipe
 from leftover.errors import UserError
 from leftover.inspect.analysis import analyse
 from leftover.inspect.rows import ScoredRows, rows_of_file, rows_of_table
+from leftover.recipe_files import load_recipe, make_recipe
 from leftover.terminal import console
 
 

@@ -128,9 +128,9 @@ def _criteria(options: dict[str, Any]) -> Any:
 
 def _settings(options: dict[str, Any]) -> Any:
     """The judge that the options name; None where they name none."""
-    from leftover.config import _apply as set_key
     from leftover.errors import UserError
     from leftover.judge.endpoint import JudgeSettings
+    from leftover.recipe_files import set_key
 
     if options["model"] is None:
         return None

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 import yaml
 
-from leftover.config import load_yaml
 from leftover.errors import UserError, nearest
 from leftover.manifest import digest
+from leftover.recipe_files import load_yaml
 
 Verdict = Literal["A", "B", "tie"]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from leftover.config import Recipe, load_recipe
+from leftover.config import Recipe
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.manifest import Manifest, digest
+from leftover.recipe_files import load_recipe
 from leftover.table import Table, column, equals
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from leftover.models import read_chat_template, torch_dtype
 from leftover.plan.cost import Costs, Work
 from leftover.plan.holding import Holding
 from leftover.plan.memory import Memory
+from leftover.plan.recorded import check_recorded
 from leftover.plan.rows import Rows, read
 from leftover.plan.settings import Unwritten, training_settings
 from leftover.plan.shape import Shape, find_config, measure
@@ -34,8 +35,14 @@ class Plan:
     notes: list[str]
 
 
-def build_plan(recipe: Recipe, until: str = "report") -> Plan:
+def build_plan(
+    recipe: Recipe, until: str = "report", rows: Rows | str | None = None, num_runs: int | None = None
+) -> Plan:
     """The plan of a run up to and including the stage `until`.
+
+    Args:
+        rows: what `plan.rows.read` says, where it is known already.
+        num_runs: how often every policy is trained; default: once a seed.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
@@ -44,11 +51,12 @@ def build_plan(recipe: Recipe, until: str = "report") -> Plan:
     check_recipe(run)
     read_chat_template(recipe.model.chat_template)
     settings = training_settings(run, policies=trains)
-    rows = read(recipe)
+    rows = read(recipe) if rows is None else rows
+    check_recorded(recipe, rows)
     sizes = Sizes(recipe, rows if isinstance(rows, Rows) else None)
     sources = list_sources(recipe, judges=evaluates)
     trainings = [
-        plan_training(name, args, sizes, 1 if name == "reference" else len(recipe.seeds))
+        plan_training(name, args, sizes, 1 if name == "reference" else num_runs or len(recipe.seeds))
         for name, args in settings.items()
     ]
     config, shape_from = find_config(recipe.model)

@@ -67,9 +67,14 @@ class Rows:
     family: np.ndarray
     split: np.ndarray  # train, validation or test
     chosen: np.ndarray  # bool
-    scored: np.ndarray  # bool: has a recorded score
+    recorded: np.ndarray  # the recorded score, NaN where there is none
     text_bytes: int
     lengths: Lengths | None  # None: no tokenizer is here
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[N] bool: has a recorded score."""
+        return np.isfinite(self.recorded)
 
     def where(self, split: str, chosen_only: bool = False) -> np.ndarray:
         """[N] bool: the rows of a split."""
@@ -93,13 +98,13 @@ def read(recipe: Recipe) -> Rows | str:
         return f"unknown until downloaded: '{recipe.data.drop_listed}' (key data.drop_listed) is not there"
     stats: dict[str, Any] = {}
     columns = _Columns({name: [] for name in ("prompt", "family", "tools", "user_split")})
-    chosen, scored, text_bytes, sample = [], [], 0, _Reservoir(SAMPLE_ROWS)
+    chosen, recorded, text_bytes, sample = [], [], 0, _Reservoir(SAMPLE_ROWS)
     for row in check_rows(read_rows(recipe.data), recipe.data, _Unwritten(), stats):
         columns["prompt"].append(str(text_hash(row["prompt"])))
         for name in ("family", "tools", "user_split"):
             columns[name].append(row[name])
         chosen.append(bool(row["is_chosen"]))
-        scored.append(row["recorded_reward"] is not None)
+        recorded.append(np.nan if row["recorded_reward"] is None else row["recorded_reward"])
         text_bytes += len(row["prompt"].encode()) + len(row["completion"].encode()) + len(row["family"].encode())
         sample.add(row)
     sides = assign_splits(columns, recipe.data, recipe.seed)
@@ -111,7 +116,7 @@ def read(recipe: Recipe) -> Rows | str:
         sides["family_id"],
         sides["split"],
         np.array(chosen),
-        np.array(scored),
+        np.array(recorded, np.float64),
         text_bytes,
         _lengths(recipe, sample.rows, len(chosen)),
     )

@@ -135,7 +135,9 @@ def plan_training(name: str, args: Any, sizes: Sizes, runs: int = 1) -> Training
         check_groups(name, objective, columns["group"])
     drawn = _in_groups(columns["group"]) if by_group and sizes.rows is not None else np.ones(num_rows, bool)
     order, steps = run_order(args, columns, drawn, drawn.astype(np.float64))
-    qualifier = "" if args.max_steps > 0 else _qualifier(sizes, selected)
+    # The released code shortens also a run of so many steps by the share of leftover rows.
+    shortened = args.released_code and selected == LEFTOVER
+    qualifier = "" if args.max_steps > 0 and not shortened else _qualifier(sizes, selected)
     bound = qualifier == "at most" or not sizes.lengths_known
     seen = amount(prompts[order.indices], completions[order.indices], bound)
     further = int("mismatched_logratio" in objective.needs(objective_settings(args)))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from leftover.config import load_recipe
 from leftover.errors import UserError
+from leftover.recipe_files import load_recipe
 from leftover.report.finished import FinishedRun
 from leftover.report.page import write_report_page
 

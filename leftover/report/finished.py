@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from leftover.config import load_recipe
 from leftover.errors import UserError
 from leftover.manifest import Manifest
 from leftover.models import read_json
+from leftover.recipe_files import load_recipe
 from leftover.table import Table
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from leftover.config import dump_recipe
 from leftover.models import read_json
+from leftover.recipe_files import dump_recipe
 
 NOT_RECORDED = "not recorded"
 _FILES_SHOWN = 40

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from leftover.config import DataSection, Recipe, RewardSection, load_recipe, load_yaml, make_recipe
+from leftover.config import DataSection, Recipe, RewardSection
 from leftover.data.chat import Chat
 from leftover.data.formats import check_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
@@ -18,6 +18,7 @@ from leftover.export import trained_policy
 from leftover.manifest import FileHashes
 from leftover.models import align_generation_config, is_adapter, load_tokenizer, load_with, read_json
 from leftover.prepare import read, split
+from leftover.recipe_files import load_recipe, load_yaml, make_recipe
 from leftover.reference import model_identity
 from leftover.rewards import learner
 from leftover.rewards.sum import SumReward
