@@ -9,7 +9,7 @@ from leftover.report.write import print_table
 
 def print_comparison(results: dict[str, Any], folder: str) -> None:
     """The short table, what did not apply, and where the files are."""
-    console = print_table(results, *short_cells(results), width=120)
+    console = print_table(results, *short_cells(results))
     for name, reason in results["not_applicable"].items():
-        console.print(f"{name}: n/a, {reason}", highlight=False, markup=False)
-    console.print(f"Comparison: {Path(folder) / 'comparison.md'}", highlight=False)
+        console.print(f"{name}: n/a, {reason}")
+    console.print(f"Comparison: {Path(folder) / 'comparison.md'}")

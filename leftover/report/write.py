@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import sys
 from typing import Any
 
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, read_metrics
@@ -23,6 +22,7 @@ from leftover.report.sections import (
 )
 from leftover.results import by_source, compare, summarise
 from leftover.rewards import learner
+from leftover.terminal import console
 from leftover.workspace import Run
 
 log = logging.getLogger(__name__)
@@ -183,10 +183,12 @@ def result_table(results: dict[str, Any], decoding: str) -> str:
     return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
 
 
-def print_table(results: dict[str, Any], header: list[str], cells: list[list[str]], width: int) -> Any:
-    """A table of results at the terminal, `width` columns wide where there is none; returns its console."""
+_PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped where no terminal sets a width
+
+
+def print_table(results: dict[str, Any], header: list[str], cells: list[list[str]]) -> Any:
+    """A table of results on stdout, as wide as it must be where that is no terminal; returns its console."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -198,21 +200,21 @@ def print_table(results: dict[str, Any], header: list[str], cells: list[list[str
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for line in cells:
         table.add_row(*line)
-    console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(table)
-    return console
+    out = console(width=_PIPED_WIDTH)
+    out.print(table)
+    return out
 
 
 def print_results(results: dict[str, Any]) -> None:
     """The short result table, the leftover share and the verdict at the terminal."""
-    console = print_table(results, *result_cells(results, results["primary"], short=True), width=100)
+    out = print_table(results, *result_cells(results, results["primary"], short=True))
     leftover = results["prepare"].get("leftover")
     if leftover:
-        console.print(
+        out.print(
             f"Leftover: {leftover['leftover_rows']} of {leftover['training_rows']} training rows "
             f"({leftover['share']:.0%}) have a positive advantage."
         )
-    console.print(verdict(results))
+    out.print(verdict(results))
 
 
 _FEW_PAIRS = 20
