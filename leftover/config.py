@@ -229,11 +229,6 @@ class EvaluateSection(Section):
     judges: list[dict[str, Any]] = []  # held-out rewards: reported, never trained on
     num_examples: int = Field(10, ge=0)  # completions side by side in the report
 
-    @property
-    def eval_decoding(self) -> str:
-        """That of LoLConfig where `train` is silent: checkpoints are chosen by what the result table shows first."""
-        return {"sampled": "sample", "greedy": "greedy"}[self.primary]
-
 
 class CompareSection(Section):
     """What `leftover compare` tries before it trains a method with every seed."""

@@ -25,7 +25,13 @@ class PolicyConfig(TrainingArguments):
         default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "So that importance weights are 1 at step 0."})
-    eval_decoding: str = field(default="greedy", metadata={"help": "greedy or sample, for evaluate()."})
+    eval_decoding: str = field(
+        default="sample",
+        metadata={
+            "help": "sample or greedy, for evaluate(), by which the checkpoint is chosen; greedy rewards are often at "
+            "their ceiling from the first checkpoint on, and of greedy completions no KL can be told."
+        },
+    )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"
     remove_unused_columns: bool = False

@@ -158,8 +158,7 @@ def policy_rows(run: Run, name: str) -> Any:
 
 def policy_settings(run: Run, name: str) -> dict[str, Any]:
     """Fields of LoLConfig (online: of PPOConfig) of one policy: what all share, and its own."""
-    shared = {"eval_decoding": run.recipe.evaluate.eval_decoding} | run.recipe.train
-    own = run.recipe.policies[name]
+    shared, own = run.recipe.train, run.recipe.policies[name]
     if own.get("objective") in ONLINE:
         # Said here and not in `_args` alone, so that it is in the key: it is trained on completions of this length.
         return {"max_completion_length": run.max_new_tokens} | own_settings(shared, own)

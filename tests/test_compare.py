@@ -229,17 +229,10 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
     assert not (tmp_path / "run/table").exists()
 
 
-def test_checkpoints_are_saved_where_they_are_evaluated_and_chosen_by_what_the_table_shows_first(
-    content: dict[str, Any],
-) -> None:
+def test_checkpoints_are_saved_where_they_are_evaluated() -> None:
     assert leftover.training.cadence({})["save_steps"] == leftover.training.cadence({})["eval_steps"] == 0.1
     assert leftover.training.cadence({"eval_steps": 2})["save_steps"] == 2
     assert leftover.training.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
-    for primary, decoding in (("sampled", "sample"), ("greedy", "greedy")):
-        recipe = make_recipe(content | {"evaluate": content["evaluate"] | {"primary": primary}})
-        assert leftover.training.policy_settings(Run(recipe), "a_lol_seq")["eval_decoding"] == decoding
-    asked = make_recipe(content | {"train": content["train"] | {"eval_decoding": "greedy"}})
-    assert leftover.training.policy_settings(Run(asked), "a_lol_seq")["eval_decoding"] == "greedy"
 
 
 def test_a_killed_comparison_continues_with_the_runs_that_are_missing(

@@ -51,6 +51,7 @@ def test_a_recipe_compares_the_papers_objectives_under_the_released_settings(nam
         assert args.per_device_train_batch_size * args.gradient_accumulation_steps == rows_per_step
         assert args.num_train_epochs == epochs and args.max_steps <= 0  # steps follow the share of selected rows
         assert args.learning_rate == (2e-4 if name == "hha" else 2e-5)
+        assert args.eval_decoding == "greedy"
         every = (recipe.train | fields).get("eval_steps", 0.1)
         assert round(1 / every) == evaluations and recipe.train.get("save_steps", 0.1) == every
     LoLConfig(output_dir=str(tmp_path), **_portable(recipe.reference.train))

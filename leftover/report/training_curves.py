@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.policy_config import PolicyConfig
 from leftover.report import charts
 
 # metric -> title and what its axis says
@@ -29,7 +30,7 @@ _ONLINE_ALONE = {"kl", "entropy"}
 
 def _all_greedy(recipe: Any) -> bool:
     """Whether every policy's evaluations along training wrote greedy completions."""
-    shared = {"eval_decoding": recipe.evaluate.eval_decoding} | recipe.train
+    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
     return all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
 
 
