@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leftover.report.svg import GRID, INK, NEUTRAL, draw, printable, series_color
+from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, series_color
 
 _MAX_POINTS = 500
 _MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
@@ -21,8 +21,21 @@ class Chart(NamedTuple):
 
 def color_of(name: str, names: Sequence[str]) -> str:
     """The colour of a policy among all of a page: the reference is grey everywhere."""
+    place = _place(name, names)
+    return series_color(place) if place is not None else NEUTRAL if name == "reference" else INK
+
+
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+
+
+def line_of(name: str, names: Sequence[str]) -> Any:
+    """The line of a policy: where colours repeat, lines differ."""
+    return _LINES[(_place(name, names) or 0) // len(SERIES) % len(_LINES)]
+
+
+def _place(name: str, names: Sequence[str]) -> int | None:
     policies = [n for n in names if n not in ("reference", "data")]
-    return series_color(policies.index(name)) if name in policies else NEUTRAL if name == "reference" else INK
+    return policies.index(name) if name in policies else None
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
@@ -82,13 +95,13 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
                 left += part
         axis.axvline(0.5, color=INK, lw=0.8, ls=(0, (3, 3)))
         axis.set_yticks(range(len(shares)), [printable(name, 16) for name in shares])
-        axis.invert_yaxis()
+        axis.set_ylim(len(shares) - 0.4, -0.6)
         axis.set_xlim(0, 1)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("wins · ties (paler) · losses (palest)")
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
-    height = 1.0 + 0.34 * len(shares)
+    height = 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0)  # of many bars thinner ones
     return Chart("Win rate against the reference", draw(paint, height=max(2.6, height)), f"By reward: {said}.")
 
 
@@ -113,7 +126,8 @@ def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str,
             at = [[points[step] for points in seeds.values() if step in points] for step in steps]
             means, color = [float(np.mean(v)) for v in at], color_of(name, names)
             x, y, low, high = (thinned(n) for n in (steps, means, [min(v) for v in at], [max(v) for v in at]))
-            axis.plot(x, y, color=color, label=printable(name), marker="o" if len(x) < 15 else None, ms=2.5)
+            axis.plot(x, y, color=color, ls=line_of(name, names), label=printable(name),
+                      marker="o" if len(x) < 15 else None, ms=2.5)  # fmt: skip
             if len(seeds) > 1:
                 axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
             for step in chosen.get(name, ()):
