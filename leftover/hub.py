@@ -200,9 +200,7 @@ def _told(what: str) -> Iterator[None]:
     except LocalTokenNotFoundError:
         raise UserError(f"cannot {what} on the Hub: no token. {_LOGIN[0].upper()}{_LOGIN[1:]}") from None
     except OfflineModeIsEnabled:
-        raise UserError(
-            f"cannot {what} on the Hub: HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
-        ) from None
+        raise UserError(f"cannot {what} on the Hub: HF_HUB_OFFLINE is set; unset it, or do not push") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         remedy = f": {_LOGIN}" if status in (401, 403) else ""
@@ -210,4 +208,6 @@ def _told(what: str) -> Iterator[None]:
         raise UserError(f"cannot {what} on the Hub (status {status}: {said}){remedy}") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         said = hide(" ".join(str(error).split())[:300], get_token())
-        raise UserError(f"cannot {what}: the Hub is not reached ({said}); or leave push_to_hub out") from None
+        raise UserError(
+            f"cannot {what}: the Hub is not reached ({said}); try again when it is, or do not push"
+        ) from None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from typing import Any, TextIO
 
@@ -53,6 +54,14 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool = True)
 def harmless(text: str) -> str:
     """`text` with every character that a terminal would obey, or not show, written out: ESC as \\x1b."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """`text` for a page or a file: control characters and those that turn the order of letters written out."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str, width: int, *, keep: str = "start") -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from leftover.cli import main
 from leftover.errors import UserError
-from leftover.judge.pairs import Evaluated, as_text, compare_sides, own_row
+from leftover.judge.pairs import Evaluated, compare_sides, own_row, prompt_text
 from leftover.manifest import Manifest, write_json
 from leftover.pipeline import run
 from leftover.recipe_files import make_recipe
@@ -139,10 +139,22 @@ def test_the_data_is_the_chosen_row_of_a_prompt_or_else_the_first():
 
 def test_conversations_are_shown_turn_by_turn():
     prompt = json.dumps([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
-    completion = json.dumps([{"role": "assistant", "content": "Hello"}])
-    row = {"prompt": prompt, "completion": completion, "conversational": True, "tools": '[{"name": "f"}]'}
-    assert as_text(row, "prompt") == 'tools: [{"name": "f"}]\n\nsystem: Be kind.\n\nuser: Hi'
-    assert as_text(row, "completion") == "Hello"
+    row = {"prompt": prompt, "conversational": True, "tools": '[{"name": "f"}]'}
+    assert prompt_text(row) == 'tools: [{"name": "f"}]\n\nsystem: Be kind.\n\nuser: Hi'
+
+
+@pytest.mark.parametrize("completion", ["Hello", "42", "[1]"])
+def test_the_datas_completion_of_a_conversation_is_its_text(folder, completion, monkeypatch):
+    """Completions are kept as text, also where the prompt is a list of messages, and may read as JSON."""
+    rows = Evaluated.rows
+
+    def conversations(self, groups):
+        chat = {"prompt": '[{"role": "user", "content": "Hi"}]', "conversational": True, "completion": completion}
+        return {group: [row | chat for row in of] for group, of in rows(self, groups).items()}
+
+    monkeypatch.setattr(Evaluated, "rows", conversations)
+    pairs = compare_sides(Evaluated(folder), "data").pairs
+    assert pairs and {(pair.prompt, pair.theirs) for pair in pairs} == {("user: Hi", completion)}
 
 
 # The verb

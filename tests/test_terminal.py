@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leftover.terminal import LogHandler, console, harmless, is_live, one_line, progress_bar
+from leftover.terminal import LogHandler, console, harmless, is_live, one_line, progress_bar, visible
 
 
 class FakeTerminal(io.StringIO):
@@ -144,3 +144,8 @@ def test_an_error_message_cannot_clear_the_screen(capsys: Any, tmp_path: Any) ->
     with pytest.raises(SystemExit):
         main(["run", "no\x1b[2Jfile.yaml"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_what_no_reader_could_see_is_written_out_for_pages_and_files():
+    assert visible("a\x00b\x07\u202ec\ufeff") == r"a\x00b\x07\u202ec\ufeff"
+    assert visible("tab\tline\n\N{SNOWMAN} e\N{ZERO WIDTH JOINER}é") == "tab\tline\n\N{SNOWMAN} e\N{ZERO WIDTH JOINER}é"

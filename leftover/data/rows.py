@@ -150,5 +150,5 @@ def _in_part(family: str, part: tuple[float, float]) -> bool:
 
 
 def as_prompt(text: str, conversational: bool) -> Any:
-    """The user's own form of a prompt or completion column: a string, or the list of messages."""
+    """The user's own form of a prompt column: a string, or the list of messages. Completions are always text."""
     return json.loads(text) if conversational else text

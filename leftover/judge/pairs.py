@@ -139,7 +139,7 @@ def compare_sides(
     pairs = [
         Pair(
             prompt_id=ids[record["group"]],
-            prompt=as_text(prompts[record["group"]], "prompt"),
+            prompt=prompt_text(prompts[record["group"]]),
             ours=record["text"].strip(),
             theirs=theirs[ids[record["group"]]].strip(),
             family=record["family"],
@@ -183,7 +183,7 @@ def _other_side(
     from leftover.evaluate import policy_subject
 
     if against == DATA:
-        return DATA, {ids[group]: as_text(own_row(rows), "completion") for group, rows in run.rows(ids).items()}
+        return DATA, {ids[group]: own_row(rows)["completion"] for group, rows in run.rows(ids).items()}
     if other is None:
         return REFERENCE, {ids[r["group"]]: r["text"] for r in run.records(REFERENCE, decoding)}
     policy = other.policy(policy)
@@ -205,15 +205,13 @@ def prompt_id(row: dict[str, Any]) -> str:
     return digest([as_prompt(row["prompt"], row["conversational"]), row.get("tools")])
 
 
-def as_text(row: dict[str, Any], name: str) -> str:
-    """A prompt or completion as text for a reader: `role: content` for the messages of a conversation."""
-    value = as_prompt(row[name], row["conversational"])
+def prompt_text(row: dict[str, Any]) -> str:
+    """A prompt as text for a reader: `role: content` for the messages of a conversation."""
+    value = as_prompt(row["prompt"], row["conversational"])
     if isinstance(value, str):
         return value
-    if name == "completion" and len(value) == 1:
-        return str(value[0]["content"])
     turns = [f"{message['role']}: {message['content']}" for message in value]
-    if name == "prompt" and row.get("tools"):
+    if row.get("tools"):
         turns.insert(0, f"tools: {row['tools']}")
     return "\n\n".join(turns)
 

@@ -102,7 +102,11 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
     height = 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0)  # of many bars thinner ones
-    return Chart("Win rate against the reference", draw(paint, height=max(2.6, height)), f"By reward: {said}.")
+    return Chart(
+        "Wins, ties, losses against the reference",
+        draw(paint, height=max(2.6, height)),
+        f"Against the reference: {said}.",
+    )
 
 
 Curves = Mapping[str, Mapping[int, Mapping[int, float]]]

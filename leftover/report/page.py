@@ -21,6 +21,7 @@ from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.training_curves import training_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
+from leftover.terminal import visible
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _environment() -> Any:
     from markupsafe import Markup
 
     loader = FileSystemLoader(_TEMPLATES)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
     filters: dict[str, Any] = {
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": lambda svg: Markup(svg),  # made by report/svg.py, which escapes what it writes
@@ -146,6 +147,11 @@ def _environment() -> Any:
     }
     environment.filters |= filters
     return environment
+
+
+def _readable(value: Any) -> Any:
+    """Texts of data and models with what no reader could see written out; markup of ours as it is."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _formatted(value: float | None, form: str) -> str:

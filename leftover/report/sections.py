@@ -8,6 +8,7 @@ from leftover.data.rows import as_prompt
 from leftover.evaluate import policy_subject, read_completions, test_rows, unique_prompts
 from leftover.metrics import rank_correlation
 from leftover.table import column, equals
+from leftover.terminal import visible
 from leftover.training import available_blocks
 from leftover.workspace import Run
 
@@ -235,7 +236,7 @@ def readable(row: dict[str, Any], between: str = " ") -> str:
 
 def quote(text: str) -> str:
     """A text on one line of Markdown, markup escaped, long ones cut in the middle."""
-    flat = " ".join(text.split())
+    flat = visible(" ".join(text.split())) or "(empty)"
     if len(flat) > _TEXT_SHOWN:
         flat = f"{flat[: _TEXT_SHOWN // 2]} … {flat[-_TEXT_SHOWN // 2 :]}"
     for character in "\\`*_[]<>|#":

@@ -21,7 +21,7 @@ _PANELS = {
     "kl": ("KL, online rollouts", "nats a completion"),
     "entropy": ("Entropy, online rollouts", "nats a token"),
     "loss": ("Loss", "loss of the method's own"),
-    "eval_nll": ("Held-out likelihood", "nats a token"),
+    "eval_nll": ("Held-out NLL", "nats a token"),
     "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
 }
