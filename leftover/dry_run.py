@@ -24,7 +24,7 @@ _LONG_WORD = 24
 def dry_run(recipe: Recipe, until: str = "report") -> None:
     """Print the plan of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
     with offline():
-        show(build_plan(recipe, until), console())
+        show(build_plan(recipe, until), console(width=140))
 
 
 def show(plan: Plan, terminal: Any) -> None:

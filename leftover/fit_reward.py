@@ -71,7 +71,7 @@ def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
     table = Table(title=f"{spec['type']} reward: {spec['fit']['path']}", title_justify="left", show_header=False)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _text(value))
-    terminal = console()
+    terminal = console(width=140)
     terminal.print(table)
     terminal.print("In a recipe, under reward.functions or evaluate.judges:")
     terminal.print(f"  - {{type: {spec['type']}, path: {output.rstrip('/')}}}", soft_wrap=True)

@@ -90,7 +90,7 @@ def show(analysis: dict[str, Any], path: Path) -> None:
         said.append(f"Neighbours: rewards of like texts correlate by {odd['correlation']:+.2f}.")
     if analysis["without_advantage"]:
         said.append(f"{analysis['without_advantage']:,} rows have no score, and are in none of these numbers.")
-    terminal = console()
+    terminal = console(width=140)
     for line in said:
         terminal.print(line)
     terminal.print(f"Page: {path}", soft_wrap=True)

@@ -56,7 +56,7 @@ def show_facts(facts: dict[str, Any]) -> None:
     """A table of the components on stderr where there are several, and a warning where one dominates the sum."""
     if len(facts["components"]) > 1:
         if log.isEnabledFor(logging.INFO):
-            console(stderr=True).print(_table(facts))
+            console(stderr=True, width=140).print(_table(facts))
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(
