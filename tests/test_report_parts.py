@@ -173,6 +173,17 @@ def test_reward_that_goes_with_length_and_a_large_kl_are_caveats() -> None:
     assert reward_length_correlation([record(0, None)]) is None
 
 
+def test_completions_that_are_cut_are_a_caveat_where_the_reference_is_not_or_where_most_are() -> None:
+    def said(policy: float, reference: float) -> list[str]:
+        given = results(unended=policy)
+        given["sampled"]["table"]["reference"]["unended"] = reference
+        return caveats(given)
+
+    assert said(0.25, 0.05) == ["25% of its completions ran into the length limit"]
+    assert said(0.25, 0.2) == [] and said(0.15, 0.0) == []
+    assert said(0.7, 0.9) == ["70% of its completions ran into the length limit"]
+
+
 def test_a_comparison_speaks_of_the_method_of_highest_reward() -> None:
     given = results(reward={"mean": 3.0})
     given["sampled"]["table"]["q"] = given["sampled"]["table"]["p"] | {"reward": {"mean": 4.0}}

@@ -70,7 +70,8 @@ def completion_caveats(row: dict[str, Any], reference: dict[str, Any]) -> list[s
     if diversity is not None and diversity < _LOW_DIVERSITY:
         found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
     unended = row.get("unended", 0.0)
-    if unended > max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)):
+    # Cut more often than the reference, or so often that the reward is of beginnings.
+    if unended > min(max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)), _MOSTLY_UNENDED):
         found.append(f"{unended:.0%} of its completions ran into the length limit")
     correlation = row.get("reward_length_correlation")
     if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
@@ -103,7 +104,7 @@ def _cuts(prepared: dict[str, Any]) -> list[str]:
 _FEW_PROMPTS = 100
 _MANY_CUT = 0.25
 _LOW_DIVERSITY = 0.7  # of the reference's
-_MANY_UNENDED = 0.2
+_MANY_UNENDED, _MOSTLY_UNENDED = 0.2, 0.5
 _HIGH_CORRELATION = 0.5
 _LARGE_KL = 10.0  # nats a completion: the best of n samples is there at n = 60,000, since its KL is ln n - (n - 1) / n
 
