@@ -40,7 +40,7 @@ def evaluate(tracker: str, state: Any, handler: Any = None, completions: Any = C
     CompletionTables(handler).on_evaluate(SimpleNamespace(report_to=[tracker]), state, None, completions=completions)
 
 
-@pytest.mark.parametrize("value", ["wandb", ["tensorboard", "wandb"]])
+@pytest.mark.parametrize("value", ["wandb", ["wandb", "none"]])
 def test_a_tracker_that_is_not_installed_is_named_with_its_package(absent: None, value: Any) -> None:
     with pytest.raises(UserError, match=r"train\.report_to: wandb needs the package wandb: pip install wandb"):
         check_trackers(value, "train.report_to")
