@@ -83,7 +83,7 @@ class Evaluation:
         if run.manifest.begin(artifact, evaluation_key(run, name)).finished:
             return
         if not self._scorers:
-            self._rows, self._scorers = test_rows(run, available_blocks(run)), _scorers(run)
+            self._rows, self._scorers = test_rows(run), _scorers(run)
         scorers = self._scorers
         model = scorers["reference_logprob"] if name == "reference" else run.load(path)
         metrics = row_metrics(model, run.tokenizer, self._rows, run.compute_dtype)
@@ -160,9 +160,9 @@ def complete(
     return records
 
 
-def test_rows(run: Run, blocks: tuple[str, ...]) -> list[dict[str, Any]]:
+def test_rows(run: Run) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
-    table = run.table.open("rows", "split", "tokens", *blocks)
+    table = run.table.open("rows", "split", "tokens", *available_blocks(run))
     keep = equals(table, "split", "test") & equals(table, "kept", True)
     if not keep.any():
         raise UserError("the test split has no row left after truncation")

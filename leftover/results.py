@@ -10,6 +10,7 @@ from leftover.metrics import (
     cut_to_equal_length,
     distinct_n,
     perplexity,
+    rank_correlation,
     sampled_kl,
     win_rate,
     win_rate_at_equal_length,
@@ -52,6 +53,7 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
                 row[name] = bootstrap_interval(scores, families)._asdict()
     if "ended" in theirs[0]:
         row["unended"] = 1 - _mean([np.mean(_column(r, "ended")) for r in ours.values()])
+    row["reward_length_correlation"] = reward_length_correlation([r for records in ours.values() for r in records])
     row["length"] = _mean([np.mean(_column(r, "tokens")) for r in ours.values()])
     for n in (1, 2, 3):
         row[f"distinct_{n}"] = _mean([distinct_n(_texts(r), n) for r in ours.values()])
@@ -68,6 +70,13 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
             row[{"perplexity": "perplexity_of_test_completions"}.get(name, name)] = _mean(found)
             row[f"{name} by seed"] = found
     return row
+
+
+def reward_length_correlation(records: list[dict[str, Any]]) -> float | None:
+    """Rank correlation of reward and tokens over completions; None where there are no rewards, or no spread."""
+    scored = [record for record in records if "reward" in record]
+    found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
+    return found if found == found else None
 
 
 def by_source(seeds: dict[int, Records], decoding: str) -> dict[str, dict[str, Any]]:

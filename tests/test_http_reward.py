@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -21,54 +20,24 @@ from leftover.scoring import score
 from leftover.table import column
 from leftover.workspace import Run
 from tests.conftest import scored_rows
+from tests.scripted_service import ScriptedService
 
 CANARY = "k/9+canary-7f3a=="
 
 
-class Service:
-    """A server whose answers a test scripts: `plan` holds what the next requests get, then `then`.
+class Service(ScriptedService):
+    """A request is its body, and to a step its headers too, which are kept apart."""
 
-    A step takes the request's body and returns (status, headers, body); the body is JSON unless it is bytes.
-    """
+    path = "/score"
 
     def __init__(self) -> None:
-        self.plan: list[Callable] = []
-        self.then: Callable = lengths
-        self.requests: list[dict[str, Any]] = []
+        super().__init__(lengths)
         self.headers: list[dict[str, str]] = []
-        self.times: list[float] = []
-        self.lock = threading.Lock()
-        service = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with service.lock:
-                    service.requests.append(body)
-                    service.headers.append(dict(self.headers))
-                    service.times.append(time.monotonic())
-                    step = service.plan.pop(0) if service.plan else service.then
-                status, headers, answer = step(body | {"headers": dict(self.headers)})
-                sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(sent)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(sent)
-                except OSError:  # the client has given up, as it should
-                    self.close_connection = True
-                if headers.get("Connection") == "close":
-                    self.close_connection = True
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing on stderr."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+    def received(self, body: dict[str, Any], headers: dict[str, str], path: str) -> dict[str, Any]:
+        self.requests.append(body)
+        self.headers.append(headers)
+        return body | {"headers": headers}
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +49,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def service() -> Iterator[Service]:
     started = Service()
     yield started
-    started.server.shutdown()
-    started.server.server_close()
+    started.close()
 
 
 def reward(service: Service, **settings: Any) -> Any:

@@ -233,7 +233,7 @@ def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_
     table = this.table.open("split")
     splits, groups = np.array(table["split"][:]), np.array(table["group"][:])
     selection = set(selection_rows(this, available_blocks(this))["group"])
-    test = {row["group"] for row in rows_of_test(this, available_blocks(this))}
+    test = {row["group"] for row in rows_of_test(this)}
     assert selection <= set(groups[splits == "validation"]) and test <= set(groups[splits == "test"])
     assert not selection & set(groups[splits == "train"]) and not selection & test
 

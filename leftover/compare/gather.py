@@ -9,10 +9,8 @@ from leftover.compare.marks import marks
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, read_metrics, test_rows, unique_prompts
 from leftover.models import read_json
 from leftover.pipeline import policy_artifact
-from leftover.report.sections import reward_length_correlation
 from leftover.report.write import scoring_caveats
 from leftover.results import Records, against_data, compare, describe_data, summarise
-from leftover.training import available_blocks
 from leftover.workspace import Run
 
 BySeed = dict[str, dict[int, Records]]
@@ -48,8 +46,6 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
         for policy, by_seed in records.items():
             table[policy] = summarise(by_seed, reference, metrics[policy], decoding)
             table[policy] |= against_data(by_seed, rewards, decoding)
-            own = [record for of in by_seed.values() for record in of if record["decoding"] == decoding]
-            table[policy]["reward_length_correlation"] = reward_length_correlation(own)
         # The reference is one model: it stands beside every seed.
         rivals = records | {REFERENCE: dict.fromkeys(run.recipe.seeds, reference)}
         results[decoding] = {"table": table, "marks": _marks(rivals, table, decoding)}
@@ -58,7 +54,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
 
 def _data_completions(run: Run) -> Records:
     """The data's own completions of the test prompts: the text of one a prompt, the rewards of all."""
-    rows = test_rows(run, available_blocks(run))
+    rows = test_rows(run)
     rewards: dict[int, list[float]] = {row["group"]: [] for row in rows}
     for row in rows:
         if np.isfinite(row.get("reward", np.nan)):

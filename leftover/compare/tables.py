@@ -6,7 +6,7 @@ from typing import Any
 from leftover.compare.gather import DATA, REFERENCE, flat_rows
 from leftover.plan.sources import size_text
 from leftover.report.sections import completion_caveats
-from leftover.report.write import rate_of_pairs
+from leftover.report.write import markdown_table, measured, rate_of_pairs
 
 Row = dict[str, Any]
 _MISSING = "–"
@@ -94,16 +94,11 @@ def short_cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _cells(columns: dict[str, Callable[[Row], str]], rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; columns in which nothing was measured are left out."""
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
-    used = [i for i in range(len(columns)) if any(set(line[i]) - set("–/") for line in cells)]
-    header = list(columns)
-    return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+    return measured(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def as_table(columns: dict[str, Callable[[Row], str]], rows: list[Row]) -> str:
-    header, cells = _cells(columns, rows)
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
+    return markdown_table(*_cells(columns, rows))
 
 
 def code(name: str) -> str:

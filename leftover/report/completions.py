@@ -6,7 +6,6 @@ from typing import Any
 from leftover.evaluate import DECODINGS, policy_subject, read_completions, test_rows, unique_prompts
 from leftover.report.sections import readable
 from leftover.results import Records
-from leftover.training import available_blocks
 
 BySeed = dict[str, dict[int, Records]]
 
@@ -27,7 +26,7 @@ def side_by_side(run: Any, records: BySeed, main: str, primary: str) -> dict[str
     `source`, `prompt`, `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components].
     note: what a page has shortened; empty here.
     """
-    rows = unique_prompts(test_rows(run, available_blocks(run)))
+    rows = unique_prompts(test_rows(run))
     firsts = {name: seeds[min(seeds)] for name, seeds in records.items()}
     parts = _components(firsts["reference"])
     decodings = [primary, *(d for d in DECODINGS if d != primary)]

@@ -6,10 +6,8 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluate import policy_subject, read_completions, test_rows, unique_prompts
-from leftover.metrics import rank_correlation
 from leftover.table import column, equals
 from leftover.terminal import visible
-from leftover.training import available_blocks
 from leftover.workspace import Run
 
 _EXAMPLE_ROWS = 3
@@ -81,13 +79,6 @@ def completion_caveats(row: dict[str, Any], reference: dict[str, Any]) -> list[s
     if kl is not None and kl > _LARGE_KL:
         found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
     return found
-
-
-def reward_length_correlation(records: list[dict[str, Any]]) -> float | None:
-    """Rank correlation of reward and tokens over completions; None where there are no rewards, or no spread."""
-    scored = [record for record in records if "reward" in record]
-    found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
-    return found if found == found else None
 
 
 def _cuts(prepared: dict[str, Any]) -> list[str]:
@@ -210,7 +201,7 @@ def leftover_section(run: Run, results: dict[str, Any]) -> str:
 
 def examples_section(run: Run) -> str:
     """Completions side by side: the data's own, the reference's, and the policies' of the first seed."""
-    rows = unique_prompts(test_rows(run, available_blocks(run)))[: run.recipe.evaluate.num_examples]
+    rows = unique_prompts(test_rows(run))[: run.recipe.evaluate.num_examples]
     if not rows:
         return ""
     primary, seed = run.recipe.evaluate.primary, run.recipe.seeds[0]

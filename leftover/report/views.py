@@ -11,7 +11,8 @@ from leftover.metrics import win_rate
 from leftover.report import charts
 from leftover.report.charts import Chart
 from leftover.report.completions import BySeed
-from leftover.report.sections import caveats, headline, reward_length_correlation
+from leftover.report.sections import caveats, headline
+from leftover.results import reward_length_correlation
 
 
 def with_main(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def with_main(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
     results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
     primary = results["primary"]
     table = results[primary]["table"]
-    for name, seeds in records.items():
+    for name, seeds in records.items():  # comparisons of earlier versions do not tell it
         own = [r for lines in seeds.values() for r in lines if r["decoding"] == primary]
         table[name].setdefault("reward_length_correlation", reward_length_correlation(own))
     if "main" in results:

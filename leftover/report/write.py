@@ -16,7 +16,6 @@ from leftover.report.sections import (
     data_section,
     examples_section,
     leftover_section,
-    reward_length_correlation,
     training_section,
     verdict,
 )
@@ -68,9 +67,6 @@ def gather(run: Run) -> dict[str, Any]:
     for decoding in DECODINGS:
         rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
         rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
-        for name, of in {"reference": {run.seed: reference}, **records}.items():
-            own = [record for seed in of.values() for record in seed if record["decoding"] == decoding]
-            rows[name]["reward_length_correlation"] = reward_length_correlation(own)
         against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
         results[decoding] = {"table": rows, "main_against": against}
         all_records = {"reference": {run.seed: reference}} | records
@@ -172,15 +168,24 @@ def result_cells(results: dict[str, Any], decoding: str, *, short: bool = False)
     judges = sorted({k for row in table.values() for k in row if k.startswith("judge/")})
     header = list(names) + judges
     cells = [line + [interval(row.get(j)) for j in judges] for line, row in zip(cells, table.values(), strict=True)]
-    used = [i for i in range(len(header)) if any(line[i] != "–" for line in cells)]
+    return measured(header, cells)
+
+
+def measured(header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells without the columns that hold dashes alone."""
+    used = [i for i in range(len(header)) if any(set(line[i]) - set("–/") for line in cells)]
     return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+
+
+def markdown_table(header: list[str], cells: list[list[str]]) -> str:
+    """A table as Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
 
 
 def result_table(results: dict[str, Any], decoding: str) -> str:
     """The result table as Markdown."""
-    header, cells = result_cells(results, decoding)
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(line) + " |" for line in cells])
+    return markdown_table(*result_cells(results, decoding))
 
 
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped where no terminal sets a width
