@@ -44,7 +44,7 @@ def random_batches(
     rows: list[dict[str, Any]], num_batches: int, batch_size: int = BATCH, seed: int = 0
 ) -> list[list[dict[str, Any]]]:
     """Batches drawn by priority, as the released sampler composes them: whatever the lengths."""
-    from leftover.draws import draw_batches
+    from leftover.training.draws import draw_batches
 
     weights = np.array([row["advantage"] for row in rows])
     order = draw_batches(weights, _ORDER_STEPS * batch_size, batch_size=batch_size, seed=seed)
@@ -55,9 +55,9 @@ def prepared_table(rows: list[dict[str, Any]], args: Any, model: Any, num_batche
     """The rows as LoLTrainer takes them; of the first batches' rows with the reference's log-probabilities."""
     import datasets
 
-    from leftover.reference import reference_pass
-    from leftover.selection import run_order, selection
-    from leftover.table import list_lengths
+    from leftover.models.reference import reference_pass
+    from leftover.store.table import list_lengths
+    from leftover.training.selection import run_order, selection
 
     names = ("prompt_ids", "completion_ids", "reward", "value", "advantage")
     table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in names})
@@ -83,7 +83,7 @@ def mean_lengths() -> tuple[int, int]:
 def released(setting: Setting) -> Steps:
     """The released method (benchmarks/released.py)."""
     from benchmarks.released import step_loss
-    from leftover.value import ValueHead
+    from leftover.prepare.value import ValueHead
 
     batches = random_batches(scored_rows(), setting.steps, seed=setting.seed)
     policy, reference = build_llama(setting.vocabulary), build_llama(setting.vocabulary).eval()

@@ -52,7 +52,7 @@ def released(
     shape: dict[str, int], device: str, steps: int, batch_size: int
 ) -> Iterator[tuple[float, list[dict[str, Any]]]]:
     from benchmarks.released import step_loss
-    from leftover.value import ValueHead
+    from leftover.prepare.value import ValueHead
 
     policy, reference = build(shape, device), build(shape, device).eval()
     head = ValueHead(shape["hidden"]).to(device).eval()

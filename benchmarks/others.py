@@ -51,7 +51,7 @@ def reference_pass_rate(turns: int = 5) -> dict[str, Any]:
     completion has on average, and does nothing with them.
     """
     from leftover.data.collate import pad
-    from leftover.reference import length_sorted_batches, pass_tokens, reference_pass
+    from leftover.models.reference import length_sorted_batches, pass_tokens, reference_pass
 
     rows, model, tokenizer = scored_rows()[:NUM_ROWS], build_llama(50_257).eval(), load_tokenizer()
     whole = [row["prompt_ids"] + row["completion_ids"] for row in rows]
@@ -73,8 +73,8 @@ def value_head_rate(turns: int = 1) -> dict[str, Any]:
     Both take HEAD_EPOCHS epochs (the patience of the early stop is not reached); the second is measured for three
     epochs and multiplied, since all of its epochs cost the same.
     """
-    from leftover.reference import prompt_hidden
-    from leftover.value import head as module
+    from leftover.models.reference import prompt_hidden
+    from leftover.prepare.value import head as module
 
     prompts = [row["prompt_ids"] for row in scored_rows()[:HEAD_PROMPTS]]
     model, tokenizer = build_llama(50_257).eval(), load_tokenizer()
@@ -100,15 +100,16 @@ def value_head_rate(turns: int = 1) -> dict[str, Any]:
 
 
 def generation_rate(turns: int = 3) -> dict[str, Any] | None:
-    """Completions a second of `leftover.generate` against `model.generate` on batches in the order of the rows.
+    """Completions a second of `leftover.models.generate` against `model.generate` on batches in the order of the rows.
 
     The real small model with real prompts; a completion ends with its sentence. None where the files are absent.
     """
-    from leftover.config import DataSection
     from leftover.data.collate import pad
     from leftover.data.formats import read_rows
-    from leftover.generate import generate
-    from leftover.models import align_generation_config, load_model, load_tokenizer
+    from leftover.data.tokenizer import load_tokenizer
+    from leftover.models.generate import generate
+    from leftover.models.load import align_generation_config, load_model
+    from leftover.recipe.sections import DataSection
 
     folder, stories = SHARED / "models/stories260k", SHARED / "data/stories/v2_train_head.txt.gz"
     if not (folder.is_dir() and stories.is_file()):
@@ -162,8 +163,8 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
     from leftover.demo.grammar import make_rows
     from leftover.demo.run import train_tokenizer
     from leftover.pipeline import run
-    from leftover.recipe_files import make_recipe
-    from leftover.workspace import Run
+    from leftover.recipe.files import make_recipe
+    from leftover.runs.run import Run
 
     torch.set_num_threads(1)
     path = folder / "rows.jsonl"

@@ -88,10 +88,10 @@ def _settings(case: tuple, folder: str, rows: int, steps: int) -> Any:
 def planned_bytes(case: tuple, folder: str) -> int:
     import torch
 
-    from leftover.config import LoraSection
-    from leftover.plan import memory
-    from leftover.plan.shape import measure
-    from leftover.plan.trace import Traced, skeleton
+    from leftover.commands.plan import memory
+    from leftover.commands.plan.shape import measure
+    from leftover.commands.plan.trace import Traced, skeleton
+    from leftover.recipe.sections import LoraSection
 
     kind, adapter, _, bf16, prompt, completion, _ = case
     config = _config(kind)
@@ -139,7 +139,7 @@ def _status(name: str) -> int:
 
 def _worker(what: str, case: tuple) -> None:
     if what == "tensors":
-        from leftover import trainer
+        from leftover.training import trainer
 
         trainer.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]
     with TemporaryDirectory() as folder:

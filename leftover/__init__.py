@@ -7,15 +7,27 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `import leftover` and `leftover --help` answer at once.
 _EXPORTS = {
-    "LoLConfig": "leftover.trainer",
-    "LoLTrainer": "leftover.trainer",
-    "PPOConfig": "leftover.ppo.trainer",
-    "PPOTrainer": "leftover.ppo.trainer",
-    "load_recipe": "leftover.recipe_files",
+    "OBJECTIVES": "leftover.objectives",
+    "CompletionBatch": "leftover.objectives",
+    "DrawOrder": "leftover.training.draws",
+    "LoLConfig": "leftover.recipe.offline",
+    "LoLTrainer": "leftover.training.trainer",
+    "PPOConfig": "leftover.recipe.online",
+    "PPOTrainer": "leftover.training.ppo.trainer",
+    "ValueHead": "leftover.prepare.value",
+    "advantage": "leftover.objectives.advantage",
+    "bootstrap_interval": "leftover.metrics",
+    "completion_logprobs": "leftover.models.logprobs",
+    "distinct_n": "leftover.metrics",
+    "draw_batches": "leftover.training.draws",
+    "leftover_mask": "leftover.objectives.advantage",
+    "load_recipe": "leftover.recipe.files",
+    "load_reward": "leftover.rewards",
     "run": "leftover.pipeline",
+    "win_rate": "leftover.metrics",
 }
 
-__all__ = ["LoLConfig", "LoLTrainer", "PPOConfig", "PPOTrainer", "__version__", "load_recipe", "run"]
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from leftover.judge.command import judge
-from leftover.terminal import harmless
+from leftover.commands.judge.command import judge
+from leftover.monitoring.terminal import _announce, harmless
 
 _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
 
@@ -31,7 +31,7 @@ _PUSH = (
 
 
 def _show_plan(recipe: Any, until: str) -> None:
-    from leftover.dry_run import dry_run
+    from leftover.commands.plan.show import dry_run
 
     dry_run(recipe, until)
 
@@ -44,8 +44,8 @@ def _stage(name: str, help_text: str) -> None:
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
     @_DRY_RUN
     def command(recipe: str, overrides: tuple[str, ...], dry_run: bool, **push: Any) -> None:
-        from leftover.hub import targets, with_push
-        from leftover.recipe_files import load_recipe
+        from leftover.publish.hub import targets, with_push
+        from leftover.recipe.files import load_recipe
 
         loaded = with_push(load_recipe(recipe, list(overrides)), push.get("push_to_hub"), push.get("private", False))
         until = "report" if name == "run" else name
@@ -79,8 +79,8 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
     """Tokenise, score, fit the reference, its log-probabilities, value and advantage."""
     from leftover import pipeline
     from leftover.errors import UserError, nearest
-    from leftover.recipe_files import load_recipe
-    from leftover.workspace import Run
+    from leftover.recipe.files import load_recipe
+    from leftover.runs.run import Run
 
     if only not in (None, *pipeline.STEPS):
         raise UserError(f"--only {only}{nearest(str(only), list(pipeline.STEPS))}: {', '.join(pipeline.STEPS)}")
@@ -106,8 +106,8 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 
     A recipe in place of a folder is run first, up to results.json and report.md.
     """
-    from leftover.recipe_files import load_recipe
-    from leftover.report.command import report_on
+    from leftover.commands.report import report_on
+    from leftover.recipe.files import load_recipe
 
     _announce()
     if dry_run:
@@ -127,7 +127,7 @@ def inspect_rows(table: str, **options: Any) -> None:
 
     TABLE is a data file in any format of data.path, a recipe, or the folder of a run.
     """
-    from leftover.inspect.run import inspect, show
+    from leftover.commands.inspect import inspect, show
 
     _announce()
     show(*inspect(table, **options))
@@ -157,18 +157,18 @@ def inspect_rows(table: str, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply; no run.")
 def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
-    from leftover.compare.run import Options, compare
-    from leftover.recipe_files import load_recipe
+    from leftover.commands.compare.run import Options, compare
+    from leftover.recipe.files import load_recipe
 
     loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
     _announce()
     if dry_run:
-        from leftover.compare.dry_run import dry_run as show_plan
+        from leftover.commands.compare.dry_run import dry_run as show_plan
 
         show_plan(loaded, asked)
         return
-    from leftover.compare.jobs import raise_for
-    from leftover.compare.show import print_comparison
+    from leftover.commands.compare.jobs import raise_for
+    from leftover.commands.compare.show import print_comparison
 
     results, failed = compare(loaded, asked)
     print_comparison(results, loaded.output_dir)
@@ -185,8 +185,8 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
 @_PUSH[1]
 def export(run_folder: str, push_to_hub: str | None, private: bool, **options: Any) -> None:
     """Write a policy as a plain folder for from_pretrained and vLLM, or push it to the Hub."""
-    from leftover.export import export_policy
-    from leftover.hub import export_and_push
+    from leftover.publish.export import export_policy
+    from leftover.publish.hub import export_and_push
 
     if push_to_hub or private:
         _announce()
@@ -233,7 +233,7 @@ def generate_rows(model: str, prompts: str | None, **options: Any) -> None:
     MODEL is a folder, a Hub id, an adapter or the folder of a run; PROMPTS a file in any format of data.path, of which
     only the prompts are read.
     """
-    from leftover.sampling.run import sample_from
+    from leftover.commands.generate.run import sample_from
 
     _announce()
     sample_from(model, prompts, **options)
@@ -246,7 +246,7 @@ def generate_rows(model: str, prompts: str | None, **options: Any) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key, such as features=pair.")
 def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, ...]) -> None:
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
-    from leftover.fit_reward import fit_reward, show
+    from leftover.commands.fit_reward import fit_reward, show
 
     _announce()
     show(*fit_reward(rows, output, kind, overrides), output)
@@ -265,25 +265,6 @@ def demo(seed: int, output_dir: str) -> None:
     _announce()
     results, folder = run_demo(output_dir, seed)
     _show(results, folder)
-
-
-def _announce() -> None:
-    """Progress in the log, one line a stage; libraries below warnings stay silent."""
-    import logging
-    import warnings
-
-    from leftover.terminal import LogHandler
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
-    logging.getLogger("leftover").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs an error, and raises it too
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def _show(results: dict[str, Any], folder: str) -> None:

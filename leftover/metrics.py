@@ -155,3 +155,10 @@ def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
 def perplexity(logprob_sum: float, num_tokens: int) -> float:
     """exp of the mean negative log-probability a token."""
     return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")
+
+
+def effective_sample_size(weights: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2: how many equally weighted rows would carry as much information (Kish, 1965)."""
+    weights = np.asarray(weights, np.float64)
+    total = weights.sum()
+    return float(total**2 / np.square(weights).sum()) if total > 0 else 0.0

@@ -6,12 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leftover import extra_columns, hub, requirements, row_constants, scoring
-from leftover import prepare as stage
-from leftover.config import Recipe
-from leftover.manifest import Key
-from leftover.recipe_files import load_recipe
-from leftover.workspace import Run
+from leftover.prepare import baseline_constants as extra_columns
+from leftover.prepare import checks as requirements
+from leftover.prepare import constants as row_constants
+from leftover.prepare import rows as stage
+from leftover.prepare import scores as scoring
+from leftover.publish import hub
+from leftover.recipe.files import load_recipe
+from leftover.recipe.sections import Recipe
+from leftover.runs.names import policy_artifact
+from leftover.runs.run import Run
+from leftover.store.manifest import Key
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +61,20 @@ def value(this: Run) -> None:
         this.note(value=None, leftover=None)
 
 
+def reference(this: Run) -> None:
+    """The frozen reference, fitted where the recipe asks for one."""
+    from leftover.training.run import fit_reference
+
+    fit_reference(this)
+
+
 # The steps of `prepare`, each a block of the table or a model.
 STEPS: dict[str, Callable[[Run], None]] = {
     "rows": stage.read,
     "split": stage.split,
     "tokens": tokens,
     "score": scoring.score,
-    "reference": stage.fit_reference,
+    "reference": reference,
     "logprobs": row_constants.reference_columns,
     "value": value,
     "extras": extra_columns.extra_columns,
@@ -71,7 +83,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
 
 def train(this: Run) -> None:
     """Every policy with every seed, from the reference, on the rows its objective selects."""
-    from leftover.training import training_args
+    from leftover.training.run import training_args
 
     for name in this.recipe.policies:  # faulty settings are refused before an earlier policy makes way
         training_args(this, name, this.recipe.seeds[0])
@@ -82,21 +94,18 @@ def train(this: Run) -> None:
 
 def train_one(this: Run, name: str, seed: int) -> None:
     """One policy with one seed; nothing where it is trained already."""
-    from leftover.training import discard, policy_folder, train_policy
+    from leftover.runs.names import policy_folder
+    from leftover.training.run import discard, train_policy
 
     artifact, folder = policy_artifact(name, seed), policy_folder(this, name, seed)
     if not this.manifest.begin(artifact, policy_key(this, name, seed), partial(discard, folder)).finished:
         this.manifest.finish(artifact, **train_policy(this, name, seed))
 
 
-def policy_artifact(name: str, seed: int) -> str:
-    """What the manifest calls a trained policy."""
-    return f"policy {name}, seed {seed}"
-
-
 def policy_key(this: Run, name: str, seed: int) -> Key:
     """What a trained policy depends on: its rows, its settings and its seed, and not its name."""
-    from leftover.training import available_blocks, effective, policy_settings
+    from leftover.prepare.readers import available_blocks
+    from leftover.training.run import effective, policy_settings
 
     return {
         "from": {block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this, name))},
@@ -110,14 +119,14 @@ def policy_key(this: Run, name: str, seed: int) -> Key:
 
 def evaluate(this: Run) -> None:
     """The reference and every policy on held-out prompts."""
-    from leftover.evaluate import evaluate_all
+    from leftover.evaluation.run import evaluate_all
 
     evaluate_all(this)
 
 
 def report(this: Run) -> dict[str, Any]:
     """results.json, report.md and report.html of the run folder, and cards; then policies go to the Hub."""
-    from leftover.card import write_cards
+    from leftover.publish.card import write_cards
     from leftover.report import write_report
 
     results = write_report(this)

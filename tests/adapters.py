@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from leftover.config import DataSection
 from leftover.data.checks import check_row
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
+from leftover.recipe.sections import DataSection
 
 SHARED = Path("../shared/data")
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any, ClassVar
 
-from leftover.judge.pairs import Pair
+from leftover.commands.judge.pairs import Pair
 from tests.scripted_service import ScriptedService, Step
 
 _TEXTS = re.compile(

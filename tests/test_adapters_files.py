@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leftover.config import DataSection
 from leftover.data.formats import list_sources
 from leftover.errors import UserError
-from leftover.prepare import row_settings
+from leftover.prepare.rows import row_settings
+from leftover.recipe.sections import DataSection
 from tests.adapters import SHARED, needs, read, texts
 
 COLA = {
@@ -321,9 +321,9 @@ def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_ot
 
 
 def test_a_change_of_such_a_setting_computes_the_rows_anew(tmp_path, tiny_recipe):
-    from leftover.prepare import read as read_stage
-    from leftover.recipe_files import make_recipe
-    from leftover.workspace import Run
+    from leftover.prepare.rows import read as read_stage
+    from leftover.recipe.files import make_recipe
+    from leftover.runs.run import Run
 
     def digest(**data: Any) -> str:
         run = Run(make_recipe(tiny_recipe(tmp_path, data=data)))

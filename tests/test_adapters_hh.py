@@ -100,9 +100,9 @@ def test_a_list_that_names_none_of_the_files_is_refused(rows_file, tmp_path):
 
 
 def test_a_run_says_how_many_rows_the_list_drops(tmp_path, tiny_recipe, rows_file, caplog):
-    from leftover.prepare import read as read_stage
-    from leftover.recipe_files import make_recipe
-    from leftover.workspace import Run
+    from leftover.prepare.rows import read as read_stage
+    from leftover.recipe.files import make_recipe
+    from leftover.runs.run import Run
 
     listing = tmp_path / "bad.json"
     listing.write_text(json.dumps({"helpful.json": [1]}))

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from leftover.cli import main
-from leftover.config import DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.errors import UserError
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
+from leftover.recipe.sections import DataSection
 from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}
@@ -234,8 +234,8 @@ def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects
 
 
 def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe, caplog, tokenizer):
-    from leftover.recipe_files import make_recipe
-    from leftover.workspace import Run
+    from leftover.recipe.files import make_recipe
+    from leftover.runs.run import Run
 
     caplog.set_level(logging.INFO, "leftover")
     rows = scored_rows(30)
@@ -475,7 +475,7 @@ def test_a_disk_that_cannot_be_written_is_named_with_the_file(
         raise OSError(number, "as the kernel says", str(self))
 
     recipe = Path(recipe_file(tmp_path, tiny_recipe(tmp_path)))
-    monkeypatch.setattr("leftover.workspace.Path.mkdir", fail)
+    monkeypatch.setattr("leftover.runs.run.Path.mkdir", fail)
     message = refused(recipe)
     assert f"error: {expected}{tmp_path}/run" in message
 
@@ -496,7 +496,7 @@ def test_a_disk_that_fills_up_while_the_table_is_written_is_told_and_the_run_con
 
     recipe = tiny_recipe(tmp_path, policies={"nll": {"objective": "nll"}})
     with monkeypatch.context() as disk:
-        disk.setattr("leftover.table.Table._write_shard", fail)
+        disk.setattr("leftover.store.table.Table._write_shard", fail)
         message = refused(recipe)
     assert message.startswith("error: the disk is full; free some space, then run again: it continues")
     if isinstance(error, OSError):
@@ -512,7 +512,7 @@ def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(tmp_pa
 
     recipe = Path(recipe_file(tmp_path, tiny_recipe(tmp_path, rows=[])))
     with monkeypatch.context() as disk:
-        disk.setattr("leftover.workspace.Path.write_text", half_write)
+        disk.setattr("leftover.runs.run.Path.write_text", half_write)
         assert "the disk is full" in refused(recipe)
     assert "the file is empty" in refused(recipe), "the folder is taken up again"
 
@@ -542,7 +542,7 @@ def test_a_corrupt_weights_file_is_named(tmp_path, tiny_recipe, tiny_llama_path,
 
 
 def test_numbers_in_exponent_form_are_numbers_and_texts_are_refused(tmp_path, tiny_recipe, refused):
-    from leftover.recipe_files import load_recipe
+    from leftover.recipe.files import load_recipe
 
     recipe = recipe_file(tmp_path, tiny_recipe(tmp_path))
     for text in ("1e-5", "2E-3", "1.5e-5"):

@@ -10,13 +10,13 @@ from benchmarks.released import step_loss
 from benchmarks.report import bars
 from benchmarks.rows import HISTOGRAM, histogram_rows
 from benchmarks.steps import ENTRIES, Entry, Measured
-from leftover.advantages import advantage
 from leftover.data.collate import Collator
-from leftover.logprobs import completion_logprobs
+from leftover.models.logprobs import completion_logprobs
+from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives import OBJECTIVES, CompletionBatch
+from leftover.objectives.advantage import advantage
 from leftover.objectives.pointwise import ClipSettings
-from leftover.reference import prompt_hidden, reference_pass
-from leftover.value import ValueHead
+from leftover.prepare.value import ValueHead
 from tests.test_logprobs import make_rows
 
 

@@ -13,10 +13,10 @@ import torch
 from leftover.data.chat import Chat
 from leftover.data.tokens import Limits, Template, Tokenised, encode_prompts, tokenise
 from leftover.errors import UserError
-from leftover.generate import generate
-from leftover.models import align_generation_config, load_model
+from leftover.models.generate import generate
+from leftover.models.load import align_generation_config, load_model
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
 
 ROOMY = Limits(1000, 1000)
 
@@ -439,8 +439,8 @@ def test_a_run_on_conversations_ends_its_completions_and_exports_what_stops_them
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from leftover.export import export_policy
-    from leftover.workspace import Run
+    from leftover.publish.export import export_policy
+    from leftover.runs.run import Run
 
     rows = [row | {"prompt": [SYSTEM, *row["prompt"]], "tools": LOOK if i % 5 == 0 else None}
             for i, row in enumerate(chat_rows(40))]  # fmt: skip
@@ -477,7 +477,7 @@ def test_an_exported_adapter_holds_its_ends_and_says_who_reads_them(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from leftover.export import export_policy
+    from leftover.publish.export import export_policy
 
     model = {"lora": {"r": 2}, "template_options": {"motto": "Be kind."}, "end_tokens": ["."]}
     recipe = chat_recipe(tiny_recipe, tmp_path, chat_model(HEADERS), chat_rows(30), **model)
@@ -497,8 +497,8 @@ def test_an_exported_adapter_holds_its_ends_and_says_who_reads_them(
 
 def tokenised(recipe: dict[str, Any]) -> Any:
     """The block `tokens` of a recipe, and no stage behind it."""
-    from leftover.prepare import read, tokens
-    from leftover.workspace import Run
+    from leftover.prepare.rows import read, tokens
+    from leftover.runs.run import Run
 
     this = Run(make_recipe(recipe))
     read(this)
@@ -529,8 +529,8 @@ def test_a_changed_option_or_end_makes_the_tokens_stale(
 def test_the_same_messages_with_other_tools_are_another_prompt(
     tmp_path: Path, tiny_recipe: Callable, chat_model: Callable
 ) -> None:
-    from leftover.prepare import read, split
-    from leftover.workspace import Run
+    from leftover.prepare.rows import read, split
+    from leftover.runs.run import Run
 
     rows = [row | {"prompt": [USER], "family": str(i), "tools": LOOK if i % 2 else None}
             for i, row in enumerate(chat_rows(20))]  # fmt: skip

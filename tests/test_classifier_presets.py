@@ -191,7 +191,7 @@ def test_what_is_set_beside_a_preset_overrides_it():
 
 
 def test_a_recipe_may_name_a_preset(tmp_path):
-    from leftover.recipe_files import make_recipe
+    from leftover.recipe.files import make_recipe
 
     functions = [{"type": "classifier", "preset": "cola", "model": str(tmp_path), "weight": 0.5, "name": "fluency"}]
     recipe = make_recipe(

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import yaml
 
-import leftover.compare.run as compare_run
-import leftover.evaluate
-import leftover.training
+import leftover.commands.compare.run as compare_run
+import leftover.evaluation.run
+import leftover.training.run
 from leftover import cli
-from leftover.compare.budget import plan_updates
-from leftover.compare.jobs import Job
-from leftover.compare.methods import Entry
-from leftover.compare.run import Options, compare
+from leftover.commands.compare.budget import plan_updates
+from leftover.commands.compare.jobs import Job
+from leftover.commands.compare.methods import Entry
+from leftover.commands.compare.run import Options, compare
 from leftover.demo.grammar import make_rows
 from leftover.errors import UserError
-from leftover.recipe_files import make_recipe
-from leftover.workspace import Run
+from leftover.recipe.files import make_recipe
+from leftover.runs.run import Run
 
 METHODS = "nll,wbc,a_lol_seq"
 RUDE = " That is not our problem."
@@ -89,13 +89,13 @@ def completions(folder: Path, subject: str) -> list[dict[str, Any]]:
 def trained_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The list that every training from now on is added to."""
     trained: list[tuple[str, int]] = []
-    train = leftover.training.train_policy
+    train = leftover.training.run.train_policy
 
     def spy(run: Run, name: str, seed: int) -> dict[str, Any]:
         trained.append((name, seed))
         return train(run, name, seed)
 
-    monkeypatch.setattr(leftover.training, "train_policy", spy)
+    monkeypatch.setattr(leftover.training.run, "train_policy", spy)
     return trained
 
 
@@ -230,9 +230,9 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
 
 
 def test_checkpoints_are_saved_where_they_are_evaluated() -> None:
-    assert leftover.training.cadence({})["save_steps"] == leftover.training.cadence({})["eval_steps"] == 0.1
-    assert leftover.training.cadence({"eval_steps": 2})["save_steps"] == 2
-    assert leftover.training.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
+    assert leftover.training.run.cadence({})["save_steps"] == leftover.training.run.cadence({})["eval_steps"] == 0.1
+    assert leftover.training.run.cadence({"eval_steps": 2})["save_steps"] == 2
+    assert leftover.training.run.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
 
 
 def test_a_killed_comparison_continues_with_the_runs_that_are_missing(
@@ -294,7 +294,7 @@ def test_processes_give_the_same_numbers_and_a_failure_does_not_lose_the_others(
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "leftover.compare.worker", str(tmp_path), "--policy", "nll"],
+        [sys.executable, "-m", "leftover.commands.compare.worker", str(tmp_path), "--policy", "nll"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -311,7 +311,7 @@ def test_settings_are_chosen_on_the_selection_prompts_alone(
     folder, _, _ = finished
     recipe = make_recipe(elsewhere(content, folder, tmp_path / "run"))
     trained, events = trained_runs(monkeypatch), list[str]()
-    test_rows, tune = leftover.evaluate.test_rows, compare_run._tune
+    test_rows, tune = leftover.prepare.readers.test_rows, compare_run._tune
 
     def reads_test_rows(*arguments: Any) -> Any:
         events.append("test rows")
@@ -322,7 +322,7 @@ def test_settings_are_chosen_on_the_selection_prompts_alone(
         events.append("chosen")
         return found
 
-    monkeypatch.setattr(leftover.evaluate, "test_rows", reads_test_rows)
+    monkeypatch.setattr(leftover.evaluation.run, "test_rows", reads_test_rows)
     monkeypatch.setattr(compare_run, "_tune", tunes)
     results, _ = compare(recipe, Options(methods="nll,a_lol_seq", seeds=2, grid=("learning_rate=1e-3,3e-2",)))
     assert events[0] == "chosen" and "test rows" in events

@@ -6,20 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from leftover.compare import trials as trials_module
-from leftover.compare.gather import training_cost
-from leftover.compare.jobs import _tail, threads_each
-from leftover.compare.marks import marks
-from leftover.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
-from leftover.compare.run import seeds_of
-from leftover.compare.trials import choose, make_trials, read_grid
+from leftover.commands.compare import trials as trials_module
+from leftover.commands.compare.gather import training_cost
+from leftover.commands.compare.jobs import _tail, threads_each
+from leftover.commands.compare.marks import marks
+from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
+from leftover.commands.compare.run import seeds_of
+from leftover.commands.compare.trials import choose, make_trials, read_grid
 from leftover.errors import UserError
-from leftover.manifest import Manifest
-from leftover.memory import peak_memory
+from leftover.evaluation.results import against_data, describe_data
+from leftover.monitoring.memory import peak_memory
 from leftover.objectives import OBJECTIVES
-from leftover.recipe_files import make_recipe
-from leftover.results import against_data, describe_data
-from leftover.training_config import LoLConfig
+from leftover.recipe.files import make_recipe
+from leftover.recipe.offline import LoLConfig
+from leftover.store.manifest import Manifest
 from tests.test_results import make_records
 
 POLICIES = {"mine": {"objective": "nll", "rows": "top"}, "a_lol_seq": {"objective": "a_lol_seq", "weight_decay": 0.1}}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover import costs
-from leftover.manifest import Manifest
-from leftover.memory import MemoryMeter
-from leftover.table import Table
+from leftover.monitoring import costs
+from leftover.monitoring.memory import MemoryMeter
+from leftover.store.manifest import Manifest
+from leftover.store.table import Table
 
 
 def test_a_stage_tells_its_time_its_memory_and_its_machine(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_entry_from_before_costs_were_recorded_is_reused(tmp_path: Path) -> N
 def test_a_block_notes_its_cost_at_every_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr("leftover.table.SHARD_ROWS", 2)
+    monkeypatch.setattr("leftover.store.table.SHARD_ROWS", 2)
     source, done = datasets.Dataset.from_dict({"n": [0, 1, 2, 3]}), list[int]()
 
     def compute(shard: Any, _: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Lines and points of the pictures can be told apart."""
 
-from leftover.compare.methods import METHODS
+from leftover.commands.compare.methods import METHODS
 from leftover.report.curves import series_style
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.config import DataSection
 from leftover.data.formats import read_rows, split_sentences
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "completion": " Four.", "reward": 1.0},

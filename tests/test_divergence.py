@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from leftover.divergence import FrozenStart, num_measured, sampled_divergence
 from leftover.metrics import sampled_kl
-from leftover.trainer import LoLConfig, LoLTrainer
+from leftover.models.divergence import FrozenStart, num_measured, sampled_divergence
+from leftover.training.trainer import LoLConfig, LoLTrainer
 from tests.conftest import scored_rows
 
 TOKENIZER = SimpleNamespace(pad_token_id=0)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from leftover import LoLConfig, LoLTrainer
-from leftover.reference import reference_pass
+from leftover.models.reference import reference_pass
 from tests.conftest import scored_rows
 
 NUM_PAIRS = 6

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leftover.draws import draw_batches, effective_sample_size
+from leftover.metrics import effective_sample_size
+from leftover.training.draws import draw_batches
 
 
 def batches_of(*arguments, **options) -> list[list[int]]:

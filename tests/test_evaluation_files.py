@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from leftover.data.rows import Rejects
-from leftover.evaluate import _write_lines, read_completions
+from leftover.evaluation.run import _write_lines
+from leftover.runs.names import read_completions
 
 ODD = "one\u2028two\x85three\rfour\x0cfive"
 

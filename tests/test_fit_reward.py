@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from leftover.cli import main
+from leftover.commands.fit_reward import fit_reward, read_spec
 from leftover.errors import UserError
-from leftover.fit_reward import fit_reward, read_spec
 from leftover.rewards import load_reward
 from tests.reward_rows import planted_rows, write
 

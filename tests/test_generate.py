@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from leftover import generate as generation
-from leftover.generate import generate
-from leftover.models import align_generation_config, load_model
+from leftover.models import generate as generation
+from leftover.models.generate import generate
+from leftover.models.load import align_generation_config, load_model
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover import prepare as stage
 from leftover.errors import UserError
-from leftover.recipe_files import make_recipe
+from leftover.prepare import rows as stage
+from leftover.prepare.scores import score
+from leftover.recipe.files import make_recipe
 from leftover.rewards import load_reward
 from leftover.rewards.http import read_scores
-from leftover.scoring import score
-from leftover.table import column
-from leftover.workspace import Run
+from leftover.runs.run import Run
+from leftover.store.table import column
 from tests.conftest import scored_rows
 from tests.scripted_service import ScriptedService
 

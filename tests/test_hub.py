@@ -12,11 +12,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError
 
 from leftover import LoLConfig, LoLTrainer, cli
-from leftover.config import Recipe
 from leftover.errors import UserError
-from leftover.hub import Target, best_seed, check_id, check_login, targets, upload, with_push
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
+from leftover.publish.hub import Target, best_seed, check_id, check_login, targets, upload, with_push
+from leftover.recipe.files import make_recipe
+from leftover.recipe.sections import Recipe
 from tests.conftest import scored_rows
 
 TOKEN = "hf_canary0123456789"
@@ -127,7 +127,7 @@ def test_a_finished_policy_is_pushed_by_export_and_kept_where_asked(
 
 
 def test_an_adapter_of_a_base_on_the_hub_stays_one(finished: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    from leftover import export
+    from leftover.publish import export
 
     source = Path(finished["output_dir"]) / "policies/a_lol_seq/seed-0"
     assert export._lost_elsewhere(source)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from leftover import cli
+from leftover.commands.inspect import inspect
 from leftover.errors import UserError
-from leftover.inspect.analysis import analyse, weight_of_heaviest
-from leftover.inspect.calibration import calibration
-from leftover.inspect.duplicates import find_duplicates
-from leftover.inspect.neighbours import neighbour_disagreement
-from leftover.inspect.rows import ScoredRows, value_of_words
-from leftover.inspect.run import inspect
-from leftover.inspect.sources import leftover_by_source, wilson_interval
+from leftover.report.analysis.analysis import analyse, weight_of_heaviest
+from leftover.report.analysis.calibration import calibration
+from leftover.report.analysis.duplicates import find_duplicates
+from leftover.report.analysis.neighbours import neighbour_disagreement
+from leftover.report.analysis.rows import ScoredRows, value_of_words
+from leftover.report.analysis.sources import leftover_by_source, wilson_interval
 from tests.conftest import scored_rows
 
 

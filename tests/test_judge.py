@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from leftover.cli import main
+from leftover.commands.judge.pairs import Evaluated, compare_sides, own_row, prompt_text
 from leftover.errors import UserError
-from leftover.judge.pairs import Evaluated, compare_sides, own_row, prompt_text
-from leftover.manifest import Manifest, write_json
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
+from leftover.store.manifest import Manifest, write_json
 from tests.conftest import scored_rows
 from tests.judge_service import JudgeService, prefers, says
 from tests.test_judge_human import parse

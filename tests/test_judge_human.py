@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from leftover.commands.judge.agreement import cohen_kappa, krippendorff_alpha
+from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.endpoint import JudgeSettings
+from leftover.commands.judge.human import import_ratings, write_page
+from leftover.commands.judge.pairs import Comparison, Pair
+from leftover.commands.judge.questions import make_questions
+from leftover.commands.judge.store import VerdictStore
 from leftover.errors import UserError
-from leftover.judge.agreement import cohen_kappa, krippendorff_alpha
-from leftover.judge.criteria import Criterion
-from leftover.judge.endpoint import JudgeSettings
-from leftover.judge.human import import_ratings, write_page
-from leftover.judge.pairs import Comparison, Pair
-from leftover.judge.questions import make_questions
-from leftover.judge.store import VerdictStore
 from tests.judge_service import make_pairs
 
 GOOD, KIND = Criterion("good", "Which is good?"), Criterion("kind", "Which is kind?")

@@ -2,11 +2,11 @@
 
 import pytest
 
+from leftover.commands.judge.criteria import CRITERIA, Criterion, load_criteria, question, read_verdict
+from leftover.commands.judge.endpoint import JudgeSettings
+from leftover.commands.judge.questions import Judged, judged_pairs, make_questions, outstanding
+from leftover.commands.judge.summary import Outcome, Prices, by_source, count_tokens, estimate, of_judge, summarise
 from leftover.errors import UserError
-from leftover.judge.criteria import CRITERIA, Criterion, load_criteria, question, read_verdict
-from leftover.judge.endpoint import JudgeSettings
-from leftover.judge.questions import Judged, judged_pairs, make_questions, outstanding
-from leftover.judge.summary import Outcome, Prices, by_source, count_tokens, estimate, of_judge, summarise
 from tests.judge_service import make_pairs
 
 SETTINGS = JudgeSettings(model="stub", base_url="http://host/v1")

@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 import pytest
 
+from leftover.commands.judge.ask import ask_all
+from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.endpoint import JudgeSettings
+from leftover.commands.judge.questions import judged_pairs, make_questions
+from leftover.commands.judge.store import VerdictStore
 from leftover.errors import UserError
-from leftover.judge.ask import ask_all
-from leftover.judge.criteria import Criterion
-from leftover.judge.endpoint import JudgeSettings
-from leftover.judge.questions import judged_pairs, make_questions
-from leftover.judge.store import VerdictStore
 from tests.judge_service import JudgeService, answer, make_pairs, prefers, says, status
 
 CANARY = "k/9+canary-7f3a=="

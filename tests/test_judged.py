@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.judged import dependent_judges, facts_text, idle_scorers
 from leftover.pipeline import run
-from leftover.recipe_files import load_recipe, make_recipe
-from leftover.workspace import Run
+from leftover.recipe.files import load_recipe, make_recipe
+from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
+from leftover.runs.run import Run
 from tests.conftest import scored_rows
 
 

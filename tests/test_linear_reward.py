@@ -13,13 +13,13 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.examples import data_section, hold_out, read_examples
 from leftover.rewards.features import TextFeatures
 from leftover.rewards.linear import fit_preferences, preference_rows
 from leftover.rewards.tokens import Characters, Words, tokenise
-from leftover.table import Table
+from leftover.store.table import Table
 from tests.conftest import scored_rows
 from tests.reward_rows import planted_rows, write
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from leftover import logprobs as module
 from leftover.data.collate import Collator
-from leftover.logprobs import completion_logprobs, join, selected_logprobs
+from leftover.models import logprobs as module
+from leftover.models.logprobs import completion_logprobs, join, selected_logprobs
 
 
 def make_rows(count=9, seed=0, vocabulary=200):

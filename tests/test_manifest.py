@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from leftover.manifest import FileHashes, Manifest, changes, digest, write_json
+from leftover.store.manifest import FileHashes, Manifest, changes, digest, write_json
 
 KEY = {"from": {"rows": "aaaa", "split": "bbbb"}, "seed": 0, "settings": {"folds": 5, "bounds": [0.0, 1.0]}}
 
@@ -88,7 +88,7 @@ def test_beginning_what_is_finished_leaves_it_finished(tmp_path):
 
 
 def test_the_log_says_what_is_stale_and_why(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "leftover.manifest"):
+    with caplog.at_level(logging.INFO, "leftover.store.manifest"):
         begun(tmp_path).begin("value", key_with(seed=1))
     assert "value: stale (seed: 0 -> 1)" in caplog.text
 

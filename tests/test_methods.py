@@ -15,16 +15,16 @@ from transformers import AutoModelForCausalLM
 from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
 from leftover.demo.grammar import score_answers
-from leftover.draws import DrawOrder
 from leftover.errors import UserError
-from leftover.extra_columns import mismatch, mismatched_logprobs
-from leftover.logprobs import completion_logprobs
+from leftover.models.logprobs import completion_logprobs
+from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
-from leftover.reference import reference_pass
-from leftover.requirements import needs_of
-from leftover.workspace import Run
+from leftover.prepare.baseline_constants import mismatch, mismatched_logprobs
+from leftover.recipe.files import make_recipe
+from leftover.recipe.needs import needs_of
+from leftover.runs.run import Run
+from leftover.training.draws import DrawOrder
 from tests.conftest import scored_rows
 from tests.test_recipes import OF_THE_PAPER
 from tests.test_trainer import parameters, prepared_rows
@@ -125,7 +125,7 @@ def test_every_objective_trains_from_raw_rows_without_a_recipe(
 def test_the_gradient_is_the_same_under_a_split_into_micro_batches(
     objective: str, tiny_llama_path: str, tokenizer: Any, rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from leftover import trainer as module
+    from leftover.training import trainer as module
 
     cuts = [0, 3, 9, 12]
     order = DrawOrder(np.arange(12), np.array(cuts))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 import leftover
-from leftover.compare.methods import METHODS
+from leftover.commands.compare.methods import METHODS
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES, RELEASED
-from leftover.ppo import ONLINE
-from leftover.ppo.config import PPOConfig
-from leftover.recipe_files import load_yaml, make_recipe
-from leftover.training_config import LoLConfig
-from leftover.training_fields import own_fields
+from leftover.objectives.online import ONLINE
+from leftover.recipe.checks import own_fields
+from leftover.recipe.files import load_yaml, make_recipe
+from leftover.recipe.offline import LoLConfig
+from leftover.recipe.online import PPOConfig
 from tests.conftest import scored_rows
 
 TEXT = (Path(__file__).parent.parent / "docs/methods.md").read_text(encoding="utf-8")

@@ -10,17 +10,17 @@ import pytest
 from huggingface_hub import ModelCard
 
 from leftover import LoLConfig, LoLTrainer
-from leftover.card import NAME, PICTURE
-from leftover.card.papers import OTHERS, papers
-from leftover.card.public import is_hub_id, public_name, without_paths
-from leftover.compare.run import Options, compare
+from leftover.commands.compare.run import Options, compare
 from leftover.demo.grammar import score_answers
-from leftover.export import export_policy
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
-from leftover.ppo.config import PPOConfig
-from leftover.ppo.trainer import PPOTrainer
-from leftover.recipe_files import make_recipe
+from leftover.publish.card import NAME, PICTURE
+from leftover.publish.card.papers import OTHERS, papers
+from leftover.publish.card.public import is_hub_id, public_name, without_paths
+from leftover.publish.export import export_policy
+from leftover.recipe.files import make_recipe
+from leftover.recipe.online import PPOConfig
+from leftover.training.ppo.trainer import PPOTrainer
 from tests.conftest import scored_rows
 
 HOSTILE = "x`|<img src=y onerror=alert(1)>](z)"

@@ -16,10 +16,10 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from leftover.extras import PROVIDERS
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.pointwise import ClipSettings, FloorSettings, KLSettings
-from leftover.selection import ROW_NUMBERS
+from leftover.objectives.requirements import ROW_NUMBERS
+from leftover.training.batch_extras import PROVIDERS
 from tests.objective_checks import (
     POLICY,
     REWARD,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from leftover.errors import UserError, nearest
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
 
 RECIPE = {"name": "t", "output_dir": "run", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leftover.ppo.objective import (
+from leftover.objectives.ppo import (
     adapted_kl_coef,
     advantages_and_returns,
     entropy,

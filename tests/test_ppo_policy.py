@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from leftover.data.collate import Collator
-from leftover.divergence import FrozenStart
-from leftover.ppo.objective import entropy
-from leftover.ppo.policy import attach_value_head, score_tokens, token_outputs
+from leftover.models.divergence import FrozenStart
+from leftover.objectives.ppo import entropy
+from leftover.training.ppo.policy import attach_value_head, score_tokens, token_outputs
 from tests.test_logprobs import make_rows, plainly
 
 

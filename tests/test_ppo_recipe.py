@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
-from leftover.workspace import Run
+from leftover.recipe.files import make_recipe
+from leftover.runs.run import Run
 
 PPO = {"objective": "ppo", "total_episodes": 16, "num_rollouts_per_step": 8, "ppo_epochs": 1}
 
@@ -105,7 +105,7 @@ def test_ppo_is_no_objective_of_rows(tmp_path: Path, tiny_recipe: Callable) -> N
 
 def test_shared_settings_hold_where_ppo_has_them(tmp_path: Path, tiny_recipe: Callable) -> None:
     """The shared draw is for rows; the shared number of steps gives way to a budget of the policy's own."""
-    from leftover.training import training_args
+    from leftover.training.run import training_args
 
     train = {"draw": "uniform", "learning_rate": 5e-4, "max_steps": 12, "per_device_train_batch_size": 4}
     policies = {"own": PPO, "shared": {"objective": "ppo"}}
@@ -126,7 +126,7 @@ def test_a_policy_is_trained_anew_for_completions_of_another_length(tmp_path: Pa
 
 
 def test_the_dry_run_counts_its_completions(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.plan.build import build_plan
+    from leftover.commands.plan.build import build_plan
 
     plan = build_plan(make_recipe(ppo_recipe(tiny_recipe, tmp_path)))
     training = next(t for t in plan.trainings if t.name == "ppo")

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PrinterCallback
 
 from leftover import PPOConfig, PPOTrainer
 from leftover.errors import UserError
-from leftover.ppo.rollouts import Rollouts, collate, shaped_rewards, targets
-from leftover.ppo.schedule import align_cadence, prompt_order
+from leftover.training.ppo.rollouts import Rollouts, collate, shaped_rewards, targets
+from leftover.training.ppo.schedule import align_cadence, prompt_order
 from tests.conftest import scored_rows
 
 WORDS = ["<pad>", "</s>", "a", "b", "c", "d", "e", "f"]

@@ -13,14 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from leftover import LoLConfig, LoLTrainer, quantization
+from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
-from leftover.trainer_metrics import initial_logratio
-from leftover.training import train_policy
-from leftover.workspace import Run
+from leftover.recipe import packages as quantization
+from leftover.recipe.files import make_recipe
+from leftover.runs.run import Run
+from leftover.training.metrics import initial_logratio
+from leftover.training.run import train_policy
 from tests.test_trainer import prepared_rows
 
 NF4 = {"quantization": "nf4", "lora": {"r": 4, "alpha": 8}}
@@ -209,7 +210,7 @@ def test_the_check_at_step_0_knows_that_quantised_products_are_rounded(
 
 
 def scored(trainer: LoLTrainer, rows: Any) -> tuple[torch.Tensor, dict]:
-    from leftover.logprobs import completion_logprobs
+    from leftover.models.logprobs import completion_logprobs
 
     inputs = Collator(0)(list(rows))
     with torch.no_grad():
@@ -232,8 +233,8 @@ def trainer_of(path: str, tokenizer: Any, rows: Any, folder: Path, lora: bool = 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_whole_run_in_4_bits(checkpointing: bool, tmp_path: Path, tiny_recipe: Callable, tokenizer: Any) -> None:
     """With the real kernels, of the CPU where there is no GPU: they take widths in multiples of 64."""
-    from leftover.export import export_policy
-    from leftover.models import build_model
+    from leftover.models.load import build_model
+    from leftover.publish.export import export_policy
 
     width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = {"model_type": "llama", "max_position_embeddings": 128, "tie_word_embeddings": True, **width}

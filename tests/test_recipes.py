@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from leftover import cli
-from leftover.config import Recipe
-from leftover.models import PLAIN_CHAT_TEMPLATE
-from leftover.plan.settings import _portable
-from leftover.plan.sources import data_paths, on_the_hub
-from leftover.recipe_files import load_recipe, load_yaml
+from leftover.commands.plan.settings import _portable
+from leftover.commands.plan.sources import data_paths, on_the_hub
+from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
+from leftover.recipe.files import load_recipe, load_yaml
+from leftover.recipe.offline import LoLConfig, objective_settings
+from leftover.recipe.sections import Recipe
 from leftover.rewards import load_reward
-from leftover.training_config import LoLConfig, objective_settings
 
 ALL = sorted(Path("recipes").glob("*.yaml"))
 PAPER = ["comet", "faithdial", "faithdial_wow", "hha", "reddit_neg", "reddit_pos", "wow"]
@@ -81,7 +81,7 @@ def test_rewards_exist_and_cannot_be_negative(name: str) -> None:
 def test_the_plan_is_printed_before_anything_is_downloaded(
     name: str, capsys: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)  # what takes time
+    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)  # what takes time
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "run"
     cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
@@ -96,7 +96,7 @@ def test_the_plan_of_rows_that_are_here_counts_them(name: str, capsys: Any, monk
     recipe = recipe_of(name)
     if not all(Path(path).exists() or on_the_hub(path) for path in data_paths(recipe.data)):
         pytest.skip("the rows are not here")
-    monkeypatch.setattr("leftover.plan.holding._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)
     monkeypatch.setenv("COLUMNS", "200")
     cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
     said = capsys.readouterr().out

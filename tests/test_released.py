@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from leftover import LoLConfig
 from leftover.data.collate import Collator
 from leftover.errors import UserError
-from leftover.logprobs import completion_logprobs
+from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import OBJECTIVES, RELEASED
 from leftover.objectives.pointwise import ClipSettings
 from leftover.objectives.released import AssistantKLSettings, TasksKLSettings
-from leftover.selection import run_order, selection
-from leftover.training_config import objective_of, objective_settings
+from leftover.recipe.offline import objective_of, objective_settings
+from leftover.training.selection import run_order, selection
 from tests.objective_checks import L, assert_all_close, check, loss_and_gradient, make_batch
 from tests.test_methods import make_trainer, parameters
 from tests.test_methods import rows as rows  # a fixture

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from leftover import cli
-from leftover.manifest import Manifest, write_json
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
 from leftover.report.judge import judge_section, judge_view
+from leftover.store.manifest import Manifest, write_json
 from tests.conftest import scored_rows
 from tests.judge_service import JudgeService, prefers
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from leftover import cli
-from leftover.compare.run import Options, compare
+from leftover.commands.compare.run import Options, compare
+from leftover.commands.report import report_on
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe_files import load_recipe, make_recipe
-from leftover.report.command import report_on
-from leftover.report.finished import FinishedRun
+from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.page import run_view, write_page, write_report_page
+from leftover.runs.finished import FinishedRun
 from tests.browser import one, texts, visit, width
 from tests.conftest import scored_rows
 

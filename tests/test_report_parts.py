@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from leftover.evaluation.results import reward_length_correlation
+from leftover.evaluation.verdict import caveats
 from leftover.report import charts
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.reproduce import clock, machines, stages
-from leftover.report.sections import caveats
 from leftover.report.svg import printable
 from leftover.report.training_curves import read_log
 from leftover.report.views import win_shares, with_main
-from leftover.results import reward_length_correlation
 
 HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
 

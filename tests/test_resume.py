@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from leftover.callbacks import last_whole_checkpoint
+from leftover.monitoring.callbacks import last_whole_checkpoint
 from tests.conftest import scored_rows
 
 STEPS = 40

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import leftover.prepare
+import leftover.prepare.rows
 from leftover import pipeline
 from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe_files import load_recipe, make_recipe
-from leftover.workspace import Run
+from leftover.recipe.files import load_recipe, make_recipe
+from leftover.runs.run import Run
 from tests.conftest import scored_rows
 
 
@@ -190,7 +190,7 @@ def test_lora_policy_starts_as_the_references_adapter_and_exports_merged(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from leftover.cli import main
-    from leftover.models import load_model
+    from leftover.models.load import load_model
 
     lora = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
     content = tiny_recipe(tmp_path, model=lora, train={"learning_rate": 1e-2, "logging_steps": 1})
@@ -223,9 +223,9 @@ def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_
     tmp_path: Path, tiny_recipe: Callable
 ) -> None:
     """Defect 4: the released code chooses on the prompts that trained the value head."""
-    from leftover.evaluate import test_rows as rows_of_test
-    from leftover.training import available_blocks, selection_rows
-    from leftover.workspace import Run
+    from leftover.prepare.readers import available_blocks, selection_rows
+    from leftover.prepare.readers import test_rows as rows_of_test
+    from leftover.runs.run import Run
 
     recipe = make_recipe(tiny_recipe(tmp_path))
     run(recipe, until="prepare")
@@ -248,7 +248,7 @@ def test_the_demo_recipe_is_another_run_for_another_seed(tmp_path: Path) -> None
 
 
 def test_an_export_never_mixes_with_an_earlier_one(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.export import export_policy
+    from leftover.publish.export import export_policy
 
     run(make_recipe(tiny_recipe(tmp_path, model={"lora": {"r": 2}})), until="train")
     adapter = export_policy(tmp_path / "run")
@@ -281,7 +281,7 @@ def test_counts_of_a_stage_are_noted_before_it_counts_as_finished(
     tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any
 ) -> None:
     """Else a run killed in between would lose its rejects, and its report their number."""
-    from leftover.table import Manifest
+    from leftover.store.table import Manifest
 
     recipe = make_recipe(tiny_recipe(tmp_path))
     finish = Manifest.finish
@@ -305,7 +305,7 @@ def test_a_runs_folder_stands_for_its_recipe(tmp_path: Path, tiny_recipe: Callab
 
 
 def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.export import export_policy
+    from leftover.publish.export import export_policy
 
     run(make_recipe(tiny_recipe(tmp_path)), until="train")
     (tmp_path / "run/policies/half/seed-0/checkpoints").mkdir(parents=True)
@@ -332,7 +332,7 @@ def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path
         learnt_from[:] = list(texts)
         return train_tokenizer(learnt_from, vocab_size)
 
-    monkeypatch.setattr(leftover.prepare, "train_tokenizer", train)
+    monkeypatch.setattr(leftover.prepare.rows, "train_tokenizer", train)
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
     content["model"] = {"config": config, "tokenizer": {"vocab_size": 300}}

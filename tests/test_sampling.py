@@ -14,12 +14,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leftover.cli import main
+from leftover.commands.generate import run as sampling
+from leftover.commands.generate.rows import Sample, completion_text
 from leftover.demo.grammar import score_answers
 from leftover.pipeline import run
-from leftover.recipe_files import make_recipe
-from leftover.sampling import run as sampling
-from leftover.sampling.rows import Sample, completion_text
-from leftover.workspace import Run
+from leftover.recipe.files import make_recipe
+from leftover.runs.run import Run
 from tests.conftest import scored_rows, write_rows
 
 PYTHON = {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "quality"}

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import leftover.scoring
+import leftover.prepare.scores
 from leftover import pipeline
 from leftover.cli import main
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
-from leftover.models import read_json
-from leftover.recipe_files import load_recipe, make_recipe
+from leftover.prepare.scores import STATE, score_block
+from leftover.recipe.files import load_recipe, make_recipe
 from leftover.rewards import SumReward
 from leftover.rewards.base import REWARDS
 from leftover.rewards.facts import component_facts
-from leftover.scoring import STATE, score_block
-from leftover.table import column, equals
-from leftover.workspace import Run
+from leftover.runs.run import Run
+from leftover.store.manifest import read_json
+from leftover.store.table import column, equals
 from tests.conftest import scored_rows
 
 PROMPTS = ["p"] * 4
@@ -126,7 +126,7 @@ def test_every_component_has_a_column_of_its_own_and_another_function_leaves_it_
 
 
 def test_a_run_that_is_killed_while_scoring_scores_no_batch_twice(tmp_path, tiny_recipe, monkeypatch):
-    monkeypatch.setattr(leftover.scoring, "BATCH_ROWS", 8)
+    monkeypatch.setattr(leftover.prepare.scores, "BATCH_ROWS", 8)
     content = tiny_recipe(tmp_path, reward={"functions": [LENGTH]})
     rows = len(scored_rows(60))
     run = Run(make_recipe(content))

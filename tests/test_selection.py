@@ -5,7 +5,8 @@ import pytest
 
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
-from leftover.selection import check_requirements, draw_weights, select_rows
+from leftover.objectives.requirements import check_requirements
+from leftover.training.selection import draw_weights, select_rows
 
 NAN = float("nan")
 A_LOL, WBC, NLL = OBJECTIVES["a_lol"], OBJECTIVES["wbc"], OBJECTIVES["nll"]

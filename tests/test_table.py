@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import leftover.table
-from leftover.table import Table, column, float_lists
+import leftover.store.table
+from leftover.store.table import Table, column, float_lists
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(leftover.table, "SHARD_ROWS", 4)
+    monkeypatch.setattr(leftover.store.table, "SHARD_ROWS", 4)
 
 
 def rows(count=10):

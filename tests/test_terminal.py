@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leftover.terminal import LogHandler, console, harmless, is_live, one_line, progress_bar, visible
+from leftover.monitoring.terminal import LogHandler, console, harmless, is_live, one_line, progress_bar, visible
 
 
 class FakeTerminal(io.StringIO):
@@ -17,7 +17,7 @@ class FakeTerminal(io.StringIO):
 
 def put_in_place(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
     # Not of `sys` itself, whose streams pytest sets anew before every test.
-    monkeypatch.setattr("leftover.terminal.sys", SimpleNamespace(stdout=stream, stderr=stream))
+    monkeypatch.setattr("leftover.monitoring.terminal.sys", SimpleNamespace(stdout=stream, stderr=stream))
 
 
 @pytest.fixture

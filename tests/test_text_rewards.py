@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from leftover import prepare as stage
-from leftover.config import ColumnsSection, DataSection
 from leftover.data.formats import read_rows
 from leftover.data.rows import ROWS_SCHEMA, Rejects, check_rows
 from leftover.errors import UserError
-from leftover.recipe_files import make_recipe
+from leftover.prepare import rows as stage
+from leftover.prepare.scores import score
+from leftover.recipe.files import make_recipe
+from leftover.recipe.sections import ColumnsSection, DataSection
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.numbers import find_numbers
-from leftover.scoring import score
-from leftover.table import column
-from leftover.workspace import Run
+from leftover.runs.run import Run
+from leftover.store.table import column
 from tests.conftest import write_rows
 
 

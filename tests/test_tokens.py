@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from leftover.data.rows import as_prompt
+from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from leftover.data.tokens import Limits, Tokenised, cut_prompt, decode_completions, encode_prompts, tokenise
 from leftover.errors import UserError
-from leftover.models import PLAIN_CHAT_TEMPLATE
 
 ROOMY = Limits(100, 100)
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from leftover import LoLConfig, pipeline
+from leftover.commands.plan.sources import missing_packages
 from leftover.errors import UserError
-from leftover.plan.sources import missing_packages
-from leftover.recipe_files import make_recipe
-from leftover.trackers import CompletionTables, check_trackers, own_run
-from leftover.trainer_metrics import Completion
+from leftover.monitoring.trackers import CompletionTables, check_trackers, own_run
+from leftover.monitoring.training_display import Completion
+from leftover.recipe.files import make_recipe
 
 COMPLETIONS = [Completion("2 + 2?", "4", 1.0), Completion("a | b", "<script>*x*\nand", -0.5)]
 ROWS = [[8, "2 + 2?", "4", 1.0], [8, "a | b", "<script>*x*\nand", -0.5]]

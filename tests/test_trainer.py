@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
 from leftover.demo.grammar import score_answers
-from leftover.draws import draw_batches
 from leftover.errors import UserError
-from leftover.logprobs import completion_logprobs
+from leftover.models.logprobs import completion_logprobs
+from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
-from leftover.reference import reference_pass
+from leftover.training.draws import draw_batches
 from tests.conftest import scored_rows
 
 ROWS = 24
@@ -122,8 +122,8 @@ def test_trainer_equals_a_plain_loop_after_8_steps(
 def test_gradient_is_the_same_under_any_split_into_micro_batches(
     split: dict, tiny_llama_path: str, tokenizer: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from leftover import trainer as module
-    from leftover.draws import DrawOrder
+    from leftover.training import trainer as module
+    from leftover.training.draws import DrawOrder
 
     rows = prepared_rows(tiny_llama_path, tokenizer)
     indices = np.arange(8)
@@ -404,7 +404,7 @@ def test_evaluate_on_recorded_rewards_tells_the_log_ratio(tiny_llama_path: str, 
 def test_memory_that_a_step_frees_is_not_faulted_in_again() -> None:
     import resource
 
-    from leftover.memory import freed_memory_kept
+    from leftover.monitoring.memory import freed_memory_kept
 
     def faults_of_a_buffer() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

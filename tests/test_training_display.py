@@ -15,10 +15,9 @@ from transformers import ProgressCallback, TrainerCallback
 
 from leftover import pipeline
 from leftover.cli import main
-from leftover.config import Recipe
-from leftover.recipe_files import dump_recipe, make_recipe
-from leftover.trainer_metrics import Completion
-from leftover.training_display import LiveDisplay, Pace, PlainLines, TrainingProgress, shown
+from leftover.monitoring.training_display import Completion, LiveDisplay, Pace, PlainLines, TrainingProgress, shown
+from leftover.recipe.files import dump_recipe, make_recipe
+from leftover.recipe.sections import Recipe
 from tests.test_terminal import FakeTerminal, terminal  # noqa: F401
 
 ARGS = SimpleNamespace(metric_for_best_model="reward/mean", greater_is_better=True, world_size=1)
@@ -55,7 +54,7 @@ def recipe_of(content: dict[str, Any], rate: float, **fields: Any) -> Recipe:
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
     """The plain lines."""
-    return [r.getMessage() for r in caplog.records if r.name == "leftover.training_display"]
+    return [r.getMessage() for r in caplog.records if r.name == "leftover.monitoring.training_display"]
 
 
 def train(content: dict[str, Any], rate: float, **fields: Any) -> Path:
@@ -82,7 +81,7 @@ def test_at_a_terminal_bar_numbers_and_a_sample_are_shown(
     terminal: FakeTerminal,  # noqa: F811
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "leftover.training_display")
+    caplog.set_level(logging.INFO, "leftover.monitoring.training_display")
     train(prepared, 2e-3)
     text = terminal.getvalue()
     for part in ("a_lol_seq-seed-0", "4/4", "left", "tokens/s", "GiB", "held-out reward", "best"):
@@ -97,7 +96,7 @@ def test_disable_tqdm_gives_plain_lines_at_a_terminal_too(
     terminal: FakeTerminal,  # noqa: F811
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "leftover.training_display")
+    caplog.set_level(logging.INFO, "leftover.monitoring.training_display")
     train(prepared, 3e-3, disable_tqdm=True)
     assert "\x1b" not in terminal.getvalue()
     assert len(told(caplog)) == 2

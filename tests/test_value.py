@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import leftover.value.fit as fit
-from leftover.config import ValueSection
+import leftover.prepare.value.fit as fit
 from leftover.errors import UserError
-from leftover.reference import pool, prompt_hidden
-from leftover.value.estimate import RowConstants, estimate_values
-from leftover.value.fit import FittedValue, fit_value, held_out_r2, r_squared
-from leftover.value.head import ValueHead, fit_head, predict_head
+from leftover.models.reference import pool, prompt_hidden
+from leftover.prepare.value.estimate import RowConstants, estimate_values
+from leftover.prepare.value.fit import FittedValue, fit_value, held_out_r2, r_squared
+from leftover.prepare.value.head import ValueHead, fit_head, predict_head
+from leftover.recipe.sections import ValueSection
 
 HIDDEN = 8
 PLAIN = ["constant", "ridge"]
@@ -63,7 +63,7 @@ def test_predictions_do_not_depend_on_the_order_of_the_prompts(head):
 def test_predictions_are_the_same_in_batches_of_any_size(head, monkeypatch):
     states = make_states(range(1, 20))
     expected = predict_head(head, states)
-    monkeypatch.setattr("leftover.value.head._BATCH", 3)
+    monkeypatch.setattr("leftover.prepare.value.head._BATCH", 3)
     np.testing.assert_allclose(predict_head(head, states), expected, atol=1e-5)
 
 
@@ -504,7 +504,9 @@ def test_values_by_the_head_do_not_depend_on_the_amount_of_padding(gpt2, monkeyp
     rows = make_rows(40, per_prompt=1)
     sample = lambda chosen: np.array([float(prompts[i][0] > 9) for i in chosen])  # noqa: E731
     # Whatever it scores, the head is taken.
-    monkeypatch.setattr("leftover.value.estimate.fit_value", lambda f, t, g, *, hidden, **o: only_head(t, g, hidden))
+    monkeypatch.setattr(
+        "leftover.prepare.value.estimate.fit_value", lambda f, t, g, *, hidden, **o: only_head(t, g, hidden)
+    )
 
     def values_with(prompt_ids):
         found = RowConstants(**vars(rows) | {"prompt_ids": prompt_ids})

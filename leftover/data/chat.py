@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class Chat:
     def _render(self, messages: Messages, **keywords: Any) -> str:
         from jinja2 import TemplateError, TemplateSyntaxError
 
-        from leftover.models import first_line
+        from leftover.errors import first_line
 
         if self.tokenizer.chat_template is None:
             raise UserError(
@@ -248,3 +249,9 @@ def _single_token(tokenizer: Any, text: str) -> int:
             f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
         )
     return ids[0]
+
+
+def readable(row: dict[str, Any], between: str = " ") -> str:
+    """A prompt as text: `role: content` of every message of a conversation, with `between` between them."""
+    prompt = as_prompt(row["prompt"], row["conversational"])
+    return prompt if isinstance(prompt, str) else between.join(f"{m['role']}: {m['content']}" for m in prompt)

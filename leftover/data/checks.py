@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
-from leftover.config import DataSection
 from leftover.data.records import FAULT
+from leftover.recipe.sections import DataSection
 
 SPLITS = ("train", "validation", "test")
 # The names in use: `val` and `dev`, and those of three letters that the ATOMIC files have.

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from leftover.config import DataSection
 from leftover.data.records import LEFT_OUT, Located, Record, fill, kept_columns, score_of, text_of
+from leftover.recipe.sections import DataSection
 
 # ATOMIC-2020's files have no header line.
 HEADER = ("head", "relation", "tail")

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from leftover.config import DataSection, DialogueSection
 from leftover.data.records import LEFT_OUT, Located, Record, fill, kept_columns, text_of
+from leftover.recipe.sections import DataSection, DialogueSection
 
 Turns = list[dict[str, str]]
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from leftover.config import DataSection
 from leftover.data.files import Source, read_lines
 from leftover.data.records import Located
+from leftover.recipe.sections import DataSection
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 

@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from leftover.config import DataSection
 from leftover.data.records import FAULT, Located, parse_number
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 log = logging.getLogger(__name__)
 

@@ -4,21 +4,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from leftover.config import DataSection
 from leftover.data import comet, dialogue, hh, reddit
 from leftover.data.documents import read_documents, split_sentences
-from leftover.data.files import (
-    Source,
-    read_hub,
-    read_json,
-    read_jsonl,
-    read_lines,
-    read_parquet,
-    read_table,
-)
+from leftover.data.files import Source, read_hub, read_json, read_jsonl, read_lines, read_parquet, read_table
 from leftover.data.generic import expand_pair, expand_record
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 __all__ = [
     "Located",

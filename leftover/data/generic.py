@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from leftover.config import ColumnsSection, DataSection
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, fill_templates
+from leftover.recipe.sections import ColumnsSection, DataSection
 
 
 def expand_record(record: Record, data: DataSection) -> Iterator[Located]:

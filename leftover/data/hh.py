@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leftover.config import ColumnsSection, DataSection
 from leftover.data.files import Source
 from leftover.data.generic import expand_pair
 from leftover.data.records import Located, Record, kept_columns
 from leftover.errors import UserError
+from leftover.recipe.sections import ColumnsSection, DataSection
 
 _TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from leftover.config import DataSection
 from leftover.data.chat import Chat
 from leftover.data.formats import expand
 from leftover.data.records import Record
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, refusal, tokenise
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from leftover.config import ColumnsSection, DataSection
+from leftover.recipe.sections import ColumnsSection, DataSection
 
 Located = tuple[str, dict[str, Any]]
 

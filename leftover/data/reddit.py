@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from leftover.config import DataSection
 from leftover.data.records import LEFT_OUT, Located, Record, fill, kept_columns, number_of, text_of
+from leftover.recipe.sections import DataSection
 
 _PROMPTS = {
     "reply": "{parent_text}\n",

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from leftover.config import DataSection
-from leftover.data.checks import SPLITS as SPLITS
 from leftover.data.checks import check_row
 from leftover.data.records import FAULT, LEFT_OUT, Located
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 # Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
 ROWS_SCHEMA = pa.schema(

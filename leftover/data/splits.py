@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from leftover.config import DataSection
-from leftover.data.rows import SPLITS, text_hash
+from leftover.data.checks import SPLITS
+from leftover.data.rows import text_hash
 from leftover.errors import UserError
+from leftover.recipe.sections import DataSection
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from leftover.config import Recipe
 from leftover.demo.grammar import make_rows
-from leftover.recipe_files import make_recipe
+from leftover.recipe.files import make_recipe
+from leftover.recipe.sections import Recipe
 
 NUM_PROMPTS = 3000
 _VOCABULARY = 600

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from leftover.evaluate import DECODINGS, policy_subject, read_completions, test_rows, unique_prompts
-from leftover.report.sections import readable
-from leftover.results import Records
+from leftover.data.chat import readable
+from leftover.evaluation.results import Records
+from leftover.prepare.readers import test_rows, unique_prompts
+from leftover.runs.names import DECODINGS, policy_subject, read_completions
 
 BySeed = dict[str, dict[int, Records]]
 

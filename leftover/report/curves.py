@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from leftover.workspace import Run
+from leftover.runs.run import Run
 
 _PANELS = {
     "eval_reward/mean": "reward on the selection prompts",

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from leftover.judge.run import judge_folder
-from leftover.manifest import digest
-from leftover.models import read_json
 from leftover.report import charts
+from leftover.runs.names import judge_folder
+from leftover.store.manifest import digest, read_json
 
 _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [95 %]"]
 
@@ -30,7 +29,7 @@ def judge_view(run: Any) -> dict[str, Any] | None:
 
 def judge_section(run: Any) -> str:
     """The same as Markdown, without pictures; empty where nothing was judged."""
-    from leftover.report.sections import quote
+    from leftover.report.markdown import quote
 
     view = judge_view(run)
     if view is None:
@@ -52,7 +51,7 @@ OUTDATED = "Left out, since the completions have been made anew since they were 
 
 def _is_current(run: Any, found: dict[str, Any]) -> bool:
     """Whether the completions that were judged are those that are there."""
-    from leftover.evaluate import evaluation_artifact
+    from leftover.runs.names import evaluation_artifact
 
     entries = run.manifest.entries
     return all(

@@ -11,17 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 from leftover.errors import UserError
-from leftover.inspect.analysis import analyse
-from leftover.inspect.rows import rows_of_table
-from leftover.models import read_json
+from leftover.monitoring.terminal import visible
+from leftover.report.analysis.analysis import analyse
+from leftover.report.analysis.rows import rows_of_table
 from leftover.report.completions import read_records, side_by_side
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
-from leftover.report.finished import FinishedRun
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.training_curves import training_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
-from leftover.terminal import visible
+from leftover.runs.finished import FinishedRun
+from leftover.store.manifest import read_json
 
 log = logging.getLogger(__name__)
 

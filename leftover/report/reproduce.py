@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from leftover.models import read_json
-from leftover.recipe_files import dump_recipe
+from leftover.recipe.files import dump_recipe
+from leftover.store.manifest import read_json
 
 NOT_RECORDED = "not recorded"
 _FILES_SHOWN = 40
@@ -43,7 +43,7 @@ _BEFORE_MODELS = ("rows", "split", "tokens", "score-", "reward")
 
 def stages(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Header and cells: wall time and peak memory of every stage of manifests, and `not recorded` where that is so."""
-    from leftover.plan.sources import size_text
+    from leftover.monitoring.terminal import size_text
 
     costs = {name: _cost(entry) for name, entry in entries.items() if entry.get("complete", True)}
     on_gpu = any("peak_gpu_memory" in cost for cost in costs.values())
@@ -93,7 +93,7 @@ def machines(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _hardware(one: dict[str, Any]) -> str:
-    from leftover.plan.sources import size_text
+    from leftover.monitoring.terminal import size_text
 
     gpus = {name: one["gpus"].count(name) for name in one["gpus"]}
     parts = [one["system"], one["processor"], f"{one['cores']} core{'s' * (one['cores'] != 1)}"]

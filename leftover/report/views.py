@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from leftover.evaluate import DECODINGS
+from leftover.evaluation.results import reward_length_correlation
+from leftover.evaluation.verdict import caveats, headline
 from leftover.metrics import win_rate
 from leftover.report import charts
 from leftover.report.charts import Chart
 from leftover.report.completions import BySeed
-from leftover.report.sections import caveats, headline
-from leftover.results import reward_length_correlation
+from leftover.runs.names import DECODINGS
 
 
 def with_main(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def results_view(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
     """Tables of both decodings, and the pictures of the primary one."""
-    from leftover.report.write import GLOSSARY, interval, result_cells
+    from leftover.evaluation.tables import GLOSSARY, interval, result_cells
 
     primary, names = results["primary"], list(records)
     tables = []

@@ -94,7 +94,7 @@ class ClassifierReward:
         return scores
 
     def identity(self) -> dict[str, Any]:
-        from leftover.reference import model_identity
+        from leftover.models.reference import model_identity
 
         return {
             "type": "classifier",

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from leftover.config import POLICY_KEYS, DataSection
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
 from leftover.errors import UserError, nearest
-from leftover.manifest import file_hash
+from leftover.recipe.sections import POLICY_KEYS, DataSection
+from leftover.store.manifest import file_hash
 
 TARGETS = ("auto", "label", "score", "pairs")
 _MIN_FAMILIES = 10
@@ -91,7 +91,7 @@ def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examp
 
 def run_examples(rows: Any, target: str) -> tuple[Examples, dict[str, int]]:
     """The training rows of a run's table as examples, and counts."""
-    from leftover.table import equals
+    from leftover.store.table import equals
 
     chosen = rows.select_columns(list(_COLUMNS)).select(np.flatnonzero(equals(rows, "split", "train")))
     # Their split is that of the run: families are held out from the training rows.

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from leftover.monitoring.terminal import console
 from leftover.rewards.sum import SumReward
-from leftover.terminal import console
 
 log = logging.getLogger(__name__)
 

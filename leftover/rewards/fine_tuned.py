@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from leftover.callbacks import MetricsFile, last_whole_checkpoint
-from leftover.errors import UserError, nearest
-from leftover.manifest import write_json
-from leftover.models import first_line, max_positions, read_json
-from leftover.reference import model_identity
+from leftover.errors import UserError, first_line, nearest
+from leftover.models.load import max_positions
+from leftover.models.reference import model_identity
+from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
+from leftover.monitoring.training_display import shown
 from leftover.rewards.classifier import ClassifierReward
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import RowsReward
 from leftover.rewards.joins import FORMS, Join
 from leftover.rewards.pretrained import parts_pairs
-from leftover.training_display import shown
+from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
 _PATIENCE = 2  # evaluations without a lower loss

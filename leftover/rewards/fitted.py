@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from leftover.errors import UserError, nearest
-from leftover.manifest import digest, file_hash, write_json
 from leftover.rewards.examples import (
     TARGETS,
     Examples,
@@ -21,6 +20,7 @@ from leftover.rewards.examples import (
 )
 from leftover.rewards.features import prompt_text
 from leftover.rewards.quality import held_out_facts
+from leftover.store.manifest import digest, file_hash, write_json
 
 _DESCRIPTION = "reward.json"  # written last: a folder that has it is whole
 

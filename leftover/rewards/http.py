@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from leftover.errors import UserError
-from leftover.manifest import digest
 from leftover.rewards.credentials import check_headers, check_token_settings, check_url, hide, read_token
+from leftover.store.manifest import digest
 
 log = logging.getLogger(__name__)
 

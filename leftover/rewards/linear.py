@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from leftover.manifest import write_json
-from leftover.models import read_json
 from leftover.rewards.examples import Examples
 from leftover.rewards.features import KINDS, TextFeatures
 from leftover.rewards.fitted import RowsReward, sigmoid
+from leftover.store.manifest import read_json, write_json
 
 # Inverse penalties: C of |w|^2 / 2 + C * (summed loss), as scikit-learn counts.
 _STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

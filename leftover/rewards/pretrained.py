@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 
-from leftover.errors import UserError
-from leftover.models import first_line, max_positions, torch_dtype
+from leftover.errors import UserError, first_line
+from leftover.models.load import max_positions, torch_dtype
 from leftover.rewards.joins import Join
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
 

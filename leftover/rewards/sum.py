@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from leftover.errors import UserError
-from leftover.rewards.base import ColumnReward, load_reward
+from leftover.recipe.sections import RewardSection
+from leftover.rewards.base import ColumnReward, learner, load_reward
 from leftover.rewards.python import check_finite
 from leftover.rewards.transform import apply_transform, check_transform, fit_transform, needs_fit
 
@@ -153,3 +154,23 @@ def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
 def _default_name(spec: dict[str, Any]) -> str:
     named = spec.get("function") or spec.get("preset") or spec.get("model") or spec.get("path") or spec.get("column")
     return str(named or spec.get("type")).rpartition("/")[2]
+
+
+def fitted_parts(reward: SumReward) -> list[str]:
+    """What of a reward is fitted on rows, for messages."""
+    return [name for name, f in reward.components.items() if learner(f)] + reads_scores(reward)
+
+
+def reads_scores(reward: SumReward) -> list[str]:
+    fitted = [str(spec) for spec in (*reward.normalise.values(), reward.transform) if needs_fit(spec)]
+    return fitted + (["missing: impute"] if reward.missing == "impute" else [])
+
+
+def fresh_reward(section: RewardSection) -> SumReward | None:
+    """A reward outside a run; None where the scores are recorded. UserError for one that is fitted on rows."""
+    reward = SumReward(section.functions, section.transform, section.missing)
+    if not reward.scores_new_completions:
+        return None
+    if fitted := fitted_parts(reward):
+        raise UserError(f"{', '.join(fitted)}: fitted on the rows of a recipe; give that recipe with --recipe")
+    return reward

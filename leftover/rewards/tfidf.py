@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leftover.errors import UserError
-from leftover.manifest import write_json
+from leftover.store.manifest import write_json
 
 _FEW_TERMS = 5
 _BATCH_ROWS = 2048

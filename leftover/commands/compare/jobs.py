@@ -1,0 +1,173 @@
+"""The runs of a comparison, one after the other in this process or several at once in processes of their own."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from leftover import pipeline
+from leftover.errors import UserError
+from leftover.evaluation.run import Evaluation, evaluation_key
+from leftover.runs.names import evaluation_artifact, policy_subject, slug
+from leftover.runs.run import Run
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_TAIL_LINES = 5
+
+
+class Attached(Run):
+    """A run whose folder another process has claimed."""
+
+    def _claim_folder(self) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Job:
+    """A policy to train with one seed and to evaluate; without a policy, the reference to evaluate."""
+
+    policy: str | None
+    seed: int = 0
+    evaluate: bool = True
+
+    def __str__(self) -> str:
+        return "reference" if self.policy is None else policy_subject(self.policy, self.seed)
+
+    def do(self, run: Run, evaluation: Evaluation) -> None:
+        """Train and evaluate, as far as that is not done already."""
+        if self.policy is not None:
+            pipeline.train_one(run, self.policy, self.seed)
+        if self.evaluate:
+            evaluation.of(str(self))
+
+    def is_done(self, run: Run) -> bool:
+        """Whether the manifest has all of it under the recipe's keys."""
+        manifest = run.manifest
+        if self.policy is not None:
+            artifact = pipeline.policy_artifact(self.policy, self.seed)
+            if not manifest.status(artifact, pipeline.policy_key(run, self.policy, self.seed)).finished:
+                return False
+        name = str(self)
+        return not self.evaluate or manifest.status(evaluation_artifact(name), evaluation_key(run, name)).finished
+
+
+def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job, str]:
+    """Do what is missing; a run that fails does not stop the others. Returns job -> what its log says last."""
+    missing = [job for job in jobs if not job.is_done(run)]
+    if not missing:
+        return {}
+    log.info("compare: %d of %s still to do", len(missing), counted(len(jobs)))
+    failed = _in_processes(run, missing, num_processes) if num_processes > 1 else _here(run, missing)
+    for job, said in failed.items():
+        log.error("compare: %s failed (%s):\n%s", job, log_path(run, job), said)
+    return failed
+
+
+def log_path(run: Run, job: Job) -> Path:
+    """Where a run in a process of its own writes what it says, and any run why it failed."""
+    return run.folder / "logs" / f"{slug(str(job))}.log"
+
+
+def _here(run: Run, jobs: Sequence[Job]) -> dict[Job, str]:
+    failed: dict[Job, str] = {}
+    evaluation = Evaluation(run)
+    for job in jobs:
+        try:
+            job.do(run, evaluation)
+        except Exception as error:  # one run's fault, whatever it is, is told and leaves the others alone
+            path = log_path(run, job)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+            failed[job] = str(error) or repr(error)
+    return failed
+
+
+def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job, str]:
+    waiting, failed = list(jobs), dict[Job, str]()
+    running: dict[Job, tuple[subprocess.Popen, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                job = waiting.pop(0)
+                running[job] = (_start(run, job, min(num_processes, len(jobs))), time.monotonic())
+            time.sleep(_POLL_SECONDS)
+            for job, (process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[job]
+                _close(process.stdin)
+                seconds = time.monotonic() - started
+                if process.returncode:
+                    failed[job] = _tail(log_path(run, job), process.returncode)
+                else:
+                    left = len(waiting) + len(running)
+                    log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(left))
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.wait()
+        run.manifest.reload()
+    return failed
+
+
+def _start(run: Run, job: Job, num_processes: int) -> subprocess.Popen:
+    path = log_path(run, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    policy = [] if job.policy is None else ["--policy", job.policy]
+    command = [
+        sys.executable,
+        "-m",
+        "leftover.commands.compare.worker",
+        str(run.folder),
+        *policy,
+        "--seed",
+        str(job.seed),
+    ]
+    with path.open("w", encoding="utf-8") as said:
+        # The worker ends when its standard input does, so that none outlives this process.
+        return subprocess.Popen(
+            command + ([] if job.evaluate else ["--train-only"]),
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads_each(num_processes))},
+        )
+
+
+def threads_each(num_processes: int) -> int:
+    """An equal part of the processor cores that this process may use, and no more than it was given itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores // num_processes, int(own) if own.isdecimal() else cores))
+
+
+def _tail(path: Path, status: int) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return "\n".join(lines[-_TAIL_LINES:]) or f"it ended with status {status} and said nothing"
+
+
+def _close(stream: IO[Any] | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+def raise_for(failed: dict[Job, str], num_jobs: int) -> None:
+    """UserError that tells which runs failed, where any did."""
+    if failed:
+        told = "; ".join(f"{job}: {said.splitlines()[-1]}" for job, said in failed.items())
+        again = "it" if len(failed) == 1 else "them"
+        raise UserError(f"{len(failed)} of {counted(num_jobs)} failed, the same command tries {again} again. {told}")
+
+
+def counted(runs: int) -> str:
+    """A number of runs in words: 1 run, 2 runs."""
+    return f"{runs} run{'s' * (runs != 1)}"

@@ -1,0 +1,196 @@
+"""The comparison, top to bottom: methods in, one prepared table, trials, runs, one table of results out."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from leftover import pipeline
+from leftover.commands.compare.budget import (
+    BUDGETS,
+    Planned,
+    applicable,
+    check_scored,
+    plan_updates,
+    tell_refused,
+    with_policies,
+)
+from leftover.commands.compare.gather import gather
+from leftover.commands.compare.jobs import Job, run_jobs
+from leftover.commands.compare.methods import Entry, resolve
+from leftover.commands.compare.trials import Trials, adopt, choose, make_trials, read_grid, trial_policies, trial_policy
+from leftover.errors import UserError
+from leftover.recipe.sections import Recipe
+from leftover.runs.run import Run
+from leftover.store.manifest import Manifest, read_json
+from leftover.training.run import effective, policy_settings, training_args
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_SEEDS = 3
+_BEFORE_REFERENCE = "score"
+_FIRST = {"nll": {"objective": "nll"}}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    methods: str | None = None  # comma-separated; default: the policies of the recipe
+    seeds: int | None = None  # how many; default: the recipe's where it names several, else 3
+    budget: str = "equal"
+    jobs: int = 1
+    grid: tuple[str, ...] = ()  # none, declared, or KEY=VALUE,VALUE,...; default: the recipe's compare.grid
+
+
+def seeds_of(recipe: Recipe, number: int | None) -> list[int]:
+    """The recipe's seeds, continued by the integers after them or cut to `number`."""
+    if number is None:
+        number = len(recipe.seeds) if len(recipe.seeds) > 1 else _DEFAULT_SEEDS
+    further = (seed for seed in range(recipe.seeds[0], recipe.seeds[0] + number) if seed not in recipe.seeds)
+    return [*recipe.seeds, *further][:number]
+
+
+def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, Any], dict[Job, str]]:
+    """Prepare once, train every method with every seed, evaluate; what is finished already is reused.
+
+    Writes comparison.md, .csv, .json and pictures into the run's folder. Returns the content of comparison.json, and
+    the runs that failed with what their logs say last. Raises UserError where no method can run or all runs failed.
+    """
+    options = options or Options()
+    if options.budget not in BUDGETS:
+        raise UserError(f"--budget {options.budget} is not one of {', '.join(BUDGETS)}")
+    if any((recipe.train | own).get("push_to_hub") for own in recipe.policies.values()):
+        log.warning("compare: pushes no policy to the Hub: `leftover export RUN --policy NAME --push-to-hub ID` does")
+    entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
+    grid = read_grid(options.grid, recipe)
+    if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
+        with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
+    run = Run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
+    training_args(run, "nll", seeds[0])  # a fault of the settings that all share is none of the rows
+    planned = _prepare(run, entries, options.budget)
+    chosen = applicable(entries)
+    trials = make_trials(chosen, grid)
+    records = _tune(run, chosen, trials, options.jobs)
+    chosen = applicable(entries)
+    _take(run, _policies(chosen))
+    _constants(run, again=True)
+    for entry in chosen:
+        if entry.name in records:
+            adopt(run, trial_policy(entry.name, records[entry.name]["chosen"]), entry.name, seeds[0])
+    jobs = [Job(None), *(Job(entry.name, seed) for seed in seeds for entry in chosen)]
+    failed = run_jobs(run, jobs, options.jobs)
+    if len(failed) >= len(jobs) - 1 or Job(None) in failed:
+        raise UserError(f"compare: {len(failed)} of {len(jobs)} runs failed. {next(iter(failed.values()))}")
+    results = gather(run, failed) | _settings(run, entries, planned, trials, records, options)
+    results["num_runs"] = len(jobs) - 1
+    from leftover.commands.compare.write import write_comparison
+
+    _tell_left_out(run, results)
+    write_comparison(run, results)
+    return results, failed
+
+
+def _tell_left_out(run: Run, results: dict[str, Any]) -> None:
+    """Say what the comparison that is replaced told of, and this one does not."""
+    path = run.folder / "comparison.json"
+    before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
+    methods = [name for name in before["methods"] if name not in results["methods"]]
+    seeds = [str(seed) for seed in before["seeds"] if seed not in results["seeds"]]
+    lost = [f"{what} {', '.join(of)}" for what, of in (("methods", methods), ("seeds", seeds)) if of]
+    if lost:
+        log.warning(
+            "compare: comparison.md told of %s before and does not now; name them and they are back, without training",
+            " and ".join(lost),
+        )
+
+
+def _policies(entries: list[Entry]) -> dict[str, dict[str, Any]]:
+    return {entry.name: entry.fields for entry in entries}
+
+
+def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
+    """Make these the policies of the run, also for processes that read its folder."""
+    run.recipe = with_policies(run.recipe, policies)
+    run._claim_folder()
+
+
+def _constants(run: Run, again: bool = False) -> None:
+    """The reference and all constants of rows that the policies of the recipe use; `again` says nothing of reuse."""
+    steps, reuse = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
+    before = reuse.level
+    reuse.setLevel(logging.WARNING if again else before)
+    try:
+        for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
+            pipeline.STEPS[name](run)
+    finally:
+        reuse.setLevel(before)
+
+
+def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
+    """The prepared table; methods that it cannot serve are found as early as the rows tell."""
+    told: set[str] = set()
+    pipeline.prepare(run, _BEFORE_REFERENCE)
+    check_scored(run, entries)
+    tell_refused(entries, told)
+    _take(run, _policies(applicable(entries)))
+    _constants(run)
+    planned = plan_updates(run, entries, budget)
+    tell_refused(entries, told)
+    for entry in applicable(entries):
+        plan = planned[entry.name]
+        tokens = "on completions that it samples" if plan.tokens is None else f"of {plan.tokens:,} tokens in all"
+        log.info("compare: %s takes %d updates a run, %s", entry.name, plan.updates, tokens)
+    return planned
+
+
+def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str, dict[str, Any]]:
+    """Train all trials with the first seed and give every method the settings of the best.
+
+    No test prompt is read here: the score is that of the kept checkpoint on the selection prompts.
+    """
+    if not trials:
+        return {}
+    seed, shared = run.recipe.seeds[0], run.recipe.train
+    policies = trial_policies(entries, trials, shared)
+    _take(run, policies)
+    _constants(run, again=True)
+    failed = run_jobs(run, [Job(policy, seed, evaluate=False) for policy in policies], jobs)
+    records: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        number, record = choose(run, entry.name, trials[entry.name], seed)
+        for i, trial in enumerate(record):
+            said = failed.get(Job(trial_policy(entry.name, i), seed, evaluate=False))
+            trial |= {"failed": said} if said else {}
+        if number is None:
+            entry.reason = f"all of its trials failed: {next(iter(failed.values()), 'none was scored')}"
+            continue
+        entry.fields = policies[trial_policy(entry.name, number)]
+        records[entry.name] = {"chosen": number, "trials": record}
+        log.info("compare: %s: trial %d of %d, %s", entry.name, number + 1, len(record), record[number]["settings"])
+    return records
+
+
+def _settings(
+    run: Run, entries: list[Entry], planned: dict[str, Planned], trials: Trials, records: dict, options: Options
+) -> dict[str, Any]:
+    """What the comparison was made of, for comparison.json."""
+    methods = {}
+    for entry in entries:
+        if entry.reason is not None:
+            continue
+        plan = planned[entry.name]
+        methods[entry.name] = {
+            "source": entry.source,
+            "settings": effective(policy_settings(run, entry.name)),
+            "updates": plan.updates,
+            "planned_tokens": plan.tokens,
+            "selected_rows": plan.selected_rows,
+            "selected_share": plan.share,
+            **records.get(entry.name, {}),
+        }
+    return {
+        "budget": options.budget,
+        "num_trials": len(next(iter(trials.values()))) if trials else 1,
+        "methods": methods,
+        "not_applicable": {entry.name: entry.reason for entry in entries if entry.reason is not None},
+    }

@@ -1,0 +1,15 @@
+"""A comparison at the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from leftover.commands.compare.tables import short_cells
+from leftover.report.write import print_table
+
+
+def print_comparison(results: dict[str, Any], folder: str) -> None:
+    """The short table, what did not apply, and where the files are."""
+    console = print_table(results, *short_cells(results))
+    for name, reason in results["not_applicable"].items():
+        console.print(f"{name}: n/a, {reason}")
+    console.print(f"Comparison: {Path(folder) / 'comparison.md'}")

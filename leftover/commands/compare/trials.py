@@ -1,0 +1,106 @@
+"""Hyper-parameters: as many trials for every method, chosen by what the selection prompts say, then trained on."""
+
+import logging
+from typing import Any
+
+from leftover.commands.compare.methods import Entry, declared_trials, with_trial
+from leftover.errors import UserError
+from leftover.pipeline import policy_key
+from leftover.recipe.checks import check_policy
+from leftover.recipe.files import load_yaml
+from leftover.recipe.sections import Recipe
+from leftover.runs.names import policy_artifact, policy_folder
+from leftover.runs.run import Run
+from leftover.training.run import discard, training_args
+
+log = logging.getLogger(__name__)
+
+Trials = dict[str, list[dict[str, Any]]]
+
+
+def read_grid(options: tuple[str, ...], recipe: Recipe) -> str | dict[str, Any]:
+    """What `--grid` says, or else the recipe: none, declared, method -> trials, or {"*": trials of every method}."""
+    if not options:
+        return recipe.compare.grid
+    if options in (("none",), ("declared",)):
+        return options[0]
+    trials: list[dict[str, Any]] = [{}]
+    for option in options:
+        key, separator, values = option.partition("=")
+        listed = values.split(",")
+        if not separator or not all(value.strip() for value in listed):
+            raise UserError(f"--grid takes none, declared, or KEY=VALUE,VALUE,..., got '{option}'")
+        trials = [trial | {key: load_yaml(value)} for trial in trials for value in listed]
+    return {"*": trials}
+
+
+def make_trials(entries: list[Entry], grid: str | dict[str, Any]) -> Trials:
+    """Method -> its trials; empty without a grid. Raises UserError where methods would get unequal numbers of them."""
+    if grid == "none":
+        return {}
+    if grid == "declared":
+        return {entry.name: declared_trials(entry) for entry in entries}
+    assert isinstance(grid, dict)
+    unknown = grid.keys() - {entry.name for entry in entries} - {"*"}
+    if unknown:
+        log.info("compare: the grid of %s is not used: not compared here", ", ".join(sorted(unknown)))
+    trials = {e.name: list(grid.get(e.name, grid.get("*")) or declared_trials(e)) for e in entries}
+    counts = {name: len(listed) for name, listed in trials.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(
+            f"compare.grid: every method gets as many trials as the others, found {told} (methods without an entry "
+            "have the declared grid)"
+        )
+    return trials
+
+
+def trial_policy(name: str, number: int) -> str:
+    """The policy, and below `policies/` the folder, of one trial."""
+    return f"{name}/trial-{number}"
+
+
+def trial_policies(entries: list[Entry], trials: Trials, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every trial as a policy of the recipe. Raises UserError that names the method where it has no such setting."""
+    policies = {}
+    for entry in entries:
+        for i, trial in enumerate(trials[entry.name]):
+            fields = with_trial(entry, trial, shared)
+            check_policy(fields, shared, f"compare: the grid of '{entry.name}'")
+            policies[trial_policy(entry.name, i)] = fields
+    return policies
+
+
+def choose(run: Run, name: str, trials: list[dict[str, Any]], seed: int) -> tuple[int | None, list[dict[str, Any]]]:
+    """The trial whose kept checkpoint did best on the selection prompts, ties to the earlier; and what all did.
+
+    None where no trial was finished. The recipe of `run` has the trials as its policies.
+    """
+    record, best, chosen = [], None, None
+    for i, trial in enumerate(trials):
+        policy = trial_policy(name, i)
+        facts = run.manifest.facts(policy_artifact(policy, seed))
+        score = facts.get("best_metric")
+        record.append({"settings": trial, "selection": score, "best_step": facts.get("best_step")})
+        if score is None:
+            continue
+        higher = training_args(run, policy, seed).greater_is_better
+        if best is None or (score > best if higher else score < best):
+            best, chosen = score, i
+    return chosen, record
+
+
+def adopt(run: Run, trial: str, name: str, seed: int) -> None:
+    """Make a finished trial the policy `name` of its seed: it was trained from the same rows by the same settings."""
+    artifact, source = policy_artifact(name, seed), policy_folder(run, trial, seed)
+    target = policy_folder(run, name, seed)
+    key = policy_key(run, name, seed)
+    entry = policy_artifact(trial, seed)
+    finished = run.manifest.status(artifact, key).finished
+    if finished or not run.manifest.status(entry, key).finished or not any(source.glob("*.safetensors")):
+        return
+    run.manifest.begin(artifact, key, lambda: discard(target))
+    discard(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    run.manifest.finish(artifact, **run.manifest.facts(entry), cost=run.manifest.cost(entry))

@@ -1,0 +1,88 @@
+"""The verb `fit-reward`: a reward that is fitted on rows, outside a run, for recipes to name by its folder."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
+
+from leftover.errors import UserError
+from leftover.monitoring.terminal import console
+from leftover.recipe.files import load_yaml, set_key
+from leftover.rewards import load_reward
+from leftover.store.manifest import Manifest
+
+KINDS = {"linear": "linear", "fine-tuned": "fine_tuned"}
+
+
+def fit_reward(
+    rows: str, output: str, kind: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit a reward on `rows` (see `read_spec`) into the folder `output`; returns its specification and facts.
+
+    The same call again finds it fitted. Raises UserError where the folder holds anything else.
+    """
+    spec = read_spec(rows, kind, overrides)
+    reward, folder = load_reward(spec), Path(output)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file()):
+        raise UserError(f"'{output}' is not an empty folder: choose another --output")
+    manifest, key = Manifest(folder), {"identity": reward.identity()}
+    status = manifest.status("reward", key)
+    if set(manifest.entries) - {"reward"} or (status.action == "stale" and manifest.is_complete("reward")):
+        changed = f" ({status.reason})" if status.reason else ""
+        raise UserError(f"'{output}' holds something else{changed}: choose another --output, or remove the folder")
+    if not manifest.begin("reward", key, lambda: shutil.rmtree(folder, ignore_errors=True)).finished:
+        manifest.finish("reward", facts=reward.fit(folder))
+    return spec, manifest.facts("reward")["facts"]
+
+
+def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The specification of a reward: a YAML with its keys (`fit` and others), or a file of rows to fit on.
+
+    `overrides` are `dotted.key=value`, such as `features=pair` or `fit.columns.reward=label`.
+    """
+    spec: Any = {"fit": {"path": rows}}
+    if Path(rows).suffix in (".yaml", ".yml"):
+        try:
+            spec = load_yaml(Path(rows).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"no file at '{rows}'") from error
+        except (UnicodeDecodeError, YAMLError) as error:
+            raise UserError(f"{rows}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
+        if not isinstance(spec, dict):
+            raise UserError(f"{rows}: a reward is a mapping of keys (fit, features, ...), found {type(spec).__name__}")
+    for override in overrides:
+        set_key(spec, override)
+    spec = {"type": KINDS[kind]} | spec if kind else {"type": "linear"} | spec
+    if kind and spec["type"] != KINDS[kind]:
+        raise UserError(f"{rows} says type: {spec['type']}, and --kind says {kind}: leave one out")
+    if spec["type"] not in KINDS.values():
+        raise UserError(f"type {spec['type']!r} is not fitted on rows: {', '.join(KINDS.values())} are")
+    if not isinstance(spec.get("fit"), dict) or "path" in spec:
+        raise UserError(f"{rows}: say under `fit` which rows to fit on (path, format, columns, ...)")
+    return spec
+
+
+def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
+    """Print what was fitted and how well it does on held-out families, and how a recipe names it."""
+    from rich.table import Table
+
+    table = Table(title=f"{spec['type']} reward: {spec['fit']['path']}", title_justify="left", show_header=False)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _text(value))
+    terminal = console(width=140)
+    terminal.print(table)
+    terminal.print("In a recipe, under reward.functions or evaluate.judges:")
+    terminal.print(f"  - {{type: {spec['type']}, path: {output.rstrip('/')}}}", soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
+        numbers = ["n/a" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "low", "high")]
+        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] (95 %)"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {number:g}" for key, number in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

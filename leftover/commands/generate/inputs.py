@@ -1,0 +1,219 @@
+"""What `leftover generate` samples from: the model, its tokenizer, the prompts, and the functions that score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leftover.data.chat import Chat
+from leftover.data.formats import check_files, read_rows
+from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
+from leftover.data.tokenizer import load_tokenizer
+from leftover.errors import UserError
+from leftover.models.load import align_generation_config, is_adapter, load_with
+from leftover.models.reference import model_identity
+from leftover.prepare.rows import read, split
+from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
+from leftover.publish.export import trained_policy
+from leftover.recipe.files import load_recipe, make_recipe, reward_section
+from leftover.recipe.sections import DataSection, Recipe
+from leftover.rewards import learner
+from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
+from leftover.runs.run import Run
+from leftover.store.manifest import FileHashes, read_json
+
+
+@dataclass
+class Prompt:
+    """A unique prompt: its text (of a conversation the messages as JSON), and what its rows carry along."""
+
+    text: str
+    conversational: bool
+    family: str | None = None  # None: the prompt itself
+    split: str | None = None
+    tools: str | None = None
+    answer: str | None = None
+
+    @property
+    def asked(self) -> Any:
+        """The user's own form: a string, or the list of messages."""
+        return as_prompt(self.text, self.conversational)
+
+
+@dataclass
+class Source:
+    """A model to sample from, and all that turns its samples into rows."""
+
+    path: str
+    recipe: Recipe  # the user's, or one made of the command's own arguments
+    tokenizer: Any
+    prompts: list[Prompt]
+    reward: SumReward | None
+    compute_dtype: str | None
+    hashes: FileHashes | None = None
+    learnt: dict[str, str] = field(default_factory=dict)  # keys of what reward functions learnt from rows
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
+
+    def load(self) -> Any:
+        model = load_with(self.recipe.model, self.path, self.compute_dtype)
+        align_generation_config(model, self.tokenizer, self.chat.ends)
+        return model
+
+    def identity(self) -> dict[str, Any]:
+        """What samples and scores depend on, beside the decoding, for the key of the rows."""
+        model, reward = self.recipe.model, self.reward
+        texts = "\0".join(f"{p.text}\0{p.tools}\0{p.family}\0{p.split}\0{p.answer}" for p in self.prompts)
+        return {
+            "model": model_identity(self.path, self.hashes),
+            "weights": model.model_dump(include={"dtype", "quantization", "attn_implementation"}),
+            "compute_dtype": self.compute_dtype,
+            "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer), self.tokenizer.chat_template],
+            "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
+            "columns": self.recipe.data.columns.model_dump(),
+            "reward": [reward.identity(), reward.weights, reward.missing, reward.state, self.learnt]
+            if reward
+            else None,
+        }
+
+
+def open_source(
+    model: str,
+    prompts: str | None,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    policy: str | None = None,
+    policy_seed: int | None = None,
+    reward: str | None = None,
+    splits: bool = True,
+    rejects: Path,
+) -> Source:
+    """Find out what the arguments of `leftover generate` mean.
+
+    A run's folder as `model` stands for its trained policy, and for its recipe where no other is given. A recipe
+    gives tokenizer, limits, rewards (with what they learnt) and, without `prompts`, its own prompts.
+
+    Raises UserError for a model, a policy, prompts or rewards that are not there.
+    """
+    path, folder = model, Path(model)
+    if (folder / "recipe.yaml").is_file():
+        path = str(trained_policy(folder, load_recipe(folder), policy, policy_seed))
+        recipe = recipe or model
+    elif policy is not None or policy_seed is not None:
+        raise UserError(
+            f"--policy and --policy-seed choose among the policies of a run, and '{model}' is no run's folder"
+        )
+    if recipe is not None:
+        return _with_recipe(path, prompts, recipe, list(overrides), reward, splits, rejects)
+    if prompts is None:
+        raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
+    content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
+    made = make_recipe(content, where="leftover generate", overrides=list(overrides))
+    tokenizer = load_tokenizer(
+        made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
+        chat_template=made.model.chat_template,
+        trust_remote_code=made.model.trust_remote_code,
+    )
+    check_files(made.data)
+    section = reward_section(reward) or made.reward
+    return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section), None)
+
+
+def _with_recipe(
+    path: str,
+    prompts: str | None,
+    recipe: str,
+    overrides: list[str],
+    reward: str | None,
+    splits: bool,
+    rejects: Path,
+) -> Source:
+    """`overrides` are this command's own: the run, whose rows and rewards are used, keeps its recipe as it is."""
+    saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
+    run = Run(saved)
+    if prompts is None:
+        if settings.data.path != saved.data.path:
+            raise UserError("--set data.path: give the file as PROMPTS, after the model")
+        found = recipe_prompts(run, splits)
+    else:
+        of_the_recipe = settings.data.format == saved.data.format and settings.data.path == saved.data.path
+        update = {"path": prompts, "drop_listed": None, "max_rows": None, "part": (0.0, 1.0)}
+        data = settings.data.model_copy(update=update | ({"format": "auto"} if of_the_recipe else {}))
+        check_files(data)
+        found = read_prompts(data, rejects)
+    section = reward_section(reward)
+    if section is None and settings.reward == saved.reward:
+        scores, learnt = recipe_reward(run)
+    else:
+        scores, learnt = fresh_reward(section or settings.reward), {}
+    return Source(path, settings, run.tokenizer, found, scores, run.compute_dtype, run.hashes, learnt)
+
+
+def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
+    """The unique prompts of a file in any format that rows may have; of each, what its first row says.
+
+    Only the prompt's column is needed: completions and scores of the rows are left unread.
+    """
+    columns = data.columns
+
+    def located() -> Any:
+        for where, row in read_rows(data):
+            known = {k: v for k, v in row.items() if k not in (columns.reward, "is_chosen")}
+            yield where, known | {columns.completion: "-"}  # rows are checked as a whole
+
+    found: dict[tuple[str, str | None], Prompt] = {}
+    for row in check_rows(located(), data, Rejects(rejects), {}):
+        family = None if row["family"] == row["prompt"] else row["family"]
+        prompt = Prompt(row["prompt"], row["conversational"], family, row["user_split"], row["tools"], row["answer"])
+        found.setdefault((prompt.text, prompt.tools), prompt)
+    return list(found.values())
+
+
+def recipe_prompts(run: Run, splits: bool) -> list[Prompt]:
+    """The unique prompts of a recipe's rows, each with its split, so that it stays on its side in the next run.
+
+    `splits` False leaves out those that the recipe assigned: such rows can be mixed with rows that have none.
+    """
+    read(run)
+    split(run)
+    table = run.table.open("rows", "split")
+    _, first = np.unique(np.asarray(table["group"][:]), return_index=True)
+    found = []
+    for row in table.select(np.sort(first)):
+        family = None if row["family"] == row["prompt"] else row["family"]
+        side = row["split"] if splits else row["user_split"]
+        found.append(Prompt(row["prompt"], row["conversational"], family, side, row["tools"], row["answer"]))
+    return found
+
+
+def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:
+    """The recipe's reward with what it learns from the recipe's rows, and keys of that; None for recorded scores.
+
+    What is fitted on rows is found in the run's folder, or fitted there as `leftover prepare` does.
+    """
+    reward = run.reward
+    if not reward.scores_new_completions:
+        return None, {}
+    if fitted_parts(reward):
+        read(run)
+        split(run)
+        fit_rewards(run)
+    if reads_scores(reward):
+        for name in reward.components:
+            score_component(run, name)
+        sum_rewards(run)
+    learnt = [name for name, function in reward.components.items() if learner(function)]
+    return reward, {name: run.manifest.digest(f"reward {name}") for name in learnt}
+
+
+def _tokenizer_path(path: str) -> str:
+    """An adapter's folder may hold no tokenizer: its base has one."""
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        return str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"])
+    return path

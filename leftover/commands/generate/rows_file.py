@@ -1,0 +1,85 @@
+"""A file of rows that is written chunk by chunk: a killed command continues it, and other settings never extend it."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from leftover.errors import UserError
+from leftover.store.manifest import as_json, changes, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+_CHANGES_SHOWN = 5
+
+
+class RowsFile:
+    """`rows.jsonl` and, beside it, `rows.jsonl.state.json`: the key, how many chunks are whole, what was counted.
+
+    Args:
+        path: of the rows.
+        key: what the rows depend on, as JSON.
+        overwrite: start over where the file is of another key, or of none.
+
+    Raises UserError where the file is of another key, of none, or was cut since, and `overwrite` is not asked for.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any], overwrite: bool = False):
+        if path.suffix != ".jsonl":
+            raise UserError(f"--output {path}: rows are written as JSON lines; name a file that ends in .jsonl")
+        self.path, self.state_path = path, path.with_name(path.name + ".state.json")
+        self.chunks, self.complete, self.counts = 0, False, dict[str, float]()
+        self.key, self._bytes = as_json(key), 0
+        if path.is_file() and not overwrite:
+            self._take_up()
+        if not self.chunks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.state_path.unlink(missing_ok=True)  # else a run killed here would leave the state of other rows
+            path.write_bytes(b"")
+            self._write_state()
+
+    def append(self, rows: Iterable[dict[str, Any]], counts: Mapping[str, float]) -> None:
+        """Add the rows of the next chunk, and what was counted in it; they are on the disk when this returns."""
+        with self.path.open("ab") as file:
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._bytes = file.tell()
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self.chunks += 1
+        self._write_state()
+
+    def finish(self) -> None:
+        """All chunks are there."""
+        self.complete = True
+        self._write_state()
+
+    def _take_up(self) -> None:
+        state = read_json(self.state_path) if self.state_path.is_file() else None
+        remedy = "name another --output, or start over with --overwrite"
+        if state["chunks"] == 0 if state else self.path.stat().st_size == 0:
+            return  # nothing would be lost
+        if state is None:
+            raise UserError(f"{self.path} is there already, and was not written by this command: {remedy}")
+        if state["key"] != self.key:
+            differ = changes(state["key"], self.key)
+            more = f" and {len(differ) - _CHANGES_SHOWN} more" if len(differ) > _CHANGES_SHOWN else ""
+            listed = "; ".join(differ[:_CHANGES_SHOWN])
+            raise UserError(f"{self.path} holds rows of other settings ({listed}{more}): {remedy}")
+        self.chunks, self.complete, self.counts = state["chunks"], state["complete"], state["counts"]
+        self._bytes = state["bytes"]
+        if self.complete:
+            return
+        if self.path.stat().st_size < self._bytes:
+            raise UserError(f"{self.path} is shorter than it was when its rows were written: {remedy}")
+        os.truncate(self.path, self._bytes)  # a killed write may have left a part of a chunk
+        if self.chunks:
+            log.info("generate: continues %s after %d chunks of prompts", self.path, self.chunks)
+
+    def _write_state(self) -> None:
+        state = {"key": self.key, "chunks": self.chunks, "complete": self.complete, "bytes": self._bytes}
+        write_json(self.state_path, state | {"counts": self.counts})

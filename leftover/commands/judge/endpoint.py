@@ -1,0 +1,197 @@
+"""A language model behind an OpenAI-compatible address, asked one question at a time from many threads."""
+
+import os
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from leftover.errors import UserError
+from leftover.rewards.credentials import check_token_settings, check_url, hide, read_token
+from leftover.store.manifest import digest
+
+_WHERE = "judge"
+_SHOWN = 300  # characters of an answer in an error
+_RESERVED = ("model", "messages", "stream", "n", "extra_headers")
+_SECRET = re.compile(r"api.?key|auth|secret|password", re.IGNORECASE)
+_DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+_HOSTED = "https://api.openai.com/v1"
+_HOPELESS = (401, 403, 404)  # what is wrong for one question is wrong for all
+_OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
+_TRIES = "x-stainless-retry-count"  # the client's own header: which second try a request is
+
+
+class AskError(Exception):
+    """A question got no answer.
+
+    `status` is that of the service's answer, None without one: `hopeless` where every other question would fare alike,
+    `of_question` where the question may be what is wrong.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.hopeless, self.of_question = status in _HOPELESS, status in _OF_QUESTION
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Which model is asked, and how. All but the last four lines are part of what a stored verdict depends on.
+
+    Raises UserError for an address with credentials, or a request field that is reserved or looks like a key.
+    """
+
+    model: str
+    base_url: str | None = None  # default: the variable OPENAI_BASE_URL, or the hosted service
+    request: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})  # further fields; null leaves one out
+    token_env: str | None = None  # default: OPENAI_API_KEY, where no base_url is given
+    timeout: float = 60.0  # seconds
+    retries: int = 5
+    parallel: int = 8
+    requests_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        check_url(self.url, _WHERE)
+        check_token_settings(self.token_env, "Authorization", _WHERE)
+        for name in self.request:
+            if name in _RESERVED or _SECRET.search(name):
+                raise UserError(f"--request {name}: this field cannot be set; keys come from --token-env")
+
+    @property
+    def url(self) -> str:
+        return (self.base_url or os.environ.get(_DEFAULT_URL) or _HOSTED).rstrip("/")
+
+    def token(self) -> str | None:
+        """The key. That of OPENAI_API_KEY goes to no address but the environment's own, unless it is asked to."""
+        if self.token_env is None and (self.base_url is not None or not os.environ.get(_DEFAULT_KEY)):
+            if self.url == _HOSTED:
+                raise UserError(
+                    f"{_WHERE}: no key for {self.url}: set the variable {_DEFAULT_KEY}, or name the one that holds it "
+                    "with --token-env; or name another service with --base-url"
+                )
+            return None
+        return read_token(self.token_env or _DEFAULT_KEY, _WHERE)
+
+    def fields(self) -> dict[str, Any]:
+        """What a request holds beside the model and the message."""
+        return {name: value for name, value in self.request.items() if value is not None}
+
+    def key(self, message: str) -> str:
+        """What stands for a question in the store: the whole request, and whom it goes to."""
+        return digest({"url": self.url, "model": self.model, "fields": self.fields(), "message": message})
+
+
+class RateLimit:
+    """Spaces requests evenly: at most `per_minute` of them; None for no limit. Safe to share between threads."""
+
+    def __init__(self, per_minute: float | None, stop: threading.Event):
+        self._gap, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
+        self._lock, self._stop = threading.Lock(), stop
+
+    def wait(self) -> bool:
+        """Wait for the caller's turn; False, at once, where everything stops."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._gap
+        return not self._stop.wait(turn - now)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, why it ended, and the tokens of the exchange (None where the service does not count)."""
+
+    text: str
+    model: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Endpoint:
+    """Asks the model of `settings`; `retried` counts requests that were sent again. Safe to share between threads."""
+
+    def __init__(self, settings: JudgeSettings, stop: threading.Event):
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError("a judge needs the package openai: pip install 'leftover[judge]'") from error
+        self.settings, self.retried, self._lock = settings, 0, threading.Lock()
+        self._token, self._limit = settings.token(), RateLimit(settings.requests_per_minute, stop)
+        self._client = openai.OpenAI(
+            api_key=self._token or "none",  # the client insists on one
+            base_url=settings.url,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+            # A hook, so that the client's own second tries wait for their turn too.
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._before_request]}),
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(self, message: str) -> Answer:
+        """The model's answer. Raises AskError where there is none; nothing that is raised or returned holds the key."""
+        import openai
+
+        try:
+            response = self._client.chat.completions.create(
+                model=self.settings.model,
+                messages=[{"role": "user", "content": message}],
+                extra_body=self.settings.fields(),
+            )
+            return self._read(response)
+        except openai.APIStatusError as error:
+            raise self._refused(error) from None  # its text may hold the key
+        except openai.APIConnectionError as error:
+            reason = str(error.__cause__ or error) or type(error.__cause__).__name__
+            raise AskError(self._shown(f"no answer{_tried(error.request)}: {error} {reason}")) from None
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            raise AskError(self._shown(f"the answer is not that of a chat completion: {error}")) from None
+
+    def _before_request(self, request: Any) -> None:
+        import openai
+
+        if not self._limit.wait():
+            raise openai.OpenAIError("stopped")
+        with self._lock:
+            self.retried += request.headers.get(_TRIES, "0") != "0"
+
+    def _refused(self, error: Any) -> AskError:
+        status = error.status_code
+        hints = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
+        said = f"status {status}{_tried(error.request)}{hints.get(status, '')}; it answered {error.response.text}"
+        return AskError(self._shown(said), status)
+
+    def _read(self, response: Any) -> Answer:
+        """Raises ValueError for what has no message; a message without text is an answer of the model."""
+        choices: Any = getattr(response, "choices", None)
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(choice, "message", None)
+        if message is None:
+            raise ValueError(str(response))
+        text = next((t for t in (message.content, getattr(message, "refusal", None)) if isinstance(t, str)), "")
+        usage = getattr(response, "usage", None)
+        return Answer(
+            text=hide(text, self._token),
+            model=hide(str(getattr(response, "model", "") or ""), self._token),
+            finish_reason=hide(str(getattr(choice, "finish_reason", "") or ""), self._token),
+            prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
+            completion_tokens=_count(getattr(usage, "completion_tokens", None)),
+        )
+
+    def _shown(self, text: str) -> str:
+        text = " ".join(hide(text, self._token).split())
+        return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+
+
+_KEY = " (the key comes from the variable that --token-env names)"
+
+
+def _tried(request: Any) -> str:
+    again = request.headers.get(_TRIES, "0")
+    return f", tried {int(again) + 1} times" if again.isdecimal() and again != "0" else ""
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

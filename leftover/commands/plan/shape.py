@@ -1,0 +1,111 @@
+"""The shape of a model: from its config where that is at hand, else from the published sizes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from leftover.commands.plan.published_sizes import CONFIGS
+from leftover.data.tokenizer import load_tokenizer
+from leftover.errors import UserError
+from leftover.recipe.sections import ModelSection, TokenizerSection
+
+# 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of a model; parameters and their bytes are those of the recipe's dtype, quantisation and adapter."""
+
+    parameters: int
+    trainable: int
+    trunk: int  # weights that every token is multiplied with: all but embeddings and head
+    head: int  # the head's, which completion tokens alone reach
+    hidden: int
+    layers: int
+    vocabulary: int
+    key_values: int  # numbers that a token leaves in a layer's cache
+    weight_bytes: int
+    trainable_bytes: int
+    largest_layer: int  # weights of the largest one; what 4-bit weights are unpacked to at a time
+
+    def forward_operations(self, tokens: float, squared_tokens: float, head_tokens: float) -> float:
+        """Floating-point operations of one pass, two a multiply-add: trunk, causal attention, head.
+
+        Args are sums over rows: of fed tokens, of their squares (attention), and of tokens with logits.
+        """
+        return 2 * (self.trunk * tokens + self.layers * self.hidden * squared_tokens + self.head * head_tokens)
+
+
+def find_config(model: ModelSection) -> tuple[Any, str]:
+    """A transformers config and where it comes from; (None, the reason) where there is none without the network."""
+    from transformers import AutoConfig
+
+    if model.path is None:
+        settings = _vocabulary(model) | (model.config or {})
+        return _from_settings(settings, "model.config"), "model.config"
+    try:
+        config = AutoConfig.from_pretrained(
+            model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
+        )
+        return config, "its config"
+    except (OSError, ValueError) as error:
+        if (Path(model.path) / "config.json").is_file():
+            raise UserError(f"the config of '{model.path}' (key model.path) is refused: {error}") from error
+    for name in (model.path, Path(model.path).name):
+        if name in CONFIGS:
+            return _from_settings(dict(CONFIGS[name]), name), "published sizes"
+    return None, f"unknown until '{model.path}' is here"
+
+
+def _vocabulary(model: ModelSection) -> dict[str, int]:
+    """How many words random weights will have, as far as the tokenizer says it here."""
+    if isinstance(model.tokenizer, TokenizerSection):
+        return {"vocab_size": model.tokenizer.vocab_size}
+    if model.tokenizer is not None and Path(model.tokenizer).is_dir():
+        return {"vocab_size": len(load_tokenizer(model.tokenizer, trust_remote_code=model.trust_remote_code))}
+    return {}
+
+
+def _from_settings(settings: dict[str, Any], where: str) -> Any:
+    from transformers import AutoConfig
+
+    model_type = settings.pop("model_type", None)
+    if model_type is None:
+        raise UserError("model.config needs 'model_type' (for example: llama)")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where} is refused by transformers: {' '.join(str(error).split())[:300]}") from error
+
+
+def measure(model: Any, config: Any, quantised: bool) -> Shape:
+    """The shape of a skeleton (see `leftover.commands.plan.trace.skeleton`)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
+    head = base.get_output_embeddings().weight
+    embeddings = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
+    parameters = [p for p in base.parameters() if id(p) not in adapter]
+    # Both kinds of adapter wrap what they adapt; the weight inside is the same tensor.
+    layers = [m.weight for m in base.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    packed = {id(w): w.numel() for w in layers if id(w) not in adapter and w is not head} if quantised else {}
+    weight_bytes = sum(NF4_BYTES * packed[id(p)] if id(p) in packed else p.nbytes for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 1)
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in trained),
+        trunk=sum(p.numel() for p in parameters if id(p) not in embeddings and p is not head),
+        head=head.numel(),
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocabulary=head.shape[0],
+        key_values=2 * head_size * (getattr(text, "num_key_value_heads", None) or heads),
+        weight_bytes=round(weight_bytes),
+        trainable_bytes=sum(p.nbytes for p in trained),
+        largest_layer=max(packed.values(), default=0),
+    )

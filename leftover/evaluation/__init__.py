@@ -1,0 +1,1 @@
+"""Completions of a policy -> rewards, intervals, and the verdict with its caveats."""

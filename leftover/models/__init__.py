@@ -1,0 +1,1 @@
+"""Loading a model, log-probabilities, the reference's pass, sampling, divergence."""

@@ -1,0 +1,1 @@
+"""What is shown and measured while something runs: terminal, trackers, time, memory."""

@@ -1,0 +1,247 @@
+"""Training at the terminal: a live display where somebody watches, one plain line an evaluation where nobody does."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from leftover.monitoring.memory import memory_in_use
+from leftover.monitoring.terminal import console, is_live, one_line
+
+log = logging.getLogger(__name__)
+
+
+class Completion(NamedTuple):
+    """What the policy made of an evaluation prompt; of a conversation, the prompt as the model sees it."""
+
+    prompt: str
+    text: str
+    reward: float
+
+
+_NAMES = {"reward/mean": "held-out reward", "logratio/rank_correlation": "held-out rank correlation"}
+
+
+@contextlib.contextmanager
+def shown(trainer: Any, name: str) -> Iterator[None]:
+    """Inside, `trainer` (any transformers Trainer) shows its training as `name`, in place of the Trainer's own way.
+
+    `disable_tqdm` gives plain lines at a terminal too.
+    """
+    for printing in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printing)
+    sums = getattr(trainer, "sums", None)
+    live = is_live() and not trainer.args.disable_tqdm
+    display = (LiveDisplay if live else PlainLines)(name, sums and sums.tokens_of_this_process)
+    trainer.add_callback(display)
+    try:
+        yield
+    finally:  # also after an error or Ctrl-C: the terminal gets its cursor back
+        display.close()
+        trainer.remove_callback(display)
+
+
+class Pace:
+    """How fast this process goes: its own steps and tokens alone, whatever a checkpoint brought along.
+
+    Host clocks and host counters only: nothing here waits for a GPU during a step.
+    """
+
+    def __init__(self, step: int, max_steps: int, tokens: Callable[[], int] | None):
+        self.first_step = self.step = step
+        self.max_steps, self.tokens = max_steps, tokens
+        self.started = self.mark = time.monotonic()
+        self.not_training = 0.0  # seconds of evaluation and saving
+        self.seconds_left: float | None = None
+        self.tokens_per_second: float | None = None
+
+    def stepped(self, step: int) -> None:
+        self.step, self.mark = step, time.monotonic()
+        done = step - self.first_step
+        self.seconds_left = (self.mark - self.started) / done * (self.max_steps - step) if done else None
+
+    def measure_tokens(self, world_size: int) -> None:
+        """To be called where the device is waited for anyway; the other processes count as this one."""
+        seconds = self.mark - self.started - self.not_training
+        if self.tokens is not None and self.step > self.first_step:
+            self.tokens_per_second = world_size * self.tokens() / seconds
+
+    def paused(self) -> None:
+        """What has passed since the last step or call was not training."""
+        now = time.monotonic()
+        self.not_training += now - self.mark
+        self.mark = now
+
+
+class Best(NamedTuple):
+    value: float
+    step: int
+
+
+class TrainingProgress(TrainerCallback):
+    """Follows a training: its pace, its newest numbers, the best evaluation. Subclasses show them."""
+
+    def __init__(self, name: str, tokens: Callable[[], int] | None = None):
+        self.name, self.tokens = name, tokens
+        self.pace = Pace(0, 0, None)
+        self.best: Best | None = None
+        self.numbers: dict[str, float] = {}  # of the last log line and evaluation, by the names they are shown with
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.pace = Pace(state.global_step, state.max_steps, self.tokens)
+        if state.best_metric is not None:
+            self.best = Best(state.best_metric, state.best_global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.pace.stepped(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.pace.paused()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.numbers["loss"] = logs["loss"]
+            self.pace.mark = time.monotonic()  # the log line has waited for the device
+            self.pace.measure_tokens(args.world_size)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, completions: Any = (), **kwargs: Any
+    ) -> None:
+        self.pace.measure_tokens(args.world_size)
+        self.pace.paused()
+        chosen_by = str(args.metric_for_best_model or "loss").removeprefix("eval_")
+        for metric in dict.fromkeys([chosen_by, "reward/mean"]):
+            value = (metrics or {}).get(f"eval_{metric}")
+            if value is None:
+                continue
+            self.numbers[_shown_name(metric)] = value
+            better = self.best is None or (value > self.best.value) == bool(args.greater_is_better)
+            if metric == chosen_by and better and (self.best is None or value != self.best.value):
+                self.best = Best(value, state.global_step)
+        if state.is_world_process_zero:
+            self.show_evaluation(completions)
+
+    def evaluation_text(self) -> str:
+        """The numbers of the last evaluation in words."""
+        parts = [f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "loss"]
+        if self.best is not None:
+            parts.append(f"best {self.best.value:.4g} at step {self.best.step}")
+        return ", ".join(parts)
+
+    def pace_text(self) -> str:
+        """Tokens a second, empty where they are not counted."""
+        rate = self.pace.tokens_per_second
+        return "" if rate is None else f"{rate:,.0f} tokens/s"
+
+    def show_evaluation(self, completions: Sequence[Completion]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class PlainLines(TrainingProgress):
+    """One line of the log an evaluation: no bar, no carriage return, no ANSI code."""
+
+    def show_evaluation(self, completions: Sequence[Completion]) -> None:
+        step = f"step {self.pace.step}/{self.pace.max_steps}"
+        log.info("%s: %s", self.name, ", ".join(filter(None, [step, self.evaluation_text(), self.pace_text()])))
+
+
+class LiveDisplay(TrainingProgress):
+    """Two lines that are redrawn, and above them, at every evaluation, what the policy makes of one prompt now."""
+
+    def __init__(self, name: str, tokens: Callable[[], int] | None = None):
+        super().__init__(name, tokens)
+        self.live: Any = None
+        self.doing = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from rich.live import Live
+
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.close()
+            self.live = Live(console=console(stderr=True), get_renderable=self.render, transient=True)
+            self.live.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        self.doing = "evaluating" if control.should_evaluate else "saving" if control.should_save else ""
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super().on_evaluate(*args, **kwargs)
+        self.doing = ""
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        super().on_save(*args, **kwargs)
+        self.doing = ""
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def render(self) -> Any:
+        """The two lines: how far, how long still, how fast, how much memory; loss and held-out numbers."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        pace = self.pace
+        bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        for ratio in (None, 1, None, None):
+            bar.add_column(no_wrap=True, ratio=ratio)
+        left = "–" if pace.seconds_left is None else _clock(pace.seconds_left)
+        times = f"{_clock(time.monotonic() - pace.started)}, {left} left"
+        bar.add_row(
+            Text(one_line(self.name, 40), "bold"),
+            ProgressBar(max(1, pace.max_steps), pace.step),
+            Text(f"{pace.step}/{pace.max_steps}"),
+            Text(times),
+        )
+        loss = f"loss {self.numbers['loss']:.4g}" if "loss" in self.numbers else ""
+        parts = [self.evaluation_text(), loss, self.pace_text(), _memory(), self.doing]
+        numbers = Text("  " + " · ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
+        return Group(bar, numbers)
+
+    def show_evaluation(self, completions: Sequence[Completion]) -> None:
+        if self.live is None:  # `evaluate` outside `train`
+            return
+        from rich.text import Text
+
+        terminal = self.live.console
+        said = Text(f"{one_line(self.name, 40)}, step {self.pace.step}: {self.evaluation_text()}", "bold")
+        terminal.print(said, overflow="ellipsis", no_wrap=True)
+        if completions:
+            sample = completions[0]  # of the same prompt at every evaluation, so that one sees it change
+            width = max(20, terminal.width - len("  completion  "))
+            for label, text, keep in (
+                ("prompt", sample.prompt, "end"),
+                ("completion", sample.text, "start"),
+                ("reward", f"{sample.reward:.4g}", "start"),
+            ):
+                line = Text(f"  {label:<12}", "dim").append(one_line(text, width, keep=keep), "not dim")
+                terminal.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _shown_name(metric: str) -> str:
+    return _NAMES.get(metric, f"held-out {metric}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _memory() -> str:
+    used = memory_in_use()
+    return "" if used is None else f"{used / 2**30:.1f} GiB"

@@ -1,0 +1,186 @@
+"""The stages that give the table its columns. Each writes one block, or finds it written already."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from leftover.data.checks import SPLITS
+from leftover.data.formats import check_files, data_files, read_rows
+from leftover.data.rows import ROWS_SCHEMA, check_rows
+from leftover.data.splits import assign_splits, count_near_duplicates
+from leftover.data.tokens import Limits, Template, refusal, tokenise
+from leftover.data.vocabulary import texts_of, train_tokenizer
+from leftover.errors import UserError
+from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
+from leftover.runs.run import Run
+from leftover.store.table import column, equals
+
+log = logging.getLogger(__name__)
+
+
+def read(run: Run) -> None:
+    """Block `rows`: the user's rows, checked."""
+    data, stats = run.recipe.data, dict[str, Any]()
+    check_files(data)  # before an earlier table makes way
+    files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
+
+    def rows() -> Iterator[dict]:
+        yield from check_rows(read_rows(data), data, run.rejects, stats)
+        run.note(rows=stats)
+
+    if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
+        log.info(
+            "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
+            stats["read"],
+            stats["rejected"],
+            stats["duplicates"],
+            stats["without_reward"],
+        )
+        for reason, count in stats["left_out"].items():
+            log.info("rows: %d left out %s", count, reason)
+        if stats["other_parts"]:
+            log.info("rows: %d left out, of families outside data.part", stats["other_parts"])
+
+
+def row_settings(data: DataSection) -> dict[str, Any]:
+    """The settings that rows depend on: all but those of later stages and of other layouts."""
+    return data.model_dump(exclude=POLICY_KEYS | (set(LAYOUTS) - {data.format}))
+
+
+def split(run: Run) -> None:
+    """Block `split`: group, family and split of every row."""
+    data = run.recipe.data
+    key = {
+        "from": {"rows": run.table.digest("rows")},
+        "sizes": [data.validation_size, data.test_size],
+        "seed": run.seed,
+    }
+    rows = run.table.open("rows")
+
+    def compute() -> dict[str, Any]:
+        columns = assign_splits(rows, data, run.seed)
+        near = count_near_duplicates(rows["prompt"], columns["split"])
+        counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
+        run.note(split=counts | {"held_out_near_duplicates_of_train": near})
+        log.info("split: %s; %d held-out prompts nearly repeat a training prompt", counts, near)
+        return columns
+
+    run.table.write_whole("split", key, compute)
+
+
+def fit_tokenizer(run: Run) -> None:
+    """`tokenizer/`: of the training rows' own, where the recipe asks for one."""
+    settings = run.recipe.model.tokenizer
+    if not isinstance(settings, TokenizerSection):
+        return
+    folder = run.folder / "tokenizer"
+    key = {"from": {name: run.table.digest(name) for name in ("rows", "split")}, "settings": settings.model_dump()}
+    if run.manifest.begin("tokenizer", key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+        return
+    rows = run.table.open("rows", "split")
+    training = rows.select(np.flatnonzero(equals(rows, "split", "train")))
+    tokenizer = train_tokenizer(texts_of(training), settings.vocab_size)
+    tokenizer.save_pretrained(folder)
+    run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
+    log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))
+
+
+def tokens(run: Run) -> None:
+    """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects.
+
+    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`).
+    """
+    fit_tokenizer(run)
+    data = run.recipe.data
+    limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
+    key = {
+        "from": {"rows": run.table.digest("rows")},
+        "tokenizer": run.tokenizer_key,
+        "limits": list(limits),
+    }
+    rows = run.table.open("rows")
+
+    def compute(shard: Any, _: Path) -> dict[str, Any]:
+        faults: dict[int, str] = {}
+        prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
+        template = Template(run.chat, shard["tools"][:])
+        done = tokenise(run.tokenizer, prompts, completions, conversational, limits, template, faults)
+        if faults and data.on_bad_row == "error":
+            raise UserError(refusal({shard[i]["where"]: fault for i, fault in faults.items()}, _SKIP))
+        ids = pa.list_(pa.int32())
+        return {
+            "prompt_ids": pa.array(done.prompt_ids, type=ids),
+            "completion_ids": pa.array(done.completion_ids, type=ids),
+            "kept": done.kept,
+            "prompt_cut": done.prompt_cut,
+            "completion_long": done.completion_long,
+            "system_cut": done.system_cut,
+            "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
+        }
+
+    def conclude(table: Any) -> None:
+        long, cut = int(column(table, "completion_long").sum()), int(column(table, "prompt_cut").sum())
+        dropped = long if data.long_completions == "drop" else 0
+        rejected = np.flatnonzero(equals(table, "kept", False))
+        faulty, systems = len(rejected) - dropped, int(column(table, "system_cut").sum())
+        run.rejects.start("tokens")
+        for i in rejected:
+            row = rows[int(i)]
+            long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
+            reason = table[int(i)]["fault"] or long_reason
+            run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
+        facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
+        run.note(tokens=facts | _nonzero(system_turns_cut=systems, rows_refused=faulty))
+        log.info(
+            "tokens: %d prompts cut on the left, %d completions too long (%s)",
+            cut,
+            long,
+            "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows put aside",
+        )
+        if faulty:
+            log.warning("tokens: %d conversations refused by the chat template put aside", faulty)
+        if systems:
+            log.warning(
+                "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
+                "data.max_prompt_tokens",
+                systems,
+            )
+        if dropped == len(rows):
+            raise UserError(
+                f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+            )
+        if len(rejected) == len(rows):
+            raise UserError(f"no row is left: see {run.rejects.path}, which says why of every one")
+
+    written = run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    if written and _run_together(rows.select(range(min(len(rows), _SEAMS_READ)))):
+        log.warning(
+            "tokens: prompts and completions meet without a space between them; where there should be one, set "
+            'data.columns.completion: " {your_column}"'
+        )
+    if written and equals(rows, "conversational", True).any():
+        run.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
+
+
+_SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+
+
+_SEAMS_READ = 1000  # rows whose prompt and completion are looked at
+_RUN_TOGETHER = 0.9
+
+
+def _run_together(rows: Any) -> bool:
+    """Whether nearly all texts meet word to word, as cells of a table do that were not written to be joined."""
+    plain = [row for row in rows if not row["conversational"]]
+    met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]
+    return len(met) > 0 and sum(map(bool, met)) > _RUN_TOGETHER * len(met)
+
+
+def _nonzero(**counts: int) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}

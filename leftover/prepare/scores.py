@@ -1,0 +1,131 @@
+"""The score stage: every component of the reward for every row, each in a block of its own, then their sum."""
+
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leftover.data.rows import as_prompt
+from leftover.monitoring.terminal import progress_bar
+from leftover.prepare.checks import check_rewards
+from leftover.rewards import ColumnReward, learner
+from leftover.rewards.facts import component_facts, show_facts
+from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
+from leftover.rewards.python import check_finite
+from leftover.rewards.sum import as_array
+from leftover.runs.names import slug
+from leftover.runs.run import Run
+from leftover.store.manifest import read_json, write_json
+from leftover.store.table import column, equals
+
+log = logging.getLogger(__name__)
+
+STATE = "reward_state.json"
+# Rows between two saves of a component's scores: what a killed run scores again is less than this. A reward that asks
+# for a batch at a time says how many rows that is: its attribute `batch_rows`.
+BATCH_ROWS = 256
+
+
+def score(run: Run) -> None:
+    """Blocks `score-<name>`: a component's scores as they are; block `reward`: their transformed sum."""
+    fit_rewards(run)
+    for name in run.reward.components:
+        score_component(run, name)
+    sum_rewards(run)
+    check_rewards(run)
+
+
+def fit_rewards(run: Run) -> None:
+    """Let rewards and judges that learn from rows learn, or load what they learnt before."""
+    for judge in dependent_judges(run.recipe):
+        log.warning("%s: its score is no independent judgement", judge)
+    for kind, functions in (("reward", run.reward), ("judge", run.judges)):
+        for name, component in functions.components.items() if functions else ():
+            reward = learner(component)
+            if reward is None:
+                continue
+            key: dict[str, Any] = {"identity": reward.identity(), "seed": run.seed}
+            if reward.reads_rows:
+                key["from"] = {block: run.table.digest(block) for block in ("rows", "split")}
+            folder = run.folder / "rewards" / f"{kind}-{slug(name)}"
+            artifact = f"{kind} {name}"
+            if not run.manifest.begin(artifact, key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+                folder.mkdir(parents=True, exist_ok=True)
+                facts = reward.fit(folder, run.table.open("rows", "split"))
+                run.manifest.finish(artifact, facts=facts)
+                log.info("%s: %s", artifact, facts_text(facts))
+                for doubt in idle_scorers({artifact: facts}):
+                    log.warning("%s", doubt)
+            reward.load(folder)
+
+
+def score_component(run: Run, name: str) -> None:
+    """Block `score-<name>`: the scores of one component, NaN where it has none; saved every BATCH_ROWS rows."""
+    reward, rows = run.reward.components[name], run.table.open("rows")
+    batch_rows = getattr(reward, "batch_rows", BATCH_ROWS)
+    key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}
+    if learner(reward):
+        key["from"]["fit"] = run.manifest.digest(f"reward {name}")
+
+    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
+        if isinstance(reward, ColumnReward):
+            return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
+        done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
+        if scratch.is_file():  # a killed write may have left a part of a number
+            done.tofile(scratch)
+        with progress_bar(len(shard), f"score {name}", "row") as bar:
+            bar.update(len(done))
+            for start in range(len(done), len(shard), batch_rows):
+                part = shard[start : start + batch_rows]
+                prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
+                scores = reward(prompts, part["completion"])
+                check_finite(f"reward function '{name}'", scores, part["where"])
+                new = as_array(scores)
+                with scratch.open("ab") as file:
+                    file.write(new.tobytes())
+                done = np.concatenate([done, new])
+                bar.update(len(new))
+        return {f"reward/{name}": done}
+
+    run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
+
+
+def sum_rewards(run: Run) -> None:
+    """Block `reward`, and the state (normalisations, means, transform) that new completions are scored with."""
+    blocks = {name: score_block(name) for name in run.reward.components}
+    settings = run.recipe.reward
+    key = {
+        "from": {block: run.table.digest(block) for block in (*blocks.values(), "split")},
+        "weights": run.reward.weights,
+        "normalise": run.reward.normalise,
+        "missing": settings.missing,
+        "transform": settings.transform,
+    }
+
+    def total() -> dict[str, Any]:
+        table = run.table.open(*blocks.values(), "split")
+        scores = {name: column(table, f"reward/{name}") for name in blocks}
+        train = equals(table, "split", "train")
+        write_json(run.folder / STATE, run.reward.fit(scores, train))
+        reward = run.reward.total(scores)
+        facts = component_facts(run.reward, {n: s[train] for n, s in scores.items()}, reward[train])
+        run.note(reward=facts)
+        show_facts(facts)
+        return {"reward": reward}
+
+    if run.table.write_whole("reward", key, total):
+        reward = column(run.table.open("reward"), "reward")
+        found = reward[np.isfinite(reward)]
+        if len(found) == 0:
+            log.warning("reward: no row has a score; only the reference can be trained from these rows")
+        elif np.ptp(found) == 0:
+            log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
+    run.reward.restore(read_json(run.folder / STATE))
+
+
+def score_block(name: str) -> str:
+    """The table's block of one component's scores."""
+    return f"score-{slug(name)}"

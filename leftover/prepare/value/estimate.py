@@ -1,0 +1,220 @@
+"""V for every row, by one of three kinds of targets; rows that share a prompt share a value (but for group_loo)."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from leftover.errors import UserError
+from leftover.models.reference import prompt_hidden
+from leftover.prepare.value.fit import FittedValue, fit_value, held_out_r2, r_squared
+from leftover.recipe.sections import ValueSection
+
+log = logging.getLogger(__name__)
+
+# Hidden states kept in memory for the attention head.
+_MAX_HIDDEN_BYTES = 2 * 2**30
+_CHUNK = 2048
+
+
+@dataclass
+class RowConstants:
+    """What the value needs to know of N rows: arrays [N], and the pooled prompt features [N, 2 H]."""
+
+    group: np.ndarray
+    family: np.ndarray
+    reward: np.ndarray
+    is_train: np.ndarray
+    features: Any  # an array, or `table.FixedLists`, which reads the rows that are asked for
+    prompt_ids: Sequence[Sequence[int]]
+
+
+class Prompts:
+    """The unique prompts of the rows: `first[g]` is a row of prompt g, `of_row[i]` the prompt of row i."""
+
+    def __init__(self, rows: RowConstants, hidden: Callable[[list[Sequence[int]]], Any]):
+        _, self.first, self.of_row = np.unique(rows.group, return_index=True, return_inverse=True)
+        self.rows, self._hidden = rows, hidden
+        self.family = rows.family[self.first]
+        # A user's own splits may cut through a prompt: it counts as seen where any of its rows trains.
+        self.is_train = np.bincount(self.of_row, rows.is_train) > 0
+
+    def features(self, prompts: np.ndarray) -> np.ndarray:
+        """Pooled features of the given prompts, [n, 2 H]."""
+        return self.rows.features[self.first[prompts]]
+
+    def hidden(self, prompts: np.ndarray) -> list[Tensor]:
+        """Last hidden states of the given prompts; the base runs once over them."""
+        states: dict[int, Tensor] = dict(self._hidden([self.rows.prompt_ids[int(self.first[p])] for p in prompts]))
+        return [states[i] for i in range(len(prompts))]
+
+    def mean_reward(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean recorded reward of the TRAINING rows of every prompt (NaN where it has none), and of how many."""
+        scored = np.isfinite(self.rows.reward) & self.rows.is_train
+        counts = np.bincount(self.of_row[scored], minlength=len(self.first))
+        sums = np.bincount(self.of_row[scored], self.rows.reward[scored], minlength=len(self.first))
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
+
+    def predict(self, fitted: FittedValue, prompts: np.ndarray, known: dict[int, Tensor]) -> np.ndarray:
+        """V of the given prompts; hidden states that are not `known` are computed in chunks and dropped."""
+        out = []
+        for start in range(0, len(prompts), _CHUNK):
+            chunk = prompts[start : start + _CHUNK]
+            if fitted.kind != "head":
+                out.append(fitted.predict(self.features(chunk)))
+                continue
+            missing = np.array([p for p in chunk if p not in known], np.int64)
+            states = dict(zip(missing.tolist(), self.hidden(missing), strict=True)) if len(missing) else {}
+            out.append(
+                fitted.predict(self.features(chunk), [known[p] if p in known else states[p] for p in chunk.tolist()])
+            )
+        return np.concatenate(out) if out else np.empty(0)
+
+
+def estimate_values(
+    rows: RowConstants,
+    settings: ValueSection,
+    targets: str,
+    *,
+    model: Any,
+    tokenizer: Any,
+    compute_dtype: str | None,
+    seed: int,
+    sample_rewards: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """V of every row, [N] float64, and a report: the targets, the estimate chosen, its held-out R2.
+
+    Args:
+        targets: reference_samples, recorded or group_loo (docs/paper.md, "The value estimate").
+        sample_rewards: with reference_samples; given row indices, one for each prompt to sample for, the mean
+            reward of completions sampled from the reference.
+    """
+    prompts = Prompts(rows, lambda ids: prompt_hidden(model, tokenizer, ids, compute_dtype=compute_dtype))
+    if targets == "group_loo":
+        values, report = _group_loo(rows)
+    elif targets == "recorded":
+        values, report = _recorded(prompts, settings, seed)
+    else:
+        assert sample_rewards is not None
+        values, report = _reference_samples(prompts, settings, seed, sample_rewards)
+    if settings.bounds is not None:
+        values = np.clip(values, *settings.bounds)
+    if report["r2"] is not None and not np.isfinite(report["r2"]):
+        report["r2"] = None  # too few prompts to hold any out, or targets without spread
+    log.info(
+        "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
+        targets,
+        report["kind"],
+        f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
+        report["num_prompts"],
+    )
+    if report["kind"] == "constant":
+        log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")
+    return values, {"targets": targets, **report}
+
+
+def _reference_samples(
+    prompts: Prompts, settings: ValueSection, seed: int, sample_rewards: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The definition: regress rewards of the reference's own completions on prompt features."""
+    available = np.flatnonzero(prompts.is_train)
+    chosen = np.sort(np.random.default_rng(seed).permutation(available)[: settings.num_prompts])
+    targets = sample_rewards(prompts.first[chosen])
+    options, known = _options(prompts, chosen, settings, seed)
+    hidden = [known[p] for p in chosen.tolist()] if known else None
+    r2 = held_out_r2(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
+    fitted = fit_value(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
+    values = prompts.predict(fitted, np.arange(len(prompts.first)), known)
+    report = {"kind": fitted.kind, "r2": r2, "scores": fitted.scores, "num_prompts": len(chosen)}
+    return values[prompts.of_row], report | {"mean_reward_of_reference": float(np.mean(targets))}
+
+
+def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Regress recorded rewards on prompt features, cross-fitted: no row's V comes from a fit that saw its prompt.
+
+    Training prompts are cross-fitted in folds of whole families; the held-out splits, whose rewards fit nothing,
+    get the fit on all training prompts.
+    """
+    means, _ = prompts.mean_reward()
+    scored = np.flatnonzero(prompts.is_train & np.isfinite(means))
+    if len(scored) == 0:
+        raise UserError("value.targets: recorded needs rewards, and no training row has one")
+    options, known = _options(prompts, scored, settings, seed)
+    families = np.unique(prompts.family[prompts.is_train])
+    if len(families) < 2:
+        raise UserError(
+            "value.targets: recorded is cross-fitted by prompt, and all training rows share one prompt family; use "
+            "group_loo, or give rows of other prompts"
+        )
+    num_folds = min(settings.folds, len(families))
+    fold_of_family = dict(
+        zip(families, np.random.default_rng(seed).permutation(len(families)) % num_folds, strict=True)
+    )
+    fold = np.array([fold_of_family.get(f, -1) for f in prompts.family])
+    fold[~prompts.is_train] = -1
+    values, baseline = np.empty(len(prompts.first)), np.empty(len(prompts.first))
+    kinds: list[str] = []
+    for number in [*range(num_folds), -1]:
+        seen = scored[fold[scored] != number]
+        if len(seen) == 0:
+            raise UserError("value.targets: recorded needs scores in at least two prompt families of the training rows")
+        target = np.flatnonzero(fold == number)
+        hidden = [known[p] for p in seen.tolist()] if known else None
+        fitted = fit_value(prompts.features(seen), means[seen], prompts.family[seen], hidden=hidden, **options)
+        values[target] = prompts.predict(fitted, target, known)
+        baseline[target] = means[seen].mean()
+        kinds.append(fitted.kind)
+    r2 = r_squared(means[scored], values[scored], baseline[scored])
+    kind = max(set(kinds), key=kinds.count)
+    report = {"kind": kind, "r2": r2, "scores": {}, "num_prompts": len(scored), "kinds_by_fold": kinds}
+    return values[prompts.of_row], report
+
+
+def _group_loo(rows: RowConstants) -> tuple[np.ndarray, dict[str, Any]]:
+    """The mean reward of the OTHER completions of the prompt; the training mean where there is no other."""
+    scored = np.isfinite(rows.reward)
+    _, group = np.unique(rows.group, return_inverse=True)
+    sums = np.bincount(group[scored], rows.reward[scored], minlength=group.max() + 1)
+    counts = np.bincount(group[scored], minlength=group.max() + 1)
+    others = counts[group] - scored
+    rest = sums[group] - np.where(scored, rows.reward, 0.0)
+    alone = int(((others == 0) & scored).sum())
+    if alone == scored.sum():
+        raise UserError("value.targets: group_loo needs prompts with several scored completions, and none has")
+    if alone:
+        log.warning("value: %d rows have no other completion of their prompt; the training mean stands in", alone)
+    mean = float(rows.reward[scored & rows.is_train].mean())
+    values = np.where(others > 0, rest / np.maximum(others, 1), mean)
+    usable = scored & rows.is_train & (others > 0)
+    r2 = r_squared(rows.reward[usable], values[usable], mean)
+    return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": len(counts), "rows_alone": alone}
+
+
+def _options(
+    prompts: Prompts, chosen: np.ndarray, settings: ValueSection, seed: int
+) -> tuple[dict[str, Any], dict[int, Tensor]]:
+    """Arguments of `fit_value`, and the cached hidden states of the chosen prompts (none where there is no head)."""
+    candidates = list(settings.candidates)
+    known: dict[int, Tensor] = {}
+    if "head" in candidates:
+        tokens = sum(len(prompts.rows.prompt_ids[int(prompts.first[p])]) for p in chosen)
+        size = tokens * prompts.rows.features.shape[1] // 2 * 4
+        if size > _MAX_HIDDEN_BYTES:
+            log.warning(
+                "value: the attention head is left out: hidden states of %d prompts would take %.1f GiB; lower "
+                "value.num_prompts to try it",
+                len(chosen),
+                size / 2**30,
+            )
+            candidates.remove("head")
+        else:
+            known = dict(zip(chosen.tolist(), prompts.hidden(chosen), strict=True))
+    return {
+        "candidates": candidates,
+        "head_epochs": settings.head_epochs,
+        "head_learning_rate": settings.head_learning_rate,
+        "seed": seed,
+    }, known

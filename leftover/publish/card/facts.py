@@ -1,0 +1,150 @@
+"""What a card says of a run: its model, data, reward and results, as plain texts and numbers."""
+
+import math
+from importlib import metadata
+from typing import Any
+
+from leftover.evaluation.tables import GLOSSARY, interval, result_cells
+from leftover.evaluation.verdict import caveats, headline
+from leftover.publish.card.public import is_hub_id, public_name
+from leftover.store.table import equals
+
+_PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that this process runs."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def base_model(recipe: Any) -> tuple[str, str | None]:
+    """What the model was before any of this training, for readers; and its id on the Hub, where it has one."""
+    path = recipe.model.path
+    if path is None:
+        return f"random weights ({recipe.model.config.get('model_type')})", None
+    return public_name(path), path if is_hub_id(path) else None
+
+
+def reference_model(recipe: Any) -> str:
+    """What the reference is."""
+    reference = recipe.reference
+    if reference.source == "as_is":
+        return "the base as it is"
+    if reference.source == "path":
+        return public_name(reference.path)
+    return "the base, fine-tuned by the likelihood of the training completions"
+
+
+def data_files(run: Any) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """(file or Hub id, start of its SHA-256 where it is a file) of all data, and which of them are Hub ids."""
+    recorded = run.table.manifest.entries.get("rows", {}).get("key", {}).get("files", {})
+    paths = run.recipe.data.path
+    paths = [paths] if isinstance(paths, str) else paths
+    # What was a file when it was read has a hash, wherever the run lies now.
+    hub = [path for path in paths if path not in recorded and is_hub_id(path)]
+    return [(public_name(path) if path in hub else _file_name(path), recorded.get(path)) for path in paths], hub
+
+
+def _file_name(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
+def data_facts(prepared: dict[str, Any]) -> list[str]:
+    """Rows read, kept, left over and split, a sentence each."""
+    rows, split, tokens = prepared["rows"], prepared["split"], prepared["tokens"]
+    said = [
+        f"{rows['read']:,} rows read, {rows['rejected']:,} rejected as faulty, {tokens['rows_dropped']:,} put aside as "
+        "too long.",
+        f"Split by prompt family: {split['train']:,} training, {split['validation']:,} validation, {split['test']:,} "
+        "test rows.",
+    ]
+    leftover, value = prepared.get("leftover"), prepared.get("value")
+    if leftover:
+        said.append(
+            f"The leftover: {leftover['leftover_rows']:,} of {leftover['training_rows']:,} training rows "
+            f"({leftover['share']:.1%}) have a positive advantage."
+        )
+    if value:
+        r2 = "" if value["r2"] is None else f", R² {value['r2']:.3f} on prompts that took no part in it"
+        said.append(f"The value is the {value['kind']} estimate (targets: {value['targets']}{r2}).")
+    return said
+
+
+def reward_rows(reward: Any) -> list[tuple[str, str, str, str]]:
+    """(name, kind, weight, normalisation) of every component; settings beyond these may name services, and stay out."""
+    from leftover.rewards.sum import _default_name
+
+    return [
+        (
+            str(spec.get("name") or _default_name(spec)),
+            str(spec.get("type", "")),
+            f"{spec.get('weight', 1.0):g}",
+            _transform(spec.get("normalise")),
+        )
+        for spec in reward.functions
+    ]
+
+
+def _transform(spec: Any) -> str:
+    if isinstance(spec, dict):
+        return ", ".join(f"{name} {value:g}" for name, value in spec.items())
+    return str(spec or "none")
+
+
+def reward_transform(reward: Any) -> str:
+    """What the sum of the components goes through."""
+    return _transform(reward.transform)
+
+
+def is_conversational(run: Any) -> bool:
+    """Whether any prompt is a list of messages."""
+    return bool(run.table.has("rows") and equals(run.table.open("rows"), "conversational", True).any())
+
+
+def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:
+    """The verdict on one policy, its caveats, and its column of the result table beside the reference's and the data's.
+
+    `results`: as read from JSON, seeds as texts.
+    """
+    primary = results["primary"]
+    own = dict(results[primary])
+    if policy != results.get("main"):
+        own["main_against"] = {}  # differences of another policy
+    mine = results | {"main": policy, primary: own}
+    row = own["table"][policy]
+    header, cells = result_cells(results, primary)
+    shown = [line for line in cells if line[0] in (policy, "reference", "data")]
+    shown.sort(key=lambda line: (policy, "reference", "data").index(line[0]))
+    names = ["" if name == "policy" else name for name in header]
+    table = [list(column) for column in zip(names, *shown, strict=True)]
+    parts = [name for name in row if name.startswith("reward/")]
+    if len(parts) > 1:
+        table += [[name, *(interval(own["table"][line[0]].get(name)) for line in shown)] for name in parts]
+    table = [line for line in table if any(cell != "–" for cell in line[1:])]
+    is_policy = policy != "reference"
+    return {
+        "decoding": primary,
+        "prompts": row["prompts"],
+        "verdict": headline(mine) if is_policy else "",
+        "caveats": caveats(mine) if is_policy else list(results.get("scoring_caveats", [])),
+        "table": table,
+        "seeds": row["seeds"] if len(row["seeds"]) > 1 else [],
+        "own_reward": row.get("reward_by_seed", {}).get(str(seed)),
+        "glossary": GLOSSARY,
+    }
+
+
+def measures(results: dict[str, Any], policy: str) -> list[tuple[str, str, float]]:
+    """(type, name, number) of what the card's metadata lists; numbers that were not measured are left out."""
+    row = results[results["primary"]]["table"][policy]
+    found = [
+        ("reward", "mean reward", (row.get("reward") or {}).get("mean")),
+        ("win_rate", "win rate by reward against the reference", row.get("win_rate")),
+        ("kl", "KL to the reference, nats a completion", (row.get("kl") or {}).get("mean")),
+        ("distinct-2", "distinct-2", row.get("distinct_2")),
+        ("perplexity", "perplexity of the test completions", row.get("perplexity_of_test_completions")),
+        ("rank_correlation", "rank correlation of log-ratio and reward", row.get("logratio/rank_correlation")),
+    ]
+    if policy == "reference":
+        found = [one for one in found if one[0] not in ("win_rate", "kl", "rank_correlation")]
+    return [(kind, name, float(value)) for kind, name, value in found if value is not None and math.isfinite(value)]

@@ -1,0 +1,213 @@
+"""Pushing finished policies to the Hub: where each goes, whether that can be, and the upload."""
+
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from leftover.errors import UserError
+from leftover.recipe.sections import Recipe
+from leftover.rewards.credentials import hide
+
+log = logging.getLogger(__name__)
+
+# Settings of LoLConfig that a run reads itself: its trainers write checkpoints, which stay here.
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo")
+# What an earlier push may have left: an adapter beside merged weights would be applied to them a second time.
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
+_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+_ID = re.compile(rf"(?:{_PART}/)?{_PART}")
+_PRIVATE_ALONE = "--private goes with --push-to-hub: nothing is pushed"
+_LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that may write"
+
+Facts = Callable[[str, int], dict[str, Any]]
+
+
+class Target(NamedTuple):
+    """A policy that goes to the Hub. `seed` None: the one that did best on the selection prompts."""
+
+    policy: str
+    seed: int | None
+    hub_id: str
+    private: bool | None  # None: as transformers, public unless the organisation's default is private
+
+
+def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Recipe:
+    """The recipe with its first policy (or, with {policy} in the id, every one) pushed to `hub_id`, if that is given.
+
+    `private` alone holds for what the recipe pushes itself. Raises UserError where that is nothing.
+    """
+    if hub_id is None:
+        if private and not targets(recipe):
+            raise UserError(_PRIVATE_ALONE)
+        return recipe.model_copy(update={"train": recipe.train | {"hub_private_repo": True}}) if private else recipe
+    fields: dict[str, Any] = {"push_to_hub": True, "hub_model_id": hub_id}
+    if private:
+        fields["hub_private_repo"] = True
+    if "{policy}" in hub_id:
+        return recipe.model_copy(update={"train": recipe.train | fields})
+    main = recipe.main_policy
+    return recipe.model_copy(update={"policies": recipe.policies | {main: recipe.policies[main] | fields}})
+
+
+def targets(recipe: Recipe) -> list[Target]:
+    """What the recipe's settings push_to_hub, hub_model_id and hub_private_repo ask for.
+
+    Raises UserError for an id that is missing or no id, and where two policies or seeds would have the same.
+    """
+    found = []
+    for policy, own in recipe.policies.items():
+        fields = recipe.train | own
+        if not fields.get("push_to_hub"):
+            continue
+        given = fields.get("hub_model_id")
+        if not given:
+            raise UserError(f"policy '{policy}': push_to_hub needs hub_model_id, as OWNER/NAME")
+        for seed in recipe.seeds if "{seed}" in given else [None]:
+            hub_id = given.replace("{policy}", _id_part(policy)).replace("{seed}", str(seed))
+            check_id(hub_id)
+            found.append(Target(policy, seed, hub_id, fields.get("hub_private_repo")))
+    going: dict[str, str] = {}
+    for target in found:
+        other = going.setdefault(target.hub_id.lower(), target.policy)
+        if other != target.policy:
+            raise UserError(
+                f"policies '{other}' and '{target.policy}' would both be pushed to '{target.hub_id}': set push_to_hub "
+                "and hub_model_id under policies.NAME of one alone, or write {policy} into the id"
+            )
+    return found
+
+
+def export_and_push(
+    folder: str | Path,
+    hub_id: str | None,
+    private: bool,
+    *,
+    policy: str | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    merge: bool = False,
+) -> str:
+    """`leftover export --push-to-hub`: nothing is computed; returns the address. `output` keeps what was uploaded."""
+    if hub_id is None:
+        raise UserError(_PRIVATE_ALONE)
+    check_id(hub_id)
+    check_login([hub_id])
+    kept = None if output is None else Path(output)
+    visible = True if private else None
+    return push_policy(Path(folder), hub_id, policy=policy, seed=seed, private=visible, merge=merge, output=kept)
+
+
+def check_id(hub_id: str) -> None:
+    """Raises UserError for what is no id of a model on the Hub."""
+    if not _ID.fullmatch(hub_id) or len(hub_id) > 96 or re.search(r"--|\.\.|\.git$", hub_id):
+        raise UserError(f"'{hub_id}' is no id of the Hub: OWNER/NAME of letters, digits, '-', '_' and '.'")
+
+
+def _id_part(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+|[.-]{2,}", "-", name).strip("-._")
+
+
+def check_login(hub_ids: Sequence[str]) -> None:
+    """Ask the Hub who we are, before hours of training. Raises UserError where we may not write to one of the ids.
+
+    Without ids nothing is asked.
+    """
+    from huggingface_hub import HfApi
+
+    if not hub_ids:
+        return
+    with _told("log in"):
+        account = HfApi().whoami()
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError(f"the Hub's token of '{account['name']}' may only read: {_LOGIN}")
+    owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
+    for hub_id in hub_ids:
+        owner = hub_id.rpartition("/")[0]
+        if owner and owner.lower() not in (name.lower() for name in owners):
+            raise UserError(f"'{account['name']}' may not push to '{hub_id}': its owner is none of {', '.join(owners)}")
+
+
+def push_run(folder: Path, recipe: Recipe, facts: Facts) -> None:
+    """Push what the settings of a finished run ask for; `facts`: (policy, seed) -> what was noted of its training."""
+    for policy, seed, hub_id, private in targets(recipe):
+        chosen = best_seed(recipe, policy, facts) if seed is None else seed
+        push_policy(folder, hub_id, policy=policy, seed=chosen, private=private)
+
+
+def best_seed(recipe: Recipe, policy: str, facts: Facts) -> int:
+    """The seed whose kept checkpoint did best on the selection prompts; the first of several alike."""
+
+    def score(seed: int) -> float:
+        found = facts(policy, seed).get("best_metric")
+        return -math.inf if found is None else float(found)
+
+    return max(recipe.seeds, key=score)
+
+
+def push_policy(
+    folder: Path,
+    hub_id: str,
+    *,
+    policy: str | None,
+    seed: int | None,
+    private: bool | None,
+    merge: bool = False,
+    output: Path | None = None,
+) -> str:
+    """Export one policy to `output`, or to a passing folder, and upload that; returns its address.
+
+    An adapter whose base is a folder of this machine is merged into it: nobody else could load it.
+    """
+    from leftover.publish.export import export_policy
+
+    with tempfile.TemporaryDirectory() as passing:
+        target = output or Path(passing) / "model"
+        export_policy(folder, policy=policy, seed=seed, output=target, merge=merge, hub_id=hub_id)
+        return upload(target, hub_id, private=private)
+
+
+def upload(folder: Path, hub_id: str, *, private: bool | None = None) -> str:
+    """Upload an exported folder as it is, in one commit; returns its address. Raises UserError with the Hub's words."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _told(f"push to '{hub_id}'"):
+        hub_id = api.create_repo(hub_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=hub_id,
+            folder_path=folder,
+            commit_message="Upload policy, tokenizer and model card",
+            delete_patterns=_WEIGHTS,
+        )
+    log.info("hub: %s", commit.repo_url)
+    return str(commit.repo_url)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Errors of the Hub and the network as UserError, without the token."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise UserError(f"cannot {what} on the Hub: no token. {_LOGIN[0].upper()}{_LOGIN[1:]}") from None
+    except OfflineModeIsEnabled:
+        raise UserError(f"cannot {what} on the Hub: HF_HUB_OFFLINE is set; unset it, or do not push") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        remedy = f": {_LOGIN}" if status in (401, 403) else ""
+        said = hide(" ".join(str(error.server_message or error).split())[:300], get_token())
+        raise UserError(f"cannot {what} on the Hub (status {status}: {said}){remedy}") from None
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        said = hide(" ".join(str(error).split())[:300], get_token())
+        raise UserError(
+            f"cannot {what}: the Hub is not reached ({said}); try again when it is, or do not push"
+        ) from None

@@ -1,0 +1,120 @@
+"""`PPOConfig`: the settings of an online run, on top of transformers' `TrainingArguments`."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from leftover.errors import UserError
+from leftover.objectives.online import ONLINE
+from leftover.recipe.policy import PolicyConfig
+
+
+@dataclass
+class PPOConfig(PolicyConfig):
+    """Settings of an online run: those of `TrainingArguments`, and these.
+
+    A PPO step makes `num_rollouts_per_step` completions and trains on them for `ppo_epochs` passes in mini-batches.
+    A mini-batch is one optimizer step, of per_device_train_batch_size x gradient_accumulation_steps x processes
+    completions. `max_steps`, `eval_steps` and `save_steps` count optimizer steps, as everywhere, and become whole PPO
+    steps. Without `max_steps` a run makes `total_episodes` completions, by default `num_train_epochs` a prompt.
+
+    Defaults are those of lm-human-preferences (arXiv 1909.08593), but for kl_coef, whiten_rewards (TRL's) and
+    temperature: completions are drawn from the distribution that evaluation samples from. Its runs made 512
+    completions a step.
+    """
+
+    objective: str = field(default="ppo", metadata={"help": "ppo."})
+    num_rollouts_per_step: int | None = field(
+        default=None, metadata={"help": "Completions a PPO step, over all processes (None: num_mini_batches' worth)."}
+    )
+    num_mini_batches: int = field(
+        default=4, metadata={"help": "Optimizer steps a pass, where num_rollouts_per_step does not say."}
+    )
+    total_episodes: int | None = field(default=None, metadata={"help": "Completions of the whole run."})
+    ppo_epochs: int = field(default=4, metadata={"help": "Passes over the completions of a step."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Penalty on a nat of divergence from the reference."})
+    adaptive_kl: bool = field(default=False, metadata={"help": "Adapt kl_coef to target_kl (1909.08593, 2.2)."})
+    target_kl: float = field(default=6.0, metadata={"help": "With adaptive_kl: nats a completion."})
+    horizon: int = field(default=10_000, metadata={"help": "With adaptive_kl: episodes of one adaptation."})
+    cliprange: float = field(default=0.2, metadata={"help": "Of importance ratios: [1 - c, 1 + c]."})
+    cliprange_value: float | None = field(
+        default=0.2, metadata={"help": "How far a value moves in a PPO step, in units of the reward (None: freely)."}
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    value_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the value head alone (None: learning_rate); a new head may need more."}
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the reward of a completion that was cut before its end."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Of the completions, and of every log-probability."})
+    rollout_batch_size: int = field(default=64, metadata={"help": "Completions a process writes at a time."})
+    # Defaults that differ here.
+    learning_rate: float = 1e-5
+    lr_scheduler_type: str = "linear"
+    adam_epsilon: float = 1e-5
+    # The value head stands beside the model's own outputs, where the search for unused weights does not look.
+    ddp_find_unused_parameters: bool | None = False
+
+    def __post_init__(self) -> None:
+        if self.objective not in ONLINE:
+            raise UserError(f"PPOConfig.objective is '{self.objective}', not one of {', '.join(ONLINE)}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                raise UserError(f"{name} is {value:g}: it must be {bounds}")
+        super().__post_init__()
+        if self.rollouts_per_step % self.rows_per_update:
+            raise UserError(
+                f"num_rollouts_per_step={self.num_rollouts_per_step} does not divide into mini-batches of "
+                f"{self.rows_per_update} completions (per_device_train_batch_size x gradient_accumulation_steps x "
+                "processes): make it a multiple of that"
+            )
+
+    @property
+    def rows_per_update(self) -> int:
+        """Completions of one optimizer step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Completions of one PPO step, over all processes."""
+        return self.num_rollouts_per_step or self.num_mini_batches * self.rows_per_update
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps of one PPO step."""
+        return self.ppo_epochs * self.rollouts_per_step // self.rows_per_update
+
+    def num_ppo_steps(self, num_prompts: int) -> int:
+        """PPO steps of the whole run over so many unique prompts."""
+        if self.max_steps > 0:
+            return math.ceil(self.max_steps / self.updates_per_step)
+        episodes = self.total_episodes or math.ceil(self.num_train_epochs * num_prompts)
+        return math.ceil(episodes / self.rollouts_per_step)
+
+
+_RANGES = {
+    "num_rollouts_per_step": (1, math.inf), "num_mini_batches": (1, math.inf), "total_episodes": (1, math.inf),
+    "ppo_epochs": (1, math.inf), "kl_coef": (0, math.inf), "target_kl": (1e-12, math.inf), "horizon": (1, math.inf),
+    "cliprange": (0, 1), "cliprange_value": (0, math.inf), "vf_coef": (0, math.inf), "gamma": (0, 1), "lam": (0, 1),
+    "value_learning_rate": (0, math.inf), "missing_eos_penalty": (0, math.inf), "temperature": (1e-6, math.inf),
+    "max_completion_length": (1, math.inf), "rollout_batch_size": (1, math.inf),
+}  # fmt: skip
+
+_BUDGETS = ("max_steps", "total_episodes", "num_train_epochs")
+
+
+def own_settings(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What holds for an online policy: of the settings that all policies share those that it has, and its own.
+
+    A budget of its own (max_steps, total_episodes, num_train_epochs) takes the place of the shared one.
+    """
+    valid = {entry.name for entry in dataclasses.fields(PPOConfig)}
+    dropped = set(_BUDGETS) if own.keys() & set(_BUDGETS) else set[str]()
+    return {name: value for name, value in shared.items() if name in valid - dropped} | own

@@ -1,0 +1,46 @@
+"""4-bit weights under an adapter (QLoRA, arXiv 2305.14314), and the optimizers that share their package."""
+
+import importlib.util
+import logging
+
+from leftover.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_INSTALL = "pip install 'leftover[qlora]'"
+
+# Values of TrainingArguments.optim that transformers takes from bitsandbytes.
+BITSANDBYTES_OPTIMIZERS = {
+    "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
+    "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
+}  # fmt: skip
+
+
+def check_quantization() -> None:
+    """UserError where bitsandbytes is missing, or knows no 4-bit kernel for this machine's device."""
+    _check_package("model.quantization: nf4")
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    import bitsandbytes
+
+    if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
+        raise UserError(
+            "model.quantization: nf4 needs a GPU, and there is none; this version of bitsandbytes has no 4-bit kernels "
+            "for the CPU: upgrade it, or remove model.quantization"
+        )
+    log.warning("model.quantization: nf4 without a GPU works, and is slow: it is there to try a recipe out")
+
+
+def check_optimizer(name: str, key: str = "optim") -> None:
+    """UserError for an optimizer of bitsandbytes where that is missing."""
+    if name in BITSANDBYTES_OPTIMIZERS:
+        _check_package(f"{key}: {name}")
+
+
+def _check_package(what: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs the package bitsandbytes: {_INSTALL}")

@@ -1,0 +1,51 @@
+"""`PolicyConfig`: what the settings of both trainers share, on top of transformers' `TrainingArguments`."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from leftover.errors import UserError, nearest
+from leftover.monitoring.trackers import check_trackers
+from leftover.recipe.packages import check_optimizer
+
+
+@dataclass
+class PolicyConfig(TrainingArguments):
+    """Base of LoLConfig and PPOConfig: how rows become tokens, and how a policy is evaluated."""
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"eval_decoding": ("greedy", "sample")}
+
+    max_prompt_length: int = field(default=512, metadata={"help": "Tokens; longer prompts are cut on the left."})
+    max_completion_length: int = field(default=128, metadata={"help": "Tokens, end of sequence included."})
+    chat_template_kwargs: dict = field(
+        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, as enable_thinking."}
+    )
+    end_tokens: list[str] = field(
+        default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "So that importance weights are 1 at step 0."})
+    eval_decoding: str = field(
+        default="sample",
+        metadata={
+            "help": "sample or greedy, for evaluate(), by which the checkpoint is chosen; greedy rewards are often at "
+            "their ceiling from the first checkpoint on, and of greedy completions no KL can be told."
+        },
+    )
+    # Defaults of TrainingArguments that differ here.
+    report_to: Any = "none"
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        for name, valid in self.CHOICES.items():
+            given = getattr(self, name)
+            if given not in valid:
+                raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
+        check_optimizer(str(getattr(self.optim, "value", self.optim)))
+        check_trackers(self.report_to)
+        super().__post_init__()
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The autocast dtype of training, which the passes of the reference and over rollouts share."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else None

@@ -1,0 +1,1 @@
+"""Proximal policy optimisation: the online baseline, which trains on its own completions."""

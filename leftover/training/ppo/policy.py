@@ -1,0 +1,124 @@
+"""What PPO asks of a policy: log-probability, value and entropy of every completion token."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from leftover.data.collate import Collator
+from leftover.models.logprobs import head_sees_only, join, selected_logprobs
+from leftover.models.reference import autocast, length_sorted_batches, pass_tokens
+from leftover.objectives.ppo import entropy
+
+
+class ValueHead(nn.Linear):
+    """V(x, y_<t), the return from a token on, from the last hidden state before it. A linear layer of zeros at first.
+
+    `ValueHead(hidden_size)(hidden[N, H]) -> [N]` in float32, under autocast too.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float()).squeeze(-1)
+
+
+VALUE_HEAD = "value_head"
+
+
+def attach_value_head(policy: Any) -> ValueHead:
+    """Give a causal language model a value head: one of its modules, so that it trains along; not saved with it."""
+    output = policy.get_output_embeddings()
+    head = ValueHead(getattr(output, "in_features", output.weight.shape[-1])).to(output.weight.device)
+    setattr(policy, VALUE_HEAD, head)
+    if not hasattr(policy, "peft_config"):  # an adapter saves nothing but itself
+        keys = {f"{VALUE_HEAD}.{name}" for name in head.state_dict()}
+        policy._keys_to_ignore_on_save = {*(policy._keys_to_ignore_on_save or ()), *keys}
+    return head
+
+
+class TokenOutputs(NamedTuple):
+    """[B, T] float32 of every completion token, 0 at padding."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropies: Tensor | None
+
+
+def token_outputs(
+    model: Any,
+    batch: Mapping[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    entropies: bool = False,
+) -> TokenOutputs:
+    """log pi(y_t), V before y_t and, where asked for, the entropy of pi there, in one pass.
+
+    Args:
+        model: with a value head; else as for `leftover.models.logprobs.completion_logprobs`.
+        batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask` in the aligned layout.
+        temperature: logits are divided by it, as in sampling.
+        entropies: also the exact entropies, without a gradient.
+    """
+    mask = batch["completion_mask"].bool()
+    input_ids, predicting = join(batch)
+    with head_sees_only(model, predicting), _head_input(model) as captured:
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    logits = logits.flatten(0, 1) if temperature == 1 else logits.flatten(0, 1) / temperature
+    values = getattr(getattr(model, "module", model), VALUE_HEAD)(captured["hidden"].flatten(0, 1))
+    found = entropy(logits.detach()) if entropies else None
+    logprobs = selected_logprobs(logits, batch["completion_ids"][mask], overwrite_logits=not entropies)
+
+    def placed(numbers: Tensor) -> Tensor:
+        return torch.zeros(mask.shape, device=numbers.device).masked_scatter(mask, numbers)
+
+    return TokenOutputs(placed(logprobs), placed(values), None if found is None else placed(found))
+
+
+@contextlib.contextmanager
+def _head_input(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Inside, `captured['hidden']` holds what the language model's head was given."""
+    captured: dict[str, Tensor] = {}
+    head = getattr(model, "module", model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: captured.__setitem__("hidden", inputs[0]))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def score_tokens(
+    policy: Any,
+    pad_token_id: int,
+    rows: Sequence[dict[str, Any]],
+    *,
+    compute_dtype: str | None = None,
+    temperature: float = 1.0,
+    entropies: bool = False,
+) -> TokenOutputs:
+    """`token_outputs` of rows with `prompt_ids` and `completion_ids`, on the CPU, in batches of bounded size.
+
+    The same rows come in the same batches, so that two policies of equal weights differ by exactly 0.
+    """
+    device, was_training = next(policy.parameters()).device, policy.training
+    policy.eval()
+    collate = Collator(pad_token_id)
+    longest = max(len(row["completion_ids"]) for row in rows)
+    out = TokenOutputs(*(torch.zeros(len(rows), longest) for _ in range(3)))
+    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    with autocast(device, compute_dtype):
+        for chosen in length_sorted_batches(lengths, pass_tokens(device)):
+            batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+            found = token_outputs(policy, batch, temperature=temperature, entropies=entropies)
+            for whole, part in zip(out, found, strict=True):
+                if whole is not None and part is not None:
+                    whole[chosen, : part.shape[1]] = part.float().cpu()
+    policy.train(was_training)
+    return out if entropies else out._replace(entropies=None)

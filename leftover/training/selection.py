@@ -1,0 +1,181 @@
+"""Which rows a policy trains on, how likely each is drawn, and in what order. Functions of the row constants."""
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leftover.errors import UserError
+from leftover.objectives import Columns, Objective
+from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
+from leftover.recipe.offline import objective_of, objective_settings
+from leftover.store.table import column, list_lengths
+from leftover.training import released_draws as released
+from leftover.training.draws import DrawOrder, draw_batches
+
+log = logging.getLogger(__name__)
+
+
+class Selection(NamedTuple):
+    """The rows that may be drawn, [N] bool, and their drawing weights, [N]; 0 outside.
+
+    With an objective of groups: how many prompts it draws from, and how many it cannot use (one completion, a tie).
+    """
+
+    selected: np.ndarray
+    weights: np.ndarray
+    facts: dict[str, int]
+
+
+def training_columns(rows: Any) -> Columns:
+    """The numbers of prepared training rows (a Dataset) that selection and draws depend on, [N] each."""
+    columns = {name: column(rows, name) for name in (*ROW_NUMBERS, "group") if name in rows.column_names}
+    if "is_chosen" in rows.column_names:
+        columns["is_chosen"] = column(rows, "is_chosen").astype(np.float64)  # true, false or none
+    columns["length"] = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
+    return columns
+
+
+def select_rows(
+    objective: Objective, columns: Columns, rows: str, top_percent: float, settings: Any = None
+) -> np.ndarray:
+    """[N] bool, the rows that may be drawn.
+
+    rows: all; leftover (advantage > 0); top (the `top_percent` % of highest reward; of equal rewards the earlier
+    rows); auto (what the objective says). Rows that lack a number that a choice or an objective needs are not
+    selected.
+    """
+    rows = objective.rows if rows == "auto" else rows
+    chosen_by = {"leftover": "advantage", "top": "reward"}.get(rows)
+    if chosen_by and (chosen_by not in columns or not np.isfinite(columns[chosen_by]).any()):
+        raise UserError(f"rows: {rows} needs the column '{chosen_by}', which no training row has")
+    needs = objective.needs(settings or objective.settings())
+    selected = np.ones(len(next(iter(columns.values()))), bool)
+    for name in ROW_NUMBERS:
+        if name in needs or name == chosen_by:
+            selected &= np.isfinite(columns[name])
+    if rows == "leftover":
+        selected &= np.nan_to_num(columns["advantage"], nan=-1.0) > 0
+        if not selected.any():
+            raise UserError(
+                "no training row has a positive advantage: every reward is at or below its value estimate"
+                f"{_ranges(columns)}. All rewards equal, or the reference's own samples scored higher than the rows? "
+                "There is nothing left over to train on; value targets of the kind 'recorded' compare the rows with "
+                "one another"
+            )
+    if rows == "top":
+        scored = np.flatnonzero(selected)
+        num_top = max(1, round(len(scored) * top_percent / 100))
+        best = scored[np.argsort(-columns["reward"][scored], kind="stable")[:num_top]]
+        selected = np.isin(np.arange(len(selected)), best)
+    return selected
+
+
+def _ranges(columns: Columns) -> str:
+    if not {"reward", "value"} <= columns.keys():
+        return ""
+    ends = [f(columns[name]) for name in ("reward", "value") for f in (np.nanmin, np.nanmax)]
+    return " (rewards {:.4g} to {:.4g}, values {:.4g} to {:.4g})".format(*ends)
+
+
+def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, draw: str) -> np.ndarray:
+    """[N] drawing weights, 0 outside the selection.
+
+    priority and priority_unweighted draw in proportion to the objective's own weight (advantage or reward, its
+    positive part); uniform draws the selected rows alike.
+    """
+    if draw == "uniform" or objective.draw_by is None:
+        return selected.astype(np.float64)
+    weights = np.where(selected, np.clip(np.nan_to_num(columns[objective.draw_by]), 0.0, None), 0.0)
+    if not weights.sum() > 0:
+        raise UserError(f"no selected row has a positive {objective.draw_by}: there is nothing to draw by priority")
+    return weights
+
+
+def selection(args: Any, columns: Columns) -> Selection:
+    """What `args` (a LoLConfig) selects of the training rows. Raises UserError where they cannot serve it."""
+    objective, settings = objective_of(args), objective_settings(args)
+    check_requirements(args.objective, objective, columns, settings)
+    selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
+    facts: dict[str, int] = {}
+    if objective.usable is not None:
+        selected, facts = _usable_groups(args.objective, objective, columns, selected)
+    draw = "priority" if by_priority(args) else "uniform"
+    weights = draw_weights(objective, columns, selected, draw)
+    if objective.unit == "group":
+        weights = _alike(columns["group"], selected)
+    return Selection(selected, weights, facts)
+
+
+def _usable_groups(
+    name: str, objective: Objective, columns: Columns, selected: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    assert objective.usable is not None
+    check_groups(name, objective, columns["group"][selected])
+    usable = objective.usable(columns, selected)
+    given, taken = (len(np.unique(columns["group"][rows])) for rows in (selected, usable))
+    if taken == 0:
+        raise UserError(
+            f"{called(name)} compares completions of one prompt by their rewards, and in none of the {given} "
+            "prompts do they differ"
+        )
+    log.info(
+        "%s: %d prompts with completions to compare; %d left out (one alone, or all alike)", name, taken, given - taken
+    )
+    return usable, {"groups": taken, "groups_left_out": given - taken}
+
+
+def _alike(group: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """[N] weights that sum to 1 over the selected rows of every group: groups are drawn alike, whatever their size."""
+    _, member_of = np.unique(group, return_inverse=True)
+    sizes = np.bincount(member_of, selected)
+    return np.where(selected, 1 / np.maximum(sizes, 1)[member_of], 0.0)
+
+
+def by_priority(args: Any) -> bool:
+    """Whether rows are drawn in proportion to the objective's weight, with replacement; groups never are."""
+    objective = objective_of(args)
+    weighted = args.draw == "auto" and objective.draw_by is not None
+    return objective.unit == "completion" and (args.draw.startswith("priority") or weighted)
+
+
+def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
+    """The batches of a whole run and its optimizer steps: `max_steps`, or epochs over the SELECTED rows.
+
+    On several processes every one takes as many batches as the others; an incomplete last round is left out.
+    """
+    if args.released_code:
+        return released.run_order(args, objective_of(args), columns, selected, weights, by_priority(args))
+    if not (args.whole_groups or objective_of(args).unit == "group"):
+        return _run_order(args, columns["length"], None, selected, weights)
+    # Of a group only its selected rows come.
+    rows = np.flatnonzero(selected)
+    order, steps = _run_order(args, columns["length"][rows], columns["group"][rows], selected[rows], weights[rows])
+    return DrawOrder(rows[order.indices], order.offsets), steps
+
+
+def _run_order(
+    args: Any, length: np.ndarray, group: np.ndarray | None, selected: np.ndarray, weights: np.ndarray
+) -> tuple[DrawOrder, int]:
+    per_step = args.gradient_accumulation_steps * args.world_size
+    options: dict[str, Any] = {
+        "lengths": length if args.length_bucketing or args.max_tokens_per_batch else None,
+        "groups": group,
+        "batch_size": None if args.max_tokens_per_batch else args.per_device_train_batch_size,
+        "max_tokens": args.max_tokens_per_batch,
+        "replacement": by_priority(args),
+        "seed": args.data_seed if args.data_seed is not None else args.seed,
+    }
+    if args.max_steps <= 0:
+        num_units = int(selected.sum()) if group is None else len(np.unique(group[selected]))
+        order = draw_batches(weights, int(np.ceil(args.num_train_epochs * num_units)), **options)
+        num_batches = order.num_batches - order.num_batches % args.world_size
+        max_steps = -(-num_batches // per_step)
+    else:
+        max_steps, num_batches = args.max_steps, args.max_steps * per_step
+        num_units = num_batches * args.per_device_train_batch_size
+        order = draw_batches(weights, num_units, **options)
+        while order.num_batches < num_batches:  # a token budget may fill a batch with more rows
+            num_units *= 2
+            order = draw_batches(weights, num_units, **options)
+    return DrawOrder(order.indices[: order.offsets[num_batches]], order.offsets[: num_batches + 1]), max_steps

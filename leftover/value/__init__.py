@@ -1,6 +1,0 @@
-"""V(x): what the reference is worth on a prompt, by a small estimate on its frozen hidden states."""
-
-from leftover.value.fit import FittedValue, fit_value
-from leftover.value.head import ValueHead
-
-__all__ = ["FittedValue", "ValueHead", "fit_value"]
