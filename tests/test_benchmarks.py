@@ -17,7 +17,7 @@ from leftover.objectives import OBJECTIVES, CompletionBatch
 from leftover.objectives.advantage import advantage
 from leftover.objectives.pointwise import ClipSettings
 from leftover.prepare.value import ValueHead
-from tests.test_logprobs import make_rows
+from tests.models.test_logprobs import make_rows
 
 
 def test_the_released_method_computes_our_losses_and_gradients(tiny_llama_path, tokenizer):
