@@ -164,7 +164,7 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
     from leftover.demo.run import train_tokenizer
     from leftover.pipeline import run
     from leftover.recipe.files import make_recipe
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     torch.set_num_threads(1)
     path = folder / "rows.jsonl"
@@ -200,7 +200,7 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
         after_prepare, resident_after_prepare = peak.mib, peak_mib()
         trained = seconds(lambda: run(make_recipe(content), until="train"))
     blocks = ("rows", "split", "tokens", "reward", "reference", "value")
-    opened = seconds(lambda: Run(make_recipe(content)).table.open(*blocks)[num_rows // 2])
+    opened = seconds(lambda: open_run(make_recipe(content)).table.open(*blocks)[num_rows // 2])
     return {
         "rows": num_rows,
         "prepare_s": prepared,

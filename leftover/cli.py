@@ -80,7 +80,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
     from leftover import pipeline
     from leftover.errors import UserError, nearest
     from leftover.recipe.files import load_recipe
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     if only not in (None, *pipeline.STEPS):
         raise UserError(f"--only {only}{nearest(str(only), list(pipeline.STEPS))}: {', '.join(pipeline.STEPS)}")
@@ -89,7 +89,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
     if dry_run:
         _show_plan(loaded, "prepare")
         return
-    pipeline.prepare(Run(loaded), only)
+    pipeline.prepare(open_run(loaded), only)
 
 
 _stage("train", "prepare, and train every policy of the recipe.")

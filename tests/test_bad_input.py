@@ -235,7 +235,7 @@ def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects
 
 def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe, caplog, tokenizer):
     from leftover.recipe.files import make_recipe
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     caplog.set_level(logging.INFO, "leftover")
     rows = scored_rows(30)
@@ -245,7 +245,7 @@ def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe,
     main(["prepare", recipe_file(tmp_path, recipe)])
     assert "1 completions too long (cut, without end of sequence)" in caplog.text
     assert not (Path(recipe["output_dir"]) / "rejected_rows.jsonl").exists()
-    tokens = Run(make_recipe(recipe)).table.open("tokens")
+    tokens = open_run(make_recipe(recipe)).table.open("tokens")
     assert all(tokens["kept"][:])
     assert len(tokens[4]["completion_ids"]) == 64
     assert tokenizer.eos_token_id not in tokens[4]["completion_ids"]

@@ -16,7 +16,8 @@ from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
-from leftover.runs.run import Run
+from leftover.prepare.checks import value_targets
+from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
 
 
@@ -114,10 +115,11 @@ def test_recorded_scores_train_and_a_stand_in_fitted_on_them_scores_what_is_gene
         "transform": {"scale": 2.0, "offset": 1.0},
     }
     results = run(make_recipe(tiny_recipe(tmp_path, reward=reward)))
-    this = Run(load_recipe(tmp_path / "run/recipe.yaml"))
+    this = open_run(load_recipe(tmp_path / "run/recipe.yaml"))
     table = this.table.open("rows", "reward", "value")
     assert np.asarray(table["reward"]) == pytest.approx(2 * np.asarray(table["recorded_reward"]) + 1)
-    assert this.value_targets == "recorded", "the value is of the measure that the rows' rewards are of"
+    # the value is of the measure that the rows' rewards are of
+    assert value_targets(this.recipe, this.reward) == "recorded"
     records = [json.loads(x) for x in (tmp_path / "run/evaluation/reference.jsonl").read_text().splitlines()]
     assert [r["reward"] for r in records] == pytest.approx([2 * r["reward/column"] + 1 for r in records])
     assert results["sampled"]["table"]["a_lol_seq"]["reward"]["mean"] is not None
@@ -130,14 +132,14 @@ def test_texts_that_run_together_and_a_run_in_the_place_of_a_model_are_told(
     rows = [row | {"completion": row["completion"].strip()} for row in scored_rows(60)]
     folder = tmp_path / "run"
     with caplog.at_level(logging.WARNING):
-        pipeline.prepare(Run(make_recipe(tiny_recipe(tmp_path, rows=rows))), "tokens")
+        pipeline.prepare(open_run(make_recipe(tiny_recipe(tmp_path, rows=rows))), "tokens")
     assert "meet without a space" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        pipeline.prepare(Run(make_recipe(tiny_recipe(tmp_path))), "tokens")
+        pipeline.prepare(open_run(make_recipe(tiny_recipe(tmp_path))), "tokens")
     assert "meet without a space" not in caplog.text
     with pytest.raises(UserError, match=f"{folder}/reference"):
-        Run(make_recipe(tiny_recipe(tmp_path, model={"path": str(folder)}, output_dir=str(tmp_path / "other"))))
+        open_run(make_recipe(tiny_recipe(tmp_path, model={"path": str(folder)}, output_dir=str(tmp_path / "other"))))
 
 
 def test_test_sets_are_reported_apart_and_what_was_left_out_by_its_reason(
@@ -223,17 +225,18 @@ def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_
     tmp_path: Path, tiny_recipe: Callable
 ) -> None:
     """Defect 4: the released code chooses on the prompts that trained the value head."""
-    from leftover.prepare.readers import available_blocks, selection_rows
+    from leftover.prepare.readers import selection_rows
     from leftover.prepare.readers import test_rows as rows_of_test
-    from leftover.runs.run import Run
+    from leftover.prepare.checks import value_targets
+from leftover.runs.claim import open_run
 
     recipe = make_recipe(tiny_recipe(tmp_path))
     run(recipe, until="prepare")
-    this = Run(recipe)
+    this = open_run(recipe)
     table = this.table.open("split")
     splits, groups = np.array(table["split"][:]), np.array(table["group"][:])
-    selection = set(selection_rows(this, available_blocks(this))["group"])
-    test = {row["group"] for row in rows_of_test(this)}
+    selection = set(selection_rows(recipe, this.table)["group"])
+    test = {row["group"] for row in rows_of_test(recipe, this.table)}
     assert selection <= set(groups[splits == "validation"]) and test <= set(groups[splits == "test"])
     assert not selection & set(groups[splits == "train"]) and not selection & test
 
@@ -338,18 +341,21 @@ def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path
     content["model"] = {"config": config, "tokenizer": {"vocab_size": 300}}
     results = run(make_recipe(content))
     assert results["sampled"]["table"]["a_lol_seq"]["reward"]
-    first = Run(make_recipe(content))
-    assert len(first.tokenizer) == 300
+    first = open_run(make_recipe(content))
+    assert len(first.models.tokenizer) == 300
     table = first.table.open("rows", "split")
     training = [row["prompt"] + row["completion"] for row in table if row["split"] == "train"]
     assert learnt_from == training and len(training) < len(table)
-    assert first.load_base().get_input_embeddings().num_embeddings == 300
-    assert first.tokenizer.decode(first.tokenizer("naïve ☂").input_ids, skip_special_tokens=True) == "naïve ☂"
+    assert first.models.base().get_input_embeddings().num_embeddings == 300
+    assert (
+        first.models.tokenizer.decode(first.models.tokenizer("naïve ☂").input_ids, skip_special_tokens=True)
+        == "naïve ☂"
+    )
     # Another size makes a new tokenizer, and with it new tokens.
     content["model"]["tokenizer"] = {"vocab_size": 280}
-    second = Run(make_recipe(content))
+    second = open_run(make_recipe(content))
     pipeline.prepare(second, "tokens")
-    assert len(second.tokenizer) == 280
+    assert len(second.models.tokenizer) == 280
     assert max(max(ids) for ids in second.table.open("tokens")["prompt_ids"]) < 280
 
 

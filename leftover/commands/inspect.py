@@ -52,18 +52,17 @@ def _of_run(path: Path, overrides: list[str]) -> tuple[ScoredRows, Path]:
         raise UserError(f"'{path}' is a run, whose rows are as they are: give its recipe to change a key with --set")
     if path.is_dir():
         run = FinishedRun(path)
-        rows, folder = rows_of_table(run.table, run.about_value), run.folder
     else:
         from leftover import pipeline
-        from leftover.runs.run import Run
+        from leftover.runs.claim import open_run
 
-        this = Run(load_recipe(path, overrides))
-        pipeline.prepare(this, "score")
-        found = FinishedRun(this.folder)
-        rows, folder = rows_of_table(found.table, found.about_value), this.folder
+        opened = open_run(load_recipe(path, overrides))
+        pipeline.prepare(opened, "score")
+        run = FinishedRun(opened.folder, opened.recipe)
+    rows = rows_of_table(run.table, run.prepared.get("value"))
     if rows is None:
         raise UserError(f"'{path}' has no scored training row: `leftover prepare {path} --only score` makes them")
-    return rows, folder
+    return rows, run.folder
 
 
 def _of_file(table: str, overrides: list[str], reward: str | None, output: Path) -> ScoredRows:

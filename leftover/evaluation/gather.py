@@ -14,10 +14,10 @@ def gather(run: Run) -> dict[str, Any]:
     """The content of results.json, from the files of the run alone."""
     policies = list(run.recipe.policies)
     seeds = run.recipe.seeds
-    records = {p: {s: read_completions(run, policy_subject(p, s)) for s in seeds} for p in policies}
-    metrics = {p: {s: read_metrics(run, policy_subject(p, s)) for s in seeds} for p in policies}
-    reference = read_completions(run, "reference")
-    reference_metrics = {run.seed: read_metrics(run, "reference")}
+    records = {p: {s: read_completions(run.folder, policy_subject(p, s)) for s in seeds} for p in policies}
+    metrics = {p: {s: read_metrics(run.folder, policy_subject(p, s)) for s in seeds} for p in policies}
+    reference = read_completions(run.folder, "reference")
+    reference_metrics = {run.seed: read_metrics(run.folder, "reference")}
     results: dict[str, Any] = {
         "name": run.recipe.name,
         "main": run.recipe.main_policy,

@@ -14,20 +14,19 @@ from leftover.models.generate import generate
 from leftover.models.reference import model_identity, reference_pass
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
 from leftover.rewards.sum import as_array
-from leftover.runs.names import DECODINGS, evaluation_artifact, policy_folder, policy_subject
+from leftover.runs.names import (
+    DECODINGS,
+    completions_path,
+    evaluation_artifact,
+    metrics_path,
+    policy_artifact,
+    policy_folder,
+    policy_subject,
+)
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, write_json
 
 log = logging.getLogger(__name__)
-
-
-def subjects(run: Run) -> dict[str, tuple[str, int]]:
-    """What is evaluated: artifact name -> (path of its model, seed of its sampling)."""
-    found = {"reference": (run.reference_path, run.seed)}
-    for name in run.recipe.policies:
-        for seed in run.recipe.seeds:
-            found[policy_subject(name, seed)] = (str(policy_folder(run, name, seed)), seed)
-    return found
 
 
 def evaluate_all(run: Run) -> None:
@@ -38,127 +37,116 @@ def evaluate_all(run: Run) -> None:
             "with the recorded rewards of held-out rows instead"
         )
     evaluation = Evaluation(run)
-    for name in subjects(run):
-        evaluation.of(name)
-
-
-def evaluation_key(run: Run, name: str) -> Key:
-    """What the evaluation of a subject depends on."""
-    settings = run.recipe.evaluate
-    return {
-        "from": {block: run.table.digest(block) for block in ("tokens", "split", *available_blocks(run))},
-        "model": _model_key(run, name),
-        "judges": run.judges.identity() if run.judges else None,
-        "settings": settings.model_dump(exclude={"primary", "num_examples", "judges", "max_selection_prompts"}),
-        "seed": subjects(run)[name][1],
-    }
+    for subject in evaluation.subjects:
+        evaluation.of(subject)
 
 
 class Evaluation:
-    """Evaluates subjects of one run. What they share (rows, scoring models) is loaded once, where it is needed."""
+    """Evaluates subjects of one run. What they share (rows, scoring models) is loaded once, when it is needed.
+
+    `subjects`: name -> path of its model, its artifact in the manifest (None: the reference), seed of its sampling.
+    """
 
     def __init__(self, run: Run):
         self.run = run
+        self.subjects: dict[str, tuple[str, str | None, int]] = {"reference": (run.reference_path, None, run.seed)}
+        for name in run.recipe.policies:
+            for seed in run.recipe.seeds:
+                path = str(policy_folder(run.folder, name, seed))
+                self.subjects[policy_subject(name, seed)] = (path, policy_artifact(name, seed), seed)
         self._rows: list[dict[str, Any]] = []
         self._scorers: dict[str, Any] = {}
 
-    def of(self, name: str) -> None:
+    def key(self, subject: str) -> Key:
+        """What the evaluation of a subject depends on."""
+        recipe, table = self.run.recipe, self.run.table
+        path, artifact, seed = self.subjects[subject]
+        return {
+            "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
+            "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
+            "judges": self.run.judges.identity() if self.run.judges else None,
+            "settings": recipe.evaluate.model_dump(
+                exclude={"primary", "num_examples", "judges", "max_selection_prompts"}
+            ),
+            "seed": seed,
+        }
+
+    def of(self, subject: str) -> None:
         """Write the completions and the metrics of one subject; nothing where that is done already."""
-        run, (path, seed) = self.run, subjects(self.run)[name]
-        artifact = evaluation_artifact(name)
-        if run.manifest.begin(artifact, evaluation_key(run, name)).finished:
+        run, (path, _, seed) = self.run, self.subjects[subject]
+        artifact = evaluation_artifact(subject)
+        if run.manifest.begin(artifact, self.key(subject)).finished:
             return
         if not self._scorers:
-            self._rows, self._scorers = test_rows(run), _scorers(run)
-        scorers = self._scorers
-        model = scorers["reference_logprob"] if name == "reference" else run.load(path)
-        metrics = row_metrics(model, run.tokenizer, self._rows, run.compute_dtype)
-        if name == "reference":  # its log-ratio against itself is 0, and the order of zeros rounding noise
+            self._rows = test_rows(run.recipe, run.table)
+            self._scorers["reference_logprob"] = run.models.reference()
+            if run.recipe.model.path is not None:  # the pretrained base
+                self._scorers["base_logprob"] = run.models.base()
+        is_reference = subject == "reference"
+        model = self._scorers["reference_logprob"] if is_reference else run.models.load(path)
+        metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
+        if is_reference:  # its log-ratio against itself is 0, and the order of zeros rounding noise
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
-        prompts = unique_prompts(self._rows)
         completions = []
         for decoding in DECODINGS:
-            completions += complete(run, name, model, scorers, prompts, decoding, seed)
-        write_json(run.folder / "evaluation" / f"{name}.json", metrics)
-        _write_lines(run.folder / "evaluation" / f"{name}.jsonl", completions)
+            completions += self._complete(subject, model, decoding, seed)
+        write_json(metrics_path(run.folder, subject), metrics)
+        _write_lines(completions_path(run.folder, subject), completions)
         run.manifest.finish(artifact)
 
-
-def complete(
-    run: Run,
-    name: str,
-    model: Any,
-    scorers: dict[str, Any],
-    prompts: list[dict],
-    decoding: str,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
-    settings = run.recipe.evaluate
-    ids, texts = generate(
-        model,
-        run.tokenizer,
-        [row["prompt_ids"] for row in prompts],
-        max_new_tokens=run.max_new_tokens,
-        sample=decoding == "sampled",
-        temperature=settings.temperature,
-        batch_size=settings.batch_size,
-        seed=seed,
-        description=f"{name}, {decoding}",
-    )
-    records = [
-        {
-            "group": row["group"],
-            "family": row["family_id"],
-            "source": row["source"],
-            "decoding": decoding,
-            "text": text,
-            "tokens": len(sequence),
-            "ended": len(sequence) < run.max_new_tokens,
-        }
-        for row, sequence, text in zip(prompts, ids, texts, strict=True)
-    ]
-    asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
-    if run.reward.scores_new_completions:
-        components = run.reward.score_components(asked, texts)
-        _add(records, "reward", run.reward.combine(components))
-        for component, scores in components.items():
-            _add(records, f"reward/{component}", as_array(scores))
-    for judge, scores in (run.judges.score_components(asked, texts) if run.judges else {}).items():
-        _add(records, f"judge/{judge}", as_array(scores))
-    rows = [
-        {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
-        for row, sequence in zip(prompts, ids, strict=True)
-    ]
-    for name_of_sum, scorer in {"logprob": model, **scorers}.items():
-        if scorer is model and name_of_sum != "logprob":  # the reference against itself: one pass says both
-            _add(records, name_of_sum, [record["logprob"] for record in records])
-            continue
-        logprobs, _ = reference_pass(
-            scorer,
-            run.tokenizer,
-            rows,
-            features=False,
-            compute_dtype=run.compute_dtype,
-            description=f"{name}, {decoding}, {name_of_sum}",
+    def _complete(self, subject: str, model: Any, decoding: str, seed: int) -> list[dict[str, Any]]:
+        """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
+        run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
+        prompts, tokenizer = unique_prompts(self._rows), run.models.tokenizer
+        ids, texts = generate(
+            model,
+            tokenizer,
+            [row["prompt_ids"] for row in prompts],
+            max_new_tokens=limit,
+            sample=decoding == "sampled",
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+            seed=seed,
+            description=f"{subject}, {decoding}",
         )
-        _add(records, name_of_sum, [float(values.sum()) for values in logprobs])
-    return records
-
-
-def _scorers(run: Run) -> dict[str, Any]:
-    """Models that score every subject's completions beside its own: the reference, and the pretrained base."""
-    scorers = {"reference_logprob": run.load_reference()}
-    if run.recipe.model.path is not None:
-        scorers["base_logprob"] = run.load_base()
-    return scorers
-
-
-def _model_key(run: Run, name: str) -> str:
-    if name == "reference":
-        return model_identity(run.reference_path, run.hashes)
-    policy, _, seed = name.rpartition("-seed-")
-    return run.manifest.digest(f"policy {policy}, seed {seed}")
+        records = [
+            {
+                "group": row["group"],
+                "family": row["family_id"],
+                "source": row["source"],
+                "decoding": decoding,
+                "text": text,
+                "tokens": len(sequence),
+                "ended": len(sequence) < limit,
+            }
+            for row, sequence, text in zip(prompts, ids, texts, strict=True)
+        ]
+        asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
+        if run.reward.scores_new_completions:
+            components = run.reward.score_components(asked, texts)
+            _add(records, "reward", run.reward.combine(components))
+            for component, scores in components.items():
+                _add(records, f"reward/{component}", as_array(scores))
+        for judge, scores in (run.judges.score_components(asked, texts) if run.judges else {}).items():
+            _add(records, f"judge/{judge}", as_array(scores))
+        rows = [
+            {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
+            for row, sequence in zip(prompts, ids, strict=True)
+        ]
+        for column, scorer in {"logprob": model, **self._scorers}.items():
+            if scorer is model and column != "logprob":  # the reference under itself: one pass gives both
+                _add(records, column, [record["logprob"] for record in records])
+                continue
+            logprobs, _ = reference_pass(
+                scorer,
+                tokenizer,
+                rows,
+                features=False,
+                compute_dtype=run.recipe.compute_dtype,
+                description=f"{subject}, {decoding}, {column}",
+            )
+            _add(records, column, [float(values.sum()) for values in logprobs])
+        return records
 
 
 def _add(records: list[dict], column: str, values: Sequence[float] | np.ndarray) -> None:

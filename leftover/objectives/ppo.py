@@ -71,11 +71,11 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, *, shif
 
 
 def policy_loss(
-    logprobs: Float[Tensor, "B T"],
-    old_logprobs: Float[Tensor, "B T"],
-    advantages: Float[Tensor, "B T"],
+    logprobs: Float[Tensor, "*B"],
+    old_logprobs: Float[Tensor, "*B"],
+    advantages: Float[Tensor, "*B"],
     cliprange: float,
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+) -> tuple[Float[Tensor, "*B"], Bool[Tensor, "*B"]]:
     """The clipped surrogate of every token, and where the clipped side is the larger loss, so that no gradient flows.
 
     loss_t = -min(r_t A_t, clip(r_t, 1 - eps, 1 + eps) A_t),  r_t = pi(y_t) / pi_old(y_t)           (1707.06347, 7)
@@ -86,11 +86,11 @@ def policy_loss(
 
 
 def value_loss(
-    values: Float[Tensor, "B T"],
-    old_values: Float[Tensor, "B T"],
-    returns: Float[Tensor, "B T"],
+    values: Float[Tensor, "*B"],
+    old_values: Float[Tensor, "*B"],
+    returns: Float[Tensor, "*B"],
     cliprange_value: float | None,
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+) -> tuple[Float[Tensor, "*B"], Bool[Tensor, "*B"]]:
     """The clipped squared error of every value, and where the clipped side is the larger.
 
     loss_t = max((V_t - G_t)^2, (clip(V_t, V_old - eps, V_old + eps) - G_t)^2) / 2; None: not clipped.

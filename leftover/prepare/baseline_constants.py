@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.errors import UserError
-from leftover.models.reference import model_identity, reference_pass
+from leftover.models.reference import reference_pass
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
 from leftover.prepare.value.samples import sampled_rewards
 from leftover.recipe.sections import ValueSection
+from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def extra_columns(run: Run) -> None:
     """The blocks that the policies of the recipe ask for."""
-    for block in extra_blocks(run):
+    for block in extra_blocks(run.recipe):
         _COMPUTE[block](run)
 
 
@@ -35,14 +36,14 @@ def quantile_block(run: Run) -> None:
     key = {
         "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
         "samples": samples,
-        "max_new_tokens": run.max_new_tokens,
+        "max_new_tokens": run.recipe.max_new_tokens,
         "seed": run.seed,
     }
     model: list[Any] = []
 
     def compute(shard: Any, scratch: Path) -> dict[str, Any]:
         if not model:
-            model.append(run.load_reference())
+            model.append(run.models.reference())
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
@@ -51,13 +52,13 @@ def quantile_block(run: Run) -> None:
             seed = run.seed + samples * _number(scratch)
             rewards[chosen], quantile[chosen] = reward_quantiles(
                 model[0],
-                run.tokenizer,
+                run.models.tokenizer,
                 shard.select(np.flatnonzero(chosen)),
                 column(shard, "group")[chosen],
                 column(shard, "reward")[chosen],
                 run.reward,
                 samples=samples,
-                max_new_tokens=run.max_new_tokens,
+                max_new_tokens=run.recipe.max_new_tokens,
                 seed=seed,
                 batch_size=run.recipe.evaluate.batch_size,
             )
@@ -104,12 +105,8 @@ def mismatched_block(run: Run) -> None:
     """Block `mismatched`: `mismatched_ids` and `mismatched_reference_logprob` of the training rows."""
     key = {
         "from": {name: run.table.digest(name) for name in ("tokens", "split")},
-        "reference": model_identity(run.reference_path, run.hashes),
-        "dtype": run.recipe.model.dtype,
-        "compute_dtype": run.compute_dtype,
-        "attention": run.recipe.model.attn_implementation,
         "seed": run.seed,
-    } | run.quantization_key
+    } | logprobs_key(run)
     source = run.table.open("split", "tokens")
     training = np.flatnonzero(training_mask(source))
     partner = np.full(len(source), -1)
@@ -118,7 +115,7 @@ def mismatched_block(run: Run) -> None:
 
     def compute(shard: Any, scratch: Path) -> dict[str, Any]:
         if not model:
-            model.append(run.load_reference())
+            model.append(run.models.reference())
         start = SHARD_ROWS * _number(scratch)
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)
@@ -127,7 +124,7 @@ def mismatched_block(run: Run) -> None:
         if len(chosen):
             prompts = shard.select(chosen)["prompt_ids"][:]
             completions = source.select(partners[chosen])["completion_ids"][:]
-            found = mismatched_logprobs(model[0], run.tokenizer, prompts, completions, run.compute_dtype)
+            found = mismatched_logprobs(model[0], run.models.tokenizer, prompts, completions, run.recipe.compute_dtype)
             for i, completion, value in zip(chosen, completions, found, strict=True):
                 ids[i], logprob[i] = completion, value
         return {

@@ -9,19 +9,32 @@ from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
 from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
 from leftover.recipe.sections import Recipe
-from leftover.runs.run import Run
-from leftover.store.table import column
+from leftover.rewards import SumReward
+from leftover.store.table import Table, column
 
 
-def needs_value(run: Run) -> bool:
+def value_targets(recipe: Recipe, reward: SumReward) -> str:
+    """The kind of value targets; `auto`: recorded where the reward has a recorded column, else reference_samples."""
+    targets = recipe.value.targets
+    if targets == "auto":
+        return "recorded" if reward.has_recorded_scores else "reference_samples"
+    if targets == "reference_samples" and not reward.scores_new_completions:
+        raise UserError(
+            "value.targets: reference_samples scores new completions, but the rewards are a recorded column; use "
+            "recorded or group_loo"
+        )
+    return targets
+
+
+def needs_value(recipe: Recipe) -> bool:
     """Whether any policy of the recipe uses values or the leftover selection."""
-    return any("value" in needs_of(run.recipe, name) for name in offline_policies(run.recipe))
+    return any("value" in needs_of(recipe, name) for name in offline_policies(recipe))
 
 
-def check_recipe(run: Run) -> None:
+def check_recipe(recipe: Recipe, reward: SumReward) -> None:
     """Refuse what the recipe alone shows to be impossible."""
-    for name in offline_policies(run.recipe):
-        if "reward_quantile" in needs_of(run.recipe, name) and not run.reward.scores_new_completions:
+    for name in offline_policies(recipe):
+        if "reward_quantile" in needs_of(recipe, name) and not reward.scores_new_completions:
             raise UserError(
                 f"policy '{name}' ranks rewards among those of the reference's own completions, and recorded scores "
                 "cannot score these: give reward.functions that do"
@@ -30,51 +43,54 @@ def check_recipe(run: Run) -> None:
 
 def check_reporting(recipe: Recipe) -> None:
     """Refuse a tracker that is not installed."""
-    sections = {"train": recipe.train, "reference.train": recipe.reference.train}
-    for section, fields in (sections | {f"policies.{n}": fields for n, fields in recipe.policies.items()}).items():
+    for section, fields in recipe.training_sections.items():
         check_trackers(fields.get("report_to"), f"{section}.report_to")
 
 
-def check_prompts(run: Run) -> None:
+def check_prompts(recipe: Recipe, table: Table) -> None:
     """Refuse a policy that compares completions where no prompt has two of them; known before anything is scored."""
-    table = run.table.open("rows", "split", "tokens")
-    group = column(table, "group")[training_mask(table)]
-    for name in offline_policies(run.recipe):
-        check_groups(name, declared_by(run.recipe, name)[0], group)
+    rows = table.open("rows", "split", "tokens")
+    group = column(rows, "group")[training_mask(rows)]
+    for name in offline_policies(recipe):
+        check_groups(name, declared_by(recipe, name)[0], group)
 
 
-def check_rewards(run: Run) -> None:
+def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
     """Refuse a policy that the rewards cannot serve, before the reference is fitted for it."""
-    table = run.table.open("rows", "split", "tokens", "reward")
+    rows = table.open("rows", "split", "tokens", "reward")
     everything = {
-        "reward": column(table, "reward"),
-        "group": column(table, "group"),
-        "is_chosen": column(table, "is_chosen").astype(np.float64),
+        "reward": column(rows, "reward"),
+        "group": column(rows, "group"),
+        "is_chosen": column(rows, "is_chosen").astype(np.float64),
     }
-    trains = training_mask(table)
-    for name in offline_policies(run.recipe):
-        objective, _ = declared_by(run.recipe, name)
-        rows = trains & (everything["is_chosen"] == 1) if trains_on_chosen(run.recipe, objective) else trains
-        _check_policy(run, name, {column: values[rows] for column, values in everything.items()})
+    trains = training_mask(rows)
+    for name in offline_policies(recipe):
+        objective, _ = declared_by(recipe, name)
+        chosen = trains & (everything["is_chosen"] == 1) if trains_on_chosen(recipe, objective) else trains
+        _check_policy(recipe, reward, name, {column: values[chosen] for column, values in everything.items()})
 
 
-def _check_policy(run: Run, name: str, columns: Columns) -> None:
-    objective, _ = declared_by(run.recipe, name)
-    needs, reward = needs_of(run.recipe, name), columns["reward"]
-    if "reward" in needs and not np.isfinite(reward).any():
+def _check_policy(recipe: Recipe, reward: SumReward, name: str, columns: Columns) -> None:
+    objective, _ = declared_by(recipe, name)
+    needs, scores = needs_of(recipe, name), columns["reward"]
+    if "reward" in needs and not np.isfinite(scores).any():
         raise UserError(
             f"policy '{name}' needs scores, and no training row has one in the column "
-            f"'{run.recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
+            f"'{recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
         )
-    if "advantage" in needs and np.nanmax(reward) == np.nanmin(reward) and run.value_targets != "reference_samples":
+    if (
+        "advantage" in needs
+        and np.nanmax(scores) == np.nanmin(scores)
+        and value_targets(recipe, reward) != "reference_samples"
+    ):
         # Left to the arithmetic, advantages of rounding errors would be trained on.
         raise UserError(
-            f"policy '{name}': all recorded rewards are equal ({np.nanmax(reward):g}), so that no training row has "
+            f"policy '{name}': all recorded rewards are equal ({np.nanmax(scores):g}), so that no training row has "
             "a positive advantage: there is nothing left over to train on"
         )
     if "nonnegative_reward" in needs:
-        check_requirements(name, objective, {"reward": reward}, only=("reward",))
-    if objective.usable is not None and not objective.usable(columns, np.isfinite(reward)).any():
+        check_requirements(name, objective, {"reward": scores}, only=("reward",))
+    if objective.usable is not None and not objective.usable(columns, np.isfinite(scores)).any():
         raise UserError(
             f"policy '{name}' compares completions of one prompt by their rewards, and no training prompt has two of "
             "different reward"

@@ -9,8 +9,10 @@ import torch
 
 from leftover.errors import UserError
 from leftover.metrics import effective_sample_size
-from leftover.models.reference import model_identity, reference_pass
+from leftover.models.reference import reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
+from leftover.prepare.checks import value_targets
+from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
 
@@ -21,20 +23,16 @@ def reference_columns(run: Run) -> None:
     """Block `reference`: log-probabilities of completion tokens and pooled prompt features, in one pass."""
     key = {
         "from": {"tokens": run.table.digest("tokens")},
-        "reference": model_identity(run.reference_path, run.hashes),
-        "dtype": run.recipe.model.dtype,
-        "compute_dtype": run.compute_dtype,
-        "attention": run.recipe.model.attn_implementation,
-    } | run.quantization_key
+    } | logprobs_key(run)
     loaded: list[Any] = []
 
     def compute(shard: Any, _: Path) -> dict[str, Any]:
         if not loaded:
-            loaded.append(run.load_reference())
+            loaded.append(run.models.reference())
         rows = list(shard)
         kept = [row for row in rows if row["kept"]]
         logprobs, features = reference_pass(
-            loaded[0], run.tokenizer, kept, compute_dtype=run.compute_dtype, description=description
+            loaded[0], run.models.tokenizer, kept, compute_dtype=run.recipe.compute_dtype, description=description
         )
         assert features is not None
         where = np.flatnonzero([row["kept"] for row in rows])
@@ -70,7 +68,7 @@ def value(run: Run) -> None:
     from leftover.prepare.value.samples import mean_sampled_rewards
 
     table = run.table.open("rows", "split", "tokens", "reference", "reward")
-    targets = run.value_targets
+    targets = value_targets(run.recipe, run.reward)
     key = {
         "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
         "targets": targets,
@@ -78,7 +76,7 @@ def value(run: Run) -> None:
         "seed": run.seed,
     }
     if targets == "reference_samples":
-        key["max_new_tokens"] = run.max_new_tokens
+        key["max_new_tokens"] = run.recipe.max_new_tokens
 
     def compute() -> dict[str, Any]:
         kept = np.flatnonzero(equals(table, "kept", True))
@@ -86,7 +84,7 @@ def value(run: Run) -> None:
         reward = column(inside, "reward")
         if not np.isfinite(reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
-        model = run.load_reference()
+        model = run.models.reference()
         rows = RowConstants(
             column(inside, "group"),
             column(inside, "family_id"),
@@ -99,12 +97,12 @@ def value(run: Run) -> None:
         def sample_rewards(chosen: np.ndarray) -> np.ndarray:
             return mean_sampled_rewards(
                 model,
-                run.tokenizer,
+                run.models.tokenizer,
                 inside,
                 chosen,
                 run.reward,
                 run.recipe.value,
-                run.max_new_tokens,
+                run.recipe.max_new_tokens,
                 run.seed,
                 run.recipe.evaluate.batch_size,
             )
@@ -114,8 +112,8 @@ def value(run: Run) -> None:
             run.recipe.value,
             targets,
             model=model,
-            tokenizer=run.tokenizer,
-            compute_dtype=run.compute_dtype,
+            tokenizer=run.models.tokenizer,
+            compute_dtype=run.recipe.compute_dtype,
             seed=run.seed,
             sample_rewards=sample_rewards,
         )

@@ -18,6 +18,7 @@ from leftover.data.tokens import Limits, Template, refusal, tokenise
 from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
 from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
+from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
 
@@ -101,7 +102,7 @@ def tokens(run: Run) -> None:
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     key = {
         "from": {"rows": run.table.digest("rows")},
-        "tokenizer": run.tokenizer_key,
+        "tokenizer": tokenizer_key(run),
         "limits": list(limits),
     }
     rows = run.table.open("rows")
@@ -109,8 +110,8 @@ def tokens(run: Run) -> None:
     def compute(shard: Any, _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
         prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
-        template = Template(run.chat, shard["tools"][:])
-        done = tokenise(run.tokenizer, prompts, completions, conversational, limits, template, faults)
+        template = Template(run.models.chat, shard["tools"][:])
+        done = tokenise(run.models.tokenizer, prompts, completions, conversational, limits, template, faults)
         if faults and data.on_bad_row == "error":
             raise UserError(refusal({shard[i]["where"]: fault for i, fault in faults.items()}, _SKIP))
         ids = pa.list_(pa.int32())
@@ -165,7 +166,7 @@ def tokens(run: Run) -> None:
             'data.columns.completion: " {your_column}"'
         )
     if written and equals(rows, "conversational", True).any():
-        run.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
+        run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
 
 
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"

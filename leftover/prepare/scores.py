@@ -35,7 +35,7 @@ def score(run: Run) -> None:
     for name in run.reward.components:
         score_component(run, name)
     sum_rewards(run)
-    check_rewards(run)
+    check_rewards(run.recipe, run.reward, run.table)
 
 
 def fit_rewards(run: Run) -> None:

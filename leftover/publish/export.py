@@ -8,8 +8,8 @@ from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import align_generation_config, is_adapter, load_model, save_model
-from leftover.recipe.files import load_recipe
-from leftover.recipe.sections import Recipe
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_folder
 from leftover.store.manifest import read_json
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,9 @@ def export_policy(
     the end-of-sequence ids that training rows ended in. `hub_id`: where the folder will be pushed to, which the model
     card names; an adapter is then merged also where its base is a folder of this machine.
     """
-    folder = Path(run_folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
-    recipe = load_recipe(folder / "recipe.yaml")
-    source = trained_policy(folder, recipe, policy, seed)
+    run = FinishedRun(run_folder)
+    recipe = run.recipe
+    source = trained_policy(run, policy, seed)
     merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), recipe.model.template_options
     model = load_model(str(source), dtype=recipe.model.dtype, trust_remote_code=recipe.model.trust_remote_code)
@@ -54,14 +52,14 @@ def export_policy(
             "them to apply_chat_template (vLLM: chat_template_kwargs)",
             options,
         )
-    target = Path(output) if output else folder / "export"
+    target = Path(output) if output else run.folder / "export"
     if output is None:
         shutil.rmtree(target, ignore_errors=True)
     elif target.is_dir() and any(target.iterdir()):
         # An adapter left beside merged weights would be applied to them a second time.
         raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
-    _write_card(folder, source, target, hub_id)
+    _write_card(run, source, target, hub_id)
     return target
 
 
@@ -78,21 +76,19 @@ def _lost_elsewhere(source: Path) -> bool:
     return True
 
 
-def _write_card(folder: Path, source: Path, target: Path, hub_id: str | None) -> None:
+def _write_card(run: FinishedRun, source: Path, target: Path, hub_id: str | None) -> None:
     from leftover.publish.card import write_card
-    from leftover.runs.finished import FinishedRun
 
-    run = FinishedRun(folder)
     results, policy, seed = run.results(), source.parent.name, source.name.removeprefix("seed-")
     if results and seed not in results["training"].get(policy, {}):
         results = None  # of other policies or seeds
     write_card(run, results, policy, int(seed), target, hub_id)
 
 
-def trained_policy(folder: Path, recipe: Recipe, policy: str | None, seed: int | None) -> Path:
+def trained_policy(run: FinishedRun, policy: str | None, seed: int | None) -> Path:
     """The folder of one trained policy of a run; default: the recipe's first, and of its first seed."""
-    policy, seed = policy or recipe.main_policy, recipe.seeds[0] if seed is None else seed
-    source = folder / "policies" / policy / f"seed-{seed}"
+    policy, seed = policy or run.recipe.main_policy, run.recipe.seeds[0] if seed is None else seed
+    folder, source = run.folder, policy_folder(run.folder, policy, seed)
     trained = sorted(path for path in folder.glob("policies/*/seed-*") if _is_trained(path))
     if source not in trained:
         names = ", ".join(str(path.relative_to(folder)) for path in trained) or "none"

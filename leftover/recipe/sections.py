@@ -258,3 +258,25 @@ class Recipe(Section):
     @property
     def main_policy(self) -> str:
         return next(iter(self.policies))
+
+    @property
+    def training_sections(self) -> dict[str, dict[str, Any]]:
+        """Key -> training settings, of every section that has some."""
+        policies = {f"policies.{name}": fields for name, fields in self.policies.items()}
+        return {"train": self.train, "reference.train": self.reference.train} | policies
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long generated completions may be."""
+        return self.evaluate.max_new_tokens or self.data.max_completion_tokens
+
+    @property
+    def compute_dtype(self) -> str | None:
+        """The autocast dtype of training, which the reference pass shares."""
+        return "bfloat16" if self.train.get("bf16") else "float16" if self.train.get("fp16") else None
+
+    @property
+    def quantization_key(self) -> dict[str, Any]:
+        """What quantised weights add to the key of every number that a model computes; empty without them."""
+        kind = self.model.quantization
+        return {"quantization": [kind, self.compute_dtype or "bfloat16"]} if kind else {}

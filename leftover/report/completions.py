@@ -5,29 +5,29 @@ from typing import Any
 
 from leftover.data.chat import readable
 from leftover.evaluation.results import Records
-from leftover.prepare.readers import test_rows, unique_prompts
+from leftover.runs.finished import FinishedRun
 from leftover.runs.names import DECODINGS, policy_subject, read_completions
 
 BySeed = dict[str, dict[int, Records]]
 
 
-def read_records(run: Any, results: dict[str, Any]) -> BySeed:
+def read_records(run: FinishedRun, results: dict[str, Any]) -> BySeed:
     """What the reference and every policy wrote, by seed; the reference under the run's own seed."""
-    found: BySeed = {"reference": {run.seed: read_completions(run, "reference")}}
+    found: BySeed = {"reference": {run.recipe.seed: read_completions(run.folder, "reference")}}
     for policy, seeds in results["training"].items():
-        found[policy] = {int(seed): read_completions(run, policy_subject(policy, int(seed))) for seed in seeds}
+        found[policy] = {int(seed): read_completions(run.folder, policy_subject(policy, int(seed))) for seed in seeds}
     return found
 
 
-def side_by_side(run: Any, records: BySeed, main: str, primary: str) -> dict[str, Any]:
+def side_by_side(rows: list[dict[str, Any]], records: BySeed, main: str, primary: str) -> dict[str, Any]:
     """The data of the completions section, JSON through and through.
 
+    rows: the test rows, one a prompt.
     names: whose completions, the data's own first; of a policy those of its first seed. main: which of them the gain
     is of. decodings: the primary one first. components: names of the parts of the reward. prompts: each `id`,
     `source`, `prompt`, `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components].
     note: what a page has shortened; empty here.
     """
-    rows = unique_prompts(test_rows(run))
     firsts = {name: seeds[min(seeds)] for name, seeds in records.items()}
     parts = _components(firsts["reference"])
     decodings = [primary, *(d for d in DECODINGS if d != primary)]

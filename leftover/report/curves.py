@@ -1,9 +1,8 @@
 """Learning curves of a run as one picture."""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
-
-from leftover.runs.run import Run
 
 _PANELS = {
     "eval_reward/mean": "reward on the selection prompts",
@@ -12,7 +11,7 @@ _PANELS = {
 }
 
 
-def draw_curves(run: Run, results: dict[str, Any], name: str = "learning_curves.png") -> str | None:
+def draw_curves(folder: Path, results: dict[str, Any], name: str = "learning_curves.png") -> str | None:
     """Write the picture `name`; returns its name, or None where nothing was evaluated along the way."""
     import matplotlib
 
@@ -53,7 +52,7 @@ def draw_curves(run: Run, results: dict[str, Any], name: str = "learning_curves.
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(run.folder / name, dpi=120, bbox_inches="tight")
+    figure.savefig(folder / name, dpi=120, bbox_inches="tight")
     plt.close(figure)
     return name
 

@@ -1,24 +1,25 @@
 """What judges and people said of a run's completions, as `leftover judge` stored it, for report.html and report.md."""
 
+from pathlib import Path
 from typing import Any
 
 from leftover.report import charts
-from leftover.runs.names import judge_folder
-from leftover.store.manifest import digest, read_json
+from leftover.runs.names import evaluation_artifact, judge_folder
+from leftover.store.manifest import Manifest, digest, read_json
 
 _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [95 %]"]
 
 
-def judge_view(run: Any) -> dict[str, Any] | None:
+def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     """Every comparison that was judged, by models first; None where none was.
 
     comparisons: each `title`, `judge`, `header`, `cells`, `notes`. charts: win, tie and loss of each. outdated: names
     of comparisons that are left out, since their completions have been made anew since.
     """
-    results = [read_json(path) for path in sorted((judge_folder(run.folder) / "results").glob("*.json"))]
+    results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
         return None
-    current = [found for found in results if _is_current(run, found)]
+    current = [found for found in results if _is_current(manifest, found)]
     current.sort(key=lambda found: ("raters" in found, found["comparison"], _who(found)))
     return {
         "comparisons": [_comparison(found) for found in current],
@@ -27,11 +28,11 @@ def judge_view(run: Any) -> dict[str, Any] | None:
     }
 
 
-def judge_section(run: Any) -> str:
+def judge_section(folder: Path, manifest: Manifest) -> str:
     """The same as Markdown, without pictures; empty where nothing was judged."""
     from leftover.report.markdown import quote
 
-    view = judge_view(run)
+    view = judge_view(folder, manifest)
     if view is None:
         return ""
     parts = ["## The judge"]
@@ -49,11 +50,9 @@ def judge_section(run: Any) -> str:
 OUTDATED = "Left out, since the completions have been made anew since they were judged:"
 
 
-def _is_current(run: Any, found: dict[str, Any]) -> bool:
+def _is_current(manifest: Manifest, found: dict[str, Any]) -> bool:
     """Whether the completions that were judged are those that are there."""
-    from leftover.runs.names import evaluation_artifact
-
-    entries = run.manifest.entries
+    entries = manifest.entries
     return all(
         digest(entries.get(evaluation_artifact(subject), {}).get("key")) == of
         for subject, of in found.get("evaluations", {}).items()

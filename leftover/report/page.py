@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from leftover.errors import UserError
 from leftover.monitoring.terminal import visible
+from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
 from leftover.report.completions import read_records, side_by_side
@@ -21,7 +22,6 @@ from leftover.report.reproduce import reproduce_view
 from leftover.report.training_curves import training_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import read_json
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
 
 
-def write_run_page(run: Any, results: dict[str, Any]) -> Path:
-    """Write report.html into the folder of a run (`Run` or `FinishedRun`) from its results."""
+def write_run_page(run: FinishedRun, results: dict[str, Any]) -> Path:
+    """Write report.html into the folder of a run from its results."""
     return write_page([run_view(run, results, "run-1")], run.folder / "report.html")
 
 
@@ -50,25 +50,25 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     return write_page(views, output or default)
 
 
-def run_view(run: Any, results: dict[str, Any], name: str) -> dict[str, Any]:
+def run_view(run: FinishedRun, results: dict[str, Any], name: str) -> dict[str, Any]:
     """All sections of one run; `name` is the id of its part of the page."""
     records = read_records(run, results)
     results = with_main(results, records)
-    completions = side_by_side(run, records, results["main"], results["primary"])
-    prepared = run.folder / "prepare.json"
-    about_value = read_json(prepared).get("value") if prepared.is_file() else None
-    rows = rows_of_table(run.table, about_value)
+    completions = side_by_side(
+        unique_prompts(test_rows(run.recipe, run.table)), records, results["main"], results["primary"]
+    )
+    rows = rows_of_table(run.table, run.prepared.get("value"))
     return {
         "id": name,
         "name": results["name"],
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
-        "judge": judge_view(run),
+        "judge": judge_view(run.folder, run.manifest),
         "training": training_view(run.folder, run.recipe, results),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": completions,
-        "folder": Path(run.folder),
+        "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
 

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from leftover.recipe.files import dump_recipe
-from leftover.store.manifest import read_json
+from leftover.runs.finished import FinishedRun
+from leftover.store.manifest import Manifest, read_json
 
 NOT_RECORDED = "not recorded"
 _FILES_SHOWN = 40
 
 
-def reproduce_view(run: Any) -> dict[str, Any]:
+def reproduce_view(run: FinishedRun) -> dict[str, Any]:
     """The last section of the page, from what the stages wrote down while they ran."""
-    entries = all_entries(run)
+    entries = all_entries(run.table.manifest, run.manifest)
     files, more = _files(run.folder)
     return {
         "recipe": dump_recipe(run.recipe),
@@ -25,10 +26,10 @@ def reproduce_view(run: Any) -> dict[str, Any]:
     }
 
 
-def all_entries(run: Any) -> dict[str, dict[str, Any]]:
+def all_entries(table_manifest: Manifest, manifest: Manifest) -> dict[str, dict[str, Any]]:
     """Entries of both manifests in the order of the stages: columns of the table, models, evaluations."""
-    table = {f"column {name}": entry for name, entry in run.table.manifest.entries.items()}
-    rest = run.manifest.entries
+    table = {f"column {name}": entry for name, entry in table_manifest.entries.items()}
+    rest = manifest.entries
 
     def place(name: str) -> int:
         if name in table:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from leftover.data.chat import readable
-from leftover.prepare.readers import test_rows, unique_prompts
+from leftover.prepare.readers import test_rows, training_mask, unique_prompts
 from leftover.report.markdown import quote
+from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_subject, read_completions
-from leftover.runs.run import Run
-from leftover.store.table import column, equals
+from leftover.store.table import Table, column
 
 _EXAMPLE_ROWS = 3
 
@@ -72,7 +72,7 @@ def data_section(results: dict[str, Any]) -> str:
     )
 
 
-def leftover_section(run: Run, results: dict[str, Any]) -> str:
+def leftover_section(table: Table, results: dict[str, Any]) -> str:
     """How many rows were kept, the spread of the advantage, and rows at both ends of it."""
     facts, value = results["prepare"].get("leftover"), results["prepare"].get("value")
     if not facts:
@@ -90,29 +90,29 @@ def leftover_section(run: Run, results: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| |" + "".join(f" {q:.3f} |" for q in facts["advantage_quantiles"]),
     ]
-    table = run.table.open("rows", "split", "tokens", "reward", "value")
-    advantages = column(table, "advantage")
-    usable = np.flatnonzero(equals(table, "split", "train") & equals(table, "kept", True) & np.isfinite(advantages))
+    rows = table.open("rows", "split", "tokens", "reward", "value")
+    advantages = column(rows, "advantage")
+    usable = np.flatnonzero(training_mask(rows) & np.isfinite(advantages))
     ordered = usable[np.argsort(-advantages[usable])]
     for title, chosen in (("weigh most", ordered[:_EXAMPLE_ROWS]), ("dropped", ordered[-_EXAMPLE_ROWS:][::-1])):
         lines += ["", f"Rows that {title if title != 'dropped' else 'were dropped with the widest margin'}:", ""]
         for i in chosen:
-            row = table[int(i)]
+            row = rows[int(i)]
             lines.append(
                 f"- A {row['advantage']:+.3f} (R {row['reward']:.3f}, V {row['value']:.3f}): {quote(row['completion'])}"
             )
     return "\n".join(lines)
 
 
-def examples_section(run: Run) -> str:
+def examples_section(run: FinishedRun) -> str:
     """Completions side by side: the data's own, the reference's, and the policies' of the first seed."""
-    rows = unique_prompts(test_rows(run))[: run.recipe.evaluate.num_examples]
+    rows = unique_prompts(test_rows(run.recipe, run.table))[: run.recipe.evaluate.num_examples]
     if not rows:
         return ""
     primary, seed = run.recipe.evaluate.primary, run.recipe.seeds[0]
     names = {"reference": "reference"} | {p: policy_subject(p, seed) for p in run.recipe.policies}
     by_subject = {
-        name: {r["group"]: r for r in read_completions(run, subject) if r["decoding"] == primary}
+        name: {r["group"]: r for r in read_completions(run.folder, subject) if r["decoding"] == primary}
         for name, subject in names.items()
     }
     lines = [f"## Completions side by side ({primary})"]

@@ -4,7 +4,6 @@ import logging
 import platform
 from typing import Any
 
-from leftover.evaluation.gather import gather
 from leftover.evaluation.tables import GLOSSARY, interval, result_cells
 from leftover.evaluation.verdict import verdict
 from leftover.monitoring.terminal import console
@@ -12,31 +11,29 @@ from leftover.report.curves import draw_curves
 from leftover.report.judge import judge_section
 from leftover.report.page import write_run_page
 from leftover.report.sections import data_section, examples_section, leftover_section, training_section
+from leftover.runs.finished import FinishedRun
 from leftover.runs.names import DECODINGS
-from leftover.runs.run import Run
 from leftover.store.manifest import write_json
 
 log = logging.getLogger(__name__)
 
 
-def write_report(run: Run) -> dict[str, Any]:
-    """Write results.json, report.md, its pictures and report.html; returns the content of results.json."""
-    results = gather(run)
+def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
+    """Write results.json, report.md, its pictures and report.html."""
     write_json(run.folder / "results.json", results)
-    parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run, results)]
+    parts = [f"# {run.recipe.name}", verdict(results), data_section(results), leftover_section(run.table, results)]
     for decoding in (results["primary"], *(d for d in DECODINGS if d != results["primary"])):
         parts += [f"## Results, {decoding} completions", result_table(results, decoding)]
         parts += [comparison_table(results, decoding), source_table(results, decoding)]
-    parts += [GLOSSARY, judge_section(run), training_section(results)]
-    curves = draw_curves(run, results)
+    parts += [GLOSSARY, judge_section(run.folder, run.manifest), training_section(results)]
+    curves = draw_curves(run.folder, results)
     if curves:
         parts += ["## Learning curves", f"![Learning curves]({curves})"]
-    parts += [examples_section(run), _reproduce(run)]
+    parts += [examples_section(run), _reproduce()]
     path = run.folder / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     log.info("report: %s", path)
     write_run_page(run, results)
-    return results
 
 
 def source_table(results: dict[str, Any], decoding: str) -> str:
@@ -54,7 +51,7 @@ def source_table(results: dict[str, Any], decoding: str) -> str:
     return "By source of the test prompts:\n\n" + "\n".join(lines)
 
 
-def _reproduce(run: Run) -> str:
+def _reproduce() -> str:
     import torch
     import transformers
 

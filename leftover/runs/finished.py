@@ -1,43 +1,51 @@
-"""A finished run as its folder tells it: nothing is computed, claimed or loaded but what was written there."""
+"""A finished run, read back from its folder. Nothing is computed, claimed or written."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
 from leftover.recipe.files import load_recipe
+from leftover.recipe.sections import Recipe
 from leftover.store.manifest import Manifest, read_json
 from leftover.store.table import Table
 
 
 class FinishedRun:
-    """What a report reads of a run: `folder`, `recipe`, `table`, `manifest`, `seed`, as `leftover.runs.run.Run` has.
+    """The folder of a run as report, model card, judge, export and inspect read it.
 
-    The folder may have been moved or copied since; `recipe.output_dir` is not looked at. Raises UserError for a
-    folder that holds no run.
+    The folder may have been moved or copied since; `recipe.output_dir` is not used. Raises UserError for a folder
+    without a run.
+
+    Args:
+        recipe: default: the `recipe.yaml` of the folder.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, recipe: Recipe | None = None):
         self.folder = Path(folder)
         if not (self.folder / "recipe.yaml").is_file():
             raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
-        self.recipe = load_recipe(self.folder)
+        self.recipe = recipe or load_recipe(self.folder)
         self.table = Table(self.folder / "table")
         self.manifest = Manifest(self.folder)
 
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
-    @property
-    def about_value(self) -> dict[str, Any] | None:
-        """What the run noted of its value estimate."""
+    @cached_property
+    def prepared(self) -> dict[str, Any]:
+        """The counts in `prepare.json`; empty where nothing was prepared."""
         path = self.folder / "prepare.json"
-        return read_json(path).get("value") if path.is_file() else None
+        return read_json(path) if path.is_file() else {}
+
+    def policy(self, name: str | None) -> str:
+        """The name of a policy; default: the recipe's first. UserError where the recipe has no such policy."""
+        policy = name or self.recipe.main_policy
+        if policy not in self.recipe.policies:
+            raise UserError(f"no policy '{policy}' in '{self.folder}' (it has: {', '.join(self.recipe.policies)})")
+        return policy
 
     def results(self) -> dict[str, Any] | None:
         """The content of results.json, or of comparison.json where the folder's last run was a comparison.
 
-        None where neither is of the policies that the recipe names.
+        None where neither is about the policies of the recipe.
         """
         for name in ("comparison.json", "results.json"):
             path = self.folder / name

@@ -1,47 +1,74 @@
-"""TODO."""
+"""The names of a run's files and artifacts."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from leftover.runs.run import Run
+from leftover.recipe.sections import Recipe, TokenizerSection
 from leftover.store.manifest import read_json
-
-
-def policy_folder(run: Run, name: str, seed: int) -> Path:
-    return run.folder / "policies" / name / f"seed-{seed}"
-
 
 DECODINGS = ("sampled", "greedy")
 
 
-def policy_subject(name: str, seed: int) -> str:
-    """The subject that is one policy with one seed."""
-    return f"{name}-seed-{seed}"
-
-
-def evaluation_artifact(name: str) -> str:
-    """What the manifest calls the evaluation of a subject."""
-    return f"evaluation of {name}"
-
-
-def read_completions(run: Run, subject: str) -> list[dict[str, Any]]:
-    """The records that `evaluate_all` wrote for a subject."""
-    path = run.folder / "evaluation" / f"{subject}.jsonl"
-    # Not `splitlines`, which also parts at characters that JSON leaves in texts, such as U+2028.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def read_metrics(run: Run, subject: str) -> dict[str, Any]:
-    """The metrics of rows that were written beside them."""
-    return read_json(run.folder / "evaluation" / f"{subject}.json")
+def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
+    """Where a trained policy is saved."""
+    return run_folder / "policies" / name / f"seed-{seed}"
 
 
 def policy_artifact(name: str, seed: int) -> str:
-    """What the manifest calls a trained policy."""
+    """The name of a trained policy in the manifest."""
     return f"policy {name}, seed {seed}"
+
+
+def policy_subject(name: str, seed: int) -> str:
+    """The name of one policy with one seed in the evaluation; the other subject is `reference`."""
+    return f"{name}-seed-{seed}"
+
+
+def evaluation_artifact(subject: str) -> str:
+    """The name of a subject's evaluation in the manifest."""
+    return f"evaluation of {subject}"
+
+
+def completions_path(run_folder: Path, subject: str) -> Path:
+    """The file with one record for every completion that a subject wrote for the test prompts."""
+    return run_folder / "evaluation" / f"{subject}.jsonl"
+
+
+def metrics_path(run_folder: Path, subject: str) -> Path:
+    """The file with a subject's metrics on the test rows."""
+    return run_folder / "evaluation" / f"{subject}.json"
+
+
+def read_completions(run_folder: Path, subject: str) -> list[dict[str, Any]]:
+    """The records of a subject's completions."""
+    # Not `splitlines`, which also splits at characters that JSON leaves in texts, such as U+2028.
+    with completions_path(run_folder, subject).open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def read_metrics(run_folder: Path, subject: str) -> dict[str, Any]:
+    """A subject's metrics on the test rows."""
+    return read_json(metrics_path(run_folder, subject))
+
+
+def reference_folder(recipe: Recipe, run_folder: Path) -> str:
+    """The path or Hub id of the reference."""
+    reference = recipe.reference
+    if reference.source == "path":
+        return str(reference.path)
+    if reference.source == "as_is":
+        return str(recipe.model.path)
+    return str(run_folder / "reference")
+
+
+def tokenizer_folder(recipe: Recipe, run_folder: Path) -> str:
+    """The path or Hub id of the tokenizer."""
+    model = recipe.model
+    if isinstance(model.tokenizer, TokenizerSection):  # trained on the rows of the run
+        return str(run_folder / "tokenizer")
+    return model.tokenizer or str(model.path)
 
 
 def judge_folder(run_folder: Path) -> Path:

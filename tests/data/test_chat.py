@@ -440,7 +440,7 @@ def test_a_run_on_conversations_ends_its_completions_and_exports_what_stops_them
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from leftover.publish.export import export_policy
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     rows = [row | {"prompt": [SYSTEM, *row["prompt"]], "tools": LOOK if i % 5 == 0 else None}
             for i, row in enumerate(chat_rows(40))]  # fmt: skip
@@ -448,11 +448,11 @@ def test_a_run_on_conversations_ends_its_completions_and_exports_what_stops_them
     recipe = make_recipe(chat_recipe(tiny_recipe, tmp_path, chat_model(template, ends=["<|im_end|>"]), rows))
     run(recipe, until="evaluate")
     folder = tmp_path / "run"
-    this = Run(recipe)
-    turn = this.tokenizer.convert_tokens_to_ids("<|turn|>")
+    this = open_run(recipe)
+    turn = this.models.tokenizer.convert_tokens_to_ids("<|turn|>")
     for i, row in enumerate(this.table.open("tokens")):
         assert row["completion_ids"][-1] == turn
-        assert ("Tools:" in this.tokenizer.decode(row["prompt_ids"])) == (i % 5 == 0)
+        assert ("Tools:" in this.models.tokenizer.decode(row["prompt_ids"])) == (i % 5 == 0)
     records = [json.loads(x) for x in (folder / "evaluation/a_lol_seq-seed-0.jsonl").read_text().splitlines()]
     ended = [record for record in records if record["ended"]]
     assert len(ended) > 2, "the policy has learned to end its turn"
@@ -498,9 +498,9 @@ def test_an_exported_adapter_holds_its_ends_and_says_who_reads_them(
 def tokenised(recipe: dict[str, Any]) -> Any:
     """The block `tokens` of a recipe, and no stage behind it."""
     from leftover.prepare.rows import read, tokens
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
-    this = Run(make_recipe(recipe))
+    this = open_run(make_recipe(recipe))
     read(this)
     tokens(this)
     return this.table.open("tokens")
@@ -530,11 +530,11 @@ def test_the_same_messages_with_other_tools_are_another_prompt(
     tmp_path: Path, tiny_recipe: Callable, chat_model: Callable
 ) -> None:
     from leftover.prepare.rows import read, split
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     rows = [row | {"prompt": [USER], "family": str(i), "tools": LOOK if i % 2 else None}
             for i, row in enumerate(chat_rows(20))]  # fmt: skip
-    this = Run(make_recipe(chat_recipe(tiny_recipe, tmp_path, chat_model(CHATML), rows)))
+    this = open_run(make_recipe(chat_recipe(tiny_recipe, tmp_path, chat_model(CHATML), rows)))
     read(this)
     split(this)
     assert this.table.open("split")["group"][:] == [0, 1] * 10

@@ -323,10 +323,10 @@ def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_ot
 def test_a_change_of_such_a_setting_computes_the_rows_anew(tmp_path, tiny_recipe):
     from leftover.prepare.rows import read as read_stage
     from leftover.recipe.files import make_recipe
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     def digest(**data: Any) -> str:
-        run = Run(make_recipe(tiny_recipe(tmp_path, data=data)))
+        run = open_run(make_recipe(tiny_recipe(tmp_path, data=data)))
         read_stage(run)
         return run.table.digest("rows")
 

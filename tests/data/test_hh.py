@@ -102,12 +102,12 @@ def test_a_list_that_names_none_of_the_files_is_refused(rows_file, tmp_path):
 def test_a_run_says_how_many_rows_the_list_drops(tmp_path, tiny_recipe, rows_file, caplog):
     from leftover.prepare.rows import read as read_stage
     from leftover.recipe.files import make_recipe
-    from leftover.runs.run import Run
+    from leftover.runs.claim import open_run
 
     listing = tmp_path / "bad.json"
     listing.write_text(json.dumps({"helpful.json": [1]}))
     data = {"path": rows_file([PRO] * 2, "helpful.jsonl"), "format": "hh", "drop_listed": str(listing)}
-    run = Run(make_recipe(tiny_recipe(tmp_path, data=data)))
+    run = open_run(make_recipe(tiny_recipe(tmp_path, data=data)))
     with caplog.at_level(logging.INFO, "leftover"):
         read_stage(run)
     assert "rows: 1 left out on the list of data.drop_listed" in caplog.text

@@ -1,7 +1,5 @@
 """Files of lines that a run reads back hold any text."""
 
-from types import SimpleNamespace
-
 from leftover.data.rows import Rejects
 from leftover.evaluation.run import _write_lines
 from leftover.runs.names import read_completions
@@ -12,7 +10,7 @@ ODD = "one\u2028two\x85three\rfour\x0cfive"
 def test_completions_with_any_line_separator_are_read_back(tmp_path):
     records = [{"text": ODD, "group": 0}, {"text": "plain", "group": 1}]
     _write_lines(tmp_path / "evaluation" / "reference.jsonl", records)
-    assert read_completions(SimpleNamespace(folder=tmp_path), "reference") == records
+    assert read_completions(tmp_path, "reference") == records
 
 
 def test_rejected_rows_with_any_line_separator_are_kept(tmp_path):

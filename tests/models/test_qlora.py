@@ -19,7 +19,7 @@ from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe import packages as quantization
 from leftover.recipe.files import make_recipe
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from leftover.training.metrics import initial_logratio
 from leftover.training.run import train_policy
 from tests.training.test_trainer import prepared_rows
@@ -132,8 +132,8 @@ def test_every_optimizer_that_needs_the_package_is_known() -> None:
 def test_the_base_is_loaded_in_4_bits_and_shares_the_compute_dtype_of_training(
     train: dict, dtype: torch.dtype, tmp_path: Path, tiny_recipe: Callable, loaded: list
 ) -> None:
-    this = Run(make_recipe(tiny_recipe(tmp_path, model=NF4, train=train)))
-    this.load_base()
+    this = open_run(make_recipe(tiny_recipe(tmp_path, model=NF4, train=train)))
+    this.models.base()
     (call,) = loaded
     config = call["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
@@ -143,7 +143,7 @@ def test_the_base_is_loaded_in_4_bits_and_shares_the_compute_dtype_of_training(
 
 
 def test_without_quantization_nothing_is_asked_for(tmp_path: Path, tiny_recipe: Callable, loaded: list) -> None:
-    Run(make_recipe(tiny_recipe(tmp_path))).load_base()
+    open_run(make_recipe(tiny_recipe(tmp_path))).models.base()
     assert not {"quantization_config", "device_map"} & loaded[0].keys()
 
 
@@ -166,10 +166,10 @@ def test_the_policy_continues_the_references_adapter_on_one_frozen_base(
         return begin(self, *args, **kwargs)
 
     monkeypatch.setattr(LoLTrainer, "train", spy)
-    this = Run(recipe)
+    this = open_run(recipe)
     train_policy(this, "a_lol_seq", 0)
     assert len(loaded) == 1
-    reference = {n: p for n, p in this.load_reference().named_parameters() if "lora_" in n}
+    reference = {n: p for n, p in this.models.reference().named_parameters() if "lora_" in n}
     assert started.keys() == reference.keys()
     assert all(torch.equal(started[n], p) for n, p in reference.items())
     assert any(p.abs().max() > 0 for n, p in reference.items() if "lora_B" in n), "the reference has learnt"
@@ -248,7 +248,7 @@ def test_a_whole_run_in_4_bits(checkpointing: bool, tmp_path: Path, tiny_recipe:
     content["reference"]["train"] |= {"gradient_checkpointing": checkpointing, "learning_rate": 3e-2}
     results = run(make_recipe(content))
     assert results is not None and results["sampled"]["table"]["a_lol_seq"]["prompts"] > 0
-    model = Run(make_recipe(content)).load_reference()
+    model = open_run(make_recipe(content)).models.reference()
     assert model.is_quantized and model.get_base_model().model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     metrics = (tmp_path / "run/policies/a_lol_seq/seed-0/metrics.jsonl").read_text().splitlines()
     assert json.loads(metrics[0])["logratio/initial_max"] < 0.1

@@ -17,6 +17,7 @@ from leftover.recipe.files import load_recipe, make_recipe
 from leftover.rewards import SumReward
 from leftover.rewards.base import REWARDS
 from leftover.rewards.facts import component_facts
+from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json
 from leftover.store.table import column, equals
@@ -107,7 +108,7 @@ def test_a_component_that_dominates_the_sum_is_warned_of(tmp_path, tiny_recipe, 
 
 
 def prepare(content: dict, only: str = "score") -> Run:
-    run = Run(make_recipe(content))
+    run = open_run(make_recipe(content))
     pipeline.prepare(run, only)
     return run
 
@@ -129,7 +130,7 @@ def test_a_run_that_is_killed_while_scoring_scores_no_batch_twice(tmp_path, tiny
     monkeypatch.setattr(leftover.prepare.scores, "BATCH_ROWS", 8)
     content = tiny_recipe(tmp_path, reward={"functions": [LENGTH]})
     rows = len(scored_rows(60))
-    run = Run(make_recipe(content))
+    run = open_run(make_recipe(content))
     calls: list[int] = []
     whole = run.reward.components["length"].__class__.__call__
 
@@ -232,7 +233,7 @@ def test_prepare_only_stops_after_the_step_it_names(tmp_path, tiny_recipe, capsy
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(content))
     main(["prepare", str(file), "--only", "score"])
-    run = Run(make_recipe(content))
+    run = open_run(make_recipe(content))
     assert run.table.has("reward") and not run.table.has("reference")
     with pytest.raises(SystemExit) as stopped:
         main(["prepare", str(file), "--only", "scores"])
@@ -260,6 +261,6 @@ def test_parts_share_no_family_and_are_whole_together(tmp_path, tiny_recipe):
 
 def test_a_run_named_like_a_number_is_read_back(tmp_path, tiny_recipe):
     content = tiny_recipe(tmp_path, name="1e5")
-    run = Run(make_recipe(content))
+    run = open_run(make_recipe(content))
     assert load_recipe(run.folder).name == "1e5"
-    Run(make_recipe(content))  # the folder is known as its own
+    open_run(make_recipe(content))  # the folder is known as its own

@@ -53,11 +53,11 @@ def judged(tmp_path: Path) -> Any:
 
 def test_a_run_that_was_not_judged_has_no_section(tmp_path: Path) -> None:
     given = SimpleNamespace(folder=tmp_path, manifest=Manifest(tmp_path))
-    assert judge_view(given) is None and judge_section(given) == ""
+    assert judge_view(given.folder, given.manifest) is None and judge_section(given.folder, given.manifest) == ""
 
 
 def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
-    view = judge_view(judged)
+    view = judge_view(judged.folder, judged.manifest)
     assert view is not None
     model, people = view["comparisons"]
     assert model["judge"] == HOSTILE and people["judge"] == "2 people" and view["outdated"] == []
@@ -76,7 +76,7 @@ def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
 
 
 def test_the_markdown_holds_the_tables_and_no_markup_of_a_name(judged: Any) -> None:
-    text = judge_section(judged)
+    text = judge_section(judged.folder, judged.manifest)
     assert "## The judge" in text and "| helpful | all | 8 | 0.50 [0.40, 0.60] |" in text
     assert "<script>" not in text.replace("\\<script\\>", "") and "http://inside" not in text
     assert {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")} == {8}
@@ -92,12 +92,14 @@ def test_verdicts_on_completions_that_were_made_anew_are_left_out_and_named(judg
         judge={"model": "m"},
         evaluations={"a-seed-0": judged.manifest.digest(artifact)},
     )
-    view = judge_view(judged)
+    view = judge_view(judged.folder, judged.manifest)
     assert view is not None and [c["title"] for c in view["comparisons"]] == ["mine", "people"]
     judged.manifest.begin(artifact, {"model": 2})
-    view = judge_view(judged)
+    view = judge_view(judged.folder, judged.manifest)
     assert view is not None and [c["title"] for c in view["comparisons"]] == ["people"] and view["outdated"] == ["mine"]
-    assert "made anew" in judge_section(judged) and "mine" in judge_section(judged)
+    assert "made anew" in judge_section(judged.folder, judged.manifest) and "mine" in judge_section(
+        judged.folder, judged.manifest
+    )
 
 
 def test_report_picks_up_what_was_judged(tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any) -> None:

@@ -17,6 +17,7 @@ from leftover.prepare.scores import score
 from leftover.recipe.files import make_recipe
 from leftover.rewards import load_reward
 from leftover.rewards.http import read_scores
+from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 from leftover.store.table import column
 from tests.conftest import scored_rows
@@ -317,7 +318,7 @@ def scoring(tmp_path, tiny_recipe, service) -> Callable[..., Run]:
     def start(**settings: Any) -> Run:
         spec = {"type": "http", "url": service.url, "name": "served", "retries": 1, "backoff": 0.01, **settings}
         policies = {"nll": {"objective": "nll", "rows": "all"}}
-        run = Run(make_recipe(tiny_recipe(tmp_path, rows, reward={"functions": [spec]}, policies=policies)))
+        run = open_run(make_recipe(tiny_recipe(tmp_path, rows, reward={"functions": [spec]}, policies=policies)))
         for do in (stage.read, stage.split, stage.tokens, score):
             do(run)
         return run

@@ -11,7 +11,7 @@ import pytest
 from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
 
 
@@ -79,7 +79,7 @@ def test_values_of_an_earlier_recipe_of_the_folder_are_not_joined_to_other_rows(
     tmp_path: Path, tiny_recipe: Callable
 ) -> None:
     run(make_recipe(tiny_recipe(tmp_path)))
-    assert Run(load_recipe(tmp_path / "run/recipe.yaml")).table.has("value")
+    assert open_run(load_recipe(tmp_path / "run/recipe.yaml")).table.has("value")
     other = tiny_recipe(tmp_path, rows=scored_rows(50, seed=1), policies={"nll": {"objective": "nll"}})
     results = run(make_recipe(other))
     assert results["prepare"]["value"] is None and results["prepare"]["leftover"] is None

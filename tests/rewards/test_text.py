@@ -21,7 +21,7 @@ from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import ColumnsSection, DataSection
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.numbers import find_numbers
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from leftover.store.table import column
 from tests.conftest import write_rows
 
@@ -367,7 +367,7 @@ def test_a_run_scores_conversations_by_their_answers_and_their_diversity(tmp_pat
     )
     recipe["data"] |= {"columns": {"answer": "answer"}, "max_prompt_tokens": 64}
     recipe["model"] |= {"chat_template": "plain"}
-    run = Run(make_recipe(recipe))
+    run = open_run(make_recipe(recipe))
     for do in (stage.read, stage.split, stage.tokens, score):
         do(run)
     blocks = run.table.open("score-numeric_answer", "score-tfidf_diversity")

@@ -23,7 +23,7 @@ from leftover.pipeline import run
 from leftover.prepare.baseline_constants import mismatch, mismatched_logprobs
 from leftover.recipe.files import make_recipe
 from leftover.recipe.needs import needs_of
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from leftover.training.draws import DrawOrder
 from tests.conftest import scored_rows
 from tests.recipe.test_recipes import OF_THE_PAPER
@@ -347,7 +347,7 @@ def test_every_further_objective_trains_from_a_recipe(tmp_path: Path, tiny_recip
         saved = load_file(tmp_path / f"run/policies/{name}/seed-0/model.safetensors")
         assert not any("value" in key and "soft" in key for key in saved)
     assert {"quantile", "mismatched"} <= set(table)
-    this = Run(make_recipe(content))
+    this = open_run(make_recipe(content))
     rows = this.table.open("split", "quantile", "reward", "mismatched")
     train = np.array(rows["split"]) == "train"
     quantile, reward = np.array(rows["reward_quantile"]), np.array(rows["reward"])

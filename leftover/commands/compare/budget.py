@@ -1,6 +1,5 @@
 """Which methods the rows can serve, and how many updates each gets."""
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +9,14 @@ from leftover.commands.compare.methods import Entry
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.online import ONLINE
+from leftover.prepare import checks
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import Recipe
+from leftover.runs import claim
 from leftover.runs.run import Run
+from leftover.training.run import policy_rows, trained_tokens
+from leftover.training.selection import run_order, selection, training_columns
+from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +39,9 @@ def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: li
     return make_recipe(recipe.model_dump() | changed, where="compare")
 
 
-def shadow(run: Run, policies: dict[str, dict[str, Any]]) -> Run:
-    """The run as if its recipe had these policies; table, manifest and rewards are the run's own."""
-    other = copy.copy(run)
-    other.recipe = with_policies(run.recipe, policies)
-    return other
+def with_policy(run: Run, name: str, fields: dict[str, Any]) -> Run:
+    """The run as if its recipe had this one policy."""
+    return Run(with_policies(run.recipe, {name: fields}), run.folder)
 
 
 def check_scored(run: Run, entries: list[Entry]) -> None:
@@ -50,16 +52,13 @@ def check_scored(run: Run, entries: list[Entry]) -> None:
 
 
 def _check(run: Run, entry: Entry) -> None:
-    from leftover.prepare.checks import check_prompts, check_recipe, check_rewards
-    from leftover.training.run import training_args
-
-    this = shadow(run, {entry.name: entry.fields})
-    this.check_packages()
-    this.check_rewards()
-    training_args(this, entry.name, run.recipe.seeds[0])
-    check_recipe(this)
-    check_prompts(this)
-    check_rewards(this)
+    one = with_policy(run, entry.name, entry.fields)
+    claim.check_packages(one.recipe)
+    claim.check_rewards(one)
+    training_args(one, entry.name, run.recipe.seeds[0])
+    checks.check_recipe(one.recipe, one.reward)
+    checks.check_prompts(one.recipe, one.table)
+    checks.check_rewards(one.recipe, one.reward, one.table)
 
 
 def refusal(check: Callable[..., None], *arguments: Any) -> str | None:
@@ -121,17 +120,13 @@ def take_as_many_tokens(entry: Entry, rows: int, ratio: float) -> None:
 
 
 def _args(run: Run, name: str, fields: dict[str, Any]) -> Any:
-    from leftover.training.run import training_args
-
-    return training_args(shadow(run, {name: fields}), name, run.recipe.seeds[0])
+    return training_args(with_policy(run, name, fields), name, run.recipe.seeds[0])
 
 
 def _plan(run: Run, name: str, fields: dict[str, Any]) -> Planned:
-    from leftover.training.run import policy_rows, trained_tokens
-    from leftover.training.selection import run_order, selection, training_columns
-
-    rows = policy_rows(shadow(run, {name: fields}), name)
-    columns, args = training_columns(rows), _args(run, name, fields)
+    one = with_policy(run, name, fields)
+    rows = policy_rows(one.recipe, one.table, name)
+    columns, args = training_columns(rows), training_args(one, name, run.recipe.seeds[0])
     selected, weights, _ = selection(args, columns)
     order, updates = run_order(args, columns, selected, weights)
     num = int(selected.sum())

@@ -12,7 +12,7 @@ from leftover.commands.compare.trials import Trials, make_trials, read_grid, tri
 from leftover.commands.plan.build import Plan, build_plan
 from leftover.commands.plan.recorded import check_recorded
 from leftover.commands.plan.rows import Rows, read
-from leftover.commands.plan.settings import Unwritten, training_settings
+from leftover.commands.plan.settings import checked_run, training_settings
 from leftover.commands.plan.show import MEANING, memory_table, plain_table, print_tables, work_table
 from leftover.commands.plan.sources import offline
 from leftover.commands.plan.work import GROUPS, LEFTOVER, Sizes, Training, plan_training
@@ -88,15 +88,13 @@ def _give(
 
 def _check(recipe: Recipe, entry: Entry, rows: Rows | str) -> None:
     """What the recipe and the recorded rewards tell."""
-    run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
-    run.check_rewards()
-    check_recipe(run)
+    run = checked_run(with_policies(recipe, {entry.name: entry.fields}))
+    check_recipe(run.recipe, run.reward)
     check_recorded(run.recipe, rows)
 
 
 def _settings(recipe: Recipe, entry: Entry) -> Any:
-    run = Unwritten(with_policies(recipe, {entry.name: entry.fields}))
-    return training_settings(run, policies=True)[entry.name]
+    return training_settings(with_policies(recipe, {entry.name: entry.fields}), policies=True)[entry.name]
 
 
 def _training(recipe: Recipe, entry: Entry, rows: Rows | str) -> Training:

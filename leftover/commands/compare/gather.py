@@ -23,10 +23,12 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     lost = {(job.policy, job.seed) for job in failed}
     seeds = {p: [s for s in run.recipe.seeds if (p, s) not in lost] for p in run.recipe.policies}
     seeds = {policy: finished for policy, finished in seeds.items() if finished}
-    records: BySeed = {p: {s: read_completions(run, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
-    reference = read_completions(run, REFERENCE)
-    metrics = {p: {s: read_metrics(run, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
-    data = _data_completions(run)
+    records: BySeed = {
+        p: {s: read_completions(run.folder, policy_subject(p, s)) for s in of} for p, of in seeds.items()
+    }
+    reference = read_completions(run.folder, REFERENCE)
+    metrics = {p: {s: read_metrics(run.folder, policy_subject(p, s)) for s in of} for p, of in seeds.items()}
+    data = _data_completions(test_rows(run.recipe, run.table))
     results: dict[str, Any] = {
         "name": run.recipe.name,
         "primary": run.recipe.evaluate.primary,
@@ -41,7 +43,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     of_reference = {run.seed: reference}
     for decoding in DECODINGS:
         table = {DATA: describe_data(data)} if any(rewards.values()) else {}
-        table[REFERENCE] = summarise(of_reference, reference, {run.seed: read_metrics(run, REFERENCE)}, decoding)
+        table[REFERENCE] = summarise(of_reference, reference, {run.seed: read_metrics(run.folder, REFERENCE)}, decoding)
         table[REFERENCE] |= against_data(of_reference, rewards, decoding)
         for policy, by_seed in records.items():
             table[policy] = summarise(by_seed, reference, metrics[policy], decoding)
@@ -52,9 +54,8 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     return results
 
 
-def _data_completions(run: Run) -> Records:
+def _data_completions(rows: list[dict[str, Any]]) -> Records:
     """The data's own completions of the test prompts: the text of one a prompt, the rewards of all."""
-    rows = test_rows(run)
     rewards: dict[int, list[float]] = {row["group"]: [] for row in rows}
     for row in rows:
         if np.isfinite(row.get("reward", np.nan)):

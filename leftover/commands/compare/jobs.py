@@ -11,23 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from leftover import pipeline
 from leftover.errors import UserError
-from leftover.evaluation.run import Evaluation, evaluation_key
-from leftover.runs.names import evaluation_artifact, policy_subject, slug
+from leftover.evaluation.run import Evaluation
+from leftover.runs.names import evaluation_artifact, policy_artifact, policy_subject, slug
 from leftover.runs.run import Run
+from leftover.training.run import policy_key, train_one
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 5
-
-
-class Attached(Run):
-    """A run whose folder another process has claimed."""
-
-    def _claim_folder(self) -> None:
-        return
 
 
 @dataclass(frozen=True)
@@ -41,49 +34,48 @@ class Job:
     def __str__(self) -> str:
         return "reference" if self.policy is None else policy_subject(self.policy, self.seed)
 
-    def do(self, run: Run, evaluation: Evaluation) -> None:
+    def work(self, evaluation: Evaluation) -> None:
         """Train and evaluate, as far as that is not done already."""
         if self.policy is not None:
-            pipeline.train_one(run, self.policy, self.seed)
+            train_one(evaluation.run, self.policy, self.seed)
         if self.evaluate:
             evaluation.of(str(self))
 
-    def is_done(self, run: Run) -> bool:
+    def is_done(self, evaluation: Evaluation) -> bool:
         """Whether the manifest has all of it under the recipe's keys."""
-        manifest = run.manifest
+        run, name = evaluation.run, str(self)
         if self.policy is not None:
-            artifact = pipeline.policy_artifact(self.policy, self.seed)
-            if not manifest.status(artifact, pipeline.policy_key(run, self.policy, self.seed)).finished:
+            artifact = policy_artifact(self.policy, self.seed)
+            if not run.manifest.status(artifact, policy_key(run, self.policy, self.seed)).finished:
                 return False
-        name = str(self)
-        return not self.evaluate or manifest.status(evaluation_artifact(name), evaluation_key(run, name)).finished
+        return not self.evaluate or run.manifest.status(evaluation_artifact(name), evaluation.key(name)).finished
 
 
 def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job, str]:
     """Do what is missing; a run that fails does not stop the others. Returns job -> what its log says last."""
-    missing = [job for job in jobs if not job.is_done(run)]
+    evaluation = Evaluation(run)
+    missing = [job for job in jobs if not job.is_done(evaluation)]
     if not missing:
         return {}
     log.info("compare: %d of %s still to do", len(missing), counted(len(jobs)))
-    failed = _in_processes(run, missing, num_processes) if num_processes > 1 else _here(run, missing)
+    failed = _in_processes(run, missing, num_processes) if num_processes > 1 else _here(evaluation, missing)
     for job, said in failed.items():
-        log.error("compare: %s failed (%s):\n%s", job, log_path(run, job), said)
+        log.error("compare: %s failed (%s):\n%s", job, log_path(run.folder, job), said)
     return failed
 
 
-def log_path(run: Run, job: Job) -> Path:
+def log_path(folder: Path, job: Job) -> Path:
     """Where a run in a process of its own writes what it says, and any run why it failed."""
-    return run.folder / "logs" / f"{slug(str(job))}.log"
+    return folder / "logs" / f"{slug(str(job))}.log"
 
 
-def _here(run: Run, jobs: Sequence[Job]) -> dict[Job, str]:
+def _here(evaluation: Evaluation, jobs: Sequence[Job]) -> dict[Job, str]:
     failed: dict[Job, str] = {}
-    evaluation = Evaluation(run)
     for job in jobs:
         try:
-            job.do(run, evaluation)
+            job.work(evaluation)
         except Exception as error:  # one run's fault, whatever it is, is told and leaves the others alone
-            path = log_path(run, job)
+            path = log_path(evaluation.run.folder, job)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(traceback.format_exc(), encoding="utf-8")
             failed[job] = str(error) or repr(error)
@@ -97,7 +89,7 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
         while waiting or running:
             while waiting and len(running) < num_processes:
                 job = waiting.pop(0)
-                running[job] = (_start(run, job, min(num_processes, len(jobs))), time.monotonic())
+                running[job] = (_start(run.folder, job, min(num_processes, len(jobs))), time.monotonic())
             time.sleep(_POLL_SECONDS)
             for job, (process, started) in list(running.items()):
                 if process.poll() is None:
@@ -106,7 +98,7 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
                 _close(process.stdin)
                 seconds = time.monotonic() - started
                 if process.returncode:
-                    failed[job] = _tail(log_path(run, job), process.returncode)
+                    failed[job] = _tail(log_path(run.folder, job), process.returncode)
                 else:
                     left = len(waiting) + len(running)
                     log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(left))
@@ -119,15 +111,15 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
     return failed
 
 
-def _start(run: Run, job: Job, num_processes: int) -> subprocess.Popen:
-    path = log_path(run, job)
+def _start(folder: Path, job: Job, num_processes: int) -> subprocess.Popen:
+    path = log_path(folder, job)
     path.parent.mkdir(parents=True, exist_ok=True)
     policy = [] if job.policy is None else ["--policy", job.policy]
     command = [
         sys.executable,
         "-m",
         "leftover.commands.compare.worker",
-        str(run.folder),
+        str(folder),
         *policy,
         "--seed",
         str(job.seed),

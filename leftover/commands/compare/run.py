@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from leftover import pipeline
@@ -20,9 +21,11 @@ from leftover.commands.compare.methods import Entry, resolve
 from leftover.commands.compare.trials import Trials, adopt, choose, make_trials, read_grid, trial_policies, trial_policy
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
+from leftover.runs.claim import claim, open_run
+from leftover.runs.finished import FinishedRun
 from leftover.runs.run import Run
 from leftover.store.manifest import Manifest, read_json
-from leftover.training.run import effective, policy_settings, training_args
+from leftover.training.settings import effective, policy_settings, training_args
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     grid = read_grid(options.grid, recipe)
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
         with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
-    run = Run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
+    run = open_run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
     training_args(run, "nll", seeds[0])  # a fault of the settings that all share is none of the rows
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)
@@ -81,18 +84,18 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     failed = run_jobs(run, jobs, options.jobs)
     if len(failed) >= len(jobs) - 1 or Job(None) in failed:
         raise UserError(f"compare: {len(failed)} of {len(jobs)} runs failed. {next(iter(failed.values()))}")
-    results = gather(run, failed) | _settings(run, entries, planned, trials, records, options)
+    results = gather(run, failed) | _settings(run.recipe, entries, planned, trials, records, options)
     results["num_runs"] = len(jobs) - 1
     from leftover.commands.compare.write import write_comparison
 
-    _tell_left_out(run, results)
-    write_comparison(run, results)
+    _tell_left_out(run.folder, results)
+    write_comparison(FinishedRun(run.folder, run.recipe), results)
     return results, failed
 
 
-def _tell_left_out(run: Run, results: dict[str, Any]) -> None:
+def _tell_left_out(folder: Path, results: dict[str, Any]) -> None:
     """Say what the comparison that is replaced told of, and this one does not."""
-    path = run.folder / "comparison.json"
+    path = folder / "comparison.json"
     before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
     methods = [name for name in before["methods"] if name not in results["methods"]]
     seeds = [str(seed) for seed in before["seeds"] if seed not in results["seeds"]]
@@ -111,7 +114,7 @@ def _policies(entries: list[Entry]) -> dict[str, dict[str, Any]]:
 def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
     """Make these the policies of the run, also for processes that read its folder."""
     run.recipe = with_policies(run.recipe, policies)
-    run._claim_folder()
+    claim(run)
 
 
 def _constants(run: Run, again: bool = False) -> None:
@@ -171,7 +174,7 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
 
 
 def _settings(
-    run: Run, entries: list[Entry], planned: dict[str, Planned], trials: Trials, records: dict, options: Options
+    recipe: Recipe, entries: list[Entry], planned: dict[str, Planned], trials: Trials, records: dict, options: Options
 ) -> dict[str, Any]:
     """What the comparison was made of, for comparison.json."""
     methods = {}
@@ -181,7 +184,7 @@ def _settings(
         plan = planned[entry.name]
         methods[entry.name] = {
             "source": entry.source,
-            "settings": effective(policy_settings(run, entry.name)),
+            "settings": effective(policy_settings(recipe, entry.name)),
             "updates": plan.updates,
             "planned_tokens": plan.tokens,
             "selected_rows": plan.selected_rows,

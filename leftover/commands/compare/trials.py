@@ -5,13 +5,13 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry, declared_trials, with_trial
 from leftover.errors import UserError
-from leftover.pipeline import policy_key
 from leftover.recipe.checks import check_policy
 from leftover.recipe.files import load_yaml
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
-from leftover.training.run import discard, training_args
+from leftover.training.run import discard, policy_key
+from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ def choose(run: Run, name: str, trials: list[dict[str, Any]], seed: int) -> tupl
 
 def adopt(run: Run, trial: str, name: str, seed: int) -> None:
     """Make a finished trial the policy `name` of its seed: it was trained from the same rows by the same settings."""
-    artifact, source = policy_artifact(name, seed), policy_folder(run, trial, seed)
-    target = policy_folder(run, name, seed)
+    artifact, source = policy_artifact(name, seed), policy_folder(run.folder, trial, seed)
+    target = policy_folder(run.folder, name, seed)
     key = policy_key(run, name, seed)
     entry = policy_artifact(trial, seed)
     finished = run.manifest.status(artifact, key).finished

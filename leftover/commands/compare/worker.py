@@ -15,16 +15,17 @@ import threading
 def work(folder: str, policy: str | None, seed: int, evaluate: bool) -> None:
     """Do one job of the run in `folder`."""
     from leftover import pipeline
-    from leftover.commands.compare.jobs import Attached, Job
+    from leftover.commands.compare.jobs import Job
     from leftover.evaluation.run import Evaluation
     from leftover.recipe.files import load_recipe
+    from leftover.runs.run import Run
 
-    run = Attached(load_recipe(folder))
+    run = Run(load_recipe(folder), folder)
     said = logging.getLogger("leftover")
     said.setLevel(logging.WARNING)  # all of it is reused
     pipeline.prepare(run)
     said.setLevel(logging.INFO)
-    Job(policy, seed, evaluate).do(run, Evaluation(run))
+    Job(policy, seed, evaluate).work(Evaluation(run))
 
 
 def _end_with_parent() -> None:

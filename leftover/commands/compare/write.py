@@ -13,20 +13,20 @@ from leftover.evaluation.tables import GLOSSARY
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.page import write_run_page
-from leftover.runs.run import Run
+from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import write_json
 
 log = logging.getLogger(__name__)
 
 
-def write_comparison(run: Run, results: dict[str, Any]) -> None:
+def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write the tables and pictures of a comparison into the run's folder."""
     rows = flat_rows(results)
     write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
     _write_csv(run.folder / "comparison.csv", rows)
     pictures = {
         "Reward against diversity": draw_reward_diversity(run.folder, results),
-        "Reward along training": draw_curves(run, results, "comparison_training.png"),
+        "Reward along training": draw_curves(run.folder, results, "comparison_training.png"),
     }
     path = run.folder / "comparison.md"
     path.write_text(as_markdown(results, rows, pictures), encoding="utf-8")

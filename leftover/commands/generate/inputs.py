@@ -22,6 +22,8 @@ from leftover.recipe.files import load_recipe, make_recipe, reward_section
 from leftover.recipe.sections import DataSection, Recipe
 from leftover.rewards import learner
 from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
+from leftover.runs.claim import open_run
+from leftover.runs.finished import FinishedRun
 from leftover.runs.run import Run
 from leftover.store.manifest import FileHashes, read_json
 
@@ -103,7 +105,7 @@ def open_source(
     """
     path, folder = model, Path(model)
     if (folder / "recipe.yaml").is_file():
-        path = str(trained_policy(folder, load_recipe(folder), policy, policy_seed))
+        path = str(trained_policy(FinishedRun(folder), policy, policy_seed))
         recipe = recipe or model
     elif policy is not None or policy_seed is not None:
         raise UserError(
@@ -136,7 +138,7 @@ def _with_recipe(
 ) -> Source:
     """`overrides` are this command's own: the run, whose rows and rewards are used, keeps its recipe as it is."""
     saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
-    run = Run(saved)
+    run = open_run(saved)
     if prompts is None:
         if settings.data.path != saved.data.path:
             raise UserError("--set data.path: give the file as PROMPTS, after the model")
@@ -152,7 +154,7 @@ def _with_recipe(
         scores, learnt = recipe_reward(run)
     else:
         scores, learnt = fresh_reward(section or settings.reward), {}
-    return Source(path, settings, run.tokenizer, found, scores, run.compute_dtype, run.hashes, learnt)
+    return Source(path, settings, run.models.tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:

@@ -106,18 +106,19 @@ def _write_page(run_folder: str, options: dict[str, Any]) -> None:
 
 def _import(folder: Path, options: dict[str, Any], settings: Any) -> None:
     from leftover.commands.judge.human import import_ratings
-    from leftover.commands.judge.pairs import Evaluated
     from leftover.commands.judge.show import print_ratings
+    from leftover.runs.finished import FinishedRun
 
     files = [Path(name) for name in options["ratings"]]
-    print_ratings(*import_ratings(Evaluated(folder).folder, files, settings))
+    print_ratings(*import_ratings(FinishedRun(folder).folder, files, settings))
 
 
 def _comparison(run_folder: str, options: dict[str, Any]) -> Any:
-    from leftover.commands.judge.pairs import Evaluated, compare_sides
+    from leftover.commands.judge.pairs import compare_sides
+    from leftover.runs.finished import FinishedRun
 
     names = ("against", "policy", "seeds", "against_policy", "against_seed", "decoding", "max_prompts")
-    return compare_sides(Evaluated(run_folder), **{name: options[name] for name in names})
+    return compare_sides(FinishedRun(run_folder), **{name: options[name] for name in names})
 
 
 def _criteria(options: dict[str, Any]) -> Any:

@@ -1,19 +1,17 @@
 """The completions that are compared: two sides of a finished evaluation, matched by prompt."""
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
-from leftover.recipe.files import load_recipe
-from leftover.recipe.sections import Recipe
-from leftover.store.manifest import Manifest, digest
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import completions_path, evaluation_artifact, policy_subject, read_completions
+from leftover.store.manifest import digest
 from leftover.store.table import Table, column, equals
 
 log = logging.getLogger(__name__)
@@ -56,58 +54,39 @@ class Comparison:
         return f"{self.ours} against {self.theirs}, {self.decoding}"
 
 
-class Evaluated:
-    """The evaluation of one run, read only: nothing is computed, and no file of the run is touched."""
+def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> list[dict[str, Any]]:
+    """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
+    artifact = evaluation_artifact(subject)
+    evaluate = f"run `leftover evaluate {run.folder}` first"
+    if not run.manifest.is_complete(artifact):
+        start = evaluation_artifact("")
+        done = [n for n in run.manifest.entries if n.startswith(start) and run.manifest.is_complete(n)]
+        listed = ", ".join(name.removeprefix(start) for name in done) or "none"
+        raise UserError(f"'{subject}' of '{run.folder}' is not evaluated (evaluated: {listed}): {evaluate}")
+    used = run.manifest.entries[artifact]["key"]["from"]
+    if any(not run.table.has(block) or run.table.digest(block) != of for block, of in used.items()):
+        raise UserError(f"the rows of '{run.folder}' have changed since '{subject}' was evaluated: {evaluate}")
+    path = completions_path(run.folder, subject)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: put it back, or run the recipe again with another output_dir")
+    return [record for record in read_completions(run.folder, subject) if record["decoding"] == decoding]
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        if not (self.folder / "recipe.yaml").is_file():
-            raise UserError(f"'{self.folder}' is not the folder of a run (no recipe.yaml in it)")
-        self.recipe: Recipe = load_recipe(self.folder / "recipe.yaml")
-        self.table, self.manifest = Table(self.folder / "table"), Manifest(self.folder)
 
-    def policy(self, name: str | None) -> str:
-        """The name of a policy; default: the recipe's first."""
-        policy = name or self.recipe.main_policy
-        if policy not in self.recipe.policies:
-            raise UserError(f"no policy '{policy}' in '{self.folder}' (it has: {', '.join(self.recipe.policies)})")
-        return policy
-
-    def records(self, subject: str, decoding: str) -> list[dict[str, Any]]:
-        """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
-        from leftover.runs.names import evaluation_artifact
-
-        artifact = evaluation_artifact(subject)
-        evaluate = f"run `leftover evaluate {self.folder}` first"
-        if not self.manifest.is_complete(artifact):
-            start = evaluation_artifact("")
-            done = [n for n in self.manifest.entries if n.startswith(start) and self.manifest.is_complete(n)]
-            listed = ", ".join(name.removeprefix(start) for name in done) or "none"
-            raise UserError(f"'{subject}' of '{self.folder}' is not evaluated (evaluated: {listed}): {evaluate}")
-        used = self.manifest.entries[artifact]["key"]["from"]
-        if any(not self.table.has(block) or self.table.digest(block) != of for block, of in used.items()):
-            raise UserError(f"the rows of '{self.folder}' have changed since '{subject}' was evaluated: {evaluate}")
-        path = self.folder / "evaluation" / f"{subject}.jsonl"
-        if not path.is_file():
-            raise UserError(f"{path} is missing: put it back, or run the recipe again with another output_dir")
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
-        return [record for record in map(json.loads, filter(None, lines)) if record["decoding"] == decoding]
-
-    def rows(self, groups: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
-        """The test rows of the prompts `groups`: group -> its rows, in the order of the data."""
-        table = self.table.open("rows", "split", "tokens")
-        keep = equals(table, "split", "test") & equals(table, "kept", True)
-        keep &= np.isin(column(table, "group"), sorted(set(groups)))
-        names = ["prompt", "tools", "conversational", "completion", "group", "is_chosen"]
-        present = [name for name in names if name in table.column_names]
-        found: dict[int, list[dict[str, Any]]] = {}
-        for row in table.select_columns(present).select(np.flatnonzero(keep)):
-            found.setdefault(row["group"], []).append(row)
-        return found
+def rows_by_prompt(table: Table, groups: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+    """The test rows of the prompts `groups`: group -> its rows, in the order of the data."""
+    rows = table.open("rows", "split", "tokens")
+    keep = equals(rows, "split", "test") & equals(rows, "kept", True)
+    keep &= np.isin(column(rows, "group"), sorted(set(groups)))
+    names = ["prompt", "tools", "conversational", "completion", "group", "is_chosen"]
+    present = [name for name in names if name in rows.column_names]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in rows.select_columns(present).select(np.flatnonzero(keep)):
+        found.setdefault(row["group"], []).append(row)
+    return found
 
 
 def compare_sides(
-    run: Evaluated,
+    run: FinishedRun,
     against: str,
     *,
     policy: str | None = None,
@@ -122,19 +101,18 @@ def compare_sides(
     Prompts are drawn by their digest, so that a larger `max_prompts` keeps those of a smaller one. Raises UserError
     where a side was not evaluated, or the sides share no prompt.
     """
-    from leftover.runs.names import evaluation_artifact, policy_subject
-
     policy, seeds = run.policy(policy), seeds or (run.recipe.seeds[0],)
     decoding = decoding or run.recipe.evaluate.primary
-    records = {seed: run.records(policy_subject(policy, seed), decoding) for seed in dict.fromkeys(seeds)}
+    subjects = {seed: policy_subject(policy, seed) for seed in seeds}
+    records = {seed: evaluated_completions(run, subject, decoding) for seed, subject in subjects.items()}
     every = [record for of_seed in records.values() for record in of_seed]
     if not every:
         raise UserError(f"the evaluation of '{policy}' in '{run.folder}' holds no {decoding} completion")
-    prompts = {group: rows[0] for group, rows in run.rows(r["group"] for r in every).items()}
+    prompts = {group: rows[0] for group, rows in rows_by_prompt(run.table, [r["group"] for r in every]).items()}
     ids = {group: prompt_id(row) for group, row in prompts.items()}
     if against in (DATA, REFERENCE) and (against_policy or against_seed is not None):
         raise UserError(f"--against-policy and --against-seed go with --against RUN, not with {against}")
-    other = None if against in (DATA, REFERENCE) else Evaluated(against)
+    other = None if against in (DATA, REFERENCE) else FinishedRun(against)
     sides = [_other_side(run, other, against, seed, against_policy, against_seed, decoding, ids) for seed in records]
     pairs = [
         Pair(
@@ -157,7 +135,7 @@ def compare_sides(
         log.warning("judge: %d of %d prompts are in both runs; only these are compared", len(shared), len(ids))
     drawn = set(shared[:max_prompts])
     tokens = sum(record["tokens"] for record in every)
-    subjects = [policy_subject(policy, seed) for seed in records] + [REFERENCE] * (against == REFERENCE)
+    read = [*subjects.values(), *([REFERENCE] if against == REFERENCE else [])]
     return Comparison(
         ours=_with_seeds(policy, records),
         theirs=" and ".join(dict.fromkeys(name for name, _ in sides)),
@@ -165,13 +143,13 @@ def compare_sides(
         pairs=tuple(sorted((p for p in pairs if p.prompt_id in drawn), key=lambda p: (p.prompt_id, p.seed))),
         characters_per_token=sum(len(record["text"]) for record in every) / max(tokens, 1),
         unended=float(np.mean([not record.get("ended", True) for record in every])),
-        evaluations={subject: run.manifest.digest(evaluation_artifact(subject)) for subject in subjects},
+        evaluations={subject: run.manifest.digest(evaluation_artifact(subject)) for subject in read},
     )
 
 
 def _other_side(
-    run: Evaluated,
-    other: Evaluated | None,
+    run: FinishedRun,
+    other: FinishedRun | None,
     against: str,
     seed: int,
     policy: str | None,
@@ -180,17 +158,15 @@ def _other_side(
     ids: dict[int, str],
 ) -> tuple[str, dict[str, str]]:
     """What one seed is compared with: its name, and prompt id -> completion."""
-    from leftover.runs.names import policy_subject
-
     if against == DATA:
-        return DATA, {ids[group]: own_row(rows)["completion"] for group, rows in run.rows(ids).items()}
+        return DATA, {ids[group]: own_row(rows)["completion"] for group, rows in rows_by_prompt(run.table, ids).items()}
     if other is None:
-        return REFERENCE, {ids[r["group"]]: r["text"] for r in run.records(REFERENCE, decoding)}
+        return REFERENCE, {ids[r["group"]]: r["text"] for r in evaluated_completions(run, REFERENCE, decoding)}
     policy = other.policy(policy)
     if other_seed is None:  # the same seed where there is one
         other_seed = seed if seed in other.recipe.seeds else other.recipe.seeds[0]
-    records = other.records(policy_subject(policy, other_seed), decoding)
-    rows = other.rows(record["group"] for record in records)
+    records = evaluated_completions(other, policy_subject(policy, other_seed), decoding)
+    rows = rows_by_prompt(other.table, [record["group"] for record in records])
     name = f"{policy}-seed-{other_seed} of {other.recipe.name}"
     return name, {prompt_id(rows[record["group"]][0]): record["text"] for record in records}
 

@@ -8,7 +8,7 @@ from leftover.commands.plan.holding import Holding
 from leftover.commands.plan.memory import Memory
 from leftover.commands.plan.recorded import check_recorded
 from leftover.commands.plan.rows import Rows, read
-from leftover.commands.plan.settings import Unwritten, training_settings
+from leftover.commands.plan.settings import checked_run, training_settings
 from leftover.commands.plan.shape import Shape, find_config, measure
 from leftover.commands.plan.sources import LOCAL, Source, list_sources, missing_packages
 from leftover.commands.plan.trace import Traced, skeleton
@@ -17,6 +17,7 @@ from leftover.data.tokenizer import read_chat_template
 from leftover.models.load import torch_dtype
 from leftover.prepare.checks import check_recipe
 from leftover.recipe.sections import Recipe
+from leftover.rewards import SumReward
 
 STAGES = ("prepare", "train", "evaluate", "report")
 
@@ -48,10 +49,10 @@ def build_plan(
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
     trains, evaluates = (STAGES.index(until) >= STAGES.index(stage) for stage in ("train", "evaluate"))
-    run = Unwritten(recipe)
-    check_recipe(run)
+    run = checked_run(recipe)
+    check_recipe(recipe, run.reward)
     read_chat_template(recipe.model.chat_template)
-    settings = training_settings(run, policies=trains)
+    settings = training_settings(recipe, policies=trains)
     rows = read(recipe) if rows is None else rows
     check_recorded(recipe, rows)
     sizes = Sizes(recipe, rows if isinstance(rows, Rows) else None)
@@ -66,28 +67,30 @@ def build_plan(
         section = recipe.model
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
         shape = measure(model, config, section.quantization is not None)
-        holding = Holding(run, shape, sources, sizes, settings)
+        holding = Holding(recipe, run.reward, shape, sources, sizes, settings)
         held, disk = list(holding.memory(Traced(model), evaluates)), list(holding.disk(trains))
-    costs = Costs(run, shape, sources, sizes)
+    costs = Costs(recipe, run.reward, shape, sources, sizes)
     costs.prepare(trainings, settings)
     if trains:
         costs.train(trainings, settings)
     if evaluates:
         costs.evaluate()
-    notes = list(_notes(run, sizes, sources, trainings))
+    notes = list(_notes(recipe, run.reward, sizes, sources, trainings))
     packages = missing_packages(recipe)
     return Plan(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, held, disk, notes)
 
 
-def _notes(run: Unwritten, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]
+) -> Iterator[str]:
     """What a reader has to know of this plan's numbers."""
-    if sizes.rows is None and run.recipe.data.max_rows is None:
+    if sizes.rows is None and recipe.data.max_rows is None:
         yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
     if not sizes.lengths_known:
         yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
     if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):
         yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
-    if not run.reward.scores_new_completions:
+    if not reward.scores_new_completions:
         yield "The rewards are recorded: no completion is scored, and checkpoints are chosen on recorded rewards."
     models = [s for s in sources if s.purpose in ("reward", "judge")]
     if models:

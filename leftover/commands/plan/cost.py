@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leftover.commands.plan.settings import Unwritten
 from leftover.commands.plan.shape import Shape
 from leftover.commands.plan.sources import Source
 from leftover.commands.plan.work import Amount, Sizes, Training
+from leftover.recipe.sections import Recipe
+from leftover.rewards import SumReward
 
 # Sampled and greedy completions (`leftover.runs.names.DECODINGS`).
 _DECODINGS = 2
@@ -27,16 +28,16 @@ class Work:
 class Costs:
     """Collects the lines of one plan."""
 
-    def __init__(self, run: Unwritten, shape: Shape | None, sources: list[Source], sizes: Sizes):
-        self.run, self.shape, self.sources, self.sizes = run, shape, sources, sizes
-        self.scores = run.reward.scores_new_completions
+    def __init__(self, recipe: Recipe, reward: SumReward, shape: Shape | None, sources: list[Source], sizes: Sizes):
+        self.recipe, self.reward, self.shape, self.sources, self.sizes = recipe, reward, shape, sources, sizes
+        self.scores = reward.scores_new_completions
         self.lines: list[Work] = []
 
     def prepare(self, trainings: list[Training], settings: dict[str, Any]) -> None:
-        from leftover.prepare.checks import needs_value
+        from leftover.prepare.checks import needs_value, value_targets
         from leftover.prepare.readers import extra_blocks, num_reference_samples
 
-        run, sizes, value = self.run, self.sizes, self.run.recipe.value
+        recipe, sizes, value = self.recipe, self.sizes, self.recipe.value
         rows = sizes.amount(None)
         self._rewards("rewards of the rows", rows)
         for training in trainings:
@@ -45,25 +46,25 @@ class Costs:
                 some = sizes.amount("validation", most_rows=_LIKELIHOOD_ROWS)
                 self._passes("validation of the reference", some, training.evaluations)
         self._passes("reference log-probabilities", rows)
-        if needs_value(run) and run.value_targets == "reference_samples":
+        if needs_value(recipe) and value_targets(recipe, self.reward) == "reference_samples":
             prompts, _ = sizes.prompts("train", value.num_prompts)
             repeats = value.samples_per_prompt if value.decoding == "sample" else 1
             self._generation("value: samples of the reference", prompts, repeats)
-        blocks = extra_blocks(run)
+        blocks = extra_blocks(recipe)
         if "quantile" in blocks:
             what, most = "reward quantiles: samples of the reference", sizes.amount("train")
             if most is None:
                 self.lines.append(Work(what, "unknown", None, False))
             else:
                 prompts, _ = sizes.prompts("train", most.rows)
-                self._generation(what, prompts, num_reference_samples(run.recipe))
+                self._generation(what, prompts, num_reference_samples(recipe))
         if "mismatched" in blocks:
             self._passes("mismatched log-probabilities", sizes.amount("train"))
 
     def train(self, trainings: list[Training], settings: dict[str, Any]) -> None:
         policies = [training for training in trainings if training.name != "reference"]
         self._training("policies", policies, settings)
-        most = self.run.recipe.evaluate.max_selection_prompts
+        most = self.recipe.evaluate.max_selection_prompts
         evaluations = sum(training.evaluations * training.runs for training in policies)
         self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
         if self.scores:
@@ -71,7 +72,7 @@ class Costs:
             self._generation("validation: completions", prompts, evaluations)
 
     def evaluate(self) -> None:
-        recipe, sizes = self.run.recipe, self.sizes
+        recipe, sizes = self.recipe, self.sizes
         subjects = 1 + len(recipe.policies) * len(recipe.seeds)
         prompts, _ = sizes.prompts("test", recipe.evaluate.max_prompts)
         self._passes("test: likelihood", sizes.amount("test", recipe.evaluate.max_prompts), subjects)

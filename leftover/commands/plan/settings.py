@@ -1,11 +1,12 @@
 """The settings that a run would take, checked as a run checks them, without its folder."""
 
-import copy
 from typing import Any
 
 from leftover.commands.plan.shape import find_config
 from leftover.errors import UserError, nearest
 from leftover.models.load import max_positions
+from leftover.recipe.sections import Recipe
+from leftover.runs.claim import check_limits, check_rewards, model_positions
 from leftover.runs.run import Run
 
 # Settings that LoLConfig refuses on a machine that cannot run them; they change no number of steps.
@@ -22,54 +23,55 @@ _MACHINE = (
 )
 
 
-class Unwritten(Run):
-    """A run that claims no folder: the checks of its recipe, and what it would use."""
+def checked_run(recipe: Recipe) -> Run:
+    """The run of a recipe, checked as `open_run` does, without its folder and without the network.
 
-    def _claim_folder(self) -> None:
-        return
-
-    def check_packages(self) -> None:
-        """Missing packages are told in the plan: it may be made on another machine than the run."""
-
-    def _positions(self, path: str) -> int | None:
-        config, _ = find_config(self.recipe.model)
-        return None if config is None else max_positions(config)
-
-    def original(self, training: str, key: str, default: Any = None) -> Any:
-        """A setting of a policy, or of the reference, as the recipe has it."""
-        recipe = self.recipe
-        fields = recipe.reference.train if training == "reference" else recipe.train | recipe.policies[training]
-        return fields.get(key, default)
-
-    def dtype_of(self, training: str) -> str | None:
-        """The autocast dtype of a training."""
-        if self.original(training, "bf16"):
-            return "bfloat16"
-        return "float16" if self.original(training, "fp16") else None
-
-    def optimizer_of(self, training: str) -> str:
-        return str(self.original(training, "optim", "adamw_torch"))
+    Missing packages are part of the plan: it may be made on another machine than the run.
+    """
+    run = Run(recipe)
+    check_rewards(run)
+    if recipe.model.path is None:
+        positions = model_positions(recipe.model)
+    else:
+        config, _ = find_config(recipe.model)
+        positions = None if config is None else max_positions(config)
+    check_limits(recipe, positions)
+    return run
 
 
-def training_settings(run: Unwritten, policies: bool) -> dict[str, Any]:
+def original(recipe: Recipe, training: str, key: str, default: Any = None) -> Any:
+    """A setting of a policy, or of the reference, as the recipe has it."""
+    fields = recipe.reference.train if training == "reference" else recipe.train | recipe.policies[training]
+    return fields.get(key, default)
+
+
+def dtype_of(recipe: Recipe, training: str) -> str | None:
+    """The autocast dtype of a training."""
+    if original(recipe, training, "bf16"):
+        return "bfloat16"
+    return "float16" if original(recipe, training, "fp16") else None
+
+
+def optimizer_of(recipe: Recipe, training: str) -> str:
+    return str(original(recipe, training, "optim", "adamw_torch"))
+
+
+def training_settings(recipe: Recipe, policies: bool) -> dict[str, Any]:
     """LoLConfig of the reference (where it is fitted) and of every policy, without what only this machine refuses."""
-    from leftover.training.run import _args, reference_settings, training_args
+    from leftover.training.settings import reference_args, training_args
 
-    recipe = run.recipe
     _check_optimizers([recipe.train, recipe.reference.train, *recipe.policies.values()])
-    portable = copy.copy(run)
-    portable.recipe = recipe.model_copy(
-        update={
-            "train": _portable(recipe.train),
-            "policies": {name: _portable(fields) for name, fields in recipe.policies.items()},
-        }
-    )
+    update = {
+        "train": _portable(recipe.train),
+        "reference": recipe.reference.model_copy(update={"train": _portable(recipe.reference.train)}),
+        "policies": {name: _portable(fields) for name, fields in recipe.policies.items()},
+    }
+    run = Run(recipe.model_copy(update=update))
     found: dict[str, Any] = {}
     if recipe.reference.source == "fit":
-        reference = reference_settings(_portable(recipe.reference.train))
-        found["reference"] = _args(portable, reference, run.folder / "reference", run.seed)
+        found["reference"] = reference_args(run.recipe, run.folder)
     if policies:
-        found |= {name: training_args(portable, name, recipe.seeds[0]) for name in recipe.policies}
+        found |= {name: training_args(run, name, recipe.seeds[0]) for name in recipe.policies}
     return found
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from leftover.evaluation.tables import GLOSSARY, interval, result_cells
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import is_hub_id, public_name
-from leftover.store.table import equals
+from leftover.recipe.sections import Recipe
+from leftover.store.table import Table, equals
 
 _PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
 
@@ -17,28 +18,28 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
-def base_model(recipe: Any) -> tuple[str, str | None]:
+def base_model(recipe: Recipe) -> tuple[str, str | None]:
     """What the model was before any of this training, for readers; and its id on the Hub, where it has one."""
     path = recipe.model.path
     if path is None:
-        return f"random weights ({recipe.model.config.get('model_type')})", None
+        return f"random weights ({(recipe.model.config or {}).get('model_type')})", None
     return public_name(path), path if is_hub_id(path) else None
 
 
-def reference_model(recipe: Any) -> str:
+def reference_model(recipe: Recipe) -> str:
     """What the reference is."""
     reference = recipe.reference
     if reference.source == "as_is":
         return "the base as it is"
     if reference.source == "path":
-        return public_name(reference.path)
+        return public_name(str(reference.path))
     return "the base, fine-tuned by the likelihood of the training completions"
 
 
-def data_files(run: Any) -> tuple[list[tuple[str, str | None]], list[str]]:
+def data_files(recipe: Recipe, table: Table) -> tuple[list[tuple[str, str | None]], list[str]]:
     """(file or Hub id, start of its SHA-256 where it is a file) of all data, and which of them are Hub ids."""
-    recorded = run.table.manifest.entries.get("rows", {}).get("key", {}).get("files", {})
-    paths = run.recipe.data.path
+    recorded = table.manifest.entries.get("rows", {}).get("key", {}).get("files", {})
+    paths = recipe.data.path
     paths = [paths] if isinstance(paths, str) else paths
     # What was a file when it was read has a hash, wherever the run lies now.
     hub = [path for path in paths if path not in recorded and is_hub_id(path)]
@@ -96,9 +97,9 @@ def reward_transform(reward: Any) -> str:
     return _transform(reward.transform)
 
 
-def is_conversational(run: Any) -> bool:
+def is_conversational(table: Table) -> bool:
     """Whether any prompt is a list of messages."""
-    return bool(run.table.has("rows") and equals(run.table.open("rows"), "conversational", True).any())
+    return bool(table.has("rows") and equals(table.open("rows"), "conversational", True).any())
 
 
 def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from leftover.publish.card.curve import draw_curve
 from leftover.publish.card.papers import papers
 from leftover.publish.card.public import without_paths
 from leftover.publish.card.settings import settings_of_policy
-from leftover.store.manifest import read_json
+from leftover.recipe.sections import Recipe
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_artifact, policy_folder
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 _TAGS = {"ppo": ["online-rl", "ppo"], "nll": ["behaviour-cloning"]}  # of objectives that are no offline RL
 
 
-def write_cards(run: Any, results: dict[str, Any]) -> None:
+def write_cards(run: FinishedRun, results: dict[str, Any]) -> None:
     """The card of every policy and seed that `results` are of, and of the reference where the run has fitted one."""
     count = 0
     for policy, seed, folder in _saved(run, results):
@@ -31,29 +33,33 @@ def write_cards(run: Any, results: dict[str, Any]) -> None:
     log.info("cards: %s beside %d models", NAME, count)
 
 
-def _saved(run: Any, results: dict[str, Any]) -> Iterator[tuple[str | None, int, Path]]:
+def _saved(run: FinishedRun, results: dict[str, Any]) -> Iterator[tuple[str | None, int, Path]]:
     if run.recipe.reference.source == "fit" and (run.folder / "reference").is_dir():
         yield None, run.recipe.seed, run.folder / "reference"
     for policy, seeds in results["training"].items():
         for seed in map(int, seeds):
-            folder = run.folder / "policies" / policy / f"seed-{seed}"
+            folder = policy_folder(run.folder, policy, seed)
             if folder.is_dir():
                 yield policy, seed, folder
 
 
 def write_card(
-    run: Any, results: dict[str, Any] | None, policy: str | None, seed: int, folder: Path, hub_id: str | None = None
+    run: FinishedRun,
+    results: dict[str, Any] | None,
+    policy: str | None,
+    seed: int,
+    folder: Path,
+    hub_id: str | None = None,
 ) -> Path:
     """Write README.md and its picture beside the model in `folder`; returns the card's path.
 
     Args:
-        run: a `Run` or a `FinishedRun`.
         results: of its evaluation, the content of results.json or comparison.json; None leaves them out.
         policy: None for the reference.
         hub_id: where the model will be on the Hub; the code that loads it names this, or else the folder itself.
     """
     results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
-    artifact = "reference" if policy is None else f"policy {policy}, seed {seed}"
+    artifact = "reference" if policy is None else policy_artifact(policy, seed)
     trained = run.manifest.facts(artifact)
     adapter = is_adapter(folder)
     values = _values(run, results, policy, seed, trained) | {
@@ -63,21 +69,20 @@ def write_card(
         "curve": draw_curve(trained, folder / PICTURE),
         "picture": PICTURE,
     }
-    card = render(_metadata(run, results, policy, values), values)
+    card = render(_metadata(run.recipe, results, policy, values), values)
     card.content = without_paths(card.content, run.recipe.model_dump())
     card.save(folder / NAME)
     return folder / NAME
 
 
 def _values(
-    run: Any, results: dict[str, Any] | None, policy: str | None, seed: int, trained: dict[str, Any]
+    run: FinishedRun, results: dict[str, Any] | None, policy: str | None, seed: int, trained: dict[str, Any]
 ) -> dict[str, Any]:
     """All that the template shows but for where the model is and its picture."""
     recipe = run.recipe
     settings = settings_of_policy(recipe, policy)
     objective = settings.pop("objective")
-    files, hub_data = facts.data_files(run)
-    prepared = run.folder / "prepare.json"
+    files, hub_data = facts.data_files(recipe, run.table)
     return {
         "name": recipe.name,
         "policy": policy,
@@ -88,17 +93,17 @@ def _values(
         "reference": facts.reference_model(recipe),
         "files": files,
         "hub_data": hub_data,
-        "data": facts.data_facts(read_json(prepared)) if prepared.is_file() else [],
+        "data": facts.data_facts(run.prepared) if run.prepared else [],
         "rewards": facts.reward_rows(recipe.reward),
         "transform": facts.reward_transform(recipe.reward),
         "settings": settings,
         "trained": trained,
         "results": facts.results_facts(results, policy or "reference", seed) if results else None,
-        "conversational": facts.is_conversational(run),
+        "conversational": facts.is_conversational(run.table),
         "template_options": recipe.model.template_options,
         "sampled": recipe.evaluate.primary == "sampled",
         "temperature": recipe.evaluate.temperature,
-        "max_new_tokens": recipe.evaluate.max_new_tokens or recipe.data.max_completion_tokens,
+        "max_new_tokens": recipe.max_new_tokens,
         "trust_remote_code": recipe.model.trust_remote_code,
         "papers": papers(objective),
         "versions": facts.versions(),
@@ -114,13 +119,15 @@ def method(objective: str) -> str:
     return str(OBJECTIVES[objective].loss.__doc__).strip().splitlines()[0]
 
 
-def _metadata(run: Any, results: dict[str, Any] | None, policy: str | None, values: dict[str, Any]) -> dict[str, Any]:
+def _metadata(
+    recipe: Recipe, results: dict[str, Any] | None, policy: str | None, values: dict[str, Any]
+) -> dict[str, Any]:
     from huggingface_hub import EvalResult
 
     hub_data, name = values["hub_data"], (values["hub_id"] or "").rpartition("/")[2]
-    found: dict[str, Any] = {"base_model": facts.base_model(run.recipe)[1], "datasets": hub_data or None}
+    found: dict[str, Any] = {"base_model": facts.base_model(recipe)[1], "datasets": hub_data or None}
     if results:
-        found["model_name"] = name or f"{run.recipe.name} {policy or 'reference'}"
+        found["model_name"] = name or f"{recipe.name} {policy or 'reference'}"
         found["eval_results"] = [
             EvalResult(
                 task_type="text-generation",

@@ -27,6 +27,7 @@ from leftover.commands.compare.run import Options, compare
 from leftover.demo.grammar import make_rows
 from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
+from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 
 METHODS = "nll,wbc,a_lol_seq"
@@ -171,7 +172,7 @@ def test_markdown_csv_and_json_tell_the_same(finished: Any) -> None:
 
 def test_the_win_rate_against_the_data_is_of_the_tables_rewards(finished: Any, content: dict[str, Any]) -> None:
     folder, results, _ = finished
-    table = Run(make_recipe(content)).table.open("split", "reward")
+    table = open_run(make_recipe(content)).table.open("split", "reward")
     rewards: dict[int, list[float]] = {}
     for row in table:
         rewards.setdefault(row["group"], []).append(row["reward"])
@@ -344,7 +345,7 @@ def test_settings_are_chosen_on_the_selection_prompts_alone(
 
 
 def planned(content: dict[str, Any], budget: str, policies: dict[str, dict[str, Any]], **train: Any) -> Any:
-    run = Run(make_recipe(content | {"train": content["train"] | train}))
+    run = open_run(make_recipe(content | {"train": content["train"] | train}))
     entries = [Entry(name, fields, "") for name, fields in policies.items()]
     return entries, plan_updates(run, entries, budget)
 

@@ -19,7 +19,7 @@ from leftover.commands.generate.rows import Sample, completion_text
 from leftover.demo.grammar import score_answers
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
 
 PYTHON = {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "quality"}
@@ -101,7 +101,7 @@ def test_rows_of_a_run_are_read_by_prepare_and_train_the_next_policy(trained: Pa
         "train": {"max_steps": 1, "per_device_train_batch_size": 4},
         "evaluate": {"max_selection_prompts": 6, "max_new_tokens": 8},
     }
-    this = Run(make_recipe(recipe))
+    this = open_run(make_recipe(recipe))
     run(make_recipe(recipe), until="train")
     assert (tmp_path / "next/policies/a_lol_seq/seed-0/model.safetensors").is_file()
     rejected = read(this.rejects.path) if this.rejects.path.is_file() else []
@@ -340,7 +340,7 @@ def test_a_reward_that_the_recipes_run_has_not_fitted_yet_is_fitted_first(
     model = trained / "policies/nll/seed-0"
     rows = generate(tmp_path / "out.jsonl", model, prompts_file, "--recipe", recipe, "--n", 2)
     scores = [row["reward"] for row in scored_rows(60)]
-    this = Run(make_recipe(content))
+    this = open_run(make_recipe(content))
     splits = this.table.open("split")["split"][:]
     training = [score for score, split in zip(scores, splits, strict=True) if split == "train"]
     for row in rows:
@@ -358,7 +358,7 @@ def test_recorded_scores_give_new_completions_none(
 
 
 def test_a_recipes_prompts_keep_their_side(trained: Path, tmp_path: Path) -> None:
-    table = Run(make_recipe(yaml.safe_load((trained / "recipe.yaml").read_text()))).table.open("rows", "split")
+    table = open_run(make_recipe(yaml.safe_load((trained / "recipe.yaml").read_text()))).table.open("rows", "split")
     sides = dict(zip(table["prompt"][:], table["split"][:], strict=True))
     rows = generate(tmp_path / "rows.jsonl", trained, "--n", 1, "--unfinished", "keep")
     assert len(rows) > 50 and set(sides.values()) == {row["split"] for row in rows}

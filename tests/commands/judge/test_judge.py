@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from leftover.cli import main
-from leftover.commands.judge.pairs import Evaluated, compare_sides, own_row, prompt_text
+from leftover.commands.judge import pairs as pairs_module
+from leftover.commands.judge.pairs import compare_sides, evaluated_completions, own_row, prompt_text, rows_by_prompt
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
+from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import Manifest, write_json
 from tests.commands.judge.judge_service import JudgeService, prefers, says
 from tests.commands.judge.test_human import parse
@@ -80,9 +82,9 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_default_is_the_first_policy_and_seed_against_the_datas_own_completions(folder):
-    comparison = compare_sides(Evaluated(folder), "data")
+    comparison = compare_sides(FinishedRun(folder), "data")
     assert comparison.name == "nll-seed-0 against data, sampled" and len(comparison.pairs) == 8
-    texts = {r["text"].strip() for r in Evaluated(folder).records("nll-seed-0", "sampled")}
+    texts = {r["text"].strip() for r in evaluated_completions(FinishedRun(folder), "nll-seed-0", "sampled")}
     assert {pair.ours for pair in comparison.pairs} == texts
     own = {(row["prompt"], row["completion"].strip()) for row in scored_rows(100)}
     assert all((pair.prompt, pair.theirs) in own for pair in comparison.pairs)
@@ -92,7 +94,7 @@ def test_the_default_is_the_first_policy_and_seed_against_the_datas_own_completi
 def test_the_reference_and_the_decoding_are_taken_by_prompt(folder):
     write(folder, "reference", lambda r: f"reference {r['decoding']} {r['group']}")
     write(folder, "nll-seed-1", lambda r: f"seed 1 {r['decoding']} {r['group']}")
-    pairs = compare_sides(Evaluated(folder), "reference", seeds=(1,), decoding="greedy").pairs
+    pairs = compare_sides(FinishedRun(folder), "reference", seeds=(1,), decoding="greedy").pairs
     assert len(pairs) == 8
     for pair in pairs:
         assert pair.ours.startswith("seed 1 greedy") and pair.theirs.startswith("reference greedy")
@@ -111,24 +113,26 @@ def test_another_run_is_matched_by_the_text_of_prompts(folder, tmp_path, tiny_re
     )
     run(other, "evaluate")
     prompts = {
-        row["group"]: row["prompt"] for rows in Evaluated(other.output_dir).rows(range(999)).values() for row in rows
+        row["group"]: row["prompt"]
+        for rows in rows_by_prompt(FinishedRun(other.output_dir).table, range(999)).values()
+        for row in rows
     }
     write(Path(other.output_dir), "sft-seed-7", lambda r: f"other {prompts[r['group']]}")
-    comparison = compare_sides(Evaluated(folder), other.output_dir)
+    comparison = compare_sides(FinishedRun(folder), other.output_dir)
     assert comparison.theirs == "sft-seed-7 of tiny" and 0 < len(comparison.pairs) <= 8
     assert all(pair.theirs == f"other {pair.prompt}".strip() for pair in comparison.pairs)
 
 
 def test_two_policies_of_one_run_are_compared_by_naming_it_twice(folder):
-    comparison = compare_sides(Evaluated(folder), str(folder), seeds=(0, 1), against_seed=0)
+    comparison = compare_sides(FinishedRun(folder), str(folder), seeds=(0, 1), against_seed=0)
     assert comparison.name == "nll-seeds-0-1 against nll-seed-0 of tiny, sampled"
     assert all(pair.identical for pair in comparison.pairs if pair.seed == 0) and len(comparison.pairs) == 16
-    same = compare_sides(Evaluated(folder), str(folder), seeds=(0, 1))
+    same = compare_sides(FinishedRun(folder), str(folder), seeds=(0, 1))
     assert all(pair.identical for pair in same.pairs), "without a seed for the other: the same seed"
 
 
 def test_a_larger_number_of_prompts_keeps_those_of_a_smaller_one(folder):
-    few, more = (compare_sides(Evaluated(folder), "data", max_prompts=n).pairs for n in (3, 5))
+    few, more = (compare_sides(FinishedRun(folder), "data", max_prompts=n).pairs for n in (3, 5))
     assert len(few) == 3 and len(more) == 5 and set(few) < set(more)
 
 
@@ -146,14 +150,14 @@ def test_conversations_are_shown_turn_by_turn():
 @pytest.mark.parametrize("completion", ["Hello", "42", "[1]"])
 def test_the_datas_completion_of_a_conversation_is_its_text(folder, completion, monkeypatch):
     """Completions are kept as text, also where the prompt is a list of messages, and may read as JSON."""
-    rows = Evaluated.rows
+    rows = pairs_module.rows_by_prompt
 
-    def conversations(self, groups):
+    def conversations(table, groups):
         chat = {"prompt": '[{"role": "user", "content": "Hi"}]', "conversational": True, "completion": completion}
-        return {group: [row | chat for row in of] for group, of in rows(self, groups).items()}
+        return {group: [row | chat for row in of] for group, of in rows(table, groups).items()}
 
-    monkeypatch.setattr(Evaluated, "rows", conversations)
-    pairs = compare_sides(Evaluated(folder), "data").pairs
+    monkeypatch.setattr(pairs_module, "rows_by_prompt", conversations)
+    pairs = compare_sides(FinishedRun(folder), "data").pairs
     assert pairs and {(pair.prompt, pair.theirs) for pair in pairs} == {("user: Hi", completion)}
 
 
@@ -214,7 +218,7 @@ def test_a_dry_run_asks_and_writes_nothing(folder, service, capsys):
 
 def test_questions_without_an_answer_exit_with_2_after_the_results(folder, service, capsys):
     write(folder, "nll-seed-0", lambda r: f"good {r['group']}")
-    least = min(pair.prompt for pair in compare_sides(Evaluated(folder), "data").pairs)
+    least = min(pair.prompt for pair in compare_sides(FinishedRun(folder), "data").pairs)
 
     def picky(request: dict) -> tuple:
         return (400, {}, {"error": "too long"}) if request["prompt"] == least else prefers("good")(request)
@@ -299,10 +303,10 @@ def test_an_evaluation_of_other_rows_is_not_judged(folder):
     manifest.entries["tokens"]["key"]["changed"] = True
     write_json(manifest.path, manifest.entries)
     with pytest.raises(UserError, match="have changed since 'nll-seed-0' was evaluated: run `leftover evaluate"):
-        compare_sides(Evaluated(folder), "data")
+        compare_sides(FinishedRun(folder), "data")
 
 
 def test_a_missing_file_of_completions_is_said(folder):
     (folder / "evaluation" / "nll-seed-0.jsonl").unlink()
     with pytest.raises(UserError, match=r"nll-seed-0.jsonl is missing"):
-        compare_sides(Evaluated(folder), "data")
+        compare_sides(FinishedRun(folder), "data")

@@ -25,7 +25,7 @@ from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import LoraSection, ModelSection
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 from leftover.store.table import column, list_lengths
 from tests.conftest import scored_rows
 
@@ -148,7 +148,7 @@ def test_rows_tokens_and_steps_are_those_of_the_run(tmp_path: Path, tiny_recipe:
     recipe = epochs_recipe(tmp_path, tiny_recipe)
     plan = build_plan(recipe)
     run(recipe, until="train")
-    done = Run(recipe)
+    done = open_run(recipe)
     table = done.table.open("split", "tokens")
     assert isinstance(plan.rows, rows.Rows) and plan.rows.lengths is not None
     assert plan.rows.split.tolist() == list(table["split"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
-from leftover.runs.run import Run
+from leftover.runs.claim import open_run
 
 PPO = {"objective": "ppo", "total_episodes": 16, "num_rollouts_per_step": 8, "ppo_epochs": 1}
 
@@ -76,7 +76,7 @@ def test_recorded_scores_are_refused_before_any_row_is_read(tmp_path: Path, tiny
     content = ppo_recipe(tiny_recipe, tmp_path, reward={"functions": [{"type": "column", "name": "votes"}]})
     content["data"]["path"] = str(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError) as error:
-        Run(make_recipe(content))
+        open_run(make_recipe(content))
     assert all(word in str(error.value) for word in ("policy 'ppo'", "'votes'", "recorded", "reward function"))
 
 
@@ -105,11 +105,11 @@ def test_ppo_is_no_objective_of_rows(tmp_path: Path, tiny_recipe: Callable) -> N
 
 def test_shared_settings_hold_where_ppo_has_them(tmp_path: Path, tiny_recipe: Callable) -> None:
     """The shared draw is for rows; the shared number of steps gives way to a budget of the policy's own."""
-    from leftover.training.run import training_args
+    from leftover.training.settings import training_args
 
     train = {"draw": "uniform", "learning_rate": 5e-4, "max_steps": 12, "per_device_train_batch_size": 4}
     policies = {"own": PPO, "shared": {"objective": "ppo"}}
-    this = Run(make_recipe(ppo_recipe(tiny_recipe, tmp_path, train=train, policies=policies)))
+    this = open_run(make_recipe(ppo_recipe(tiny_recipe, tmp_path, train=train, policies=policies)))
     own, shared = (training_args(this, name, 0) for name in policies)
     assert own.learning_rate == shared.learning_rate == 5e-4
     assert (own.max_steps, shared.max_steps) == (-1, 12)

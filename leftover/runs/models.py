@@ -1,0 +1,70 @@
+"""The models and the tokenizer of a run, loaded as its recipe says."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leftover.data.chat import Chat
+from leftover.data.tokenizer import load_tokenizer
+from leftover.models.load import align_generation_config, build_model, is_adapter, load_with
+from leftover.recipe.sections import Recipe
+from leftover.runs.names import reference_folder, tokenizer_folder
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+class Models:
+    """Loads the models that a recipe names or that its run has written into `folder`; on a GPU where there is one."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.section, self.folder = recipe.model, folder
+        self.compute_dtype, self.seed = recipe.compute_dtype, recipe.seed
+        self._tokenizer_path = tokenizer_folder(recipe, folder)
+        self._reference_path = reference_folder(recipe, folder)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        section = self.section
+        return load_tokenizer(
+            self._tokenizer_path,
+            chat_template=section.chat_template,
+            trust_remote_code=section.trust_remote_code,
+        )
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template with the recipe's options, and the tokens that end a completion."""
+        return Chat(self.tokenizer, self.section.template_options, self.section.end_tokens)
+
+    def base(self) -> Any:
+        """The model before any training: pretrained, or with random weights from the recipe's config."""
+        section = self.section
+        if section.path is None:
+            assert section.config is not None
+            return build_model(section.config, self.tokenizer, seed=self.seed, dtype=section.dtype)
+        return self.load(section.path)
+
+    def reference(self) -> Any:
+        return self.load(self._reference_path)
+
+    def load(self, path: str | Path) -> Any:
+        """The model or adapter at `path`; it generates until one of the chat's end tokens."""
+        model = load_with(self.section, str(path), self.compute_dtype)
+        align_generation_config(model, self.tokenizer, self.chat.ends)
+        return model
+
+    def lora_config(self) -> "LoraConfig | None":
+        """The peft config for a new adapter; None for full fine-tuning or where the reference is an adapter."""
+        lora = self.section.lora
+        if lora is None or is_adapter(self._reference_path):
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=lora.r,
+            lora_alpha=int(lora.alpha),
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )

@@ -1,0 +1,92 @@
+"""The whole training settings of a run's reference and policies: what the recipe sets, and our defaults."""
+
+from pathlib import Path
+from typing import Any
+
+from leftover.errors import UserError
+from leftover.objectives.online import ONLINE
+from leftover.publish.hub import HUB_KEYS
+from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, objective_settings
+from leftover.recipe.online import PPOConfig, own_settings
+from leftover.recipe.sections import Recipe
+from leftover.runs.names import policy_folder
+from leftover.runs.run import Run
+from leftover.store.manifest import digest
+
+# Settings that change what is printed, where, or with how much memory, not what is computed: they are in no key.
+_SILENT = {
+    "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
+    "dataloader_pin_memory", "save_total_limit", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
+    "activation_checkpointing_kwargs", *HUB_KEYS,
+}  # fmt: skip
+
+
+def effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Training settings without those that no number depends on."""
+    return {name: value for name, value in settings.items() if name not in _SILENT}
+
+
+def policy_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Fields of LoLConfig (online: of PPOConfig) of one policy: the shared ones and its own."""
+    shared, own = recipe.train, recipe.policies[name]
+    if own.get("objective") in ONLINE:
+        # Here and not in `_config` alone, so that it is in the key: the policy trains on completions of this length.
+        return {"max_completion_length": recipe.max_new_tokens} | own_settings(shared, own)
+    return shared | own
+
+
+def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
+    """The whole settings of one policy; UserError for what its config or the objective refuses."""
+    metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
+    own = policy_settings(run.recipe, name)
+    settings = _cadence(own) | {"metric_for_best_model": metric, "greater_is_better": True} | own
+    args = _config(run.recipe, settings, run.folder, policy_folder(run.folder, name, seed), seed)
+    if isinstance(args, LoLConfig):
+        objective_settings(args)
+    return args
+
+
+def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
+    """The whole settings of the reference's training by NLL: the checkpoint of the lowest NLL is kept."""
+    own = recipe.reference.train
+    best = {"metric_for_best_model": "nll", "greater_is_better": False}
+    settings = _cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
+    return _config(recipe, settings, run_folder, run_folder / "reference", recipe.seed)
+
+
+def subject(run_folder: Path, folder: Path) -> str:
+    """The name of what trains in `folder`: reference, or policy and seed."""
+    return "-".join(folder.relative_to(run_folder).parts[-2:])
+
+
+def _cadence(settings: dict[str, Any]) -> dict[str, Any]:
+    """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
+
+    Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.
+    """
+    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
+    found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
+    return found | {"save_total_limit": 1, "load_best_model_at_end": True}
+
+
+def _config(
+    recipe: Recipe, settings: dict[str, Any], run_folder: Path, folder: Path, seed: int
+) -> LoLConfig | PPOConfig:
+    defaults: dict[str, Any] = {
+        "max_prompt_length": recipe.data.max_prompt_tokens,
+        "max_completion_length": recipe.max_new_tokens,
+        "chat_template_kwargs": recipe.model.template_options,
+        "end_tokens": recipe.model.end_tokens,
+        "per_device_eval_batch_size": recipe.evaluate.batch_size,
+        "disable_tqdm": False,  # `shown` turns moving bars off where nothing may move
+        "project": recipe.name,
+        "run_name": f"{recipe.name}-{subject(run_folder, folder)}-{digest([str(run_folder), settings])[:6]}",
+    }
+    config = PPOConfig if settings.get("objective") in ONLINE else LoLConfig
+    settings = {name: value for name, value in settings.items() if name not in HUB_KEYS}
+    try:
+        return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training settings are refused: {error}") from error
