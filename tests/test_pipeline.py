@@ -15,8 +15,8 @@ from leftover import pipeline
 from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe.files import load_recipe, make_recipe
 from leftover.prepare.checks import value_targets
+from leftover.recipe.files import load_recipe, make_recipe
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
 
@@ -227,8 +227,6 @@ def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_
     """Defect 4: the released code chooses on the prompts that trained the value head."""
     from leftover.prepare.readers import selection_rows
     from leftover.prepare.readers import test_rows as rows_of_test
-    from leftover.prepare.checks import value_targets
-from leftover.runs.claim import open_run
 
     recipe = make_recipe(tiny_recipe(tmp_path))
     run(recipe, until="prepare")
