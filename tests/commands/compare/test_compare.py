@@ -231,9 +231,11 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
 
 
 def test_checkpoints_are_saved_where_they_are_evaluated() -> None:
-    assert leftover.training.run.cadence({})["save_steps"] == leftover.training.run.cadence({})["eval_steps"] == 0.1
-    assert leftover.training.run.cadence({"eval_steps": 2})["save_steps"] == 2
-    assert leftover.training.run.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
+    assert (
+        leftover.training.settings.cadence({})["save_steps"] == leftover.training.run.cadence({})["eval_steps"] == 0.1
+    )
+    assert leftover.training.settings.cadence({"eval_steps": 2})["save_steps"] == 2
+    assert leftover.training.settings.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
 
 
 def test_a_killed_comparison_continues_with_the_runs_that_are_missing(
