@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.prepare import checks, constants, rows, scores
-from leftover.prepare.baseline_constants import extra_columns
+from leftover.prepare.extras import extra_columns
 from leftover.publish import hub
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe

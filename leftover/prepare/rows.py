@@ -125,41 +125,9 @@ def tokens(run: Run) -> None:
             "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
         }
 
-    def conclude(table: Any) -> None:
-        long, cut = int(column(table, "completion_long").sum()), int(column(table, "prompt_cut").sum())
-        dropped = long if data.long_completions == "drop" else 0
-        rejected = np.flatnonzero(equals(table, "kept", False))
-        faulty, systems = len(rejected) - dropped, int(column(table, "system_cut").sum())
-        run.rejects.start("tokens")
-        for i in rejected:
-            row = rows[int(i)]
-            long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
-            reason = table[int(i)]["fault"] or long_reason
-            run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
-        facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
-        run.note(tokens=facts | _nonzero(system_turns_cut=systems, rows_refused=faulty))
-        log.info(
-            "tokens: %d prompts cut on the left, %d completions too long (%s)",
-            cut,
-            long,
-            "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows put aside",
-        )
-        if faulty:
-            log.warning("tokens: %d conversations refused by the chat template put aside", faulty)
-        if systems:
-            log.warning(
-                "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
-                "data.max_prompt_tokens",
-                systems,
-            )
-        if dropped == len(rows):
-            raise UserError(
-                f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
-            )
-        if len(rejected) == len(rows):
-            raise UserError(f"no row is left: see {run.rejects.path}, which says why of every one")
-
-    written = run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    written = run.table.write_columns(
+        "tokens", key, rows, compute, description="tokenise", conclude=partial(_count_tokens, run, rows)
+    )
     if written and _run_together(rows.select(range(min(len(rows), _SEAMS_READ)))):
         log.warning(
             "tokens: prompts and completions meet without a space between them; where there should be one, set "
@@ -172,6 +140,45 @@ def tokens(run: Run) -> None:
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
 
 
+def _count_tokens(run: Run, rows: Any, block: Any) -> None:
+    """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
+    data = run.recipe.data
+    counts = {name: int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut")}
+    long, cut, systems = counts.values()
+    dropped = long if data.long_completions == "drop" else 0
+    rejected = np.flatnonzero(equals(block, "kept", False))
+    faulty = len(rejected) - dropped
+    run.rejects.start("tokens")
+    for i in rejected:
+        row = rows[int(i)]
+        long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
+        reason = block[int(i)]["fault"] or long_reason
+        run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
+    some = {"system_turns_cut": systems, "rows_refused": faulty}
+    facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
+    run.note(tokens=facts | {name: count for name, count in some.items() if count})
+    log.info(
+        "tokens: %d prompts cut on the left, %d completions too long (%s)",
+        cut,
+        long,
+        "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
+    )
+    if faulty:
+        log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)
+    if systems:
+        log.warning(
+            "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
+            "data.max_prompt_tokens",
+            systems,
+        )
+    if dropped == len(rows):
+        raise UserError(
+            f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+        )
+    if len(rejected) == len(rows):
+        raise UserError(f"no row is left: {run.rejects.path} says why for every row")
+
+
 _SEAMS_READ = 1000  # rows whose prompt and completion are looked at
 _RUN_TOGETHER = 0.9
 
@@ -181,7 +188,3 @@ def _run_together(rows: Any) -> bool:
     plain = [row for row in rows if not row["conversational"]]
     met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]
     return len(met) > 0 and sum(map(bool, met)) > _RUN_TOGETHER * len(met)
-
-
-def _nonzero(**counts: int) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if count}

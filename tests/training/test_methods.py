@@ -20,7 +20,8 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
-from leftover.prepare.baseline_constants import mismatch, mismatched_logprobs
+from leftover.prepare.extras import mismatch, mismatched_logprobs
+from leftover.prepare.reference import Reference
 from leftover.recipe.files import make_recipe
 from leftover.recipe.needs import needs_of
 from leftover.runs.claim import open_run
@@ -62,6 +63,7 @@ def complete_rows(path: str, tokenizer: Any) -> datasets.Dataset:
     mismatched = [completions[i] for i in partner]
     model = AutoModelForCausalLM.from_pretrained(path)
     rng = np.random.default_rng(1)
+    reference = Reference(lambda: (model, tokenizer), None, 8, 0)
     lists = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompts, completions, strict=True)]
     logprobs, features = reference_pass(model, tokenizer, lists)
     return datasets.Dataset.from_dict(
@@ -73,7 +75,7 @@ def complete_rows(path: str, tokenizer: Any) -> datasets.Dataset:
             "group": group,
             "reward_quantile": rng.uniform(0, 1, len(rows)),
             "mismatched_ids": mismatched,
-            "mismatched_reference_logprob": mismatched_logprobs(model, tokenizer, prompts, mismatched, None),
+            "mismatched_reference_logprob": mismatched_logprobs(reference, prompts, mismatched),
         }
     )
 
