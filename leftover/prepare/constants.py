@@ -11,7 +11,7 @@ import torch
 from leftover.errors import UserError
 from leftover.metrics import effective_sample_size
 from leftover.objectives.advantage import advantage, leftover_mask
-from leftover.prepare.checks import value_targets
+from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.recipe.sections import ValueSection
@@ -58,7 +58,11 @@ def reference_columns(run: Run) -> None:
 
 
 def value(run: Run) -> None:
-    """Block `value`: V(x), and beside it A = R - V."""
+    """Block `value`: V(x), and beside it A = R - V, where a policy of the recipe uses them."""
+    if not needs_value(run.recipe):
+        if run.table.has("value"):  # of an earlier recipe of this folder
+            run.note(value=None, leftover=None)
+        return
     table = run.table.open("rows", "split", "tokens", "reference", "reward")
     targets = value_targets(run.recipe, run.reward)
     key = {

@@ -17,6 +17,7 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, Template, refusal, tokenise
 from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
+from leftover.prepare.checks import check_prompts
 from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
@@ -95,7 +96,8 @@ def fit_tokenizer(run: Run) -> None:
 def tokens(run: Run) -> None:
     """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects.
 
-    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`).
+    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`). Refuses a policy that compares
+    completions where no prompt has two of them.
     """
     fit_tokenizer(run)
     data = run.recipe.data
@@ -135,6 +137,7 @@ def tokens(run: Run) -> None:
         )
     if written and equals(rows, "conversational", True).any():
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
+    check_prompts(run.recipe, run.table)
 
 
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
