@@ -19,7 +19,7 @@ class CompletionBatch(NamedTuple):
     Log-probabilities are <= 0 and only `logprobs` carries a gradient (and what is trained along, in `extras`).
     Entries outside `mask` are ignored, whatever they hold. A column that the table lacks is NaN, so that using it by
     mistake shows. `extras` holds what single objectives need, by the names of
-    `leftover.training.batch_extras.PROVIDERS`.
+    `leftover.training.extras.PROVIDERS`.
     """
 
     logprobs: Float[Tensor, "B T"]

@@ -24,7 +24,7 @@ from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import digest, read_json
 from leftover.store.table import column, list_lengths
-from leftover.training.batch_extras import row_columns
+from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.trainer import LoLTrainer
 
