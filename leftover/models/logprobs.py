@@ -76,11 +76,8 @@ def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings: it is no causal language model")
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),))
-    try:
+    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),)):
         yield
-    finally:
-        handle.remove()
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:
