@@ -29,9 +29,9 @@ __all__ = ["PPOConfig", "PPOTrainer"]
 class PPOTrainer(PolicyTrainer):
     """Trains a policy on its own completions: proximal policy optimisation with a penalty on leaving the reference.
 
-    An epoch of the Trainer is one PPO step: its data loader, when asked for the first batch, has the policy complete
-    the next prompts, and then gives out their mini-batches, `ppo_epochs` times over. So the optimizer, its schedule,
-    mixed precision, accumulation, checkpoints and resuming are the Trainer's. Checkpoints fall on whole PPO steps.
+    An epoch of the Trainer is one PPO step: its data loader first has the policy complete the next prompts, and then
+    gives out their mini-batches, `ppo_epochs` times over. So the optimizer, its schedule, mixed precision,
+    accumulation, checkpoints and resuming are the Trainer's. Checkpoints fall on whole PPO steps.
 
     Args:
         model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
@@ -92,34 +92,27 @@ class PPOTrainer(PolicyTrainer):
         started, args, rank = time.perf_counter(), self.args, self.args.process_index
         rows = [self.prompts[i] for i in self.order[number][rank :: args.world_size]]
         policy, progress = self.accelerator.unwrap_model(self.model), self.progress
-        rollouts = complete(
-            policy,
-            self.reference,
-            self.processing_class,
-            rows,
-            self.reward_func,
-            args,
-            rollout_seed(args.seed, number, rank),
-        )
+        seed = rollout_seed(args.seed, number, rank)
+        rollouts = complete(policy, self.reference, self.processing_class, rows, self.reward_func, args, seed)
         rewards = shaped_rewards(rollouts, args, progress.kl_coef, self._summed)
         if self.state.global_step == 0:
             self._start_values(rollouts, rewards)
-        columns, told = targets(rollouts, rewards, args, self._summed)
-        told["kl_coef"] = progress.kl_coef
+        columns, logs = targets(rollouts, rewards, args, self._summed)
+        logs["kl_coef"] = progress.kl_coef
         counts = torch.tensor([len(rows), int(rollouts.mask.sum())], dtype=torch.float64)
         episodes, tokens = (int(count) for count in self._summed(counts))
         if args.adaptive_kl:
-            progress.kl_coef = adapted_kl_coef(progress.kl_coef, told["kl"], args.target_kl, episodes, args.horizon)
+            progress.kl_coef = adapted_kl_coef(progress.kl_coef, logs["kl"], args.target_kl, episodes, args.horizon)
         progress.rollouts += episodes
         progress.rollout_tokens += tokens
         progress.rollout_seconds += time.perf_counter() - started
-        told |= {"rollout/episodes": progress.rollouts, "rollout/num_tokens": progress.rollout_tokens}
-        told["rollout/seconds"] = progress.rollout_seconds
-        self.sums.add({name: (torch.tensor(float(number)), 1) for name, number in told.items()})
+        logs |= {"rollout/episodes": progress.rollouts, "rollout/num_tokens": progress.rollout_tokens}
+        logs["rollout/seconds"] = progress.rollout_seconds
+        self.sums.add({name: (torch.tensor(float(value)), 1) for name, value in logs.items()})
         return rollouts, columns
 
     def _start_values(self, rollouts: Rollouts, rewards: Tensor) -> None:
-        """The first values are the mean reward: from 0, a clipped value would be long in coming there."""
+        """Start the values at the mean reward: from 0, clipped values would take long to get there."""
         everyone = torch.ones(len(rewards), dtype=torch.bool)
         mean, _ = moments(rewards.sum(1), everyone, self._summed)
         self.value_head.bias.data.fill_(float(mean))
@@ -148,7 +141,7 @@ class PPOTrainer(PolicyTrainer):
         count = int(mask.sum())
         with torch.no_grad():
             change = (now.logprobs - inputs["old_logprobs"])[mask]
-            told = {
+            found = {
                 "policy_loss": losses[mask],
                 "value_loss": errors[mask],
                 "clip_fraction": clipped[mask].float(),
@@ -156,7 +149,7 @@ class PPOTrainer(PolicyTrainer):
                 "approx_kl": change.square() / 2,  # of policy and the one that wrote the completions
                 "importance_weight/mean": change.exp(),
             }
-            self.sums.add({name: (values.mean(), count) for name, values in told.items()})
+            self.sums.add({name: (values.mean(), count) for name, values in found.items()})
             self.sums.add({"num_tokens": (inputs["prompt_mask"].sum() + count, 1)})
         total = (losses + args.vf_coef * errors)[mask].sum()
         # Gradients are averaged over processes, and the divisor already counts them all.
