@@ -7,7 +7,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from leftover.monitoring.memory import MemoryMeter
 
@@ -19,40 +19,54 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+class Machine(TypedDict, total=False):
+    """Hardware and versions of a process, without a name that identifies its owner."""
+
+    system: str
+    processor: str
+    cores: int | None
+    gpus: list[str]
+    python: str
+    packages: dict[str, str]
+    memory: int  # bytes
+
+
+class StageCost(TypedDict, total=False):
+    """What a stage took, as the manifest keeps it."""
+
+    seconds: float  # wall time, added up over sessions
+    sessions: int  # how many processes worked on it
+    peak_memory: int  # bytes of the process, the most of any session
+    peak_gpu_memory: int  # bytes of tensors on a GPU
+    machines: list[Machine]  # equal ones once
+
+
 class StageMeter:
-    """Wall time and peak memory of a stage from now on, on top of what its earlier sessions took.
+    """Wall time and peak memory of a stage from now on, on top of its cost in earlier sessions."""
 
-    Args:
-        earlier: the cost of the stage so far, where it is resumed.
-    """
-
-    def __init__(self, earlier: dict[str, Any] | None = None):
-        self.earlier = earlier or {}
+    def __init__(self, earlier: StageCost | None = None):
+        self.earlier: StageCost = earlier or {}
         self.started, self.memory = time.monotonic(), MemoryMeter()
 
-    def read(self) -> dict[str, Any]:
-        """The cost of the stage as the manifest keeps it.
-
-        seconds: wall time, added up over sessions; sessions: how many processes worked on it; peak_memory: bytes of
-        the process, and peak_gpu_memory of tensors on a GPU, the most of any session; machines: `machine` of each,
-        equal ones once.
-        """
+    def read(self) -> StageCost:
+        """The cost of the stage so far."""
         self.memory.read()
         here, before = machine(), self.earlier
         machines = before.get("machines", [])
-        gpu = [bytes_ for bytes_ in (before.get("peak_gpu_memory"), self.memory.gpu) if bytes_ is not None]
-        return {
+        cost: StageCost = {
             "seconds": round(before.get("seconds", 0.0) + time.monotonic() - self.started, 3),
             "sessions": before.get("sessions", 0) + 1,
             "peak_memory": max(before.get("peak_memory", 0), self.memory.process),
-            **({"peak_gpu_memory": max(gpu)} if gpu else {}),
             "machines": machines if here in machines else [*machines, here],
         }
+        if self.memory.gpu is not None or "peak_gpu_memory" in before:
+            cost["peak_gpu_memory"] = max(before.get("peak_gpu_memory", 0), self.memory.gpu or 0)
+        return cost
 
 
-def machine() -> dict[str, Any]:
-    """Hardware and versions of this process, without a name that identifies its owner."""
-    found: dict[str, Any] = {
+def machine() -> Machine:
+    """The machine of this process."""
+    found: Machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
