@@ -51,14 +51,9 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool = True)
     """A bar on stderr with the rate and the time left, cleared at its end; silent where that is not live."""
     from tqdm import tqdm
 
+    hidden = not (shown and is_live())
     return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        file=sys.stderr,
-        leave=False,
-        dynamic_ncols=True,
-        disable=not (shown and is_live()),
+        total=total, desc=description, unit=unit, file=sys.stderr, leave=False, dynamic_ncols=True, disable=hidden
     )
 
 

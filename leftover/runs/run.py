@@ -11,7 +11,7 @@ from leftover.data.tokenizer import load_tokenizer, read_chat_template
 from leftover.errors import UserError, first_line
 from leftover.models.load import align_generation_config, build_model, is_adapter, load_with, max_positions
 from leftover.models.reference import model_identity
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_yaml
 from leftover.recipe.sections import Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, SumReward

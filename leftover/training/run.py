@@ -14,7 +14,7 @@ from leftover.monitoring.costs import cost_callback
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, training_rows
 from leftover.publish.hub import HUB_KEYS
 from leftover.recipe.needs import trains_on_chosen

@@ -8,8 +8,7 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import Recipe
 from leftover.runs.run import Run
