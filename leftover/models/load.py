@@ -112,7 +112,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Inside the context, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of a forward."""
+    """Inside, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of the last forward."""
     captured: dict[str, Tensor] = {}
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = getattr(inner, inner.base_model_prefix)

@@ -27,7 +27,7 @@ def pass_tokens(device: torch.device) -> int:
 
 
 def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length whose padded size stays within `max_tokens`, longest first."""
+    """Indices in batches of similar length whose padded size stays within `max_tokens`, longest first."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
@@ -41,7 +41,7 @@ def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[l
 def batches(
     rows: Sequence[dict[str, Any]], pad_token_id: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield the indices of like long rows and their batch in the aligned layout; the same rows, the same batches."""
+    """Yield indices of rows of similar length and their batch in the aligned layout; equal rows, equal batches."""
     collate = Collator(pad_token_id)
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
     for chosen in length_sorted_batches(lengths, pass_tokens(device)):
@@ -83,10 +83,10 @@ def reference_pass(
         features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
-        description: of a progress bar; without one there is none.
+        description: of a progress bar, which is not shown without one.
 
     Returns:
-        A float32 array [T_i] a row, and the features (None where not asked for).
+        A float32 array [T_i] a row, and the features or None.
     """
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
@@ -120,7 +120,7 @@ def prompt_hidden(
     *,
     compute_dtype: str | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of like length."""
+    """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of similar length."""
     with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device:
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)

@@ -126,8 +126,8 @@ class TrainingProgress(TrainerCallback):
             if value is None:
                 continue
             self.numbers[_NAMES.get(metric, f"held-out {metric}")] = value
-            better = self.best is None or (value > self.best.value) == bool(args.greater_is_better)
-            if metric == chosen_by and better and (self.best is None or value != self.best.value):
+            sign = 1 if args.greater_is_better else -1
+            if metric == chosen_by and (self.best is None or sign * value > sign * self.best.value):
                 self.best = Best(value, state.global_step)
         if state.is_world_process_zero:
             self.show_evaluation(completions)

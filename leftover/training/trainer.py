@@ -44,7 +44,7 @@ class LoLTrainer(TrainsAlong):
     config, default_folder = LoLConfig, "leftover-run"
     args: LoLConfig
     objective: Objective
-    draw_order: DrawOrder | None = None
+    draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
 
     def _prepare(
         self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
@@ -54,33 +54,23 @@ class LoLTrainer(TrainsAlong):
         return prepare_rows(policy, tokenizer, self.args, train, evaluation, self.reward_func, self.run_metrics)
 
     def _begin(self) -> None:
-        self.reference = self._frozen_start()
+        samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None
+        if samples and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # whose weights are sharded
+            self.reference = FrozenStart(self.model, offload=not hasattr(self.model, "peft_config"))
         needs = self.objective.needs(self.settings)
         if self.train_dataset is not None:
-            self.draw_order = self._draw_order()
+            columns = training_columns(self.train_dataset)
+            selected, weights, self.selection_facts = selection(self.args, columns)
+            self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
+            self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
             check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
         self.extras = Extras(self, needs | self.objective.optional if self.train_dataset is not None else ())
-
-    def _frozen_start(self) -> FrozenStart | None:
-        """The weights as they are now, where evaluation measures the divergence from them and they are not sharded."""
-        samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None
-        if not samples or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None
-        return FrozenStart(self.model, offload=not hasattr(self.model, "peft_config"))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; at its end the batches of the last step are freed."""
         result = super().train(*args, **kwargs)
         self.step_batches = []
         return result
-
-    def _draw_order(self) -> DrawOrder:
-        """The batches of the whole run, the same on every process."""
-        columns = training_columns(self.train_dataset)
-        selected, weights, self.selection_facts = selection(self.args, columns)
-        self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
-        order, self.args.max_steps = run_order(self.args, columns, selected, weights)
-        return order
 
     def get_train_dataloader(self) -> DataLoader:
         """The draw order as a data loader: one pass is the whole run."""

@@ -56,6 +56,7 @@ class PPOTrainer(PolicyTrainer):
         if evaluation is not None:
             evaluation = prepare_evaluation(policy, tokenizer, self.args, evaluation)
         self.prompts = unique_prompts(tokenizer, self.args, train)
+        self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn alike
         if self.prompts:
             self.order = prompt_order(self.args, len(self.prompts))
             align_cadence(self.args, len(self.prompts))
@@ -70,16 +71,6 @@ class PPOTrainer(PolicyTrainer):
                 "torchrun, or train an adapter"
             )
         self.reference = FrozenStart(self.model)
-
-    @property
-    def num_selected(self) -> int:
-        """Unique prompts that are completed."""
-        return len(self.prompts)
-
-    @property
-    def effective_sample_size(self) -> float:
-        """Of the prompts, which are drawn alike."""
-        return float(len(self.prompts))
 
     def get_train_dataloader(self) -> Any:
         """One pass of it is one PPO step."""
