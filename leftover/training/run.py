@@ -15,7 +15,7 @@ from leftover.monitoring.costs import cost_callback
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, training_rows
 from leftover.recipe.needs import trains_on_chosen
 from leftover.recipe.offline import LoLConfig, declared
@@ -26,7 +26,7 @@ from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
 from leftover.store.table import Table, column, list_lengths
-from leftover.training.batch_extras import row_columns
+from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.settings import effective, policy_settings, reference_args, subject, training_args
 from leftover.training.trainer import LoLTrainer

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.publish.hub import HUB_KEYS
 from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, objective_settings
 from leftover.recipe.online import PPOConfig, own_settings
