@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 log = logging.getLogger(__name__)
 
 # Nats a token below which an instruct model plainly does not write such completions.
@@ -30,7 +33,7 @@ def reference_columns(run: Run) -> None:
     key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
     reference, description = Reference.of_run(run), "reference log-probabilities"
 
-    def compute(shard: Any, _: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
         rows = list(shard)
         where = np.flatnonzero([row["kept"] for row in rows])
         logprobs, features = reference.read([rows[i] for i in where], features=True, description=description)
@@ -42,7 +45,7 @@ def reference_columns(run: Run) -> None:
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
 
-    def conclude(block: Any) -> None:
+    def conclude(block: "Dataset") -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats a completion token on the first rows", -per_token)
@@ -100,7 +103,7 @@ def value(run: Run) -> None:
 
 def values_and_advantages(
     constants: RowConstants,
-    rows: Any,
+    rows: "Dataset | dict[str, Any]",
     reference: Reference,
     settings: ValueSection,
     targets: str,

@@ -7,7 +7,7 @@ mismatched_*: a completion of another prompt, and its log-probability under the 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def quantile_block(run: Run) -> None:
         "seed": run.seed,
     }
 
-    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
@@ -56,7 +59,7 @@ def quantile_block(run: Run) -> None:
             )
         return {"reference_rewards": rewards, "reward_quantile": quantile}
 
-    def conclude(block: Any) -> None:
+    def conclude(block: "Dataset") -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
@@ -70,7 +73,7 @@ def quantile_block(run: Run) -> None:
 
 def reward_quantiles(
     reference: Reference,
-    rows: Any,
+    rows: "Dataset | dict[str, Any]",
     group: np.ndarray,
     reward: np.ndarray,
     reward_func: Callable,
@@ -99,7 +102,7 @@ def mismatched_block(run: Run) -> None:
     partner = np.full(len(source), -1)
     partner[training] = training[mismatch(column(source, "group")[training], run.seed)]
 
-    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
         start = SHARD_ROWS * _shard_number(scratch)
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)

@@ -3,10 +3,12 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from leftover.data.raw import asked, chat_of, checked_rows, encode_checked, tokenise_checked
 from leftover.data.rows import as_prompt
@@ -21,13 +23,18 @@ from leftover.prepare.extras import add_extras
 from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants
 from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
+from leftover.recipe.policy import PolicyConfig
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.python import call_reward, check_finite
 
 log = logging.getLogger(__name__)
 
+Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
 
-def load_for_training(model: Any, tokenizer: Any, peft_config: Any) -> tuple[Any, Any]:
+
+def load_for_training(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
     path = model if isinstance(model, str) else model.config.name_or_path
     if isinstance(model, str):
@@ -67,11 +74,11 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
 
 
 def prepare_rows(
-    model: Any,
-    tokenizer: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     args: LoLConfig,
-    train: Any,
-    evaluation: Any,
+    train: Rows | None,
+    evaluation: Rows | None,
     reward_func: Callable | None,
     facts: dict[str, float],
 ) -> tuple[Any, Any]:
@@ -86,7 +93,7 @@ def prepare_rows(
     return train, evaluation
 
 
-def _reference(model: Any, tokenizer: Any, args: LoLConfig) -> Reference:
+def _reference(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
     return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
 
 
@@ -144,7 +151,9 @@ def _prepare_train(
     return datasets.Dataset.from_dict(table)
 
 
-def _tokenised(tokenizer: Any, args: LoLConfig, rows: Iterable[dict]) -> tuple[list[dict], dict[str, Any]]:
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Iterable[dict]
+) -> tuple[list[dict], dict[str, Any]]:
     """The checked rows that fit the limits, and their token ids."""
     checked = checked_rows(rows)
     tokens = tokenise_checked(tokenizer, args, checked)
@@ -214,21 +223,27 @@ def _check(
         raise UserError("value_targets='reference_samples' scores new completions: pass reward_funcs")
 
 
-def prepare_evaluation(reference: Any, tokenizer: Any, args: Any, rows: Any, name: str = "eval_dataset") -> Any:
+def prepare_evaluation(
+    reference: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PolicyConfig,
+    rows: Rows,
+    name: str = "eval_dataset",
+) -> Rows:
     """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
 
     `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
     """
     if "prompt_ids" in _columns(rows, name):
         return rows
-    rows = list(rows)
-    if all(row.get("completion") is not None or row.get("messages") is not None for row in rows):
-        checked = checked_rows(rows, name)
+    raw: list[dict[str, Any]] = list(rows)
+    if all(row.get("completion") is not None or row.get("messages") is not None for row in raw):
+        checked = checked_rows(raw, name)
         tokens = tokenise_checked(tokenizer, args, checked)
         prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
         rewards = [row["recorded_reward"] for row in checked]
     else:
-        checked = checked_rows([{**row, "completion": "-"} for row in rows], name)
+        checked = checked_rows([{**row, "completion": "-"} for row in raw], name)
         prompt_ids = encode_checked(tokenizer, args, checked)
         completion_ids, rewards = [[] for _ in prompt_ids], [None] * len(prompt_ids)
     table: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,9 @@ from leftover.models.generate import generate
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.recipe.sections import ValueSection
 from leftover.runs.run import Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -57,7 +60,12 @@ class Reference:
         return prompt_hidden(*self._loaded, prompt_ids, compute_dtype=self.compute_dtype)
 
     def sampled_rewards(
-        self, rows: Any, chosen: np.ndarray, reward_func: Callable, settings: ValueSection, seed: int | None = None
+        self,
+        rows: "Dataset | dict[str, Any]",
+        chosen: np.ndarray,
+        reward_func: Callable,
+        settings: ValueSection,
+        seed: int | None = None,
     ) -> np.ndarray:
         """Rewards of the reference's own completions of the chosen rows' prompts, [n, samples a prompt].
 

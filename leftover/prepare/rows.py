@@ -2,10 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, Tokenize
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ def tokens(run: Run) -> None:
     }
     rows = run.table.open("rows")
 
-    def compute(shard: Any, _: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
         prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
         template = Template(run.models.chat, shard["tools"][:])
@@ -143,7 +146,7 @@ def tokens(run: Run) -> None:
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
 
 
-def _count_tokens(run: Run, rows: Any, block: Any) -> None:
+def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:
     """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
     data = run.recipe.data
     counts = {name: int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut")}
@@ -186,7 +189,7 @@ _SEAMS_READ = 1000  # rows whose prompt and completion are looked at
 _RUN_TOGETHER = 0.9
 
 
-def _run_together(rows: Any) -> bool:
+def _run_together(rows: Iterable[dict[str, Any]]) -> bool:
     """Whether nearly all texts meet word to word, as cells of a table do that were not written to be joined."""
     plain = [row for row in rows if not row["conversational"]]
     met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]

@@ -20,11 +20,9 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import load_for_training, prepare_evaluation, summed
+from leftover.prepare.in_memory import Rows, load_for_training, prepare_evaluation, summed
 from leftover.recipe.policy import PolicyConfig
 from leftover.training.metrics import MetricSums
-
-Rows = Dataset | Sequence[dict[str, Any]]
 
 
 class PolicyTrainer(Trainer):
