@@ -85,10 +85,9 @@ def is_adapter(path: str | Path) -> bool:
 
 def torch_dtype(name: str) -> torch.dtype:
     """float32, bfloat16 or float16 by name."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
+    if name not in (dtypes := ("float32", "bfloat16", "float16")):
         raise UserError(f"dtype '{name}' is not one of {', '.join(dtypes)}")
-    return dtypes[name]
+    return getattr(torch, name)
 
 
 def max_positions(model_config: "PreTrainedConfig") -> int | None:

@@ -18,7 +18,7 @@ from leftover.store.manifest import FileHashes, digest, file_hash, read_json
 
 
 def pass_tokens(device: torch.device) -> int:
-    """Padded tokens in a batch, which bound its memory whatever the lengths.
+    """Padded tokens in a batch, which bound its memory.
 
     A GPU wants much work at once. A CPU is faster where what one layer hands to the next stays in its cache: 1.6 times
     at 2,048 against 16,384 tokens of a 15M Llama.
@@ -136,7 +136,7 @@ _MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}
 
 
 def model_identity(path: str, hashes: FileHashes | None = None) -> str:
-    """What stands for a model in a key: the hash of its files, or a Hub id with the commit that was resolved."""
+    """A model in a key: the hash of its files, or a Hub id with its resolved commit."""
     if Path(path).is_dir():
         files = sorted(file for file in Path(path).iterdir() if file.suffix in _MODEL_FILES)
         identity = {file.name: hashes.of(file) if hashes else file_hash(file) for file in files}

@@ -20,7 +20,7 @@ def freed_memory_kept() -> Iterator[bool]:
     """Inside, glibc keeps the memory that tensors free, which at the end goes back to the system.
 
     Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default each
-    is mapped anew, with a page fault at the first touch of every page; PyTorch has a cache for this on GPUs only.
+    is mapped again, with a page fault at the first touch of every page; PyTorch has a cache for this on GPUs only.
 
     Yields whether the C library has these settings (glibc); elsewhere nothing is done.
     """

@@ -28,7 +28,7 @@ _COLUMNS = ("step", "prompt", "completion", "reward")
 
 
 def _names(report_to: Any) -> list[str]:
-    """The trackers that a value of `report_to` names; "all" stands for those that are installed."""
+    """The trackers that a value of `report_to` names, without "none" and "all", which means those installed."""
     names = [] if report_to is None else [report_to] if isinstance(report_to, str) else list(report_to)
     return [name for name in names if name not in ("none", "all")]
 

@@ -220,8 +220,8 @@ class LiveDisplay(TrainingProgress):
         from rich.text import Text
 
         terminal = self.live.console
-        said = Text(f"{one_line(self.name, 40)}, step {self.pace.step}: {self.evaluation_text()}", "bold")
-        terminal.print(said, overflow="ellipsis", no_wrap=True)
+        headline = Text(f"{one_line(self.name, 40)}, step {self.pace.step}: {self.evaluation_text()}", "bold")
+        terminal.print(headline, overflow="ellipsis", no_wrap=True)
         if completions:
             sample = completions[0]  # of the same prompt at every evaluation, so that one sees it change
             width = max(20, terminal.width - len("  completion  "))

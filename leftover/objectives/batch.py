@@ -17,7 +17,7 @@ class CompletionBatch(NamedTuple):
     """B completions of at most T tokens, with the constants of their rows.
 
     Log-probabilities are <= 0. Only `logprobs`, and extras that are trained along, carry a gradient. Entries outside
-    `mask` are ignored, whatever they hold. A column that the table lacks is NaN, so that using it by mistake shows.
+    `mask` are ignored. A column that the table lacks is NaN, so that using it by mistake shows.
     `extras` holds what only single objectives need, by the names of `leftover.training.extras.PROVIDERS`.
     """
 
@@ -33,7 +33,7 @@ class CompletionBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class NoSettings:
-    """An objective without settings of its own."""
+    """An objective without settings."""
 
 
 @dataclass(frozen=True)

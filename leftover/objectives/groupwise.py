@@ -80,7 +80,7 @@ def _rank_loss(
 
 
 def grpo_offline(batch: CompletionBatch, settings: GRPOSettings) -> Float[Tensor, " G"]:
-    """The clipped surrogate of GRPO on recorded groups: the reference stands for the policy that sampled them.
+    """The clipped surrogate of GRPO on recorded groups, as if the reference had sampled them.
 
     loss = -mean_i mean_t min(r A_i, clip(r) A_i) + beta k3,  r = pi_theta(y_t) / pi_ref(y_t)
 

@@ -1,7 +1,7 @@
 """The arithmetic of PPO on completions. Pure functions of B completions of at most T tokens.
 
 Every token is an action; its state is the prompt and the tokens before it. `mask` is true at the completion's tokens,
-which are on the left; entries outside it are ignored, whatever they hold, and come out as 0.
+which are on the left; entries outside it are ignored and come out as 0.
 
 Sources: PPO, arXiv 1707.06347; generalised advantage estimation, arXiv 1506.02438; both for language models, arXiv
 1909.08593, with the details that Huang et al. list ("The N Implementation Details of RLHF with PPO", ICLR blog, 2024).

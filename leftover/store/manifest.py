@@ -75,14 +75,14 @@ class Status:
 
     @property
     def discard(self) -> bool:
-        """What lies in the artifact's place has another key, or none that is known: it must go."""
+        """Whatever is in the artifact's place has another key, or no known one, and must be removed."""
         return self.action in ("stale", "new")
 
 
 class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
 
-    `label` stands before every name in the log. `shared`: several processes write entries of the folder, each its own
+    `label` precedes every name in the log. `shared`: several processes write entries of the folder, each its own
     under the lock `manifest.lock`.
     """
 
@@ -110,7 +110,7 @@ class Manifest:
     def begin(self, name: str, key: Key, discard: Callable[[], None] = lambda: None) -> Status:
         """The status of `name` under `key`, which is logged; unless finished, it is marked as begun.
 
-        `discard` removes what lies in the artifact's place. It is called before the new key is written, so that a run
+        `discard` removes what is in the artifact's place. It is called before the new key is written, so that a run
         killed in between finds the old key again and discards again.
         """
         key = as_json(key)

@@ -41,8 +41,8 @@ def draw_batches(
     """Draw `num_units` rows (or whole groups) and cut them into batches.
 
     Args:
-        weights: [N] non-negative; a row is drawn in proportion to its weight, a group to the sum over its rows. None
-            draws all rows alike.
+        weights: [N] non-negative; a row is drawn in proportion to its weight, a group to the sum over its rows. None:
+            all rows weigh the same.
         num_units: how many rows (with `groups`: how many groups) the run draws in all.
         lengths: [N] tokens a row; given, rows of similar length share a batch (see `_WINDOW_BATCHES`).
         groups: [N] ids; given, the unit is a group and all its rows come in one batch.

@@ -173,9 +173,14 @@ class TrainsAlong(PolicyTrainer):
             rate = {} if provider.learning_rate is None else {"lr": provider.learning_rate}
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, **rate})
             # The Trainer averages over processes, and clears, the gradients of the policy alone.
-            optimizer.register_step_pre_hook(lambda *_, p=parameters: _average(p))
+            optimizer.register_step_pre_hook(lambda *_, p=parameters: self._average(p))
             optimizer.register_step_post_hook(lambda *_, m=provider.module: m.zero_grad())
         return optimizer
+
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over processes."""
+        for parameter in parameters:
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -186,12 +191,3 @@ class TrainsAlong(PolicyTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.extras.modules:
             self.extras.modules.load_state_dict(load_file(Path(checkpoint) / _FILE))
-
-
-def _average(parameters: list[nn.Parameter]) -> None:
-    """The mean of the gradients over processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for parameter in parameters:
-            assert parameter.grad is not None
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= torch.distributed.get_world_size()

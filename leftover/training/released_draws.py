@@ -1,8 +1,7 @@
 """The draws of the released code (github.com/abaheti95/LoL-RL), for `released_code: true`.
 
-Its draws in proportion to a weight come from a generator that the seed does not reach, so that two runs of one seed
-differ. Here `seed` and `data_seed` do not reach them either, but they are the same in every run, so that a killed run
-can continue.
+Its draws in proportion to a weight do not depend on the seed, so that two runs of one seed differ. Here they do not
+depend on `seed` and `data_seed` either, but are the same in every run, so that a killed run can continue.
 """
 
 import numpy as np
@@ -12,7 +11,7 @@ from leftover.objectives import Columns, Objective
 from leftover.recipe.offline import LoLConfig
 from leftover.training.draws import DrawOrder
 
-# Rows a draw in proportion to a weight in the assistant script, whatever the batch size.
+# Rows a draw in proportion to a weight in the assistant script, at any batch size.
 _LITERAL_BATCH = 4
 _SEED = 0
 
@@ -22,7 +21,7 @@ def released_order(
 ) -> tuple[DrawOrder, int]:
     """The batches of a whole run and its optimizer steps, as the script draws them.
 
-    Draws with replacement: by priority, and in the assistant script also alike among the leftover rows ("good
+    Draws with replacement: by priority, and in the assistant script also uniformly among the leftover rows ("good
     random"). Otherwise epochs are shuffled, by `seed`.
     """
     if args.world_size > 1:

@@ -83,7 +83,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     """[N] drawing weights, 0 outside the selection.
 
     priority and priority_unweighted draw in proportion to the objective's own weight (advantage or reward, its
-    positive part); uniform draws the selected rows alike.
+    positive part); uniform draws the selected rows with equal probability.
     """
     if draw == "uniform" or objective.draw_by is None:
         return selected.astype(np.float64)
@@ -114,7 +114,7 @@ def selection(args: LoLConfig, columns: Columns) -> Selection:
         "%s: %d prompts with completions to compare; %d dropped (one completion, or all alike)",
         args.objective, taken, dropped,
     )  # fmt: skip
-    # Groups are drawn alike, whatever their size: the weights of each sum to 1.
+    # Groups of any size are drawn with equal probability: the weights of each sum to 1.
     _, member_of = np.unique(columns["group"], return_inverse=True)
     sizes = np.bincount(member_of, usable)
     weights = np.where(usable, 1 / np.maximum(sizes, 1)[member_of], 0.0)

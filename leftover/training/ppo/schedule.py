@@ -30,7 +30,7 @@ def unique_prompts(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Ro
 
 
 def prompt_order(args: PPOConfig, num_prompts: int) -> np.ndarray:
-    """[PPO steps, rollouts a step] indices of prompts: every prompt once, in random order, then all anew."""
+    """[PPO steps, rollouts a step] indices of prompts: every prompt once, in random order, then all again."""
     rng = np.random.default_rng(args.data_seed if args.data_seed is not None else args.seed)
     shape = (args.num_ppo_steps(num_prompts), args.rollouts_per_step)
     passes = math.ceil(shape[0] * shape[1] / num_prompts)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -17,13 +18,37 @@ from leftover.models.divergence import FrozenStart
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.in_memory import prepare_evaluation
 from leftover.recipe.online import PPOConfig
+from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, Rows
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs
-from leftover.training.ppo.progress import Progress
 from leftover.training.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
 from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
 
 __all__ = ["PPOConfig", "PPOTrainer"]
+
+_HEAD_FILE, _PROGRESS_FILE = "value_head.safetensors", "ppo_progress.json"
+
+
+@dataclass
+class Progress:
+    """Counts over all processes, and the penalty of the next PPO step; carried over when a run is resumed."""
+
+    kl_coef: float
+    rollouts: int = 0  # completions
+    rollout_tokens: int = 0
+    rollout_seconds: float = 0.0  # generating, scoring and judging them
+    trained_tokens: int = 0
+
+    def save(self, checkpoint: Path, value_head: nn.Module) -> None:
+        """Write them, and the value head, beside the policy of a checkpoint."""
+        save_file(value_head.state_dict(), checkpoint / _HEAD_FILE)
+        write_json(checkpoint / _PROGRESS_FILE, asdict(self))
+
+    @staticmethod
+    def load(checkpoint: Path, value_head: nn.Module) -> "Progress":
+        """What `save` wrote; the value head is filled."""
+        value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
+        return Progress(**read_json(checkpoint / _PROGRESS_FILE))
 
 
 class PPOTrainer(PolicyTrainer):
@@ -56,7 +81,7 @@ class PPOTrainer(PolicyTrainer):
         if evaluation is not None:
             evaluation = prepare_evaluation(policy, tokenizer, self.args, evaluation)
         self.prompts = unique_prompts(tokenizer, self.args, train)
-        self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn alike
+        self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn uniformly
         if self.prompts:
             self.order = prompt_order(self.args, len(self.prompts))
             align_cadence(self.args, len(self.prompts))
@@ -156,7 +181,7 @@ class PPOTrainer(PolicyTrainer):
         return {name: value for name, value in asdict(self.progress).items() if name != "kl_coef"}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, with a learning rate of its own for the value head where the settings have one."""
+        """The Trainer's; with a separate learning rate for the value head where the settings have one."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made and self.args.value_learning_rate is not None:
@@ -178,6 +203,6 @@ class PPOTrainer(PolicyTrainer):
         self.sums.num_tokens = self.progress.trained_tokens
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # The value head has a file of its own, which the best checkpoint's policy does without.
+        # The value head is in a separate file, which the policy of the best checkpoint does not need.
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if not key.startswith(VALUE_HEAD)]
         super()._issue_warnings_after_load(load_result)
