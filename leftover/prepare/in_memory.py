@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from leftover.data.raw import asked, chat_of, checked_rows, encode_checked, tokenise_checked
 from leftover.data.rows import as_prompt
 from leftover.data.splits import unique_ids
-from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import load_model
 from leftover.objectives import Objective
 from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import values_and_advantages
@@ -25,52 +23,10 @@ from leftover.prepare.value.estimate import RowConstants
 from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
 from leftover.recipe.policy import PolicyConfig
 from leftover.recipe.sections import ValueSection
-from leftover.rewards.python import call_reward, check_finite
 
 log = logging.getLogger(__name__)
 
 Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
-
-
-def load_for_training(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
-    path = model if isinstance(model, str) else model.config.name_or_path
-    if isinstance(model, str):
-        model = load_model(model)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(path)
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, peft_config)
-    return model, tokenizer
-
-
-def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
-    """One reward function that adds up one or several, and checks what they return; None where there is none."""
-    if reward_funcs is None:
-        return None
-    functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    for function in functions:
-        if not callable(function):
-            raise UserError(
-                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
-            )
-
-    def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        columns = [
-            call_reward(f, f"reward function '{getattr(f, '__name__', type(f).__name__)}'", prompts, completions)
-            for f in functions
-        ]
-        totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
-        check_finite("reward_funcs", totals, completions)
-        return totals
-
-    return total
 
 
 def prepare_rows(

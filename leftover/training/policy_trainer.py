@@ -14,14 +14,16 @@ from transformers.trainer_utils import TrainOutput
 
 from leftover.data.collate import Collator
 from leftover.data.raw import chat_of
+from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
-from leftover.models.load import align_generation_config, disable_dropout, is_adapter
+from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import Rows, load_for_training, prepare_evaluation, summed
+from leftover.prepare.in_memory import Rows, prepare_evaluation
 from leftover.recipe.policy import PolicyConfig
+from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
 
 
@@ -58,7 +60,7 @@ class PolicyTrainer(Trainer):
         self.sums = MetricSums()
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
-        policy, tokenizer = load_for_training(model, processing_class, peft_config)
+        policy, tokenizer = _loaded(model, processing_class, peft_config)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
@@ -142,3 +144,21 @@ class PolicyTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)
             if folder == Path(str(self.args.output_dir)):
                 self.create_model_card()
+
+
+def _loaded(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
+    path = model if isinstance(model, str) else model.config.name_or_path
+    if isinstance(model, str):
+        model = load_model(model)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path)
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    return model, tokenizer
