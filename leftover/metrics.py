@@ -1,6 +1,7 @@
 """Statistics of completions and of comparisons. Pure functions; scipy does the resampling."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,8 +64,6 @@ def bootstrap_interval(
         (mean, low, high); all NaN for no values, and low = high = mean for one cluster, which has no spread to
         resample.
     """
-    from scipy import stats
-
     array = np.asarray(values, np.float64)
     if array.size == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -73,18 +72,50 @@ def bootstrap_interval(
     mean = float(array.mean())
     if len(sums) == 1 or np.ptp(array) == 0:
         return Interval(mean, mean, mean)
-    result = stats.bootstrap(
-        (sums, counts),
-        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=256,
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+    def means(drawn: np.ndarray) -> np.ndarray:
+        return sums[drawn].sum(-1) / counts[drawn].sum(-1)
+
+    ends = bootstrap_ends(means, len(sums), confidence=confidence, num_resamples=num_resamples, seed=seed)
+    return Interval(mean, *ends)
+
+
+def bootstrap_ends(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    num_clusters: int,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic when whole clusters are drawn with replacement.
+
+    Resamples in which it is not defined (NaN) are dropped; the ends are NaN where it is defined in less than half.
+
+    Args:
+        statistic: of the numbers of drawn clusters [B, num_clusters] -> [B], one for each resample.
+        num_clusters: two at least.
+    """
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(num_clusters),),
+            lambda drawn, axis=-1: statistic(drawn),
+            vectorized=True,
+            confidence_level=confidence,
+            n_resamples=num_resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+            batch=256,
+        )
+    interval = result.confidence_interval
+    found = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
+    if len(found) < num_resamples:
+        defined = 2 * len(found) > num_resamples
+        interval = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]) if defined else (np.nan, np.nan)
+    return float(interval[0]), float(interval[1])
 
 
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:

@@ -23,7 +23,7 @@ from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import RowsReward
 from leftover.rewards.joins import FORMS, Join
-from leftover.rewards.pretrained import parts_pairs
+from leftover.rewards.pretrained import separates_pairs
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
@@ -155,7 +155,7 @@ class FineTunedReward(RowsReward):
         """
         if self.settings["features"] == "completion":
             return "completion"
-        return "pair" if parts_pairs(tokenizer) else "{prompt}\n\n{completion}"
+        return "pair" if separates_pairs(tokenizer) else "{prompt}\n\n{completion}"
 
     def _start(self) -> tuple[Any, Any]:
         """The tokenizer, and the model before training: pretrained with one new output, or of random weights."""

@@ -17,20 +17,20 @@ WEIGHTS = RNG.integers(0, 4, 60)
 
 def test_auc_counts_ties_as_one_half():
     # Of label 1 scored 2, 1 against label 0 scored 1, 0: above, above, tie, above = 3.5 of 4.
-    assert auc(np.array([2.0, 1, 1, 0]), np.array([1.0, 1, 0, 0])) == 3.5 / 4
-    assert auc(SCORES, LABELS) == pytest.approx(roc_auc_score(LABELS, SCORES))
+    assert auc(np.array([2.0, 1, 1, 0]), np.array([1.0, 1, 0, 0]))(np.ones(4)) == 3.5 / 4
+    assert auc(SCORES, LABELS)(np.ones(60)) == pytest.approx(roc_auc_score(LABELS, SCORES))
 
 
 def test_a_weight_is_a_row_repeated():
     repeated = np.repeat(np.arange(60), WEIGHTS)
-    assert auc(SCORES, LABELS, WEIGHTS) == pytest.approx(roc_auc_score(LABELS[repeated], SCORES[repeated]))
+    assert auc(SCORES, LABELS)(WEIGHTS) == pytest.approx(roc_auc_score(LABELS[repeated], SCORES[repeated]))
     expected = stats.spearmanr(SCORES[repeated], REWARDS[repeated]).statistic
-    assert spearman(SCORES, REWARDS, WEIGHTS) == pytest.approx(expected)
+    assert spearman(SCORES, REWARDS)(WEIGHTS) == pytest.approx(expected)
 
 
 def test_spearman_is_that_of_scipy():
-    assert spearman(SCORES, REWARDS) == pytest.approx(stats.spearmanr(SCORES, REWARDS).statistic)
-    assert np.isnan(spearman(SCORES, np.ones(60)))
+    assert spearman(SCORES, REWARDS)(np.ones(60)) == pytest.approx(stats.spearmanr(SCORES, REWARDS).statistic)
+    assert np.isnan(spearman(SCORES, np.ones(60))(np.ones(60)))
 
 
 def test_the_bootstrap_of_a_mean_is_that_of_the_metrics():
@@ -40,13 +40,13 @@ def test_the_bootstrap_of_a_mean_is_that_of_the_metrics():
 
 
 def test_rows_that_come_in_families_of_copies_make_no_interval_narrower():
-    once = bootstrap(lambda w: auc(SCORES, LABELS, w), np.arange(60))
-    nine = bootstrap(lambda w: auc(np.tile(SCORES, 9), np.tile(LABELS, 9), w), np.tile(np.arange(60), 9))
+    once = bootstrap(auc(SCORES, LABELS), np.arange(60))
+    nine = bootstrap(auc(np.tile(SCORES, 9), np.tile(LABELS, 9)), np.tile(np.arange(60), 9))
     assert nine == pytest.approx(once, abs=1e-9)
 
 
 def test_what_is_not_defined_has_no_value_and_no_interval():
-    facts = held_out_facts("label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], None)
+    facts = held_out_facts("label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], np.empty((0, 2), int))
     assert facts["held_out_auc"] == {"value": None, "low": None, "high": None}
 
 
