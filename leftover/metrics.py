@@ -142,23 +142,30 @@ def win_rate_at_equal_length(
     return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
 
 
-def pair_accuracy(scores: Numbers, rewards: Numbers, groups: Sequence) -> tuple[float, int]:
+def pair_accuracy(
+    scores: Numbers, rewards: Numbers, groups: Sequence, *, max_group_rows: int | None = None
+) -> tuple[float, int]:
     """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
 
-    Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
+    This is what a policy can gain from a score: it does not choose which prompt it answers.
+
+    Args:
+        groups: [N] ids of the prompts.
+        max_group_rows: compare only the first of a prompt's rows: their pairs grow with the square.
+
+    Returns:
+        The share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
     """
-    by_group: dict = {}
-    for score, reward, group in zip(scores, rewards, groups, strict=True):
-        by_group.setdefault(group, []).append((score, reward))
+    scores, rewards = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
+    ids = np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = np.argsort(ids, kind="stable")
     correct, pairs = 0.0, 0
-    for rows in by_group.values():
-        for i, (score, reward) in enumerate(rows):
-            for other_score, other_reward in rows[i + 1 :]:
-                if reward == other_reward:
-                    continue
-                pairs += 1
-                agreement = (score - other_score) * (reward - other_reward)
-                correct += 1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0
+    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
+        chosen = rows[:max_group_rows]
+        above = np.subtract.outer(rewards[chosen], rewards[chosen]) > 0
+        agreement = np.sign(np.subtract.outer(scores[chosen], scores[chosen]))[above]
+        correct += float((0.5 + 0.5 * agreement).sum())
+        pairs += int(above.sum())
     return (correct / pairs if pairs else float("nan")), pairs
 
 

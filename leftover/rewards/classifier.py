@@ -107,9 +107,7 @@ class ClassifierReward(Join):
                 raise UserError(f"classifier '{self.model}': {error}") from error
         return self._loaded
 
-    def _encode(
-        self, loaded: "Classifier", prompts: Sequence[Prompt], completions: Sequence[str]
-    ) -> list[Encoded]:
+    def _encode(self, loaded: "Classifier", prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Encoded]:
         """Token ids of every row (and their types, for models that have such), within max_length, without padding."""
         rows = list(zip(prompts, completions, strict=True))
         if self.join == "pair":

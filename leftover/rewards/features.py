@@ -1,15 +1,16 @@
 """Features of a linear reward: TF-IDF of words and characters, and what a completion shares with its prompt."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from leftover.errors import UserError
+from leftover.rewards.base import Prompt
 from leftover.rewards.tokens import Characters, Tokens, Words, tokenise
 
 # Each of the first three holds the features of those before it.
-KINDS = ("completion", "both", "pair", "overlap")
+Kind = Literal["completion", "both", "pair", "overlap"]
 
 _CHARACTER_NGRAMS = (3, 4, 5)
 _MIN_TEXTS = 2  # a term of one training text says nothing of others
@@ -17,8 +18,6 @@ _TINY = 1e-12
 
 _MEASURES = ("share of words", "share of bigrams", "share by IDF", "log IDF not found", "log words", "recall")
 OVERLAPS = [f"{measure}, {source}" for source in ("first part", "whole") for measure in _MEASURES]
-
-Prompt = str | list[dict[str, Any]]
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -34,13 +33,13 @@ def prompt_parts(prompt: Prompt) -> list[str]:
 
 
 class TextFeatures:
-    """Sparse features [N, F] of prompts and completions; `kind` is one of KINDS.
+    """Sparse features [N, F] of prompts and completions.
 
     completion: TF-IDF of its words (1- and 2-grams) and of characters within words (3- to 5-grams). both: also of the
     prompt's words. pair: also the overlap (see `Overlap`). overlap: nothing but that.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: Kind):
         self.kind = kind
         self.blocks: dict[str, Tfidf] = {}
         self.overlap = Overlap() if kind in ("pair", "overlap") else None

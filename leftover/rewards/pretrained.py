@@ -86,9 +86,7 @@ def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.num_special_tokens_to_add(pair=True) > 0
 
 
-def _check_tokenizer(
-    settings: "ClassifierReward", tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> None:
+def _check_tokenizer(settings: "ClassifierReward", tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
     """UserError where the tokenizer cannot serve the settings within `max_length`."""
     special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
     if settings.join == "pair" and not separates_pairs(tokenizer):
@@ -106,9 +104,7 @@ def _check_tokenizer(
         raise UserError(f"max_length {max_length} leaves no room beside {special} special tokens")
 
 
-def _longest_input(
-    max_length: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> int | None:
+def _longest_input(max_length: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
     """The setting, or the most tokens that tokenizer and model take; None where neither has a limit."""
     positions = num_positions(model)
     if max_length is not None:

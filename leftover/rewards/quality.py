@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from leftover.metrics import Interval, bootstrap_ends, bootstrap_interval
+from leftover.metrics import Interval, bootstrap_ends, bootstrap_interval, pair_accuracy
 
 _MAX_ROWS_OF_A_PROMPT = 1000  # their pairs are counted: half a million
 
@@ -62,24 +62,6 @@ def bootstrap(statistic: Weighted, clusters: Sequence) -> Interval:
     return Interval(value, *bootstrap_ends(resampled, num_clusters))
 
 
-def same_prompt_accuracy(scores: np.ndarray, rewards: np.ndarray, prompts: Sequence[str]) -> tuple[float, int]:
-    """Share of pairs of one prompt with unequal rewards that the scores put in order (ties one half), and their number.
-
-    This is what a policy can gain from the score: which prompt it answers is not its choice. NaN without pairs. Of a
-    prompt's rows the first 1,000 are compared.
-    """
-    ids = np.unique(np.asarray(prompts), return_inverse=True)[1]
-    order = np.argsort(ids, kind="stable")
-    right, pairs = 0.0, 0
-    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
-        chosen = rows[:_MAX_ROWS_OF_A_PROMPT]
-        above = np.sign(np.subtract.outer(rewards[chosen], rewards[chosen])) > 0
-        ordered = np.sign(np.subtract.outer(scores[chosen], scores[chosen]))
-        right += float((0.5 + 0.5 * ordered[above]).sum())
-        pairs += int(above.sum())
-    return (right / pairs if pairs else float("nan")), pairs
-
-
 def held_out_facts(
     target: str,
     scores: np.ndarray,
@@ -99,7 +81,7 @@ def held_out_facts(
         return facts | {"held_out_pairs": len(pairs), "held_out_pair_accuracy": _rounded(interval)}
     name, statistic = ("auc", auc) if target == "label" else ("spearman", spearman)
     facts[f"held_out_{name}"] = _rounded(bootstrap(statistic(scores, rewards), families))
-    accuracy, count = same_prompt_accuracy(scores, rewards, prompts)
+    accuracy, count = pair_accuracy(scores, rewards, prompts, max_group_rows=_MAX_ROWS_OF_A_PROMPT)
     if count:
         facts |= {"same_prompt_pairs": count, "same_prompt_accuracy": round(accuracy, 4)}
     return facts

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from leftover.metrics import bootstrap_interval
-from leftover.rewards.quality import auc, bootstrap, held_out_facts, same_prompt_accuracy, spearman
+from leftover.metrics import bootstrap_interval, pair_accuracy
+from leftover.rewards.quality import auc, bootstrap, held_out_facts, spearman
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.integers(0, 6, 60).astype(float)  # many ties
@@ -46,13 +46,15 @@ def test_rows_that_come_in_families_of_copies_make_no_interval_narrower():
 
 
 def test_what_is_not_defined_has_no_value_and_no_interval():
-    facts = held_out_facts("label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], np.empty((0, 2), int))
+    facts = held_out_facts(
+        "label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], np.empty((0, 2), int)
+    )
     assert facts["held_out_auc"] == {"value": None, "low": None, "high": None}
 
 
 def test_the_same_prompt_accuracy_compares_rows_of_one_prompt_alone():
     # p: rewards 2 > 1 in order, 2 > 0 in order, 1 > 0 tied in score: 2.5 of 3. q: wrong. r: equal rewards, no pair.
     scores, rewards = np.array([3.0, 1, 1, 0, 5, 1, 2]), np.array([2.0, 1, 0, 1, 0, 4, 4])
-    assert same_prompt_accuracy(scores, rewards, list("pppqqrr")) == (2.5 / 4, 4)
-    value, pairs = same_prompt_accuracy(scores, rewards, list("abcdefg"))
+    assert pair_accuracy(scores, rewards, list("pppqqrr")) == (2.5 / 4, 4)
+    value, pairs = pair_accuracy(scores, rewards, list("abcdefg"))
     assert np.isnan(value) and pairs == 0

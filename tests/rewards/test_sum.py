@@ -41,7 +41,7 @@ def test_vader_prefers_kind_words():
 
 
 def test_a_recorded_column_refuses_new_completions():
-    with pytest.raises(UserError, match="'score' holds recorded scores.*set its `new_completions`"):
+    with pytest.raises(UserError, match=r"'score' holds recorded scores.*set its `new_completions`"):
         load_reward({"type": "column", "column": "score"})(PROMPTS, COMPLETIONS)
 
 

@@ -334,7 +334,10 @@ def test_a_reward_that_reads_rows_says_so_and_refuses_to_score_before(function):
         ({"function": "regex"}, "missing key 'pattern'"),
         ({"function": "regex", "pattern": "(a"}, "pattern '(a' is not a regular expression: missing )"),
         ({"function": "regex", "pattern": 7}, "pattern: Input should be a valid string (got 7)"),
-        ({"function": "regex", "pattern": "a", "mode": "find"}, "mode: Input should be 'match', 'count' or 'fullmatch'"),
+        (
+            {"function": "regex", "pattern": "a", "mode": "find"},
+            "mode: Input should be 'match', 'count' or 'fullmatch'",
+        ),
         ({"function": "regex", "pattern": "a", "ignore_case": "yes"}, "ignore_case: Input should be a valid boolean"),
         ({"function": "regex", "pattern": "a", "mode": "count", "negate": True}, "use a negative weight"),
         ({"function": "regex", "pattern": "a", "flags": "i"}, "unknown key 'flags'"),
