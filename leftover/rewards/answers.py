@@ -228,7 +228,7 @@ class NumericAnswerReward(RowAnswerReward[float]):
     """
 
     function = "numeric_answer"
-    tolerance: float = Field(0.0, ge=0)
+    tolerance: float = Field(default=0.0, ge=0)
     decimal: Literal[".", ","] = "."
     percent: Literal["number", "fraction"] = "number"
 

@@ -49,8 +49,8 @@ class ClassifierReward(Join):
     label: int | str | None = None
     activation: Literal["softmax", "sigmoid", "none"] | None = None
     truncation_side: Literal["left", "right"] | None = None
-    max_length: int | None = Field(None, ge=1)
-    batch_size: int = Field(32, ge=1)
+    max_length: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     dtype: str = "float32"
     device: str | None = None
 
@@ -127,7 +127,7 @@ class ClassifierReward(Join):
 
         messages = self.messages(prompt, completion)
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False)
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(

@@ -76,7 +76,7 @@ class FineTuneSettings(FitSettings):
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
     features: Literal["pair", "completion"] = "pair"
-    max_length: int = Field(256, ge=1)
+    max_length: int = Field(default=256, ge=1)
     train: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("train")
@@ -110,7 +110,7 @@ class FineTunedReward(RowsReward):
     come from.
     """
 
-    type = "fine_tuned"
+    kind = "fine_tuned"
     Settings = FineTuneSettings
     settings: FineTuneSettings
 

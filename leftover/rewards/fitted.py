@@ -43,7 +43,7 @@ class FitSettings(BaseModel):
     fit: object = None
     target: Literal["auto", "label", "score", "pairs"] = "auto"
     output: Literal["probability", "logit"] = "probability"
-    held_out: float = Field(0.2, gt=0, lt=1)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class FitSettings(BaseModel):
 class RowsReward(ABC):
     """A `FittedReward` (leftover.rewards.base) that is fitted on labels, scores or preferences."""
 
-    type: ClassVar[str]
+    kind: ClassVar[str]
     Settings: ClassVar[type[FitSettings]]
     settings: FitSettings
 
@@ -78,9 +78,9 @@ class RowsReward(ABC):
         if self.path is not None:
             self._describe(Path(self.path))
             files = sorted(file for file in Path(self.path).rglob("*") if file.is_file())
-            return {"type": self.type, "files": digest([[file.name, file_hash(file)] for file in files])}
+            return {"type": self.kind, "files": digest([[file.name, file_hash(file)] for file in files])}
         rows = "rows" if self.data is None else data_identity(self.data)
-        return {"type": self.type, "fit": rows, "settings": self.settings.of_fit()}
+        return {"type": self.kind, "fit": rows, "settings": self.settings.of_fit()}
 
     def fit(self, folder: Path, rows: "Dataset | None" = None) -> dict[str, Any]:
         """Fit, and write the scorer into `folder`; returns counts and held-out quality (see `held_out_facts`).
@@ -97,13 +97,13 @@ class RowsReward(ABC):
             facts |= {"families": len(set(examples.families)), "rows_fitted": len(taught)}
             facts |= self.learn(folder, taught)
         except UserError as error:
-            raise UserError(f"{self.type} reward: {error}") from error
+            raise UserError(f"{self.kind} reward: {error}") from error
         self.restore(folder)
         self._loaded = True
         facts |= self._quality(examples.take(held_out))
         settings = self.settings.of_fit()
         write_json(
-            folder / _DESCRIPTION, {"type": self.type, "target": self.target, "settings": settings, "facts": facts}
+            folder / _DESCRIPTION, {"type": self.kind, "target": self.target, "settings": settings, "facts": facts}
         )
         return facts
 
@@ -118,7 +118,7 @@ class RowsReward(ABC):
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         if not self._loaded:
             if self.path is None:
-                raise UserError(f"the {self.type} reward is not fitted yet: use it in a recipe, or call fit")
+                raise UserError(f"the {self.kind} reward is not fitted yet: use it in a recipe, or call fit")
             self.load(Path(self.path))
         return self.score(prompts, completions) if completions else []
 
@@ -158,6 +158,6 @@ class RowsReward(ABC):
                 f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): fit one with `leftover fit-reward ROWS "
                 f"--output {folder}`"
             ) from error
-        if described["type"] != self.type:
-            raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.type}: set the type")
+        if described["type"] != self.kind:
+            raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.kind}: set the type")
         return described

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import requests
 from pydantic import Field, model_validator
@@ -53,14 +53,14 @@ class HttpReward:
     """
 
     url: str
-    batch_size: int = Field(64, ge=1)
-    timeout: float = Field(30.0, gt=0)
-    retries: int = Field(5, ge=0)
-    backoff: float = Field(1.0, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    timeout: float = Field(default=30.0, gt=0)
+    retries: int = Field(default=5, ge=0)
+    backoff: float = Field(default=1.0, ge=0)
     headers: dict[str, str] = Field(default_factory=dict)
     token_env: str | None = None
     token_header: str = "Authorization"
-    max_parallel: int = Field(1, ge=1)
+    max_parallel: int = Field(default=1, ge=1)
     version: object = 1
 
     @model_validator(mode="before")
@@ -171,7 +171,7 @@ _KEY = " (the key comes from the variable that token_env names)"
 
 
 class _LoggedRetry(Retry):
-    def increment(self, *args: Any, **kwargs: Any) -> Retry:
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
         left = super().increment(*args, **kwargs)
         response = kwargs.get("response")
         if response is not None:  # urllib3 logs the other causes itself

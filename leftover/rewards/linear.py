@@ -38,7 +38,7 @@ class LinearReward(RowsReward):
     where rows come from.
     """
 
-    type = "linear"
+    kind = "linear"
     Settings = LinearSettings
     settings: LinearSettings
 

@@ -127,7 +127,7 @@ def num_positions(model: PreTrainedModel) -> int | None:
     return positions
 
 
-def _choose_activation(activation: str | None, config: PreTrainedConfig) -> str:
+def _choose_activation(activation: str | None, config: Any) -> str:
     """The setting, or the one that goes with the config's kind of problem."""
     if activation == "softmax" and config.num_labels == 1:
         raise UserError("it has one output, of which the softmax is always 1: set sigmoid or none")
@@ -138,7 +138,7 @@ def _choose_activation(activation: str | None, config: PreTrainedConfig) -> str:
     return "sigmoid" if config.num_labels == 1 or config.problem_type == "multi_label_classification" else "softmax"
 
 
-def _label_index(label: str | int | None, config: PreTrainedConfig) -> int:
+def _label_index(label: str | int | None, config: Any) -> int:
     """The number of the output that `label` means; None means the last one."""
     if label is None:
         return config.num_labels - 1

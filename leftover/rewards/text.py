@@ -56,7 +56,7 @@ class NgramDiversityReward(TextReward):
     """Distinct n-grams over all n-grams of a completion, in [0, 1]; 0.0 where it has none."""
 
     function = "ngram_diversity"
-    n: int | None = Field(None, ge=1)  # default: 2
+    n: int | None = Field(default=None, ge=1)  # default: 2
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         return [distinct_n([completion], self.n or 2) for completion in completions]
