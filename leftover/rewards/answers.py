@@ -102,18 +102,15 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
             for prompt, conversational, text, where in zip(*part.values(), strict=True):
                 if text is None or not text.strip():
                     without += 1
-                    continue
-                answer = self.expected(text)
-                if answer is None:
+                elif (answer := self.expected(text)) is None:
                     unreadable.append(f"  {where}: {text!r:.60}")
-                    continue
-                key = prompt_key(as_prompt(prompt, conversational))
-                known = answers.setdefault(key, [])
-                if any(self.same(other, answer) for other in known):
-                    continue
-                known.append(answer)
-                if len(known) > 1:
-                    conflicts.setdefault(key, where)
+                else:
+                    key = prompt_key(as_prompt(prompt, conversational))
+                    known = answers.setdefault(key, [])
+                    if not any(self.same(other, answer) for other in known):
+                        known.append(answer)
+                    if len(known) > 1:
+                        conflicts.setdefault(key, where)
         self._check(len(answers), unreadable, list(conflicts.values()))
         _write(folder / _FILE, answers)
         return {"prompts": len(answers), "rows_without_answer": without, "conflicting_prompts": len(conflicts)}
@@ -233,23 +230,17 @@ class NumericAnswerReward(RowAnswerReward[float]):
     percent: Literal["number", "fraction"] = "number"
 
     def given(self, completion: str) -> float | None:
-        return self._after_pattern(completion) if self.expression else self._last(completion)
+        return self._number(self.marked(completion), 0) if self.expression else self._number(completion, -1)
 
     def expected(self, text: str) -> float | None:
-        marked = self._after_pattern(text)
-        number = self._last(text) if marked is None else marked
+        number = self._number(self.marked(text), 0)
+        number = self._number(text, -1) if number is None else number
         return number if number is not None and math.isfinite(number) else None
 
     def same(self, one: float, other: float) -> bool:
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=self.tolerance)
 
-    def _after_pattern(self, text: str) -> float | None:
-        numbers = self._numbers(self.marked(text) or "")
-        return numbers[0] if numbers else None
-
-    def _last(self, text: str) -> float | None:
-        numbers = self._numbers(text)
-        return numbers[-1] if numbers else None
-
-    def _numbers(self, text: str) -> list[float]:
-        return find_numbers(text, self.decimal, self.percent)
+    def _number(self, text: str | None, place: int) -> float | None:
+        """The number at a place of a text; None where it holds none."""
+        numbers = find_numbers(text or "", self.decimal, self.percent)
+        return numbers[place] if numbers else None

@@ -97,6 +97,12 @@ class TextReward:
 
     function: ClassVar[str]
 
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
+        return [self.score(completion) for completion in completions]
+
+    def score(self, completion: str) -> float:
+        raise NotImplementedError
+
     def identity(self) -> dict[str, Any]:
         return {"type": "text", "function": self.function, **asdict(self)}
 
@@ -143,5 +149,5 @@ REWARDS: dict[str, str] = {
     "fine_tuned": "leftover.rewards.fine_tuned:FineTunedReward",
     "python": "leftover.rewards.python:PythonReward",
     "http": "leftover.rewards.http:HttpReward",
-    "sum": "leftover.rewards.sum:SumReward",
+    "sum": "leftover.rewards.sum:make_sum_reward",
 }

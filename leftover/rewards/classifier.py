@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError
 from leftover.rewards.base import STRICT, Prompt
-from leftover.rewards.joins import Join
+from leftover.rewards.joins import ClassifierSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,56 +20,11 @@ Encoded = dict[str, list[int]]  # one row: `input_ids`, and what else the tokeni
 
 
 @dataclass(config=STRICT, kw_only=True)
-class ClassifierReward(Join):
-    """Any `AutoModelForSequenceClassification`, or an OpenAssistant reward model, by folder or Hub id.
-
-    Args:
-        model: folder or Hub id.
-        label: the class whose score is the reward, by name or number; default: the last one.
-        activation: default: none for a declared regression, sigmoid for one output and for several labels that do not
-            exclude each other, else softmax.
-        join: what the classifier is shown. pair: prompt and completion as the tokenizer's text pair; completion: the
-            completion alone; chat: the conversation in the tokenizer's chat template; else a template of text with
-            {prompt} and {completion}, in which special tokens such as <|endoftext|> are written out.
-        prompt_pattern: a regular expression whose first group is the part of the prompt's text that is shown. A
-            prompt that it does not match is an error.
-        turns: how a message of a conversation is written, with {role} and {content}: one template, or one for every
-            role. With the latter, a prompt that is plain text counts as one turn of the role `user`; else plain text
-            stays as it is.
-        turn_separator: text between two messages.
-        strip: remove white space around prompt, messages and completion.
-        truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
-            shown or comes last. Of a pair only the prompt is cut, unless the completion leaves it no room.
-        max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
-        batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
-    """
-
-    model: str
-    label: int | str | None = None
-    activation: Literal["softmax", "sigmoid", "none"] | None = None
-    truncation_side: Literal["left", "right"] | None = None
-    max_length: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    dtype: str = "float32"
-    device: str | None = None
-
-    @field_validator("label", mode="before")
-    @classmethod
-    def _is_not_a_truth_value(cls, label: object) -> object:
-        if isinstance(label, bool):
-            raise ValueError(f"{label}: YAML reads yes, no, on and off as such; put it in quotes")
-        return label
+class ClassifierReward(ClassifierSettings):
+    """Any `AutoModelForSequenceClassification`, or an OpenAssistant reward model; see `ClassifierSettings`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sparing: Literal["left", "right"] = "left" if self.completion_last else "right"
-        if self.truncation_side is None:
-            self.truncation_side = sparing if self.shows_prompt else "right"
-        elif self.truncation_side != sparing and self.shows_prompt and self.join != "pair":
-            raise ValueError(
-                f"truncation_side {self.truncation_side} would cut the completion of a long row under "
-                f"join: {self.join!r}; set it to {sparing}"
-            )
         self._loaded: Classifier | None = None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
@@ -87,7 +41,9 @@ class ClassifierReward(Join):
             chosen = order[start : start + self.batch_size]
             with torch.inference_mode():
                 logits = loaded.model(**_collate([rows[i] for i in chosen], loaded)).logits.float()
-            for i, score in zip(chosen, _activate(logits, loaded.activation)[:, loaded.label].tolist(), strict=True):
+            if loaded.activation != "none":
+                logits = logits.softmax(-1) if loaded.activation == "softmax" else logits.sigmoid()
+            for i, score in zip(chosen, logits[:, loaded.label].tolist(), strict=True):
                 scores[i] = score
         return scores
 
@@ -119,7 +75,10 @@ class ClassifierReward(Join):
         encoded = _tokenize(tokenizer, texts, add_special_tokens=not chat, **limit)
         for row in encoded:
             if not row["input_ids"]:  # an empty text, to which the tokenizer adds nothing
-                row |= {name: [0] for name in row} | {"input_ids": [self._token_of_nothing(tokenizer)]}
+                token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+                if token is None:
+                    raise UserError(f"classifier '{self.model}' cannot read an empty text: its tokenizer has no token")
+                row |= {name: [0] for name in row} | {"input_ids": [token]}
         return encoded
 
     def _chat_text(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, completion: str) -> str:
@@ -133,12 +92,6 @@ class ClassifierReward(Join):
             raise UserError(
                 f"the chat template of classifier '{self.model}' refuses a conversation of {roles}: {error}"
             ) from error
-
-    def _token_of_nothing(self, tokenizer: "PreTrainedTokenizerBase") -> int:
-        for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-            if token_id is not None:
-                return token_id
-        raise UserError(f"classifier '{self.model}' cannot read an empty text: its tokenizer has no token for one")
 
 
 def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[Encoded]:
@@ -185,7 +138,3 @@ def _collate(rows: list[Encoded], loaded: "Classifier") -> "dict[str, Tensor]":
     if "token_type_ids" in rows[0] and (left or getattr(config, "type_vocab_size", 0) > 1):
         batch["token_type_ids"] = pad([row["token_type_ids"] for row in rows], 0, left=left)[0]
     return {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}
-
-
-def _activate(logits: "Tensor", activation: str) -> "Tensor":
-    return {"softmax": lambda: logits.softmax(-1), "sigmoid": logits.sigmoid, "none": lambda: logits}[activation]()

@@ -5,32 +5,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
 from leftover.monitoring.training_display import shown
 from leftover.rewards.base import Prompt
-from leftover.rewards.classifier import ClassifierReward
+from leftover.rewards.classifier import ClassifierReward, Encoded
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import FORMS, Join
-from leftover.rewards.pretrained import num_positions, separates_pairs
+from leftover.rewards.pretrained import num_positions, separates_pairs, untrained_classifier
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
@@ -121,7 +115,8 @@ class FineTunedReward(RowsReward):
         return super().identity() | {name: model_identity(path) for name, path in sources.items() if path}
 
     def learn(self, folder: Path, examples: Examples) -> dict[str, Any]:
-        tokenizer, model = self._start()
+        torch.manual_seed(self.settings.seed)
+        tokenizer, model = untrained_classifier(self.settings.model, self.settings.config, self.settings.tokenizer)
         length = min(self.settings.max_length, tokenizer.model_max_length, num_positions(model) or sys.maxsize)
         offset, scale = 0.0, 1.0
         if examples.target == "score":
@@ -131,7 +126,7 @@ class FineTunedReward(RowsReward):
         if join not in FORMS:
             tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
         data = [
-            _encode(tokenizer, _texts(tokenizer, join, part.prompts, part.completions), part, length, offset, scale)
+            _encode(tokenizer, Join(join=join), part, length, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
@@ -171,30 +166,6 @@ class FineTunedReward(RowsReward):
             return "completion"
         return "pair" if separates_pairs(tokenizer) else "{prompt}\n\n{completion}"
 
-    def _start(self) -> tuple[Any, Any]:
-        """The tokenizer, and the model before training: pretrained with one new output, or of random weights."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-        path, settings = self.settings.model, dict(self.settings.config or {})
-        torch.manual_seed(self.settings.seed)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.settings.tokenizer or path)
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            if path is not None:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
-                )
-            else:
-                names = ("bos_token_id", "eos_token_id", "pad_token_id")
-                known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
-                config = AutoConfig.for_model(settings.pop("model_type"), **(known | settings))
-                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
-        model.config.pad_token_id = tokenizer.pad_token_id
-        return tokenizer, model
-
     def _args(self, folder: Path) -> TrainingArguments:
         defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS
         settings = defaults | {"disable_tqdm": False} | self.settings.train
@@ -218,6 +189,13 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean()
 
 
+class _Item(NamedTuple):
+    """A row, or a pair of rows."""
+
+    texts: list[Encoded]
+    label: float
+
+
 class _RewardTrainer(Trainer):
     target: str
 
@@ -230,12 +208,12 @@ class _RewardTrainer(Trainer):
 
 
 def _trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: list[Any], target: str, args: TrainingArguments
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[_Item]], target: str, args: TrainingArguments
 ) -> _RewardTrainer:
-    def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        texts = [text for side in zip(*(item["texts"] for item in items), strict=True) for text in side]
+    def collate(items: list[_Item]) -> dict[str, Tensor]:
+        texts = [text for side in zip(*(item.texts for item in items), strict=True) for text in side]
         batch = dict(tokenizer.pad(texts, return_tensors="pt"))
-        return batch | {"labels": torch.tensor([item["label"] for item in items])}
+        return batch | {"labels": torch.tensor([item.label for item in items])}
 
     trainer = _RewardTrainer(
         model,
@@ -253,26 +231,13 @@ def _trainer(
     return trainer
 
 
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, form: str, prompts: Sequence[Prompt], completions: Sequence[str]
-) -> list[list[str]]:
-    """The arguments of the tokenizer: texts, or texts and the texts that they are paired with."""
-    rows = [Join(join=form).texts(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)]
-    return [list(side) for side in zip(*rows, strict=True)]
-
-
 def _encode(
-    tokenizer: PreTrainedTokenizerBase,
-    texts_of: list[list[str]],
-    examples: Examples,
-    length: int,
-    offset: float,
-    scale: float,
-) -> list[dict[str, Any]]:
-    """One item a row, or a pair (its two texts): token ids as `ClassifierReward` makes them, and the label."""
-    encoded = tokenizer(*texts_of, truncation=True, max_length=length)
+    tokenizer: PreTrainedTokenizerBase, join: Join, examples: Examples, length: int, labels: np.ndarray
+) -> list[_Item]:
+    """Token ids, as `ClassifierReward` makes them, and labels."""
+    rows = [join.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
+    encoded = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=length)
     texts = [{name: encoded[name][i] for name in encoded} for i in range(len(examples))]
     if examples.target == "pairs":
-        return [{"texts": [texts[a], texts[b]], "label": 0.0} for a, b in examples.pairs]
-    labels = (examples.scores - offset) / scale
-    return [{"texts": [text], "label": label} for text, label in zip(texts, labels.tolist(), strict=True)]
+        return [_Item([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
+    return [_Item([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]

@@ -2,11 +2,12 @@
 
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -16,10 +17,8 @@ from transformers import (
 
 from leftover.errors import UserError, first_line
 from leftover.models.load import max_positions, torch_dtype
+from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
-
-if TYPE_CHECKING:
-    from leftover.rewards.classifier import ClassifierReward
 
 # What the loaders raise for a folder that holds something else, or half of it.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
@@ -35,7 +34,7 @@ class Classifier:
     pad_token_id: int | None  # None: the model declares none
 
 
-def load(settings: "ClassifierReward") -> Classifier:
+def load(settings: ClassifierSettings) -> Classifier:
     """The classifier of the settings, ready to score. Raises UserError where it cannot serve them."""
     tokenizer, model = _load_files(settings.model, settings.dtype)
     max_length = _longest_input(settings.max_length, tokenizer, model)
@@ -81,12 +80,35 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
+def untrained_classifier(
+    path: str | None, config: dict[str, Any] | None, tokenizer_path: str | None
+) -> tuple[Any, Any]:
+    """A tokenizer, and a model with one new output: that of `path` otherwise, or one of random weights by `config`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if path is not None:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        else:
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
+            model_config = AutoConfig.for_model(**(known | (config or {})))
+            model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
+
+
 def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts anything between two texts; those of most decoders do not."""
     return tokenizer.num_special_tokens_to_add(pair=True) > 0
 
 
-def _check_tokenizer(settings: "ClassifierReward", tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
     """UserError where the tokenizer cannot serve the settings within `max_length`."""
     special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
     if settings.join == "pair" and not separates_pairs(tokenizer):

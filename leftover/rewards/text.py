@@ -10,7 +10,7 @@ tfidf_diversity   mean TF-IDF weight of its terms, as in A-LoL: TfidfDiversityRe
 """
 
 import re
-from collections.abc import Sequence
+from functools import cache
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from leftover.metrics import distinct_n
-from leftover.rewards.base import STRICT, Prompt, Reward, TextReward, check_name, make
+from leftover.rewards.base import STRICT, Reward, TextReward, check_name, make
 
 if TYPE_CHECKING:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -47,8 +47,8 @@ class LengthReward(TextReward):
 
     function = "length"
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        return [float(len(completion.split())) for completion in completions]
+    def score(self, completion: str) -> float:
+        return float(len(completion.split()))
 
 
 @dataclass(config=STRICT)
@@ -58,8 +58,8 @@ class NgramDiversityReward(TextReward):
     function = "ngram_diversity"
     n: int | None = Field(default=None, ge=1)  # default: 2
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        return [distinct_n([completion], self.n or 2) for completion in completions]
+    def score(self, completion: str) -> float:
+        return distinct_n([completion], self.n or 2)
 
     def identity(self) -> dict[str, Any]:
         # Keys hold `n` only where a recipe sets it.
@@ -72,14 +72,15 @@ class VaderReward(TextReward):
 
     function = "vader"
 
-    def __post_init__(self) -> None:
-        self._analyzer: SentimentIntensityAnalyzer | None = None
+    def score(self, completion: str) -> float:
+        return float(_vader().polarity_scores(completion)["compound"])
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-        self._analyzer = analyzer = self._analyzer or SentimentIntensityAnalyzer()
-        return [float(analyzer.polarity_scores(completion)["compound"]) for completion in completions]
+@cache
+def _vader() -> "SentimentIntensityAnalyzer":
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
 
 
 @dataclass(config=STRICT)
@@ -109,10 +110,7 @@ class RegexReward(TextReward):
         flags = {re.IGNORECASE: self.ignore_case, re.MULTILINE: self.multiline, re.DOTALL: self.dot_all}
         self.expression = compile_pattern("pattern", self.pattern, sum(flag for flag, on in flags.items() if on))
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        return [self._score(completion) for completion in completions]
-
-    def _score(self, completion: str) -> float:
+    def score(self, completion: str) -> float:
         if self.mode == "count":
             return float(sum(1 for _ in self.expression.finditer(completion)))
         if self.mode == "match":

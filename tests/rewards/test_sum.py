@@ -80,8 +80,8 @@ def test_the_identity_of_a_python_reward_changes_with_its_source(module, tmp_pat
     ("body", "expected"),
     [
         ("return [1.0]", "returned 1 scores for 3 completions"),
-        ("return None", r"must return one number \(or None\) a completion, got None"),
-        ("return ['good'] * 3", r"must return one number \(or None\) a completion, got \['good'"),
+        ("return None", r"must return one number \(or None\) per completion, got None"),
+        ("return ['good'] * 3", r"must return one number \(or None\) per completion, got \['good'"),
         ("return [1 / 0]", "failed: ZeroDivisionError: division by zero"),
     ],
 )
