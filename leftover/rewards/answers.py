@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from leftover.data.rows import as_prompt, text_hash
 from leftover.errors import UserError
-from leftover.rewards.base import STRICT, Prompt, TextReward
+from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
 from leftover.rewards.numbers import find_numbers
 from leftover.rewards.text import compile_pattern
 
@@ -75,10 +75,7 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         if self._keys is None or self._answers is None:
-            raise UserError(
-                f"text reward '{self.function}' compares with the answers of rows and has read none: use it in a "
-                "recipe, or call fit and load"
-            )
+            raise not_fitted(f"text reward '{self.function}'")
         keys = np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
         first, last = np.searchsorted(self._keys, keys), np.searchsorted(self._keys, keys, side="right")
         scores: list[float | None] = []
@@ -143,7 +140,7 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
 
 def prompt_key(prompt: Prompt) -> int:
-    """A hash of a prompt, text or messages; keys of a message may stand in any order."""
+    """A hash of a prompt, text or messages; the order of a message's keys does not matter."""
     return text_hash(json.dumps(prompt, sort_keys=True))
 
 
@@ -241,6 +238,6 @@ class NumericAnswerReward(RowAnswerReward[float]):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=self.tolerance)
 
     def _number(self, text: str | None, place: int) -> float | None:
-        """The number at a place of a text; None where it holds none."""
+        """The number at a place among those of a text; None where it has none."""
         numbers = find_numbers(text or "", self.decimal, self.percent)
         return numbers[place] if numbers else None

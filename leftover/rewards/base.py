@@ -125,12 +125,17 @@ def load_reward(spec: dict[str, Any]) -> Any:
 
 
 def make(what: str, reward: Callable[..., T], settings: dict[str, Any]) -> T:
-    """`reward(**settings)`. Raises UserError, which begins with `what`, for settings that it does not take."""
+    """`reward(**settings)`. Raises UserError, which begins with `what`, for settings that it does not have."""
     try:
         return reward(**settings)
     except ValidationError as error:
         found = faults(error, settings, getattr(reward, "Settings", reward))
         raise UserError("\n".join(f"{what}: {fault}" for fault in found)) from None
+
+
+def not_fitted(what: str) -> UserError:
+    """The refusal to score before `load`."""
+    return UserError(f"{what} is not fitted yet: use it in a recipe, or call fit and load")
 
 
 def check_name(what: str, name: object, valid: Iterable[str]) -> None:

@@ -120,7 +120,7 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", *texts: list[str], **options
 
 
 def _collate(rows: list[Encoded], loaded: "Classifier") -> "dict[str, Tensor]":
-    """Rows as padded tensors [B, L] on the model's device, with the mask of what is no padding."""
+    """Rows as padded tensors [B, L] on the model's device, with the attention mask."""
     from leftover.data.collate import pad
 
     config, padding = loaded.model.config, loaded.pad_token_id

@@ -54,7 +54,7 @@ class Examples:
 
 
 def data_section(fit: object) -> DataSection:
-    """The settings of `fit:`; UserError for what a data section does not have, or has for policies alone."""
+    """The settings of `fit:`; UserError for keys that a data section does not have, or only for policies."""
     if not isinstance(fit, dict):
         raise UserError(
             f"fit is {fit!r:.60}: it takes `rows`, or the keys of a data section (path, format, columns, ...)"
@@ -169,7 +169,7 @@ def _resolve(rows: Sequence[dict[str, Any]], target: str, column: str) -> str:
     preferred = any(row["is_chosen"] is not None for row in rows)
     if target == "pairs" and not preferred:
         raise UserError("target: pairs needs rows `chosen` and `rejected`, or rows with `is_chosen` true and false")
-    # A pair without scores of its own is read as 1 and 0: these say no more than which one was chosen.
+    # Readers give the rows of a pair without scores 1 and 0, which only repeat which one was chosen.
     bare = all(row["recorded_reward"] in (None, float(bool(row["is_chosen"]))) for row in rows)
     if target == "pairs" or (target == "auto" and preferred and bare):
         return "pairs"
@@ -187,15 +187,15 @@ def _pairs(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     pairs, i = [], 0
     while i + 1 < len(rows):
         a, b = rows[i], rows[i + 1]
-        alike = all(a[name] == b[name] for name in ("prompt", "family", "conversational"))
-        if alike and {a["is_chosen"], b["is_chosen"]} == {True, False}:
+        same = all(a[name] == b[name] for name in ("prompt", "family", "conversational"))
+        if same and {a["is_chosen"], b["is_chosen"]} == {True, False}:
             pairs.append((i, i + 1) if a["is_chosen"] else (i + 1, i))
             i += 2
         else:
             i += 1
     if not pairs:
         raise UserError(
-            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the rows of a "
-            "pair side by side"
+            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the two rows of "
+            "a pair next to each other"
         )
     return np.array(pairs, np.int64)

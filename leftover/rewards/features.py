@@ -41,7 +41,7 @@ class TextFeatures:
     """Sparse features [N, F] of prompts and completions.
 
     completion: TF-IDF of its words (1- and 2-grams) and of characters within words (3- to 5-grams). both: also of the
-    prompt's words. pair: also the overlap (see `Overlap`). overlap: nothing but that.
+    prompt's words. pair: also the overlap (see `Overlap`). overlap: only the overlap.
     """
 
     def __init__(self, kind: Kind):
@@ -131,7 +131,7 @@ class Tfidf(Generic[Terms]):
     def fit(self, tokens: Tokens) -> None:
         counts = self.terms(tokens)
         if counts.shape[1] == 0:
-            raise UserError("no word stands in two of the texts to learn from: give more rows")
+            raise UserError("no word occurs in two of the texts to learn from: give more rows")
         self._transformer.fit(counts)
 
     def __call__(self, tokens: Tokens) -> "csr_array":

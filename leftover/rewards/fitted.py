@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from leftover.errors import UserError
-from leftover.rewards.base import STRICT, Prompt
+from leftover.rewards.base import STRICT, Prompt, not_fitted
 from leftover.rewards.examples import Examples, data_identity, data_section, hold_out, read_examples, run_examples
 from leftover.rewards.features import prompt_text
 from leftover.rewards.quality import held_out_facts
@@ -30,8 +30,8 @@ class FitSettings(BaseModel):
             section. Its `part` keeps the families of a judge and of a training reward apart.
         target: label (0 or 1), score (any number) or pairs (a chosen and a rejected row side by side: Bradley and
             Terry's model). auto: pairs for preferences without scores of their own, label where all are 0 or 1.
-        output: of a label's scorer. Others give a number on the scale of the scores (score), or one whose difference
-            is the log-odds of a preference (pairs).
+        output: for labels. Others give a number on the scale of the scores (score), or one whose difference is the
+            log-odds of a preference (pairs).
         held_out: share of families that neither fit nor choose a setting; the facts of `fit` are measured on them.
             Where rows have a split other than `train`, those are held out instead.
         seed: of the choice of those families, and of the fit.
@@ -100,11 +100,11 @@ class RowsReward(ABC):
             raise UserError(f"{self.kind} reward: {error}") from error
         self.restore(folder)
         self._loaded = True
-        facts |= self._quality(examples.take(held_out))
-        settings = self.settings.of_fit()
-        write_json(
-            folder / _DESCRIPTION, {"type": self.kind, "target": self.target, "settings": settings, "facts": facts}
-        )
+        kept = examples.take(held_out)
+        scores, texts = np.array(self(kept.prompts, kept.completions)), [prompt_text(prompt) for prompt in kept.prompts]
+        facts |= held_out_facts(self.target, scores, kept.scores, kept.families.tolist(), texts, kept.pairs)
+        description = {"type": self.kind, "target": self.target, "settings": self.settings.of_fit(), "facts": facts}
+        write_json(folder / _DESCRIPTION, description)
         return facts
 
     def load(self, folder: Path) -> None:
@@ -118,7 +118,7 @@ class RowsReward(ABC):
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         if not self._loaded:
             if self.path is None:
-                raise UserError(f"the {self.kind} reward is not fitted yet: use it in a recipe, or call fit")
+                raise not_fitted(f"{self.kind} reward")
             self.load(Path(self.path))
         return self.score(prompts, completions) if completions else []
 
@@ -144,20 +144,12 @@ class RowsReward(ABC):
             raise UserError("fit: rows means the rows of a run: use it in a recipe")
         return run_examples(rows, self.settings.target)
 
-    def _quality(self, held_out: Examples) -> dict[str, Any]:
-        scores = np.array(self(held_out.prompts, held_out.completions))
-        prompts = [prompt_text(prompt) for prompt in held_out.prompts]
-        families = held_out.families.tolist()
-        return held_out_facts(self.target, scores, held_out.scores, families, prompts, held_out.pairs)
-
     def _describe(self, folder: Path) -> dict[str, Any]:
         try:
             described = read_json(folder / _DESCRIPTION)
         except OSError as error:
-            raise UserError(
-                f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): fit one with `leftover fit-reward ROWS "
-                f"--output {folder}`"
-            ) from error
+            remedy = f"fit one with `leftover fit-reward ROWS --output {folder}`"
+            raise UserError(f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): {remedy}") from error
         if described["type"] != self.kind:
             raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.kind}: set the type")
         return described

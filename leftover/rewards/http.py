@@ -78,7 +78,7 @@ class HttpReward:
 
     @property
     def batch_rows(self) -> int:
-        """Rows between two saves of the score stage: what is asked for at a time."""
+        """Rows between two saves of the score stage: as many as are asked for at a time."""
         return self.batch_size * self.max_parallel
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
@@ -94,7 +94,7 @@ class HttpReward:
         return [score for scores in answers for score in scores]
 
     def identity(self) -> dict[str, Any]:
-        # A header may choose what the service does, and says more than a key needs: its digest tells it apart.
+        # A header may change what the service does; its digest is enough to tell.
         headers = digest(self.headers) if self.headers else None
         return {"type": "http", "url": self.url, "headers": headers, "version": self.version}
 
@@ -182,7 +182,7 @@ class _LoggedRetry(Retry):
 
 
 def read_scores(answer: Any, count: int) -> list[float | None]:
-    """The scores of a service's answer. Raises ValueError that says what is wrong with it."""
+    """The scores of a service's answer. Raises ValueError with the reason where it holds none."""
     scores = answer.get("scores") if isinstance(answer, dict) else answer
     if not isinstance(scores, list):
         raise ValueError('the answer is neither {"scores": [...]} nor a list')

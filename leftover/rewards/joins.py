@@ -21,7 +21,7 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 
 @dataclass(config=STRICT, kw_only=True)
 class Join:
-    """What of a row becomes the classifier's text; `ClassifierReward` documents the settings."""
+    """How a row becomes the classifier's text; `ClassifierSettings` documents the fields."""
 
     join: str = "pair"
     prompt_pattern: str | None = None
@@ -83,7 +83,7 @@ class Join:
         shown = self.prompt_text(prompt)
         if self.join == "pair":
             return shown, completion
-        # In one pass: a completion may hold the text "{prompt}".
+        # Both are filled at once: a completion may hold the text "{prompt}".
         return (_fill(self.join, {"prompt": shown, "completion": completion}),)
 
     def prompt_text(self, prompt: Prompt) -> str:
@@ -146,7 +146,7 @@ class ClassifierSettings(Join):
         turn_separator: text between two messages.
         strip: remove white space around prompt, messages and completion.
         truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
-            shown or comes last. Of a pair only the prompt is cut, unless the completion leaves it no room.
+            shown or comes last. In a pair only the prompt is cut, unless the completion leaves it no room.
         max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
         batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
     """

@@ -26,8 +26,8 @@ Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class LinearSettings(FitSettings):
-    # completion; both (also the prompt's words: where what is good depends on them); pair (also how much of the
-    # completion is found in the prompt); overlap (that alone: attribution to a given text).
+    # both: also the prompt's words, where quality depends on them; pair: also how much of the completion is found in
+    # the prompt; overlap: only that (attribution to a given text).
     features: Kind = "completion"
 
 

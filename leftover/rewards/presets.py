@@ -6,7 +6,7 @@ from leftover.rewards.base import check_name, make
 from leftover.rewards.classifier import ClassifierReward
 
 # The README of github.com/golsun/DialogRPT and its src/model.py: the stripped turns of the context, each followed by
-# the end of text, then the reply without one; the sigmoid of one logit; what is too long is cut at its start. The
+# the end of text, then the reply without one; the sigmoid of one logit; long texts are cut at their start. The
 # code of the paper cuts at the end instead, that is, the reply. The pattern takes away an end of text that a prompt
 # has already.
 _DIALOGRPT: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Loading a published sequence classifier, and what its files say of labels, outputs and lengths."""
+"""Loading a sequence classifier, and finding its labels, activation and lengths in its files."""
 
 import pickle
 from dataclasses import dataclass

@@ -78,7 +78,10 @@ class SumReward:
         return total.tolist()
 
     def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
-        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns the state."""
+        """Fit normalisations, means and transform on the training rows (`train` [N] bool).
+
+        Returns `state`, which another reward of the same settings can take over.
+        """
         for name, normalise in self.normalise.items():
             training = np.asarray(scores[name], np.float64)[train]
             fitted = fit_transform(normalise, training)
@@ -86,10 +89,6 @@ class SumReward:
             self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
         self.state["total"] = fit_transform(self.transform, self._sum(scores)[train])
         return self.state
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state that `fit` returned."""
-        self.state = state
 
     def total(self, scores: Scores) -> np.ndarray:
         """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
@@ -145,7 +144,7 @@ class SumReward:
 
 
 def make_sum_reward(**settings: Any) -> SumReward:
-    """The sum of these settings, those of a recipe's section `reward`. Raises UserError for an unknown one."""
+    """The sum by the settings of a recipe's section `reward`. Raises UserError for an unknown one."""
     section = make("sum reward", RewardSection, settings)
     return SumReward(section.functions, section.transform, section.missing)
 

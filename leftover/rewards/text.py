@@ -1,4 +1,4 @@
-"""Rewards computed from the text alone, or from it and what the rows say of it: `type: text`, by `function`.
+"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`.
 
 length            white-space tokens
 ngram_diversity   distinct over all n-grams
@@ -121,7 +121,7 @@ class RegexReward(TextReward):
 
 
 def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
-    """The expression of a setting. Raises ValueError where it is none, or has fewer groups."""
+    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
     try:
         expression = re.compile(pattern, flags)
     except (re.error, OverflowError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """TF-IDF diversity of a completion, a reward of A-LoL's dialogue tasks (arXiv 2305.14718)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError
-from leftover.rewards.base import STRICT, Prompt, TextReward
+from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
 from leftover.store.manifest import read_json, write_json
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ class TfidfDiversityReward(TextReward):
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         if self._vectorizer is None:
-            raise UserError(
-                "text reward 'tfidf_diversity' has not read the training completions: use it in a recipe, or call fit "
-                "and load"
-            )
+            raise not_fitted("text reward 'tfidf_diversity'")
         return diversity(self._vectorizer.transform(completions)).tolist()
 
     def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
@@ -49,7 +46,9 @@ class TfidfDiversityReward(TextReward):
 
         vectorizer = TfidfVectorizer()
         try:
-            vectorizer.fit(_training_completions(rows))
+            parts = rows.select_columns(["completion", "split"]).iter(batch_size=_BATCH_ROWS)
+            texts = (zip(part["completion"], part["split"], strict=True) for part in parts)
+            vectorizer.fit(text for part in texts for text, split in part if split == "train")
         except ValueError as error:
             if "empty vocabulary" not in str(error):
                 raise
@@ -73,8 +72,3 @@ def diversity(weights: "sparse.csr_matrix") -> np.ndarray:
     num_terms = np.diff(weights.indptr)
     mean = np.asarray(weights.sum(axis=1)).ravel() / np.maximum(num_terms, 1)
     return mean * np.where(num_terms < _FEW_TERMS, num_terms / 10, 1.0)
-
-
-def _training_completions(rows: "Dataset") -> Iterator[str]:
-    for part in rows.select_columns(["completion", "split"]).iter(batch_size=_BATCH_ROWS):
-        yield from (text for text, split in zip(part["completion"], part["split"], strict=True) if split == "train")

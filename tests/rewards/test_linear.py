@@ -305,7 +305,7 @@ def rows_of(labels: list[float | None], families: int = 40) -> list[dict[str, An
         (
             [row | {"completion": f"w{i}"} for i, row in enumerate(rows_of([0.0, 1.0] * 20))],
             {},
-            "no word stands in two",
+            "no word occurs in two",
         ),
         (rows_of([0.0, 1.0] * 20), {"fit": {"columns": {"completion": "answer"}}}, "name your columns in fit.columns"),
     ],
