@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Self
 
 import requests
@@ -74,7 +73,11 @@ class HttpReward:
         return ArgsKwargs(given.args, settings)
 
     def __post_init__(self) -> None:
-        self._session: requests.Session | None = None
+        self._session = requests.Session()
+        adapter = HTTPAdapter(pool_maxsize=self.max_parallel, max_retries=self._retry())
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+        self._session.headers.update(self.headers)
 
     @property
     def batch_rows(self) -> int:
@@ -82,29 +85,20 @@ class HttpReward:
         return self.batch_size * self.max_parallel
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        self._session = session = self._session or self._open()
         starts = range(0, len(completions), self.batch_size)
         asked = [list(prompts[start : start + self.batch_size]) for start in starts]
         given = [list(completions[start : start + self.batch_size]) for start in starts]
         if self.max_parallel == 1:
-            answers = [self._score(session, *batch) for batch in zip(asked, given, strict=True)]
+            answers = [self._score(*batch) for batch in zip(asked, given, strict=True)]
         else:
             with ThreadPoolExecutor(self.max_parallel) as pool:
-                answers = list(pool.map(partial(self._score, session), asked, given))
+                answers = list(pool.map(self._score, asked, given))
         return [score for scores in answers for score in scores]
 
     def identity(self) -> dict[str, Any]:
         # A header may change what the service does; its digest is enough to tell.
         headers = digest(self.headers) if self.headers else None
         return {"type": "http", "url": self.url, "headers": headers, "version": self.version}
-
-    def _open(self) -> requests.Session:
-        session = requests.Session()
-        adapter = HTTPAdapter(pool_maxsize=self.max_parallel, max_retries=self._retry())
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        session.headers.update(self.headers)
-        return session
 
     def _retry(self) -> Retry:
         return _LoggedRetry(
@@ -117,9 +111,9 @@ class HttpReward:
             raise_on_status=False,
         )
 
-    def _score(self, session: requests.Session, prompts: list[Prompt], completions: list[str]) -> list[float | None]:
+    def _score(self, prompts: list[Prompt], completions: list[str]) -> list[float | None]:
         token = read_token(self.token_env, _WHERE)
-        response = self._post(session, {"prompts": prompts, "completions": completions}, token)
+        response = self._post({"prompts": prompts, "completions": completions}, token)
         status = response.status_code
         shown = f"it answered {hide(response.content.decode('utf-8', 'replace'), token)[:_SHOWN]!r}"
         if not 200 <= status < 300:
@@ -132,7 +126,7 @@ class HttpReward:
             reason = error if type(error) is ValueError else "the answer is not JSON"
             raise UserError(f"{_WHERE} {self.url}: {hide(str(reason), token)}; {shown}") from error
 
-    def _post(self, session: requests.Session, payload: dict[str, Any], token: str | None) -> requests.Response:
+    def _post(self, payload: dict[str, Any], token: str | None) -> requests.Response:
         """The whole answer. The session's retries end when the headers have come; those of the body are made here."""
 
         def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -143,7 +137,7 @@ class HttpReward:
         retry = self._retry()
         try:
             while True:
-                response = session.post(
+                response = self._session.post(
                     self.url,
                     json=payload,
                     auth=authorise if token else None,
