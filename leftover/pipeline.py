@@ -111,7 +111,7 @@ def policy_key(this: Run, name: str, seed: int) -> Key:
         "from": {block: this.table.digest(block) for block in ("tokens", "split", *available_blocks(this, name))},
         "settings": effective(policy_settings(this, name)),
         "lora": this.recipe.model.lora.model_dump() if this.recipe.model.lora else None,
-        "rows": this.recipe.data.rows,
+        "rows": this.recipe.data.train_on,
         "selection": this.recipe.evaluate.max_selection_prompts,
         "seed": seed,
     }

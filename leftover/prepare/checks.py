@@ -7,7 +7,7 @@ from leftover.monitoring.trackers import check_trackers
 from leftover.objectives import Columns
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
-from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
+from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.runs.run import Run
 from leftover.store.table import column
@@ -40,7 +40,7 @@ def check_prompts(run: Run) -> None:
     table = run.table.open("rows", "split", "tokens")
     group = column(table, "group")[training_mask(table)]
     for name in offline_policies(run.recipe):
-        check_groups(name, declared_by(run.recipe, name)[0], group)
+        check_groups(name, policy_objective(run.recipe, name)[0], group)
 
 
 def check_rewards(run: Run) -> None:
@@ -53,13 +53,13 @@ def check_rewards(run: Run) -> None:
     }
     trains = training_mask(table)
     for name in offline_policies(run.recipe):
-        objective, _ = declared_by(run.recipe, name)
+        objective, _ = policy_objective(run.recipe, name)
         rows = trains & (everything["is_chosen"] == 1) if trains_on_chosen(run.recipe, objective) else trains
         _check_policy(run, name, {column: values[rows] for column, values in everything.items()})
 
 
 def _check_policy(run: Run, name: str, columns: Columns) -> None:
-    objective, _ = declared_by(run.recipe, name)
+    objective, _ = policy_objective(run.recipe, name)
     needs, reward = needs_of(run.recipe, name), columns["reward"]
     if "reward" in needs and not np.isfinite(reward).any():
         raise UserError(

@@ -14,7 +14,7 @@ from leftover.errors import UserError
 from leftover.models.load import load_model
 from leftover.objectives.advantage import advantage
 from leftover.objectives.requirements import check_groups
-from leftover.recipe.offline import objective_of, objective_settings
+from leftover.recipe.lol_config import objective_of, objective_settings
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.python import call_reward, check_finite
 

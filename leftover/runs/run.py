@@ -155,7 +155,7 @@ class Run:
 
     def check_packages(self) -> None:
         """Refuse what needs a package or a GPU that is not there, before any row is read."""
-        from leftover.recipe.packages import check_optimizer, check_quantization
+        from leftover.recipe.optional_packages import check_optimizer, check_quantization
 
         recipe = self.recipe
         if recipe.model.quantization:

@@ -17,9 +17,9 @@ from leftover.monitoring.training_display import shown
 from leftover.objectives.online import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, training_rows
 from leftover.publish.hub import HUB_KEYS
+from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_and_settings, objective_settings
 from leftover.recipe.needs import trains_on_chosen
-from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, declared, objective_settings
-from leftover.recipe.online import PPOConfig, own_settings
+from leftover.recipe.ppo_config import PPOConfig, own_settings
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import digest, read_json
@@ -63,14 +63,14 @@ def discard(folder: Path) -> None:
 def reference_settings(own: dict[str, Any]) -> dict[str, Any]:
     """Fields of LoLConfig of the reference's training: the checkpoint of the lowest NLL is kept."""
     best = {"metric_for_best_model": "nll", "greater_is_better": False}
-    return cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
+    return cadence(own) | REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
 
 
 def train_reference(run: Run) -> dict[str, Any]:
     """Fit the reference by NLL; the checkpoint of lowest validation NLL is written to `reference/`."""
     folder = run.folder / "reference"
     settings = reference_settings(run.recipe.reference.train)
-    chosen_only = run.recipe.data.rows == "chosen"
+    chosen_only = run.recipe.data.train_on == "chosen"
     trainer = _trainer(
         run,
         run.load_base(),
@@ -118,8 +118,8 @@ def policy_rows(run: Run, name: str) -> Any:
     """The training rows that a policy selects from, with the constants and extra columns that its objective reads."""
     fields = run.recipe.train | run.recipe.policies[name]
     if fields.get("objective") in ONLINE:
-        return training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.rows == "chosen")
-    objective, settings = declared(fields)
+        return training_rows(run, "train", available_blocks(run), chosen_only=run.recipe.data.train_on == "chosen")
+    objective, settings = objective_and_settings(fields)
     return training_rows(
         run,
         "train",
@@ -256,7 +256,7 @@ def fit_reference(run: Run) -> None:
         "from": {name: run.table.digest(name) for name in ("tokens", "split")},
         "base": run.base_key,
         "model": recipe.model.model_dump(include={"dtype", "attn_implementation", "lora"}),
-        "rows": recipe.data.rows,
+        "rows": recipe.data.train_on,
         "train": effective(recipe.reference.train),
         "seed": run.seed,
     } | run.quantization_key

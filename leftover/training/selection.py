@@ -8,7 +8,7 @@ import numpy as np
 from leftover.errors import UserError
 from leftover.objectives import Columns, Objective
 from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
-from leftover.recipe.offline import objective_of, objective_settings
+from leftover.recipe.lol_config import objective_of, objective_settings
 from leftover.store.table import column, list_lengths
 from leftover.training import released_draws as released
 from leftover.training.draws import DrawOrder, draw_batches

@@ -16,7 +16,7 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.requirements import check_columns
 from leftover.prepare.in_memory import load_for_training, prepare_rows, summed
-from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.batch_extras import Extras, TrainsAlong, row_columns
 from leftover.training.draws import DrawOrder
 from leftover.training.metrics import MetricSums, initial_logratio, training_metrics

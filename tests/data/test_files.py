@@ -313,7 +313,14 @@ def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch):
 
 @pytest.mark.parametrize("name", DataSection.model_fields)
 def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_other_layouts(name):
-    later = {"max_prompt_tokens", "max_completion_tokens", "long_completions", "rows", "validation_size", "test_size"}
+    later = {
+        "max_prompt_tokens",
+        "max_completion_tokens",
+        "long_completions",
+        "train_on",
+        "validation_size",
+        "test_size",
+    }
     layouts = {"documents", "comet", "reddit", "dialogue"}
     assert (name in row_settings(DataSection(path="a.jsonl"))) == (name not in later | layouts)
     if name in layouts:

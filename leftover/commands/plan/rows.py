@@ -108,8 +108,8 @@ def read(recipe: Recipe) -> Rows | str:
         text_bytes += len(row["prompt"].encode()) + len(row["completion"].encode()) + len(row["family"].encode())
         sample.add(row)
     sides = assign_splits(columns, recipe.data, recipe.seed)
-    if recipe.data.rows == "chosen" and not any(chosen):
-        raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
+    if recipe.data.train_on == "chosen" and not any(chosen):
+        raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
     return Rows(
         stats,
         sides["group"],

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.trainer_utils import IntervalStrategy
 
 from leftover.prepare.in_memory import prepare_evaluation
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.training.ppo.rollouts import Rollouts, collate
 
 log = logging.getLogger(__name__)

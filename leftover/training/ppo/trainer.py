@@ -16,7 +16,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.in_memory import load_for_training, prepare_evaluation, summed
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.training.metrics import MetricSums
 from leftover.training.policy_trainer import PolicyTrainer
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs

@@ -7,8 +7,6 @@ from leftover.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_INSTALL = "pip install 'leftover[qlora]'"
-
 # Values of TrainingArguments.optim that transformers takes from bitsandbytes.
 BITSANDBYTES_OPTIMIZERS = {
     "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
@@ -43,4 +41,4 @@ def check_optimizer(name: str, key: str = "optim") -> None:
 
 def _check_package(what: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{what} needs the package bitsandbytes: {_INSTALL}")
+        raise UserError(f"{what} needs the package bitsandbytes: pip install 'leftover[qlora]'")
