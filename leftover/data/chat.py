@@ -6,14 +6,20 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leftover.data.records import Row
 from leftover.data.rows import as_prompt
-from leftover.errors import UserError, nearest
+from leftover.errors import UserError, first_line, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 log = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
+Options = dict[str, Any]  # keywords of a chat template, such as `enable_thinking`
 
 SYSTEM_ROLES = ("system", "developer")
 
@@ -29,27 +35,25 @@ class ConversationFault(ValueError):
 
 
 class Turn(NamedTuple):
-    asked: str  # all that stands before the completion
-    told: str  # that, the completion, and the end of its turn
+    asked: str  # everything before the completion
+    whole: str  # that, the completion, and the end of its turn
 
 
 class Probed(NamedTuple):
     end: str | None  # the token that closes an assistant's turn; None for a template that closes none
-    opening: str  # what stands between the generation prompt and a completion
-    dated: bool  # whether prompts hold the date of today
+    opening: str  # the text between the generation prompt and a completion
+    dated: bool  # whether prompts hold today's date
 
 
 class Chat:
     """A tokenizer's chat template with its options, and the tokens that end a completion.
 
-    Args:
-        options: keywords of the template, such as `enable_thinking`.
-        end_tokens: further tokens, as text, that end a completion.
+    `end_tokens`: further tokens, as text, that end a completion.
 
     Raises UserError for an option that the template does not read and for an end that is not one token.
     """
 
-    def __init__(self, tokenizer: Any, options: dict[str, Any] | None = None, end_tokens: Sequence[str] = ()):
+    def __init__(self, tokenizer: "Tokenizer", options: Options | None = None, end_tokens: Sequence[str] = ()):
         self.tokenizer, self.options = tokenizer, options or {}
         self.end_tokens = {text: _single_token(tokenizer, text) for text in end_tokens}
         self.check_options(self.options)
@@ -77,18 +81,18 @@ class Chat:
             return Probed(end, opening, dated)
         return Probed(None, "", False)
 
-    def asked(self, messages: Messages, tools: list[dict] | None = None, options: dict | None = None) -> str:
+    def asked(self, messages: Messages, tools: Tools | None = None, options: Options | None = None) -> str:
         """The prompt as the model is asked to continue it; one that ends in an assistant's turn continues that turn."""
         continues = {"continue_final_message": True} if _continues(messages) else {"add_generation_prompt": True}
         return self._render(messages, tools=tools, **(options or {}), **continues)
 
     def turn(
-        self, messages: Messages, completion: str, tools: list[dict] | None = None, options: dict | None = None
+        self, messages: Messages, completion: str, tools: Tools | None = None, options: Options | None = None
     ) -> Turn:
         """The prompt, and the whole conversation up to the end of the completion's turn.
 
-        Raises ConversationFault where the template refuses the conversation, or writes it in a way that the
-        completion cannot be told apart in.
+        Raises ConversationFault where the template refuses the conversation, or writes it so that the completion
+        cannot be told apart.
         """
         options = options or {}
         asked = self.asked(messages, tools, options)
@@ -117,30 +121,31 @@ class Chat:
             )
         return Turn(asked, body + self._end(closing)[0])
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Refuse what is no option of the template: Jinja ignores an unknown name in silence."""
+    def check_options(self, options: Options) -> None:
+        """Refuse options that the template does not have: Jinja ignores an unknown name in silence."""
         key = "model.template_options (LoLConfig: chat_template_kwargs)"
         taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"documents"}
         words = set(re.findall(r"[A-Za-z_]\w*", self._source)) if options else set()
         for name, value in options.items():
             if name in taken or name not in words:
-                close = nearest(name, sorted(words - taken))
-                raise UserError(f"{key}: the chat template has no option '{name}'{close}")
+                raise UserError(
+                    f"{key}: the chat template has no option '{name}'{nearest(name, sorted(words - taken))}"
+                )
             try:
                 json.dumps(value)
             except TypeError:
                 raise UserError(f"{key}: '{name}' is a {type(value).__name__}: write it as a text, in quotes") from None
 
     def warn(self, tools: bool) -> None:
-        """Say in the log what a user would not expect of this template; `tools`: whether any row has some."""
+        """Log what a user would not expect of this template; `tools`: whether any row has some."""
         if tools and not re.search(r"\btools\b", self._source):
             log.warning(
                 "the rows have tools, but the chat template reads none: set model.chat_template to one that does"
             )
         if self.probed.opening.strip():
             log.warning(
-                "the chat template writes %r before completions that do not hold it: it is trained on, and stands in "
-                "what the model generates; where an option of the template has it in the prompt, set that in "
+                "the chat template writes %r before completions that do not hold it: it is trained on, and the model "
+                "generates it; where an option of the template puts it into the prompt, set that in "
                 "model.template_options (Qwen 3: enable_thinking: false)",
                 self.probed.opening,
             )
@@ -165,10 +170,10 @@ class Chat:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def _end(self, closing: str) -> tuple[str, str | None]:
-        """Of what stands behind a completion the part that ends its turn, and the token that it ends in.
+        """The part of the text behind a completion that ends its turn, and the token that it ends in.
 
         That is the first control token and those that adjoin it, up to the end of sequence or one of `end_tokens`:
-        what follows, often a line break, is never generated. Without a control token it is all the text there.
+        what follows, often a line break, is never generated. Without a control token it is the whole text.
         """
         if not (first := self._control.search(closing)):
             return closing.rstrip(), None
@@ -177,7 +182,7 @@ class Chat:
             token = after
         return closing[: token.end()], token.group()
 
-    def _closing(self, messages: Messages, tools: list[dict] | None, options: dict[str, Any]) -> str:
+    def _closing(self, messages: Messages, tools: Tools | None, options: Options) -> str:
         """What the template writes behind a completion to this conversation: its shape decides, not its text."""
         shape = json.dumps([[message["role"] for message in messages], bool(tools), options], sort_keys=True)
         if shape not in self._closings:
@@ -188,15 +193,13 @@ class Chat:
     def _render(self, messages: Messages, **keywords: Any) -> str:
         from jinja2 import TemplateError, TemplateSyntaxError
 
-        from leftover.errors import first_line
-
         if self.tokenizer.chat_template is None:
             raise UserError(
                 "the rows are conversations, but the tokenizer has no chat template; set model.chat_template in the "
                 "recipe (a template, a file, or 'plain'), or chat_template on the tokenizer you pass"
             )
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **(self.options | keywords))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **(self.options | keywords)))
         except TemplateSyntaxError as error:
             raise UserError(f"model.chat_template is not valid Jinja: {first_line(error)}") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -206,7 +209,7 @@ class Chat:
                 f"{self._remedy(messages, keywords)}"
             ) from error
 
-    def _remedy(self, messages: Messages, keywords: dict[str, Any]) -> str:
+    def _remedy(self, messages: Messages, keywords: Options) -> str:
         rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
         if 0 < len(rest) < len(messages) and not self._raises(rest, **keywords):
             return (
@@ -238,9 +241,9 @@ def _squash(text: str) -> str:
     return "".join(text.split())
 
 
-def _single_token(tokenizer: Any, text: str) -> int:
+def _single_token(tokenizer: "Tokenizer", text: str) -> int:
     known = tokenizer.convert_tokens_to_ids(text)
-    if known is not None and known != tokenizer.unk_token_id:
+    if isinstance(known, int) and known != tokenizer.unk_token_id:
         return known
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -251,7 +254,13 @@ def _single_token(tokenizer: Any, text: str) -> int:
     return ids[0]
 
 
-def readable(row: dict[str, Any], between: str = " ") -> str:
-    """A prompt as text: `role: content` of every message of a conversation, with `between` between them."""
+def readable(row: Row, between: str = " ", *, tools: bool = False) -> str:
+    """A prompt as text: `role: content` of every message of a conversation, after its tools where these are asked for.
+
+    `between` stands between the messages.
+    """
     prompt = as_prompt(row["prompt"], row["conversational"])
-    return prompt if isinstance(prompt, str) else between.join(f"{m['role']}: {m['content']}" for m in prompt)
+    if isinstance(prompt, str):
+        return prompt
+    listed = [f"tools: {row['tools']}"] if tools and row.get("tools") else []
+    return between.join([*listed, *(f"{message['role']}: {message['content']}" for message in prompt)])

@@ -1,15 +1,15 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-import itertools
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
-from leftover.data.chat import SYSTEM_ROLES, Chat, ConversationFault, Turn
-from leftover.data.rows import as_prompt
+from leftover.data.chat import SYSTEM_ROLES, Chat, ConversationFault, Options, Tools, Turn
+from leftover.data.rows import as_prompt, first_of
 from leftover.errors import UserError
 
-_FAULTS_SHOWN = 5
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Limits(NamedTuple):
@@ -29,20 +29,25 @@ class Tokenised(NamedTuple):
     system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
 
 
+class Keywords(TypedDict):
+    tools: Tools | None
+    options: Options
+
+
 class Template(NamedTuple):
     """What the chat template gets beside the messages: `tools` as JSON text, and options of a row, for each row."""
 
     chat: Chat
     tools: Sequence[str | None] | None = None
-    options: Sequence[dict[str, Any]] | None = None
+    options: Sequence[Options] | None = None
 
-    def keywords(self, i: int) -> dict[str, Any]:
+    def keywords(self, i: int) -> Keywords:
         tools = self.tools[i] if self.tools is not None else None
         return {"tools": json.loads(tools) if tools else None, "options": self.options[i] if self.options else {}}
 
 
 def tokenise(
-    tokenizer: Any,
+    tokenizer: "Tokenizer",
     prompts: Sequence[str],
     completions: Sequence[str],
     conversational: Sequence[bool],
@@ -52,13 +57,13 @@ def tokenise(
 ) -> Tokenised:
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
-    A conversational completion ends in the token that the chat template closes its turn with. One that ends in none
-    of `Chat.ends` then (a plain one, or under a template that closes no turn) gets the tokenizer's end of sequence.
+    A conversational completion ends in the token that the chat template closes its turn with. A completion without
+    any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; where that is not possible, apart.
+    both sides; apart only where a token spans the seam.
 
-    `faults` gets what is wrong with a row, by its number, and the row is not kept; without it the first is raised
-    as UserError.
+    `faults` gets the faults of rows by their numbers, and such a row is not kept; without it the first is raised as
+    UserError.
     """
     template = template or Template(Chat(tokenizer))
 
@@ -70,7 +75,7 @@ def tokenise(
     wrong: dict[int, str] = {} if faults is None else faults
     turns = _each(turn, len(prompts), Turn("", ""), faults)
     prompt_ids = _encode_prompts(tokenizer, [turn.asked for turn in turns], conversational)
-    whole_ids = _encode(tokenizer, [turn.told for turn in turns], conversational)
+    whole_ids = _encode(tokenizer, [turn.whole for turn in turns], conversational)
     ends = set(template.chat.ends)
     out = Tokenised([], [], [], [], [], [])
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
@@ -81,12 +86,12 @@ def tokenise(
         out.kept.append(i not in wrong and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
-        out.system_cut.append(cut and conversational[i] and _has_system(prompts[i], template.keywords(i)))
+        out.system_cut.append(cut and conversational[i] and _has_system(template.keywords(i)["tools"], prompts[i]))
     return out
 
 
 def encode_prompts(
-    tokenizer: Any,
+    tokenizer: "Tokenizer",
     prompts: Sequence[str],
     conversational: Sequence[bool],
     template: Template | None = None,
@@ -103,12 +108,12 @@ def encode_prompts(
 
 
 def refusal(faults: dict[str, str], remedy: str) -> str:
-    """One message for the faults of rows, by the place of the row: the first few, and how many."""
-    first = "\n".join(f"  {where}: {fault}" for where, fault in itertools.islice(faults.items(), _FAULTS_SHOWN))
-    return f"{len(faults)} conversations cannot be written by the chat template; the first:\n{first}\n{remedy}"
+    """One message for the faults of rows, given by the place of the row."""
+    first = first_of(f"{where}: {fault}" for where, fault in faults.items())
+    return f"{len(faults)} conversations cannot be written by the chat template; {first}\n{remedy}"
 
 
-def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
+def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
     """The last `limit` tokens of a prompt; a leading beginning-of-sequence token is kept in front."""
     if len(ids) <= limit:
         return ids
@@ -118,7 +123,7 @@ def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
 
 
 def decode_completions(
-    tokenizer: Any, completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
+    tokenizer: "Tokenizer", completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
 ) -> list[str]:
     """Text of completions, without their end, special tokens and outer white space: what rewards and readers see."""
     # An end need not be a special token, which decoding would leave out.
@@ -143,7 +148,7 @@ def _each(make: Callable[[int], _T], num_rows: int, default: _T, faults: dict[in
     return made
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
+def _encode(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
     """Token ids; a template has written the special tokens of a conversation already."""
     ids: list[list[int]] = [[] for _ in texts]
     for chat in (False, True):
@@ -155,7 +160,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]
     return ids
 
 
-def _encode_prompts(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
+def _encode_prompts(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
     ids = _encode(tokenizer, texts, conversational)
     for i, sequence in enumerate(ids):
         # Some tokenizers close every text; a prompt is not closed.
@@ -165,16 +170,21 @@ def _encode_prompts(tokenizer: Any, texts: Sequence[str], conversational: Sequen
 
 
 def _completion(
-    tokenizer: Any, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int], chat: bool
+    tokenizer: "Tokenizer",
+    turn: Turn,
+    prompt: list[int],
+    whole: list[int],
+    ends: Collection[int],
+    chat: bool,
 ) -> list[int]:
     """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
     if not chat and whole[-1:] == [tokenizer.eos_token_id]:
         whole = whole[:-1]  # of a tokenizer that closes every text
     completion = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt or not completion:
-        completion = tokenizer(turn.told.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
+        completion = tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
     return completion if completion[-1:] and completion[-1] in ends else [*completion, tokenizer.eos_token_id]
 
 
-def _has_system(prompt: str, keywords: dict[str, Any]) -> bool:
-    return bool(keywords["tools"]) or as_prompt(prompt, True)[0]["role"] in SYSTEM_ROLES
+def _has_system(tools: Tools | None, prompt: str) -> bool:
+    return bool(tools) or as_prompt(prompt, True)[0]["role"] in SYSTEM_ROLES

@@ -14,8 +14,8 @@ from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
+from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, Template, refusal, tokenise
-from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
 from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
 from leftover.runs.run import Run

@@ -160,6 +160,10 @@ class DataSection(Section):
     # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
     part: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
     @model_validator(mode="after")
     def _goes_with_the_format(self) -> Self:
         if self.drop_listed is not None and self.format != "hh":

@@ -14,9 +14,8 @@ from leftover.data.chat import Chat
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.splits import assign_splits
-from leftover.data.tokenizer import load_tokenizer, read_chat_template
+from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, Template, tokenise
-from leftover.data.vocabulary import train_tokenizer
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe, TokenizerSection
 
