@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leftover.data.records import Row
 from leftover.data.rows import as_prompt
+from leftover.data.tokenizer import single_token
 from leftover.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ Options = dict[str, Any]  # keywords of a chat template, such as `enable_thinkin
 
 SYSTEM_ROLES = ("system", "developer")
 
-# Stands for a completion where only what the template writes around one is of interest.
+# Stands for a completion where only what the template writes around one matters.
 _PROBE = "a completion"
-_PROBED = ([{"role": "user", "content": "Hello"}], [{"role": "system", "content": "Be brief."}])
 
 _CLOSING_TAG = re.compile(r"</[^<>]+>")
 
@@ -34,28 +34,47 @@ class ConversationFault(ValueError):
     """What is wrong with one conversation under this template, and the remedy."""
 
 
+class Conversation(NamedTuple):
+    """Messages that ask for a completion, and what the template gets beside them."""
+
+    messages: Messages
+    tools: Tools | None = None
+    options: Options | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the completion continues the last message."""
+        return self.messages[-1]["role"] == "assistant"
+
+    def answered(self, completion: str) -> "Conversation":
+        *earlier, last = self.messages
+        if self.continues:
+            return self._replace(messages=[*earlier, last | {"content": last["content"] + completion}])
+        return self._replace(messages=[*self.messages, {"role": "assistant", "content": completion}])
+
+
 class Turn(NamedTuple):
     asked: str  # everything before the completion
     whole: str  # that, the completion, and the end of its turn
 
 
 class Probed(NamedTuple):
+    """What a template does to a conversation of one turn."""
+
     end: str | None  # the token that closes an assistant's turn; None for a template that closes none
     opening: str  # the text between the generation prompt and a completion
     dated: bool  # whether prompts hold today's date
 
 
 class Chat:
-    """A tokenizer's chat template with its options, and the tokens that end a completion.
-
-    `end_tokens`: further tokens, as text, that end a completion.
+    """A tokenizer's chat template with its options, and the tokens that end a completion (`end_tokens`: further ones).
 
     Raises UserError for an option that the template does not read and for an end that is not one token.
     """
 
     def __init__(self, tokenizer: "Tokenizer", options: Options | None = None, end_tokens: Sequence[str] = ()):
         self.tokenizer, self.options = tokenizer, options or {}
-        self.end_tokens = {text: _single_token(tokenizer, text) for text in end_tokens}
+        self.end_tokens = {text: single_token(tokenizer, text) for text in end_tokens}
         self.check_options(self.options)
         self._closings: dict[str, str] = {}
 
@@ -64,39 +83,36 @@ class Chat:
         """Ids that end a completion: the tokenizer's end of sequence, the template's end of turn, `end_tokens`."""
         ids = [self.tokenizer.eos_token_id, *self.end_tokens.values()]
         if self.tokenizer.chat_template is not None and self.probed.end is not None:
-            ids.append(_single_token(self.tokenizer, self.probed.end))
+            ids.append(single_token(self.tokenizer, self.probed.end))
         return list(dict.fromkeys(ids))
 
     @cached_property
     def probed(self) -> Probed:
-        """What the template does to a conversation of one turn."""
-        for messages in (_PROBED[0], _PROBED[1] + _PROBED[0]):
+        user, system = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
+        for conversation in (Conversation([user]), Conversation([system, user])):
             try:
-                asked, whole = self.asked(messages), self._render(_answered(messages, _PROBE))
-                end = self._end(self._closing(messages, None, {}))[1]
-                dated = "strftime_now" in self._source and self._raises(messages, strftime_now=None)
+                asked, whole = self.asked(conversation), self._render(conversation.answered(_PROBE))
+                end = self._end(self._closing(conversation))[1]
+                dated = "strftime_now" in self._source and self._raises(conversation, strftime_now=None)
             except ConversationFault:
                 continue
             opening = whole[len(asked) : whole.rfind(_PROBE)] if whole.startswith(asked) else ""
             return Probed(end, opening, dated)
         return Probed(None, "", False)
 
-    def asked(self, messages: Messages, tools: Tools | None = None, options: Options | None = None) -> str:
+    def asked(self, conversation: Conversation) -> str:
         """The prompt as the model is asked to continue it; one that ends in an assistant's turn continues that turn."""
-        continues = {"continue_final_message": True} if _continues(messages) else {"add_generation_prompt": True}
-        return self._render(messages, tools=tools, **(options or {}), **continues)
+        return self._render(
+            conversation, **{"continue_final_message" if conversation.continues else "add_generation_prompt": True}
+        )
 
-    def turn(
-        self, messages: Messages, completion: str, tools: Tools | None = None, options: Options | None = None
-    ) -> Turn:
+    def turn(self, conversation: Conversation, completion: str) -> Turn:
         """The prompt, and the whole conversation up to the end of the completion's turn.
 
         Raises ConversationFault where the template refuses the conversation, or writes it so that the completion
         cannot be told apart.
         """
-        options = options or {}
-        asked = self.asked(messages, tools, options)
-        whole = self._render(_answered(messages, completion), tools=tools, **options)
+        asked, whole = self.asked(conversation), self._render(conversation.answered(completion))
         if not whole.startswith(asked):
             at = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(whole))
             raise ConversationFault(
@@ -105,7 +121,7 @@ class Chat:
                 "the template (model.template_options, such as enable_thinking), or model.chat_template to a template "
                 "whose generation prompt is a prefix of the whole conversation"
             )
-        closing = self._closing(messages, tools, options)
+        closing = self._closing(conversation)
         body = whole.removesuffix(closing)
         if not whole.endswith(closing) or not _squash(body).endswith(_squash(completion)):
             raise ConversationFault(
@@ -182,15 +198,16 @@ class Chat:
             token = after
         return closing[: token.end()], token.group()
 
-    def _closing(self, messages: Messages, tools: Tools | None, options: Options) -> str:
-        """What the template writes behind a completion to this conversation: its shape decides, not its text."""
-        shape = json.dumps([[message["role"] for message in messages], bool(tools), options], sort_keys=True)
+    def _closing(self, conversation: Conversation) -> str:
+        """What the template writes behind a completion: the shape of the conversation decides, not its text."""
+        roles = [message["role"] for message in conversation.messages]
+        shape = json.dumps([roles, bool(conversation.tools), conversation.options], sort_keys=True)
         if shape not in self._closings:
-            whole = self._render(_answered(messages, _PROBE), tools=tools, **options)
+            whole = self._render(conversation.answered(_PROBE))
             self._closings[shape] = whole.rpartition(_PROBE)[2] if _PROBE in whole else ""
         return self._closings[shape]
 
-    def _render(self, messages: Messages, **keywords: Any) -> str:
+    def _render(self, conversation: Conversation, **keywords: Any) -> str:
         from jinja2 import TemplateError, TemplateSyntaxError
 
         if self.tokenizer.chat_template is None:
@@ -198,42 +215,30 @@ class Chat:
                 "the rows are conversations, but the tokenizer has no chat template; set model.chat_template in the "
                 "recipe (a template, a file, or 'plain'), or chat_template on the tokenizer you pass"
             )
+        messages, tools, options = conversation
+        keywords = {"tools": tools, **self.options, **(options or {}), **keywords}
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **(self.options | keywords)))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **keywords))
         except TemplateSyntaxError as error:
             raise UserError(f"model.chat_template is not valid Jinja: {first_line(error)}") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            remedy = "mend its turns, or set model.chat_template to a template that takes them"
+            rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
+            if 0 < len(rest) < len(messages) and not self._raises(conversation._replace(messages=rest), **keywords):
+                remedy = (
+                    "it knows no system turn here: put that text at the start of the first user message, or set "
+                    "model.chat_template to a template that has one"
+                )
             roles = ", ".join(message["role"] for message in messages)
-            raise ConversationFault(
-                f"the chat template refuses a conversation of {roles}: {first_line(error)}; "
-                f"{self._remedy(messages, keywords)}"
-            ) from error
+            fault = f"the chat template refuses a conversation of {roles}: {first_line(error)}; {remedy}"
+            raise ConversationFault(fault) from error
 
-    def _remedy(self, messages: Messages, keywords: Options) -> str:
-        rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
-        if 0 < len(rest) < len(messages) and not self._raises(rest, **keywords):
-            return (
-                "it knows no system turn here: put that text at the start of the first user message, or set "
-                "model.chat_template to a template that has one"
-            )
-        return "mend its turns, or set model.chat_template to a template that takes them"
-
-    def _raises(self, messages: Messages, **keywords: Any) -> bool:
+    def _raises(self, conversation: Conversation, **keywords: Any) -> bool:
         try:
-            self._render(messages, **keywords)
+            self._render(conversation, **keywords)
         except ConversationFault:
             return True
         return False
-
-
-def _continues(messages: Messages) -> bool:
-    return messages[-1]["role"] == "assistant"
-
-
-def _answered(messages: Messages, completion: str) -> Messages:
-    if _continues(messages):
-        return [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + completion}]
-    return [*messages, {"role": "assistant", "content": completion}]
 
 
 def _squash(text: str) -> str:
@@ -241,24 +246,8 @@ def _squash(text: str) -> str:
     return "".join(text.split())
 
 
-def _single_token(tokenizer: "Tokenizer", text: str) -> int:
-    known = tokenizer.convert_tokens_to_ids(text)
-    if isinstance(known, int) and known != tokenizer.unk_token_id:
-        return known
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise UserError(
-            f"model.end_tokens: {text!r} is not one token of this tokenizer but {len(ids)}, "
-            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
-        )
-    return ids[0]
-
-
 def readable(row: Row, between: str = " ", *, tools: bool = False) -> str:
-    """A prompt as text: `role: content` of every message of a conversation, after its tools where these are asked for.
-
-    `between` stands between the messages.
-    """
+    """A prompt as text: of a conversation `role: content` of its messages, after its `tools` where asked for."""
     prompt = as_prompt(row["prompt"], row["conversational"])
     if isinstance(prompt, str):
         return prompt

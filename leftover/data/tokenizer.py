@@ -49,6 +49,20 @@ def read_chat_template(setting: str | None) -> str | None:
     return Path(setting).read_text(encoding="utf-8")
 
 
+def single_token(tokenizer: "Tokenizer", text: str) -> int:
+    """The id of a text of `model.end_tokens`. Raises UserError where it is not one token."""
+    known = tokenizer.convert_tokens_to_ids(text)
+    if isinstance(known, int) and known != tokenizer.unk_token_id:
+        return known
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise UserError(
+            f"model.end_tokens: {text!r} is not one token of this tokenizer but {len(ids)}, "
+            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
+        )
+    return ids[0]
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
     """A byte-level BPE tokenizer trained on the texts, with beginning, end and padding tokens.
 

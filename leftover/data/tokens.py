@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from leftover.data.chat import SYSTEM_ROLES, Chat, ConversationFault, Options, Tools, Turn
+from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Options, Turn
 from leftover.data.rows import as_prompt, first_of
 from leftover.errors import UserError
 
@@ -29,11 +29,6 @@ class Tokenised(NamedTuple):
     system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
 
 
-class Keywords(TypedDict):
-    tools: Tools | None
-    options: Options
-
-
 class Template(NamedTuple):
     """What the chat template gets beside the messages: `tools` as JSON text, and options of a row, for each row."""
 
@@ -41,9 +36,10 @@ class Template(NamedTuple):
     tools: Sequence[str | None] | None = None
     options: Sequence[Options] | None = None
 
-    def keywords(self, i: int) -> Keywords:
+    def conversation(self, i: int, prompt: str) -> Conversation:
         tools = self.tools[i] if self.tools is not None else None
-        return {"tools": json.loads(tools) if tools else None, "options": self.options[i] if self.options else {}}
+        options = self.options[i] if self.options is not None else None
+        return Conversation(as_prompt(prompt, True), json.loads(tools) if tools else None, options)
 
 
 def tokenise(
@@ -70,23 +66,23 @@ def tokenise(
     def turn(i: int) -> Turn:
         if not conversational[i]:
             return Turn(prompts[i], prompts[i] + completions[i])
-        return template.chat.turn(as_prompt(prompts[i], True), completions[i], **template.keywords(i))
+        return template.chat.turn(template.conversation(i, prompts[i]), completions[i])
 
     wrong: dict[int, str] = {} if faults is None else faults
     turns = _each(turn, len(prompts), Turn("", ""), faults)
-    prompt_ids = _encode_prompts(tokenizer, [turn.asked for turn in turns], conversational)
+    prompt_ids = _encode(tokenizer, [turn.asked for turn in turns], conversational)
     whole_ids = _encode(tokenizer, [turn.whole for turn in turns], conversational)
     ends = set(template.chat.ends)
     out = Tokenised([], [], [], [], [], [])
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        completion = _completion(tokenizer, turns[i], prompt, whole, ends, conversational[i]) if i not in wrong else []
+        completion = _completion(tokenizer, turns[i], prompt, whole, ends) if i not in wrong else []
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
         out.prompt_ids.append(cut_prompt(tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
         out.kept.append(i not in wrong and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
-        out.system_cut.append(cut and conversational[i] and _has_system(template.keywords(i)["tools"], prompts[i]))
+        out.system_cut.append(cut and conversational[i] and _has_system(template.conversation(i, prompts[i])))
     return out
 
 
@@ -101,10 +97,9 @@ def encode_prompts(
     template = template or Template(Chat(tokenizer))
 
     def asked(i: int) -> str:
-        chat = conversational[i]
-        return template.chat.asked(as_prompt(prompts[i], True), **template.keywords(i)) if chat else prompts[i]
+        return template.chat.asked(template.conversation(i, prompts[i])) if conversational[i] else prompts[i]
 
-    return _encode_prompts(tokenizer, _each(asked, len(prompts), "", faults), conversational)
+    return _encode(tokenizer, _each(asked, len(prompts), "", faults), conversational)
 
 
 def refusal(faults: dict[str, str], remedy: str) -> str:
@@ -149,42 +144,28 @@ def _each(make: Callable[[int], _T], num_rows: int, default: _T, faults: dict[in
 
 
 def _encode(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
-    """Token ids; a template has written the special tokens of a conversation already."""
+    """Token ids, none closed by the tokenizer; a template has written the special tokens of a conversation already."""
     ids: list[list[int]] = [[] for _ in texts]
     for chat in (False, True):
         chosen = [i for i in range(len(texts)) if bool(conversational[i]) is chat]
         if chosen:
             encoded = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat)["input_ids"]
             for i, sequence in zip(chosen, encoded, strict=True):
-                ids[i] = sequence
-    return ids
-
-
-def _encode_prompts(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
-    ids = _encode(tokenizer, texts, conversational)
-    for i, sequence in enumerate(ids):
-        # Some tokenizers close every text; a prompt is not closed.
-        if not conversational[i] and len(sequence) > 1 and sequence[-1] == tokenizer.eos_token_id:
-            ids[i] = sequence[:-1]
+                # Some tokenizers close every text.
+                closed = not chat and len(sequence) > 1 and sequence[-1] == tokenizer.eos_token_id
+                ids[i] = sequence[:-1] if closed else sequence
     return ids
 
 
 def _completion(
-    tokenizer: "Tokenizer",
-    turn: Turn,
-    prompt: list[int],
-    whole: list[int],
-    ends: Collection[int],
-    chat: bool,
+    tokenizer: "Tokenizer", turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]
 ) -> list[int]:
     """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
-    if not chat and whole[-1:] == [tokenizer.eos_token_id]:
-        whole = whole[:-1]  # of a tokenizer that closes every text
     completion = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt or not completion:
         completion = tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
     return completion if completion[-1:] and completion[-1] in ends else [*completion, tokenizer.eos_token_id]
 
 
-def _has_system(tools: Tools | None, prompt: str) -> bool:
-    return bool(tools) or as_prompt(prompt, True)[0]["role"] in SYSTEM_ROLES
+def _has_system(conversation: Conversation) -> bool:
+    return bool(conversation.tools) or conversation.messages[0]["role"] in SYSTEM_ROLES
