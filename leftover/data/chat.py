@@ -58,14 +58,6 @@ class Turn(NamedTuple):
     whole: str  # that, the completion, and the end of its turn
 
 
-class Probed(NamedTuple):
-    """What a template does to a conversation of one turn."""
-
-    end: str | None  # the token that closes an assistant's turn; None for a template that closes none
-    opening: str  # the text between the generation prompt and a completion
-    dated: bool  # whether prompts hold today's date
-
-
 class Chat:
     """A tokenizer's chat template with its options, and the tokens that end a completion (`end_tokens`: further ones).
 
@@ -82,23 +74,19 @@ class Chat:
     def ends(self) -> list[int]:
         """Ids that end a completion: the tokenizer's end of sequence, the template's end of turn, `end_tokens`."""
         ids = [self.tokenizer.eos_token_id, *self.end_tokens.values()]
-        if self.tokenizer.chat_template is not None and self.probed.end is not None:
-            ids.append(single_token(self.tokenizer, self.probed.end))
+        if self.tokenizer.chat_template is not None and self._probe:
+            end = self._end(self._closing(self._probe))[1]
+            ids += [single_token(self.tokenizer, end)] if end is not None else []
         return list(dict.fromkeys(ids))
 
     @cached_property
-    def probed(self) -> Probed:
+    def _probe(self) -> Conversation | None:
+        """A conversation of one turn that the template takes; None where there is none."""
         user, system = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
-        for conversation in (Conversation([user]), Conversation([system, user])):
-            try:
-                asked, whole = self.asked(conversation), self._render(conversation.answered(_PROBE))
-                end = self._end(self._closing(conversation))[1]
-                dated = "strftime_now" in self._source and self._raises(conversation, strftime_now=None)
-            except ConversationFault:
-                continue
-            opening = whole[len(asked) : whole.rfind(_PROBE)] if whole.startswith(asked) else ""
-            return Probed(end, opening, dated)
-        return Probed(None, "", False)
+        for probe in (Conversation([user]), Conversation([system, user])):
+            if not (self._raises(probe, add_generation_prompt=True) or self._raises(probe.answered(_PROBE))):
+                return probe
+        return None
 
     def asked(self, conversation: Conversation) -> str:
         """The prompt as the model is asked to continue it; one that ends in an assistant's turn continues that turn."""
@@ -117,16 +105,15 @@ class Chat:
             at = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(whole))
             raise ConversationFault(
                 f"the chat template writes a prompt differently once a completion follows it ({asked[at:][:40]!r} "
-                f"becomes {whole[at:][:40]!r}), so the tokens of the completion cannot be told apart; set an option of "
-                "the template (model.template_options, such as enable_thinking), or model.chat_template to a template "
-                "whose generation prompt is a prefix of the whole conversation"
+                f"becomes {whole[at:][:40]!r}), which hides where the completion begins; set model.template_options "
+                "(such as enable_thinking), or model.chat_template to one that keeps the generation prompt as it is"
             )
         closing = self._closing(conversation)
         body = whole.removesuffix(closing)
         if not whole.endswith(closing) or not _squash(body).endswith(_squash(completion)):
             raise ConversationFault(
-                f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that the "
-                "text trained on is not the text scored; take out of the completion what the template drops (often "
+                f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that "
+                "another text is trained on than scored; take out of the completion what the template drops (often "
                 "thoughts), or set model.chat_template to a template that writes it whole"
             )
         answer = body[len(asked) :]
@@ -155,17 +142,19 @@ class Chat:
     def warn(self, tools: bool) -> None:
         """Log what a user would not expect of this template; `tools`: whether any row has some."""
         if tools and not re.search(r"\btools\b", self._source):
-            log.warning(
-                "the rows have tools, but the chat template reads none: set model.chat_template to one that does"
-            )
-        if self.probed.opening.strip():
+            log.warning("the rows have tools, which the chat template does not read: set model.chat_template")
+        if (probe := self._probe) is None:
+            return
+        asked, whole = self.asked(probe), self._render(probe.answered(_PROBE))
+        opening = whole[len(asked) : whole.rfind(_PROBE)] if whole.startswith(asked) else ""
+        if opening.strip():
             log.warning(
                 "the chat template writes %r before completions that do not hold it: it is trained on, and the model "
                 "generates it; where an option of the template puts it into the prompt, set that in "
                 "model.template_options (Qwen 3: enable_thinking: false)",
-                self.probed.opening,
+                opening,
             )
-        if self.probed.dated:
+        if "strftime_now" in self._source and self._raises(probe, strftime_now=None):
             log.warning(
                 "the chat template writes today's date into every prompt, so that rows tokenised another day differ; "
                 "fix it by an option of the template (Llama 3: model.template_options: {date_string: 26 Jul 2024}), "

@@ -9,15 +9,10 @@ from leftover.data.records import FAULT, Row, cell
 from leftover.recipe.sections import DataSection
 
 SPLITS = ("train", "validation", "test")
-# The names in use: `val` and `dev`, and those of three letters that the ATOMIC files have.
-_SPLIT_NAMES = {name: name for name in SPLITS} | {
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "trn": "train",
-    "tst": "test",
-}
-_NAMING = "; name yours in data.columns, or in data.table.names those of a table without a header line"
+# Other names in use, those of three letters in ATOMIC's files.
+_SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+_SPLIT_NAMES |= {"trn": "train", "tst": "test"}
+_REMEDY = "; name yours in data.columns, or in data.table.names those of a table without a header line"
 # Parts of an assistant's message that a template would write beside its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
@@ -27,7 +22,7 @@ def check_row(raw: Row, data: DataSection) -> Row:
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns
-    prompt, completion = (cell(raw, column, remedy=_NAMING) for column in (columns.prompt, columns.completion))
+    prompt, completion = (cell(raw, column, remedy=_REMEDY) for column in (columns.prompt, columns.completion))
     text = _text(prompt, columns.prompt)
     family, source, is_chosen = raw.get(columns.family), raw.get(columns.source), raw.get("is_chosen")
     if not isinstance(is_chosen, (bool, NoneType)):
@@ -83,9 +78,7 @@ def _only_turn(completion: object, column: str) -> object:
     if len(completion) != 1 or not _is_message(completion[0]) or completion[0]["role"] != "assistant":
         raise ValueError(f"'{column}' must be a text or one assistant message; put earlier turns into the prompt")
     if lost := [name for name in _NOT_TEXT if completion[0].get(name)]:
-        raise ValueError(
-            f"'{column}' holds {' and '.join(lost)} beside its content; write them into the content, as the model would"
-        )
+        raise ValueError(f"'{column}' holds {' and '.join(lost)} beside its content; write them into the content")
     return completion[0]["content"]
 
 
@@ -121,15 +114,16 @@ def _score(value: object, column: str, labels: dict[str, float]) -> float | None
         value = labels[str(value)]
     if not isinstance(value, (bool, int, float)):
         raise ValueError(
-            f"'{column}' is {type(value).__name__} {value!r:.40}, not a number; say in data.labels what classes are "
-            "worth, as {good: 1, bad: 0}"
+            f"'{column}' is {type(value).__name__} {value!r:.40}, not a number; give classes numbers in data.labels, "
+            "as {good: 1, bad: 0}"
         )
     try:
-        if math.isfinite(score := float(value)):
-            return score
+        score = float(value)
     except OverflowError:  # an integer beyond the floats
-        pass
-    raise ValueError(f"'{column}' is {value!r:.40}, not a finite number")
+        score = math.inf
+    if not math.isfinite(score):
+        raise ValueError(f"'{column}' is {value!r:.40}, not a finite number")
+    return score
 
 
 def _split(raw: Row, data: DataSection) -> str | None:
@@ -142,8 +136,6 @@ def _split(raw: Row, data: DataSection) -> str | None:
     value = raw.get(data.columns.split) if data.columns.split else None
     names = _SPLIT_NAMES | data.split_names
     if value is not None and str(value) not in names:
-        raise ValueError(
-            f"'{data.columns.split}' is {value!r:.40}; use one of {', '.join(SPLITS)}, or say in data.split_names "
-            "what it means"
-        )
+        known = ", ".join(SPLITS)
+        raise ValueError(f"'{data.columns.split}' is {value!r:.40}; use one of {known}, or map it in data.split_names")
     return None if value is None else names[str(value)]

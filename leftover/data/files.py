@@ -40,9 +40,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
                 # Some editors begin a file with a byte-order mark.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file, for example with iconv"
-        ) from error
+        raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}); convert it, as with iconv") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file: {error}") from error
     if number == 0:
@@ -78,7 +76,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; where every line is "
-            "a record, set data.format: jsonl, so that this line is a faulty row"
+            "a record, set data.format: jsonl"
         ) from error
     if _is_mapping(content):
         content = [{"id": name} | row for name, row in content.items()]
@@ -124,8 +122,8 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
             yield where, row | {name: parse_number(row[name]) for name in scores & row.keys() if row[name] is not None}
     if looks_quoted:
         log.warning(
-            "%s: %d rows have cells that begin and end with a double quote, which is read as part of the text; if it "
-            "encloses them, set data.table.quotes: true",
+            "%s: %d rows have cells that begin and end with a double quote, read as text; if they enclose cells, set "
+            "data.table.quotes: true",
             path,
             looks_quoted,
         )
@@ -163,10 +161,7 @@ def _header(path: str, cells: list[str], published: tuple[str, ...]) -> list[str
         return list(published)
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
-        raise UserError(
-            f"{path}: the header line names the column '{repeated[0]}' twice; if it is a row, name the columns in "
-            "data.table.names"
-        )
+        raise UserError(f"{path}: the header names '{repeated[0]}' twice; if it is a row, set data.table.names")
     return cells
 
 
@@ -175,13 +170,11 @@ def read_parquet(source: Source, data: DataSection) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(source.path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{source.path} row {number}", row
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{source.path} row {number}", row
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source.path}: cannot be read as parquet: {one_line(error)}") from error
 
@@ -190,11 +183,10 @@ def read_hub(source: Source, data: DataSection) -> Iterator[Located]:
     """Rows of a data set on the Hub, streamed."""
     import datasets
 
-    named = " ".join(str(part) for part in (source.path, source.config, source.data_dir, source.split) if part)
+    path, config, folder, split = source.path, source.config, source.data_dir, source.split
+    named = " ".join(part for part in (path, config, folder, split) if part)
     try:
-        rows = datasets.load_dataset(
-            source.path, source.config, data_dir=source.data_dir, split=source.split, streaming=True
-        )
+        rows = datasets.load_dataset(path, config, data_dir=folder, split=split, streaming=True)
         for number, row in enumerate(rows, start=1):
             yield f"{named} row {number}", row
     except Exception as error:  # datasets raises a different type for every cause

@@ -15,6 +15,8 @@ from leftover.data.reddit import reddit_row
 from leftover.errors import UserError
 from leftover.recipe.sections import DataSection
 
+Expand = Callable[[Record, DataSection], Iterator[Located]]
+
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
@@ -26,18 +28,8 @@ _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
 }
 # Published layouts, over any kind of file; with all other formats rows are in the user's own columns.
 _ONE_ROW: dict[str, Callable[[Record, DataSection], Row]] = {"comet": comet_row, "reddit": reddit_row}
-_SEVERAL_ROWS: dict[str, Callable[[Record, DataSection], Iterator[Located]]] = {
-    "hh": expand_hh,
-    "dialogue": expand_dialogue,
-}
-_ENDINGS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
+_SEVERAL_ROWS: dict[str, Expand] = {"hh": expand_hh, "dialogue": expand_dialogue}
+_ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
 
 
 def read_rows(data: DataSection) -> Iterator[Located]:

@@ -1,8 +1,8 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Options, Turn
 from leftover.data.rows import as_prompt, first_of
@@ -62,14 +62,8 @@ def tokenise(
     UserError.
     """
     template = template or Template(Chat(tokenizer))
-
-    def turn(i: int) -> Turn:
-        if not conversational[i]:
-            return Turn(prompts[i], prompts[i] + completions[i])
-        return template.chat.turn(template.conversation(i, prompts[i]), completions[i])
-
     wrong: dict[int, str] = {} if faults is None else faults
-    turns = _each(turn, len(prompts), Turn("", ""), faults)
+    turns = _turns(template, prompts, conversational, completions, faults)
     prompt_ids = _encode(tokenizer, [turn.asked for turn in turns], conversational)
     whole_ids = _encode(tokenizer, [turn.whole for turn in turns], conversational)
     ends = set(template.chat.ends)
@@ -94,12 +88,8 @@ def encode_prompts(
     faults: dict[int, str] | None = None,
 ) -> list[list[int]]:
     """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
-    template = template or Template(Chat(tokenizer))
-
-    def asked(i: int) -> str:
-        return template.chat.asked(template.conversation(i, prompts[i])) if conversational[i] else prompts[i]
-
-    return _encode(tokenizer, _each(asked, len(prompts), "", faults), conversational)
+    turns = _turns(template or Template(Chat(tokenizer)), prompts, conversational, None, faults)
+    return _encode(tokenizer, [turn.asked for turn in turns], conversational)
 
 
 def refusal(faults: dict[str, str], remedy: str) -> str:
@@ -126,21 +116,27 @@ def decode_completions(
     return [text.strip() for text in tokenizer.batch_decode(inside, skip_special_tokens=True)]
 
 
-_T = TypeVar("_T")
-
-
-def _each(make: Callable[[int], _T], num_rows: int, default: _T, faults: dict[int, str] | None) -> list[_T]:
-    """`make(i)` for every row; `default` for a row whose fault goes to `faults`, UserError without these."""
-    made = []
-    for i in range(num_rows):
+def _turns(
+    template: Template,
+    prompts: Sequence[str],
+    conversational: Sequence[bool],
+    completions: Sequence[str] | None,
+    faults: dict[int, str] | None,
+) -> list[Turn]:
+    """Prompts (and completions) as the template writes them; empty for a row whose fault goes to `faults`."""
+    turns = [Turn(prompt, prompt + (completions[i] if completions else "")) for i, prompt in enumerate(prompts)]
+    for i in (i for i in range(len(prompts)) if conversational[i]):
+        conversation = template.conversation(i, prompts[i])
         try:
-            made.append(make(i))
+            if completions is None:
+                turns[i] = Turn(template.chat.asked(conversation), "")
+            else:
+                turns[i] = template.chat.turn(conversation, completions[i])
         except ConversationFault as fault:
             if faults is None:
                 raise UserError(f"row {i}: {fault}") from fault
-            faults[i] = str(fault)
-            made.append(default)
-    return made
+            faults[i], turns[i] = str(fault), Turn("", "")
+    return turns
 
 
 def _encode(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:

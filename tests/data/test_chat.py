@@ -275,7 +275,7 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
     Chat(with_template(tokenizer, CHATML)).warn(tools=True)
     assert not caplog.text
     Chat(with_template(tokenizer, HEADERS)).warn(tools=True)
-    assert "the rows have tools, but the chat template reads none" in caplog.text
+    assert "the rows have tools, which the chat template does not read" in caplog.text
 
 
 # Conversations that a template refuses.
