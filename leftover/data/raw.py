@@ -9,7 +9,7 @@ from leftover.data.chat import Chat, Options
 from leftover.data.formats import expand
 from leftover.data.records import Located, Record, Row
 from leftover.data.rows import check_rows
-from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, refusal, tokenise
+from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import DataSection
 
@@ -49,14 +49,11 @@ def chat_of(tokenizer: "Tokenizer", args: "PolicyConfig") -> Chat:
 
 def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Tokenised:
     """Token ids of rows of `checked_rows`; faults of conversations are raised together."""
-    faults: dict[int, str] = {}
     limits = Limits(args.max_prompt_length, args.max_completion_length)
-    prompts, completions, conversational = (
+    prompts, completions, chats = (
         [row[name] for row in checked] for name in ("prompt", "completion", "conversational")
     )
-    template = _template(tokenizer, args, checked)
-    tokens = tokenise(tokenizer, prompts, completions, conversational, limits, template, faults)
-    _raise(faults, checked)
+    tokens = tokenise(tokenizer, prompts, completions, chats, limits, _template(tokenizer, args, checked))
     if any(tokens.system_cut):
         log.warning(
             "%d of the prompts lost their system turn or tools, which stand first, to max_prompt_length=%d",
@@ -68,10 +65,8 @@ def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list
 
 def encode_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> list[list[int]]:
     """Token ids of the prompts of `checked_rows`, cut on the left."""
-    faults: dict[int, str] = {}
-    prompts, conversational = ([row[name] for row in checked] for name in ("prompt", "conversational"))
-    encoded = encode_prompts(tokenizer, prompts, conversational, _template(tokenizer, args, checked), faults)
-    _raise(faults, checked)
+    prompts, chats = ([row[name] for row in checked] for name in ("prompt", "conversational"))
+    encoded = encode_prompts(tokenizer, prompts, chats, _template(tokenizer, args, checked))
     return [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
 
 
@@ -84,7 +79,8 @@ def asked(row: Row) -> str:
 def _template(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Template:
     chat, options = chat_of(tokenizer, args), [row["chat_template_kwargs"] for row in checked]
     chat.check_options({name: value for own in options for name, value in own.items()})
-    return Template(chat, [row["tools"] for row in checked], options)
+    tools, where = ([row[name] for row in checked] for name in ("tools", "where"))
+    return Template(chat, tools, options, where, _CHAT_REMEDY)
 
 
 def _options(row: Row, where: str) -> Options:
@@ -93,8 +89,3 @@ def _options(row: Row, where: str) -> Options:
         raise UserError(f"{where}: 'chat_template_kwargs' is a {type(options).__name__}, not a dictionary of options")
     # A data set gives every row the keys of all rows, with None for those that it lacks.
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _raise(faults: dict[int, str], checked: list[Row]) -> None:
-    if faults:
-        raise UserError(refusal({checked[i]["where"]: fault for i, fault in faults.items()}, _CHAT_REMEDY))

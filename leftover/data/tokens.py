@@ -30,11 +30,13 @@ class Tokenised(NamedTuple):
 
 
 class Template(NamedTuple):
-    """What the chat template gets beside the messages: `tools` as JSON text, and options of a row, for each row."""
+    """A chat template and what it gets beside the messages, for each row; and how messages name rows and a remedy."""
 
     chat: Chat
-    tools: Sequence[str | None] | None = None
+    tools: Sequence[str | None] | None = None  # as JSON text
     options: Sequence[Options] | None = None
+    where: Sequence[str] | None = None
+    remedy: str = ""
 
     def conversation(self, i: int, prompt: str) -> Conversation:
         tools = self.tools[i] if self.tools is not None else None
@@ -58,8 +60,7 @@ def tokenise(
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
     both sides; apart only where a token spans the seam.
 
-    `faults` gets the faults of rows by their numbers, and such a row is not kept; without it the first is raised as
-    UserError.
+    `faults` gets the faults of rows by their numbers, and such a row is not kept; without it UserError lists them.
     """
     template = template or Template(Chat(tokenizer))
     wrong: dict[int, str] = {} if faults is None else faults
@@ -125,6 +126,7 @@ def _turns(
 ) -> list[Turn]:
     """Prompts (and completions) as the template writes them; empty for a row whose fault goes to `faults`."""
     turns = [Turn(prompt, prompt + (completions[i] if completions else "")) for i, prompt in enumerate(prompts)]
+    found: dict[int, str] = {}
     for i in (i for i in range(len(prompts)) if conversational[i]):
         conversation = template.conversation(i, prompts[i])
         try:
@@ -133,9 +135,12 @@ def _turns(
             else:
                 turns[i] = template.chat.turn(conversation, completions[i])
         except ConversationFault as fault:
-            if faults is None:
-                raise UserError(f"row {i}: {fault}") from fault
-            faults[i], turns[i] = str(fault), Turn("", "")
+            found[i], turns[i] = str(fault), Turn("", "")
+    if found and faults is None:
+        where = template.where or [f"row {i}" for i in range(len(prompts))]
+        raise UserError(refusal({where[i]: fault for i, fault in found.items()}, template.remedy))
+    if faults is not None:
+        faults |= found
     return turns
 
 

@@ -38,6 +38,14 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises UserError that names it where it is not YAML."""
+    try:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not valid YAML in UTF-8: {one_line(error)}") from error
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Read a recipe from YAML, or that of a run from its folder; `overrides` are `dotted.key=value` with YAML values.
 
@@ -47,11 +55,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     if (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no recipe at '{path}'") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not valid YAML in UTF-8: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
     return make_recipe(content, str(path), overrides)
@@ -100,8 +106,8 @@ def reward_section(path: str | None) -> RewardSection | None:
     if path is None:
         return None
     try:
-        content = load_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(Path(path))
+    except OSError as error:
         raise UserError(f"--reward {path}: not a YAML file: {one_line(error)}") from error
     if isinstance(content, dict) and "type" in content:  # one function alone
         content = [content]

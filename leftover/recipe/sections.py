@@ -21,7 +21,7 @@ class LoraSection(Section):
 
 
 class TokenizerSection(Section):
-    """A tokenizer of the training rows' own (byte-level BPE), for random weights."""
+    """A tokenizer trained on the training rows (byte-level BPE), for random weights."""
 
     vocab_size: int = Field(4096, ge=260)  # 256 bytes, three special tokens, and what is learnt
 
@@ -50,9 +50,7 @@ class ModelSection(Section):
         if self.path is not None and isinstance(self.tokenizer, TokenizerSection):
             raise ValueError("model.tokenizer {vocab_size: ...} trains one for random weights: give model.config")
         if self.quantization and (self.lora is None or self.path is None):
-            raise ValueError(
-                "model.quantization trains an adapter on pretrained 4-bit weights: give model.path and model.lora"
-            )
+            raise ValueError("model.quantization trains an adapter on 4-bit weights: give model.path and model.lora")
         return self
 
 
@@ -62,7 +60,7 @@ class ColumnsSection(Section):
     prompt: str = "prompt"
     completion: str = "completion"
     reward: str = "reward"  # a recorded score; rows may lack it
-    split: str | None = "split"  # the user's own splits: train, validation, test; null: they are not looked at
+    split: str | None = "split"  # the user's own splits: train, validation, test; null ignores them
     answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
     tools: str = "tools"  # of a conversation: tools as the chat template takes them
     family: str = "family"  # rows of one story or conversation, kept on one side of every split
@@ -119,7 +117,7 @@ class DialogueSection(Section):
 
     style: Literal["chat", "text"] = "chat"  # messages, the knowledge in a system turn; or turns joined to one text
     separator: str = "<|endoftext|>"  # text: after the knowledge and every turn
-    knowledge: str = "Knowledge: {knowledge}"  # how the knowledge is put
+    knowledge: str = "Knowledge: {knowledge}"  # how the prompt gives the knowledge
     max_history_turns: int | None = Field(None, gt=0)  # default: all turns before the reply
     # FaithDial holds the edited reply and the one it was edited from; both: two rows of one prompt.
     response: Literal["edited", "original", "both"] = "edited"
@@ -132,7 +130,7 @@ Split = Literal["train", "validation", "test"]
 
 class DataSection(Section):
     path: OneOrMore  # files, or ids of data sets on the Hub
-    # What a file is (auto: told by its name), or a published layout, of which the file may be any but documents.
+    # The kind of the files (auto: by their names), or a published layout, over any kind except documents.
     format: Literal[
         "auto", "jsonl", "json", "parquet", "csv", "tsv", "hub", "documents", "hh", "comet", "reddit", "dialogue"
     ] = "auto"
@@ -173,7 +171,7 @@ class DataSection(Section):
         return self
 
 
-# Settings of `data` that say how policies are trained on rows, and change none of them.
+# Settings of `data` that do not change the rows, only how policies are trained on them.
 POLICY_KEYS = {
     "max_prompt_tokens",
     "max_completion_tokens",
@@ -183,7 +181,7 @@ POLICY_KEYS = {
     "test_size",
 }
 
-# Formats that make prompts and completions of their own.
+# Formats that make prompts and completions themselves.
 LAYOUTS = ("documents", "hh", "comet", "reddit", "dialogue")
 
 
@@ -235,7 +233,7 @@ class EvaluateSection(Section):
 class CompareSection(Section):
     """What `leftover compare` tries before it trains a method with every seed."""
 
-    # none: every method at its defaults; declared: each method's own small grid (see leftover/compare/methods.py); or
+    # none: every method at its defaults; declared: each method's own small grid (commands/compare/methods.py); or
     # method -> trials, each a mapping of keys of LoLConfig ("objective_settings.beta") or {learning_rate_factor: 3}.
     grid: Grid = "none"
 

@@ -69,10 +69,8 @@ class _Section:
             if name not in defaults:
                 hint = self._hint(name, objective, list(defaults), is_policy=policy is not None)
                 raise UserError(f"{self.where}: unknown key '{self._key(name)}'{hint}")
-            choices = config.CHOICES.get(name, ())
-            if choices and value not in choices:
-                close = nearest(str(value), choices)
-                raise self._error(name, f"is {value!r}{close}; one of {', '.join(choices)}")
+            if name in config.CHOICES:
+                self._check_choice(name, value, config.CHOICES[name])
             is_number = isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool)
             if is_number and isinstance(value, str):
                 raise self._error(name, f"is a number, got the text {value!r}")
@@ -88,24 +86,27 @@ class _Section:
     def _objective(self, policy: Fields) -> str:
         objective = str(policy.get("objective", LoLConfig.objective))
         for name in (str(self.fields.get("objective", objective)), objective):
-            if name not in self.objectives:
-                close = nearest(name, self.objectives)
-                raise self._error("objective", f"is '{name}'{close}; objectives: {', '.join(self.objectives)}")
+            self._check_choice("objective", name, self.objectives)
         return objective
+
+    def _check_choice(self, name: str, value: object, choices: Collection[str]) -> None:
+        if value not in choices:
+            raise self._error(name, f"is {value!r}{nearest(str(value), choices)}; one of {', '.join(choices)}")
 
     def _hint(self, name: str, objective: str, valid: list[str], is_policy: bool) -> str:
         """Where a setting belongs that the trainer does not have."""
         ppo = own_fields()
+        if objective in ONLINE and name == "objective_settings":
+            return self._ppo_hint(ppo)
         if objective in ONLINE:
-            if name == "objective_settings":
-                return self._ppo_hint(ppo)
             return nearest(name, valid) or f"; it takes the fields of PPOConfig, its own being {', '.join(ppo)}"
         settings = {o: list(vars(entry.settings)["__dataclass_fields__"]) for o, entry in OBJECTIVES.items()}
         owners = [owner for owner, own in settings.items() if name in own]
         if is_policy and objective in owners:
-            return f": it is a setting of {objective}; {self._place(name, name)}"
+            owners = [objective]
         if owners:
-            return f": it is a setting of {', '.join(owners)}{'' if is_policy else '; ' + self._place(name, name)}"
+            place = "" if is_policy and objective not in owners else f"; {self._place(name, name)}"
+            return f": it is a setting of {', '.join(owners)}{place}"
         if name in ppo:
             return ": it is a setting of ppo, which stands on a policy with `objective: ppo`"
         if close := nearest(name, valid):
