@@ -41,6 +41,12 @@ class Conversation(NamedTuple):
     tools: Tools | None = None
     options: Options | None = None
 
+    @classmethod
+    def of(cls, row: Row) -> "Conversation":
+        """That of a row of the table, which may have tools (as JSON text) and its own options."""
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        return cls(as_prompt(row["prompt"], True), tools, row.get("chat_template_kwargs"))
+
     @property
     def continues(self) -> bool:
         """Whether the completion continues the last message."""

@@ -9,7 +9,7 @@ from leftover.data.chat import Chat, Options
 from leftover.data.formats import expand
 from leftover.data.records import Located, Record, Row
 from leftover.data.rows import check_rows
-from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, tokenise
+from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import DataSection
 
@@ -50,10 +50,7 @@ def chat_of(tokenizer: "Tokenizer", args: "PolicyConfig") -> Chat:
 def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Tokenised:
     """Token ids of rows of `checked_rows`; faults of conversations are raised together."""
     limits = Limits(args.max_prompt_length, args.max_completion_length)
-    prompts, completions, chats = (
-        [row[name] for row in checked] for name in ("prompt", "completion", "conversational")
-    )
-    tokens = tokenise(tokenizer, prompts, completions, chats, limits, _template(tokenizer, args, checked))
+    tokens = tokenise(_chat_of_rows(tokenizer, args, checked), checked, limits, remedy=_CHAT_REMEDY)
     if any(tokens.system_cut):
         log.warning(
             "%d of the prompts lost their system turn or tools, which stand first, to max_prompt_length=%d",
@@ -65,8 +62,7 @@ def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list
 
 def encode_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> list[list[int]]:
     """Token ids of the prompts of `checked_rows`, cut on the left."""
-    prompts, chats = ([row[name] for row in checked] for name in ("prompt", "conversational"))
-    encoded = encode_prompts(tokenizer, prompts, chats, _template(tokenizer, args, checked))
+    encoded = encode_prompts(_chat_of_rows(tokenizer, args, checked), checked, remedy=_CHAT_REMEDY)
     return [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
 
 
@@ -76,11 +72,11 @@ def asked(row: Row) -> str:
     return "\0".join([row["prompt"], row["tools"] or "", options])
 
 
-def _template(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Template:
-    chat, options = chat_of(tokenizer, args), [row["chat_template_kwargs"] for row in checked]
-    chat.check_options({name: value for own in options for name, value in own.items()})
-    tools, where = ([row[name] for row in checked] for name in ("tools", "where"))
-    return Template(chat, tools, options, where, _CHAT_REMEDY)
+def _chat_of_rows(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Chat:
+    """`chat_of`, once the rows' own options are known to be options of the template."""
+    chat = chat_of(tokenizer, args)
+    chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
+    return chat
 
 
 def _options(row: Row, where: str) -> Options:

@@ -1,11 +1,11 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Options, Turn
-from leftover.data.rows import as_prompt, first_of
+from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
+from leftover.data.records import Row
+from leftover.data.rows import first_of
 from leftover.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,29 +29,8 @@ class Tokenised(NamedTuple):
     system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
 
 
-class Template(NamedTuple):
-    """A chat template and what it gets beside the messages, for each row; and how messages name rows and a remedy."""
-
-    chat: Chat
-    tools: Sequence[str | None] | None = None  # as JSON text
-    options: Sequence[Options] | None = None
-    where: Sequence[str] | None = None
-    remedy: str = ""
-
-    def conversation(self, i: int, prompt: str) -> Conversation:
-        tools = self.tools[i] if self.tools is not None else None
-        options = self.options[i] if self.options is not None else None
-        return Conversation(as_prompt(prompt, True), json.loads(tools) if tools else None, options)
-
-
 def tokenise(
-    tokenizer: "Tokenizer",
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    conversational: Sequence[bool],
-    limits: Limits,
-    template: Template | None = None,
-    faults: dict[int, str] | None = None,
+    chat: Chat, rows: Sequence[Row], limits: Limits, faults: dict[int, str] | None = None, remedy: str = ""
 ) -> Tokenised:
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
@@ -60,43 +39,42 @@ def tokenise(
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
     both sides; apart only where a token spans the seam.
 
-    `faults` gets the faults of rows by their numbers, and such a row is not kept; without it UserError lists them.
+    `faults` gets the faults of rows by their numbers, and such a row is not kept. Without it they are raised together
+    as UserError, with the remedy.
     """
-    template = template or Template(Chat(tokenizer))
-    wrong: dict[int, str] = {} if faults is None else faults
-    turns = _turns(template, prompts, conversational, completions, faults)
-    prompt_ids = _encode(tokenizer, [turn.asked for turn in turns], conversational)
-    whole_ids = _encode(tokenizer, [turn.whole for turn in turns], conversational)
-    ends = set(template.chat.ends)
+
+    def write(row: Row) -> Turn:
+        if row["conversational"]:
+            return chat.turn(Conversation.of(row), row["completion"])
+        return Turn(row["prompt"], row["prompt"] + row["completion"])
+
+    faults, turns = _turns(rows, write, faults, remedy)
+    prompt_ids = _encode(chat, [turn.asked for turn in turns], rows)
+    whole_ids = _encode(chat, [turn.whole for turn in turns], rows)
+    ends = set(chat.ends)
     out = Tokenised([], [], [], [], [], [])
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        completion = _completion(tokenizer, turns[i], prompt, whole, ends) if i not in wrong else []
+        completion = [] if i in faults else _completion(chat, turns[i], prompt, whole, ends)
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
-        out.prompt_ids.append(cut_prompt(tokenizer, prompt, limits.max_prompt_tokens))
+        out.prompt_ids.append(cut_prompt(chat.tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
-        out.kept.append(i not in wrong and (not long or limits.long_completions == "cut"))
+        out.kept.append(i not in faults and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
-        out.system_cut.append(cut and conversational[i] and _has_system(template.conversation(i, prompts[i])))
+        out.system_cut.append(cut and rows[i]["conversational"] and _has_system(Conversation.of(rows[i])))
     return out
 
 
 def encode_prompts(
-    tokenizer: "Tokenizer",
-    prompts: Sequence[str],
-    conversational: Sequence[bool],
-    template: Template | None = None,
-    faults: dict[int, str] | None = None,
+    chat: Chat, rows: Sequence[Row], faults: dict[int, str] | None = None, remedy: str = ""
 ) -> list[list[int]]:
     """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
-    turns = _turns(template or Template(Chat(tokenizer)), prompts, conversational, None, faults)
-    return _encode(tokenizer, [turn.asked for turn in turns], conversational)
 
+    def write(row: Row) -> Turn:
+        return Turn(chat.asked(Conversation.of(row)) if row["conversational"] else row["prompt"], "")
 
-def refusal(faults: dict[str, str], remedy: str) -> str:
-    """One message for the faults of rows, given by the place of the row."""
-    first = first_of(f"{where}: {fault}" for where, fault in faults.items())
-    return f"{len(faults)} conversations cannot be written by the chat template; {first}\n{remedy}"
+    _, turns = _turns(rows, write, faults, remedy)
+    return _encode(chat, [turn.asked for turn in turns], rows)
 
 
 def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
@@ -118,54 +96,42 @@ def decode_completions(
 
 
 def _turns(
-    template: Template,
-    prompts: Sequence[str],
-    conversational: Sequence[bool],
-    completions: Sequence[str] | None,
-    faults: dict[int, str] | None,
-) -> list[Turn]:
-    """Prompts (and completions) as the template writes them; empty for a row whose fault goes to `faults`."""
-    turns = [Turn(prompt, prompt + (completions[i] if completions else "")) for i, prompt in enumerate(prompts)]
-    found: dict[int, str] = {}
-    for i in (i for i in range(len(prompts)) if conversational[i]):
-        conversation = template.conversation(i, prompts[i])
+    rows: Sequence[Row], write: Callable[[Row], Turn], faults: dict[int, str] | None, remedy: str
+) -> tuple[dict[int, str], list[Turn]]:
+    """The faults of rows by their numbers, and all rows as text; a faulty one is empty."""
+    found, turns = {} if faults is None else faults, list[Turn]()
+    for i, row in enumerate(rows):
         try:
-            if completions is None:
-                turns[i] = Turn(template.chat.asked(conversation), "")
-            else:
-                turns[i] = template.chat.turn(conversation, completions[i])
+            turns.append(write(row))
         except ConversationFault as fault:
-            found[i], turns[i] = str(fault), Turn("", "")
-    if found and faults is None:
-        where = template.where or [f"row {i}" for i in range(len(prompts))]
-        raise UserError(refusal({where[i]: fault for i, fault in found.items()}, template.remedy))
-    if faults is not None:
-        faults |= found
-    return turns
+            found[i] = str(fault)
+            turns.append(Turn("", ""))
+    if faults is None and found:
+        first = first_of(f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in found.items())
+        raise UserError(f"{len(found)} conversations cannot be written by the chat template; {first}\n{remedy}".strip())
+    return found, turns
 
 
-def _encode(tokenizer: "Tokenizer", texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
+def _encode(chat: Chat, texts: Sequence[str], rows: Sequence[Row]) -> list[list[int]]:
     """Token ids, none closed by the tokenizer; a template has written the special tokens of a conversation already."""
     ids: list[list[int]] = [[] for _ in texts]
-    for chat in (False, True):
-        chosen = [i for i in range(len(texts)) if bool(conversational[i]) is chat]
+    for of_chat in (False, True):
+        chosen = [i for i, row in enumerate(rows) if bool(row["conversational"]) is of_chat]
         if chosen:
-            encoded = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat)["input_ids"]
+            encoded = chat.tokenizer([texts[i] for i in chosen], add_special_tokens=not of_chat)["input_ids"]
             for i, sequence in zip(chosen, encoded, strict=True):
                 # Some tokenizers close every text.
-                closed = not chat and len(sequence) > 1 and sequence[-1] == tokenizer.eos_token_id
+                closed = not of_chat and len(sequence) > 1 and sequence[-1] == chat.tokenizer.eos_token_id
                 ids[i] = sequence[:-1] if closed else sequence
     return ids
 
 
-def _completion(
-    tokenizer: "Tokenizer", turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]
-) -> list[int]:
+def _completion(chat: Chat, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]) -> list[int]:
     """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
     completion = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt or not completion:
-        completion = tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
-    return completion if completion[-1:] and completion[-1] in ends else [*completion, tokenizer.eos_token_id]
+        completion = chat.tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
+    return completion if completion[-1:] and completion[-1] in ends else [*completion, chat.tokenizer.eos_token_id]
 
 
 def _has_system(conversation: Conversation) -> bool:

@@ -15,7 +15,7 @@ from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
-from leftover.data.tokens import Limits, Template, refusal, tokenise
+from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
 from leftover.runs.run import Run
@@ -108,11 +108,8 @@ def tokens(run: Run) -> None:
 
     def compute(shard: Any, _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
-        prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
-        template = Template(run.chat, shard["tools"][:])
-        done = tokenise(run.tokenizer, prompts, completions, conversational, limits, template, faults)
-        if faults and data.on_bad_row == "error":
-            raise UserError(refusal({shard[i]["where"]: fault for i, fault in faults.items()}, _SKIP))
+        texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
+        done = tokenise(run.chat, texts, limits, faults if data.on_bad_row == "skip" else None, _SKIP)
         ids = pa.list_(pa.int32())
         return {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
