@@ -31,7 +31,7 @@ _CLOSING_TAG = re.compile(r"</[^<>]+>")
 
 
 class ConversationFault(ValueError):
-    """What is wrong with one conversation under this template, and the remedy."""
+    """Why this template cannot write a conversation, and the remedy."""
 
 
 class Conversation(NamedTuple):
@@ -125,13 +125,13 @@ class Chat:
         answer = body[len(asked) :]
         if twice := [tag for tag in _CLOSING_TAG.findall(completion) if answer.count(tag) > completion.count(tag)]:
             raise ConversationFault(
-                f"the completion holds {twice[0]}, and the chat template writes one of its own: take the thoughts out "
+                f"the completion holds {twice[0]}, and the chat template writes another one: take the thoughts out "
                 "of the completion, or set model.chat_template to a template that reads them there"
             )
         return Turn(asked, body + self._end(closing)[0])
 
     def check_options(self, options: Options) -> None:
-        """Refuse options that the template does not have: Jinja ignores an unknown name in silence."""
+        """Refuse options that the template does not have: Jinja silently ignores an unknown name."""
         key = "model.template_options (LoLConfig: chat_template_kwargs)"
         taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"documents"}
         words = set(re.findall(r"[A-Za-z_]\w*", self._source)) if options else set()
@@ -146,7 +146,7 @@ class Chat:
                 raise UserError(f"{key}: '{name}' is a {type(value).__name__}: write it as a text, in quotes") from None
 
     def warn(self, tools: bool) -> None:
-        """Log what a user would not expect of this template; `tools`: whether any row has some."""
+        """Log what would surprise a user of this template; `tools`: whether any row has some."""
         if tools and not re.search(r"\btools\b", self._source):
             log.warning("the rows have tools, which the chat template does not read: set model.chat_template")
         if (probe := self._probe) is None:

@@ -18,7 +18,7 @@ _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
 def check_row(raw: Row, data: DataSection) -> Row:
-    """The row of the table, without its place. Raises ValueError that says what is wrong with it."""
+    """The row of the table, without its place. Raises ValueError that names the column at fault."""
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns

@@ -130,7 +130,7 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
 
 
 def _quoted(path: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Numbered rows by the rules of CSV; a text says why one breaks them."""
+    """Numbered rows by the rules of CSV; for a row that breaks them a text with the reason."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
     number = 1

@@ -30,8 +30,8 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
 def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:
     """A `chosen`/`rejected` pair as two rows that share a prompt.
 
-    Scores come from `chosen_reward` and `rejected_reward` (or `_score`). A pair without any only says which of the
-    two is better: 1 and 0.
+    Scores come from `chosen_reward` and `rejected_reward` (or `_score`). A pair without scores only ranks the two: 1
+    and 0.
     """
     if row.get(columns.reward) is not None:
         raise ValueError(f"a chosen/rejected pair with one '{columns.reward}': give chosen_reward and rejected_reward")

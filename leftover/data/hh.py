@@ -34,7 +34,7 @@ def expand_hh(record: Record, data: DataSection) -> Iterator[Located]:
 
 
 def _pro(record: Record, columns: ColumnsSection) -> list[Located]:
-    """Prefix turns, suffixes and their reward logits; the suffix that people chose stands first."""
+    """Prefix turns, suffixes and their reward logits; the suffix that people chose comes first."""
     row, rows = record.row, []
     meta = row.get("meta")
     # `harmless-base` of meta.path `.../harmless-base/dev.jsonl`

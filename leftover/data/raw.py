@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REMEDY = "Mend them, drop them, or rename your columns (Dataset.rename_column)"
-_CHAT_REMEDY = "Mend them, drop them, or give the tokenizer another chat_template"
+_REMEDY = "Mend or drop them, or rename your columns (Dataset.rename_column)"
+_CHAT_REMEDY = "Mend or drop them, or give the tokenizer another chat_template"
 
 
 def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
@@ -53,7 +53,7 @@ def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list
     tokens = tokenise(_chat_of_rows(tokenizer, args, checked), checked, limits, remedy=_CHAT_REMEDY)
     if any(tokens.system_cut):
         log.warning(
-            "%d of the prompts lost their system turn or tools, which stand first, to max_prompt_length=%d",
+            "%d prompts lost their system turn or tools, which come first, to max_prompt_length=%d",
             sum(tokens.system_cut),
             args.max_prompt_length,
         )

@@ -41,7 +41,7 @@ def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np
         crossing = int(np.isin(np.concatenate(held_out), families[splits == "train"]).sum())
         if crossing:
             log.warning(
-                "%d prompt families stand in the given train split and in another split too: held-out results will "
+                "%d prompt families are in the given train split and in another split too: held-out results will "
                 "look better than they are",
                 crossing,
             )

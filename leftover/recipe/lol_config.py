@@ -36,7 +36,7 @@ class LoLConfig(PolicyConfig):
         "Which rows train: all, leftover (advantage > 0), top (see top_percent), or auto: leftover for "
         "a_lol*, top for nll_top, else all.",
     )
-    top_percent: float = setting(25.0, "With rows=top: the share of highest reward, in %.")
+    top_percent: float = setting(25.0, "With rows=top: the percentage of rows, by reward.")
     draw: str = setting(
         "auto",
         "How they are drawn: priority (in proportion to the reward or advantage that weighs the loss, with "
@@ -45,19 +45,21 @@ class LoLConfig(PolicyConfig):
         "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle.",
     )
     whole_groups: bool = setting(False, "Draw all selected rows of a prompt together.")
-    reference_samples: int = setting(8, "qrpo: completions of the reference a prompt, among which rewards are ranked.")
+    reference_samples: int = setting(8, "qrpo: completions of the reference per prompt, to rank rewards among.")
     released_code: bool = setting(
         False,
         "Sample, clip and clamp as the authors' released code does, to show what that changes "
         "(docs/paper.md, 'released_code').",
     )
-    released_script: str = setting("assistant", "Which of the two: assistant (HH-RLHF) or tasks (the three others).")
-    length_bucketing: bool = setting(True, "Rows of like length share a batch.")
+    released_script: str = setting(
+        "assistant", "Which of its two scripts: assistant (HH-RLHF) or tasks (the other three)."
+    )
+    length_bucketing: bool = setting(True, "Rows of similar length share a batch.")
     max_tokens_per_batch: int | None = setting(
-        None, "Padded tokens a batch, in place of per_device_train_batch_size rows."
+        None, "Padded tokens per batch, instead of per_device_train_batch_size rows."
     )
     max_initial_logratio: float | None = setting(
-        None, "Stop where policy and reference differ by more a token at step 0 (None: by dtype)."
+        None, "Stop if policy and reference differ by more per token at step 0 (None: depends on dtype)."
     )
     value_targets: str = setting("auto", "For raw rows: recorded, reference_samples, ...")
     value_samples_per_prompt: int = setting(1, "With reference_samples.")

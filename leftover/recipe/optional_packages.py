@@ -27,10 +27,10 @@ def check_quantization() -> None:
 
     if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
         raise UserError(
-            "model.quantization: nf4 needs a GPU, and there is none; this version of bitsandbytes has no 4-bit kernels "
+            "model.quantization: nf4 needs a GPU, and this machine has none; this bitsandbytes has no 4-bit kernels "
             "for the CPU: upgrade it, or remove model.quantization"
         )
-    log.warning("model.quantization: nf4 without a GPU works, and is slow: it is there to try a recipe out")
+    log.warning("model.quantization: nf4 is slow without a GPU: use it there only to try out a recipe")
 
 
 def check_optimizer(name: str, key: str = "optim") -> None:

@@ -26,7 +26,7 @@ class PolicyConfig(TrainingArguments):
     max_prompt_length: int = setting(512, "Tokens; longer prompts are cut on the left.")
     max_completion_length: int = setting(128, "Tokens, end of sequence included.")
     chat_template_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, as enable_thinking."}
+        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, such as enable_thinking."}
     )
     end_tokens: list[str] = field(
         default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
@@ -34,8 +34,8 @@ class PolicyConfig(TrainingArguments):
     disable_dropout: bool = setting(True, "So that importance weights are 1 at step 0.")
     eval_decoding: str = setting(
         "sample",
-        "sample or greedy, for evaluate(), by which the checkpoint is chosen; greedy rewards are often at "
-        "their ceiling from the first checkpoint on, and of greedy completions no KL can be told.",
+        "sample or greedy: how evaluate() generates, by which the checkpoint is chosen. Greedy rewards are often at "
+        "their ceiling from the first checkpoint on, and greedy completions give no KL.",
     )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"

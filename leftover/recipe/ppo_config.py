@@ -26,14 +26,14 @@ class PPOConfig(PolicyConfig):
 
     objective: str = setting("ppo", "ppo.")
     num_rollouts_per_step: int | None = setting(
-        None, "Completions a PPO step, over all processes (None: num_mini_batches' worth)."
+        None, "Completions per PPO step, over all processes (None: num_mini_batches' worth)."
     )
-    num_mini_batches: int = setting(4, "Optimizer steps a pass, where num_rollouts_per_step does not say.")
+    num_mini_batches: int = setting(4, "Optimizer steps per pass, where num_rollouts_per_step is None.")
     total_episodes: int | None = setting(None, "Completions of the whole run.")
     ppo_epochs: int = setting(4, "Passes over the completions of a step.")
-    kl_coef: float = setting(0.05, "Penalty on a nat of divergence from the reference.")
+    kl_coef: float = setting(0.05, "Penalty per nat of divergence from the reference.")
     adaptive_kl: bool = setting(False, "Adapt kl_coef to target_kl (1909.08593, 2.2).")
-    target_kl: float = setting(6.0, "With adaptive_kl: nats a completion.")
+    target_kl: float = setting(6.0, "With adaptive_kl: nats per completion.")
     horizon: int = setting(10_000, "With adaptive_kl: episodes of one adaptation.")
     cliprange: float = setting(0.2, "Of importance ratios: [1 - c, 1 + c].")
     cliprange_value: float | None = setting(
@@ -43,19 +43,19 @@ class PPOConfig(PolicyConfig):
     value_learning_rate: float | None = setting(
         None, "Of the value head alone (None: learning_rate); a new head may need more."
     )
-    gamma: float = setting(1.0, "Discount a token.")
+    gamma: float = setting(1.0, "Discount per token.")
     lam: float = setting(0.95, "Lambda of generalised advantage estimation.")
     whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.")
     missing_eos_penalty: float | None = setting(
-        None, "Taken off the reward of a completion that was cut before its end."
+        None, "Subtracted from the reward of a completion that was cut before its end."
     )
     temperature: float = setting(1.0, "Of the completions, and of every log-probability.")
-    rollout_batch_size: int = setting(64, "Completions a process writes at a time.")
+    rollout_batch_size: int = setting(64, "Completions that a process generates at a time.")
     # Defaults that differ here.
     learning_rate: float = 1e-5
     lr_scheduler_type: str = "linear"
     adam_epsilon: float = 1e-5
-    # The value head stands beside the model's own outputs, where the search for unused weights does not look.
+    # The search for unused weights only follows the model's own outputs, not the value head's.
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ _BUDGETS = {"max_steps", "total_episodes", "num_train_epochs"}
 def own_settings(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """All settings of an online policy: its own, and of those that all policies share the ones that PPOConfig has.
 
-    A budget of its own (max_steps, total_episodes, num_train_epochs) replaces the shared one.
+    Its own budget (max_steps, total_episodes, num_train_epochs) replaces the shared one.
     """
     valid = {entry.name for entry in dataclasses.fields(PPOConfig)} - (_BUDGETS if own.keys() & _BUDGETS else set())
     return {name: value for name, value in shared.items() if name in valid} | own

@@ -94,7 +94,7 @@ class CometSection(Section):
     # The column of the score. Default: data.columns.reward, or else p_valid_model (ATOMIC-10x), label or valid.
     score: str | None = None
     empty_tails: Literal["drop", "fault"] = "drop"
-    none_tails: Literal["drop", "keep"] = "drop"  # the word "none", an annotator's sign of nothing to say
+    none_tails: Literal["drop", "keep"] = "drop"  # the word "none": the annotator saw nothing to say
 
 
 class RedditSection(Section):

@@ -90,7 +90,7 @@ def _hint(prefix: str, name: str, value: object, objective: str, valid: Collecti
         first = str(next(iter(value), "")) if isinstance(value, Mapping) else ""
         meant = closest(first, ppo)
         own = f"'{first}' as '{prefix}{meant}'" if meant else f"as '{prefix}kl_coef' does: {', '.join(ppo)}"
-        return f": PPO's settings stand on the policy itself, {own}"
+        return f": PPO's settings belong to the policy itself, {own}"
     if objective in ONLINE:
         return nearest(name, valid) or f"; it takes the fields of PPOConfig, its own being {', '.join(ppo)}"
     settings = {o: list(vars(entry.settings)["__dataclass_fields__"]) for o, entry in OBJECTIVES.items()}
@@ -101,7 +101,7 @@ def _hint(prefix: str, name: str, value: object, objective: str, valid: Collecti
         remedy = "" if is_policy and objective not in owners else f"; {place(name)}"
         return f": it is a setting of {', '.join(owners)}{remedy}"
     if name in ppo:
-        return ": it is a setting of ppo, which stands on a policy with `objective: ppo`"
+        return ": it is a setting of ppo, for a policy with `objective: ppo`"
     if close := nearest(name, valid):
         return close
     if is_policy and (meant := closest(name, settings[objective])):

@@ -237,7 +237,7 @@ def test_thoughts_behind_those_of_the_template_are_refused(tokenizer: Any) -> No
     )
     own = with_template(tokenizer, template)
     assert trained(own, [USER])[1] == "</think>Check the fuse.<|im_end|>"
-    with pytest.raises(UserError, match="the completion holds </think>, and the chat template writes one of its own"):
+    with pytest.raises(UserError, match="the completion holds </think>, and the chat template writes another"):
         one(own, [USER], "<think>It leaks.</think>Check.")
 
 

@@ -40,7 +40,7 @@ def test_a_setting_of_other_objectives_names_these():
 
 def test_settings_of_ppo_stand_on_the_policy():
     said = of_policy(objective="ppo", objective_settings={"kl_coeff": 0.1})
-    assert "stand on the policy itself" in said and "'kl_coeff' as 'policies.x.kl_coef'" in said
+    assert "belong to the policy itself" in said and "'kl_coeff' as 'policies.x.kl_coef'" in said
     assert "num_rollouts_per_step, " in of_policy(objective="ppo", objective_settings={"zzz": 0.1})
     assert "fields of PPOConfig, its own being num_rollouts_per_step, " in of_policy(objective="ppo", rows="all")
 
