@@ -1,8 +1,10 @@
 """The sections of a recipe, with their defaults; `leftover.recipe.files` reads and writes them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, TextKeys, Transform
 
 
 class Section(BaseModel):
@@ -15,11 +17,11 @@ class LoraSection(Section):
     r: int = Field(16, gt=0)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
+    target_modules: OneOrMore = "all-linear"
 
 
 class TokenizerSection(Section):
-    """A tokenizer of the training rows' own (byte-level BPE), for random weights."""
+    """A tokenizer trained on the training rows (byte-level BPE), for random weights."""
 
     vocab_size: int = Field(4096, ge=260)  # 256 bytes, three special tokens, and what is learnt
 
@@ -28,7 +30,8 @@ class ModelSection(Section):
     # A folder or Hub id to start from; or a `config` (model_type and its settings) for random weights.
     path: str | None = None
     config: dict[str, Any] | None = None
-    tokenizer: str | TokenizerSection | None = None  # default: the one at `path`; {vocab_size: n} trains one
+    # Default: the one at `path`; {vocab_size: n} trains one.
+    tokenizer: Annotated[Annotated[str, TEXT] | Annotated[TokenizerSection, MAPPING], BY_FORM] | None = None
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
     template_options: dict[str, Any] = {}  # keywords of the chat template, such as enable_thinking: false
     end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
@@ -39,17 +42,15 @@ class ModelSection(Section):
     lora: LoraSection | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ModelSection":
+    def _one_source(self) -> Self:
         if (self.path is None) == (self.config is None):
             raise ValueError("give exactly one of model.path and model.config")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("model.config needs model.tokenizer as well: a folder, a Hub id, or {vocab_size: 4096}")
         if self.path is not None and isinstance(self.tokenizer, TokenizerSection):
             raise ValueError("model.tokenizer {vocab_size: ...} trains one for random weights: give model.config")
-        if self.quantization and self.lora is None:
-            raise ValueError("model.quantization trains an adapter on frozen 4-bit weights: give model.lora as well")
-        if self.quantization and self.path is None:
-            raise ValueError("model.quantization takes pretrained weights: give model.path")
+        if self.quantization and (self.lora is None or self.path is None):
+            raise ValueError("model.quantization trains an adapter on 4-bit weights: give model.path and model.lora")
         return self
 
 
@@ -59,7 +60,7 @@ class ColumnsSection(Section):
     prompt: str = "prompt"
     completion: str = "completion"
     reward: str = "reward"  # a recorded score; rows may lack it
-    split: str | None = "split"  # the user's own splits: train, validation, test; null: they are not looked at
+    split: str | None = "split"  # the user's own splits: train, validation, test; null ignores them
     answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
     tools: str = "tools"  # of a conversation: tools as the chat template takes them
     family: str = "family"  # rows of one story or conversation, kept on one side of every split
@@ -93,7 +94,7 @@ class CometSection(Section):
     # The column of the score. Default: data.columns.reward, or else p_valid_model (ATOMIC-10x), label or valid.
     score: str | None = None
     empty_tails: Literal["drop", "fault"] = "drop"
-    none_tails: Literal["drop", "keep"] = "drop"  # the word "none", an annotator's sign of nothing to say
+    none_tails: Literal["drop", "keep"] = "drop"  # the word "none": the annotator saw nothing to say
 
 
 class RedditSection(Section):
@@ -116,7 +117,7 @@ class DialogueSection(Section):
 
     style: Literal["chat", "text"] = "chat"  # messages, the knowledge in a system turn; or turns joined to one text
     separator: str = "<|endoftext|>"  # text: after the knowledge and every turn
-    knowledge: str = "Knowledge: {knowledge}"  # how the knowledge is put
+    knowledge: str = "Knowledge: {knowledge}"  # how the prompt gives the knowledge
     max_history_turns: int | None = Field(None, gt=0)  # default: all turns before the reply
     # FaithDial holds the edited reply and the one it was edited from; both: two rows of one prompt.
     response: Literal["edited", "original", "both"] = "edited"
@@ -128,14 +129,14 @@ Split = Literal["train", "validation", "test"]
 
 
 class DataSection(Section):
-    path: str | list[str]  # files, or ids of data sets on the Hub
-    # What a file is (auto: told by its name), or a published layout, of which the file may be any but documents.
+    path: OneOrMore  # files, or ids of data sets on the Hub
+    # The kind of the files (auto: by their names), or a published layout, over any kind except documents.
     format: Literal[
         "auto", "jsonl", "json", "parquet", "csv", "tsv", "hub", "documents", "hh", "comet", "reddit", "dialogue"
     ] = "auto"
     columns: ColumnsSection = ColumnsSection()
-    labels: dict[str, float] = {}  # what the classes in the reward column are worth, as {good: 1, bad: 0}
-    split_names: dict[str, Split] = {}  # further names in the split column, as {holdout: test}
+    labels: Annotated[dict[str, float], TextKeys] = {}  # what classes in the reward column are worth: {good: 1, bad: 0}
+    split_names: Annotated[dict[str, Split], TextKeys] = {}  # further names in the split column, as {holdout: test}
     source_splits: dict[str, Split] = {}  # the split of every source, where files or subsets are splits
     table: TableSection = TableSection()
     documents: DocumentsSection = DocumentsSection()
@@ -144,26 +145,25 @@ class DataSection(Section):
     dialogue: DialogueSection = DialogueSection()
     drop_listed: str | None = None  # format hh: the authors' JSON of bad rows, by file name
     hub_config: str | None = None  # of a data set on the Hub: its configuration,
-    hub_data_dir: str | list[str] | None = None  # its subfolders (the subsets of Anthropic/hh-rlhf),
-    hub_split: str | list[str] = "train"  # its splits
+    hub_data_dir: OneOrMore | None = None  # its subfolders (the subsets of Anthropic/hh-rlhf),
+    hub_split: OneOrMore = "train"  # its splits
     max_prompt_tokens: int = Field(512, gt=0)  # longer prompts are cut on the left
     max_completion_tokens: int = Field(128, gt=0)
     long_completions: Literal["drop", "cut"] = "drop"
     on_bad_row: Literal["error", "skip"] = "error"
-    rows: Literal["all", "chosen"] = "all"  # chosen: of a pair only that trains, but for methods that compare
+    train_on: Literal["all", "chosen"] = "all"  # chosen: one completion of a pair, except for methods that compare
     validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
     test_size: float = Field(0.1, gt=0, lt=1)
     max_rows: int | None = Field(None, gt=0)
     # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
     part: tuple[float, float] = (0.0, 1.0)
 
-    @field_validator("labels", "split_names", mode="before")
-    @classmethod
-    def _names_are_text(cls, value: Any) -> Any:
-        return {str(name): what for name, what in value.items()} if isinstance(value, dict) else value
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
 
     @model_validator(mode="after")
-    def _goes_with_the_format(self) -> "DataSection":
+    def _goes_with_the_format(self) -> Self:
         if self.drop_listed is not None and self.format != "hh":
             raise ValueError("data.drop_listed goes with data.format: hh, and only with it")
         if self.format in LAYOUTS and "{" in self.columns.prompt + self.columns.completion:
@@ -171,17 +171,17 @@ class DataSection(Section):
         return self
 
 
-# Settings of `data` that say how policies are trained on rows, and change none of them.
+# Settings of `data` that do not change the rows, only how policies are trained on them.
 POLICY_KEYS = {
     "max_prompt_tokens",
     "max_completion_tokens",
     "long_completions",
-    "rows",
+    "train_on",
     "validation_size",
     "test_size",
 }
 
-# Formats that make prompts and completions of their own.
+# Formats that make prompts and completions themselves.
 LAYOUTS = ("documents", "hh", "comet", "reddit", "dialogue")
 
 
@@ -190,7 +190,7 @@ class RewardSection(Section):
     functions: list[dict[str, Any]] = [{"type": "column"}]
     # Of the sum, as `normalise` of a function: none, sigmoid, quantile, minmax, standardise, or {scale: a, offset: b}
     # for a R + b; fitted on training rows and stored.
-    transform: Literal["sigmoid", "quantile", "minmax", "standardise"] | dict[str, float] | None = None
+    transform: Transform | None = None
     missing: Literal["drop", "impute", "renormalise"] = "drop"  # of rows that a function has no score for
 
 
@@ -200,7 +200,7 @@ class ReferenceSection(Section):
     train: dict[str, Any] = {}  # fields of LoLConfig
 
     @model_validator(mode="after")
-    def _path_given(self) -> "ReferenceSection":
+    def _path_given(self) -> Self:
         if (self.source == "path") != (self.path is not None):
             raise ValueError("reference.path goes with reference.source: path, and only with it")
         return self
@@ -233,9 +233,9 @@ class EvaluateSection(Section):
 class CompareSection(Section):
     """What `leftover compare` tries before it trains a method with every seed."""
 
-    # none: every method at its defaults; declared: each method's own small grid (see leftover/compare/methods.py); or
+    # none: every method at its defaults; declared: each method's own small grid (commands/compare/methods.py); or
     # method -> trials, each a mapping of keys of LoLConfig ("objective_settings.beta") or {learning_rate_factor: 3}.
-    grid: Literal["none", "declared"] | dict[str, list[dict[str, Any]]] = "none"
+    grid: Grid = "none"
 
 
 class Recipe(Section):

@@ -91,7 +91,7 @@ def test_tails_that_say_none_may_be_kept_and_empty_ones_be_faults(tmp_path):
 def test_a_file_of_which_every_row_is_left_out_says_by_which_rule(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("a\tb\tnone\n" * 3)
-    with pytest.raises(UserError, match="holds no row that is not left out: 3 with the tail 'none'"):
+    with pytest.raises(UserError, match=r"holds no row .*: 3 with the tail 'none'"):
         read(str(path), format="comet")
 
 

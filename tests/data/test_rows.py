@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.data.formats import read_rows, split_sentences
+from leftover.data.documents import split_sentences
+from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
@@ -287,7 +288,7 @@ def test_splits_of_the_user_are_taken_and_a_family_across_them_is_said(caplog):
         assert out["split"].tolist() == splits
         assert not caplog.records
         assign_splits(columns(["a", "b", "b", "d", "a"], splits=splits), DATA, seed=0)
-    assert "2 prompt families stand in the given train split and in another split too" in caplog.text
+    assert "2 prompt families are in the given train split and in another" in caplog.text
 
 
 def test_splits_given_for_some_rows_only_are_refused():

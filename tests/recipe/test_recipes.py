@@ -11,7 +11,7 @@ from leftover.commands.plan.settings import _portable
 from leftover.commands.plan.sources import data_paths, on_the_hub
 from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from leftover.recipe.files import load_recipe, load_yaml
-from leftover.recipe.offline import LoLConfig, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.recipe.sections import Recipe
 from leftover.rewards import load_reward
 

@@ -19,7 +19,7 @@ from leftover.commands.plan.work import GROUPS, LEFTOVER, Sizes, Training, plan_
 from leftover.monitoring.terminal import console
 from leftover.objectives import ONLINE
 from leftover.prepare.checks import check_recipe
-from leftover.recipe.offline import LoLConfig
+from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.sections import Recipe
 
 

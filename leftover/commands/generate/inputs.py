@@ -40,6 +40,11 @@ class Prompt:
     answer: str | None = None
 
     @property
+    def row(self) -> dict[str, Any]:
+        """The prompt as columns of the table."""
+        return {"prompt": self.text, "conversational": self.conversational, "tools": self.tools}
+
+    @property
     def asked(self) -> Any:
         """The user's own form: a string, or the list of messages."""
         return as_prompt(self.text, self.conversational)

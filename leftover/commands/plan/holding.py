@@ -13,7 +13,7 @@ from leftover.commands.plan.shape import Shape
 from leftover.commands.plan.sources import Source
 from leftover.commands.plan.trace import Traced
 from leftover.commands.plan.work import Sizes
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 

@@ -2,7 +2,7 @@
 
 from leftover.commands.plan.rows import Rows
 from leftover.objectives.requirements import check_requirements
-from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
+from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 
 
@@ -16,7 +16,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
     if not as_recorded or not isinstance(rows, Rows) or rows.lengths is None or not rows.lengths.exact:
         return
     for name in offline_policies(recipe):
-        objective, _ = declared_by(recipe, name)
+        objective, _ = policy_objective(recipe, name)
         if "nonnegative_reward" in needs_of(recipe, name):
             trains = rows.where("train", trains_on_chosen(recipe, objective)) & rows.lengths.kept & rows.scored
             if trains.any():

@@ -14,9 +14,8 @@ from leftover.data.chat import Chat
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.splits import assign_splits
-from leftover.data.tokenizer import load_tokenizer, read_chat_template
-from leftover.data.tokens import Limits, Template, tokenise
-from leftover.data.vocabulary import train_tokenizer
+from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
+from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe, TokenizerSection
 
@@ -108,8 +107,8 @@ def read(recipe: Recipe) -> Rows | str:
         text_bytes += len(row["prompt"].encode()) + len(row["completion"].encode()) + len(row["family"].encode())
         sample.add(row)
     sides = assign_splits(columns, recipe.data, recipe.seed)
-    if recipe.data.rows == "chosen" and not any(chosen):
-        raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
+    if recipe.data.train_on == "chosen" and not any(chosen):
+        raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
     return Rows(
         stats,
         sides["group"],
@@ -147,9 +146,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
                 raise
             return None
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    asked, told, chat = ([row[name] for row in sample] for name in ("prompt", "completion", "conversational"))
-    template = Template(Chat(tokenizer, model.template_options, model.end_tokens), [row["tools"] for row in sample])
-    done = tokenise(tokenizer, asked, told, chat, limits, template)
+    done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
     lengths = Lengths(prompts, completions, np.array(done.kept), num_rows)
     if not lengths.kept.any():

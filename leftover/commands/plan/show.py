@@ -81,7 +81,7 @@ def _data(plan: Plan) -> Table:
         return table
     for split in ("train", "validation", "test"):
         table.add_row(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}")
-    if plan.recipe.data.rows == "chosen":
+    if plan.recipe.data.train_on == "chosen":
         table.add_row("of train, chosen", f"{int(rows.where('train', True).sum()):,}", "")
     for reason, count in left_out(rows.stats).items():
         table.add_row(f"left out: {reason}", f"{count:,}", "")
