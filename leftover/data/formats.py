@@ -10,12 +10,10 @@ from leftover.data.documents import read_documents
 from leftover.data.files import Source, read_hub, read_json, read_jsonl, read_parquet, read_table
 from leftover.data.generic import expand_record
 from leftover.data.hh import expand_hh, listed_rows
-from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row
+from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
 from leftover.errors import UserError
 from leftover.recipe.sections import DataSection
-
-Expand = Callable[[Record, DataSection], Iterator[Located]]
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "jsonl": read_jsonl,
@@ -27,8 +25,8 @@ _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "documents": read_documents,
 }
 # Published layouts, over any kind of file; with all other formats rows are in the user's own columns.
-_ONE_ROW: dict[str, Callable[[Record, DataSection], Row]] = {"comet": comet_row, "reddit": reddit_row}
-_SEVERAL_ROWS: dict[str, Expand] = {"hh": expand_hh, "dialogue": expand_dialogue}
+_ONE_ROW = {"comet": comet_row, "reddit": reddit_row}
+_SEVERAL_ROWS = {"hh": expand_hh, "dialogue": expand_dialogue}
 _ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
 
 

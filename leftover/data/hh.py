@@ -1,14 +1,15 @@
 """Helpful and Harmless: PRO's form with reward logits (arXiv 2306.17492), and Anthropic's transcripts (2204.05862)."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from leftover.data.files import Source
 from leftover.data.generic import expand_pair
 from leftover.data.records import Located, Record, Row, layout_row
-from leftover.errors import UserError
+from leftover.errors import UserError, one_line
 from leftover.recipe.sections import ColumnsSection, DataSection
 
 _TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}
@@ -90,10 +91,9 @@ def listed_rows(sources: list[Source], listing: str) -> dict[str, set[int]]:
     Raises UserError where the list cannot be read or names none of the files.
     """
     try:
-        by_file = json.loads(Path(listing).read_text(encoding="utf-8"))
-        dropped = {name: {int(number) for number in numbers} for name, numbers in by_file.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"'{listing}' (key data.drop_listed) cannot be read as JSON: {error}") from error
+        dropped = TypeAdapter(dict[str, set[int]]).validate_json(Path(listing).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"'{listing}' (key data.drop_listed) cannot be read as JSON: {one_line(error)}") from error
     found = {s.path: dropped.get(f"{s.name.rpartition('/')[2].removeprefix('test_')}.json") for s in sources}
     if all(numbers is None for numbers in found.values()):
         raise UserError(

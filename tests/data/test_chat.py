@@ -237,7 +237,7 @@ def test_thoughts_behind_those_of_the_template_are_refused(tokenizer: Any) -> No
     )
     own = with_template(tokenizer, template)
     assert trained(own, [USER])[1] == "</think>Check the fuse.<|im_end|>"
-    with pytest.raises(UserError, match="the completion holds </think>, and the chat template writes another"):
+    with pytest.raises(UserError, match=r"holds </think>.* take the thoughts out"):
         one(own, [USER], "<think>It leaks.</think>Check.")
 
 
@@ -280,7 +280,7 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
     Chat(with_template(tokenizer, CHATML)).warn(tools=True)
     assert not caplog.text
     Chat(with_template(tokenizer, HEADERS)).warn(tools=True)
-    assert "the rows have tools, which the chat template does not read" in caplog.text
+    assert "tools" in caplog.text and "set model.chat_template" in caplog.text
 
 
 # Conversations that a template refuses.
@@ -289,9 +289,9 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
 def test_a_template_without_a_system_turn_says_what_to_do(tokenizer: Any) -> None:
     own = with_template(tokenizer, NO_SYSTEM)
     assert trained(own, [USER])[1] == "Check the fuse.<|turn|>"
-    with pytest.raises(UserError, match="system, user: System role not supported; it knows no system turn here: put"):
+    with pytest.raises(UserError, match=r"system, user: System role not supported; .* first user message"):
         one(own, [SYSTEM, USER])
-    with pytest.raises(UserError, match="user, user: Roles must alternate; mend its turns"):
+    with pytest.raises(UserError, match=r"user, user: Roles must alternate; .*model\.chat_template"):
         one(own, [USER, USER])
 
 
@@ -608,7 +608,7 @@ def test_what_a_completion_holds_beside_its_text_is_not_dropped_in_silence(
     tmp_path: Path, chat_model: Callable
 ) -> None:
     completion = [{"role": "assistant", "content": ANSWER, "reasoning_content": "It leaks."}]
-    with pytest.raises(UserError, match="'completion' holds reasoning_content beside its content"):
+    with pytest.raises(UserError, match="'completion' holds reasoning_content"):
         standalone(chat_model(HEADERS), tmp_path, [{"prompt": [USER], "completion": completion}])
 
 

@@ -45,7 +45,7 @@ def test_tsv_whose_quotes_enclose_cells_is_told_of_and_read_by_a_setting(tmp_pat
     path = write(tmp_path / "b.tsv", 'prompt\tcompletion\nWhy?\t"a"\n')
     with caplog.at_level(logging.WARNING, "leftover"):
         assert texts(read(path)) == [("Why?", '"a"', None)]
-    assert f"{path}: 1 rows have cells that begin and end with a double quote" in caplog.text
+    assert f"{path}: 1 rows have cells" in caplog.text
     assert "data.table.quotes: true" in caplog.text
 
 
@@ -60,7 +60,7 @@ def test_a_file_without_a_header_line_is_read_under_given_names(name, tmp_path):
 
 def test_names_for_a_file_that_has_a_header_line_are_refused(tmp_path):
     path = write(tmp_path / "a.csv", "prompt,completion\na,b\n")
-    with pytest.raises(UserError, match=r"a\.csv: its first line is a header .* leave the key out"):
+    with pytest.raises(UserError, match=r"a\.csv: .* data\.table\.names: leave the key out"):
         read(path, table={"names": ["prompt", "completion"]})
 
 
@@ -149,7 +149,7 @@ def test_a_json_file_that_is_cut_off_is_named_with_the_line(tmp_path):
 
 
 def test_a_json_file_of_one_pretty_record_says_what_it_may_hold(tmp_path):
-    with pytest.raises(UserError, match="holds a list of records or a mapping from ids to records"):
+    with pytest.raises(UserError, match="a list of records or a mapping"):
         read(write(tmp_path / "a.json", '{\n"prompt": "a",\n"completion": "b"}\n'))
 
 
@@ -233,7 +233,7 @@ def test_settings_that_contradict_the_format_are_refused(settings, message):
 
 
 def test_a_layout_over_a_file_of_unknown_kind_asks_for_an_ending(tmp_path):
-    with pytest.raises(UserError, match=r"as data\.format: comet needs; let it end in one of \.jsonl"):
+    with pytest.raises(UserError, match=r"data\.format: comet .* one of \.jsonl"):
         read(write(tmp_path / "train.txt", "a\tb\tc\n"), format="comet")
 
 
