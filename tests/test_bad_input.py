@@ -15,8 +15,8 @@ from leftover.cli import main
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.errors import UserError
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import make_recipe
-from leftover.recipe.sections import DataSection
 from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}

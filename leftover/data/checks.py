@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any, TypeGuard
 
 from leftover.data.records import FAULT, Row, cell
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 SPLITS = ("train", "validation", "test")
 # Other names in use, those of three letters in ATOMIC's files.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from leftover.data.records import LEFT_OUT, Record, Row, cell, fill, layout_row, number_of, text_of
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 # ATOMIC-2020's files have no header line.
 HEADER = ("head", "relation", "tail")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from leftover.data.records import LEFT_OUT, Located, Record, Row, fill, layout_row, text_of
-from leftover.recipe.sections import DataSection, DialogueSection
+from leftover.recipe.data_section import DataSection, DialogueSection
 
 Turns = list[dict[str, str]]
 

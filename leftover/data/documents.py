@@ -6,7 +6,7 @@ from pathlib import Path
 
 from leftover.data.files import Source, read_lines
 from leftover.data.records import Located
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 
 from leftover.data.records import FAULT, Located, Row, parse_number
 from leftover.errors import UserError, one_line
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 log = logging.getLogger(__name__)
 

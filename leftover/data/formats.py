@@ -13,7 +13,7 @@ from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "jsonl": read_jsonl,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from leftover.data.records import LEFT_OUT, Located, Record, Row, fill_templates
-from leftover.recipe.sections import ColumnsSection, DataSection
+from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _SIDES = ("chosen", "rejected")
 

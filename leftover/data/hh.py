@@ -10,7 +10,7 @@ from leftover.data.files import Source
 from leftover.data.generic import expand_pair
 from leftover.data.records import Located, Record, Row, layout_row
 from leftover.errors import UserError, one_line
-from leftover.recipe.sections import ColumnsSection, DataSection
+from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}

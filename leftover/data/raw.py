@@ -11,7 +11,7 @@ from leftover.data.records import Located, Record, Row
 from leftover.data.rows import check_rows
 from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from leftover.recipe.sections import ColumnsSection
+from leftover.recipe.data_section import ColumnsSection
 
 Row = dict[str, Any]
 Located = tuple[str, Row]

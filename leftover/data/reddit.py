@@ -3,7 +3,7 @@
 import math
 
 from leftover.data.records import LEFT_OUT, Record, Row, fill, layout_row, number_of, text_of
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 _PROMPTS = {
     "reply": "{parent_text}\n",

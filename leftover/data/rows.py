@@ -15,7 +15,7 @@ import pyarrow as pa
 from leftover.data.checks import check_row
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 # Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
 ROWS_SCHEMA = pa.schema(

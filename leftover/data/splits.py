@@ -11,7 +11,7 @@ import numpy as np
 from leftover.data.checks import SPLITS
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,7 +17,8 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
+from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
+from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals

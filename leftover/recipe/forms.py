@@ -1,8 +1,15 @@
-"""Values of a recipe that may be written in several forms."""
+"""What sections of a recipe share: their base, and values that may be written in several forms."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
+
+
+class Section(BaseModel):
+    """A part of a recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
 
 # A value's form chooses its branch of a union, so that pydantic reports the faults of that branch alone.
 TEXT, LIST, MAPPING = (Tag(form) for form in ("a text", "a list", "a mapping"))

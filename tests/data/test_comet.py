@@ -133,7 +133,7 @@ def test_the_real_triples_are_read_with_labels_heads_and_splits(tmp_path):
 def test_triples_without_a_training_split_say_so_until_their_splits_are_not_looked_at(tmp_path):
     import datasets
 
-    from leftover.recipe.sections import DataSection
+    from leftover.recipe.data_section import DataSection
 
     path = tmp_path / "triples.csv"
     lines = [f"head {i},xNeed,tail,1,{'tst' if i % 4 else 'dev'}" for i in range(40)]

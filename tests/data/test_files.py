@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from leftover.data.formats import list_sources
 from leftover.errors import UserError
 from leftover.prepare.rows import row_settings
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 from tests.data.adapters import SHARED, needs, read, texts
 
 COLA = {

@@ -15,7 +15,7 @@ from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "completion": " Four.", "reward": 1.0},

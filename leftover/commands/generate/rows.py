@@ -12,7 +12,7 @@ from leftover.data.rows import as_prompt
 from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast, reference_pass
-from leftover.recipe.sections import ColumnsSection
+from leftover.recipe.data_section import ColumnsSection
 
 
 @dataclass(frozen=True)

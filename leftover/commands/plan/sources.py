@@ -11,7 +11,8 @@ from typing import Any
 
 from leftover.commands.plan.published_sizes import CLASSIFIERS
 from leftover.monitoring.trackers import missing_packages as trackers
-from leftover.recipe.sections import DataSection, Recipe
+from leftover.recipe.data_section import DataSection
+from leftover.recipe.sections import Recipe
 
 LOCAL, CACHED, DOWNLOAD, MISSING = "here", "in the cache", "to download", "not there: put it there"
 
