@@ -9,13 +9,13 @@ from leftover.commands.compare.jobs import counted
 from leftover.commands.compare.methods import Entry, resolve, with_trial
 from leftover.commands.compare.run import Options, seeds_of
 from leftover.commands.compare.trials import Trials, make_trials, read_grid, trial_policies
-from leftover.commands.plan.build import Plan, build_plan
-from leftover.commands.plan.recorded import check_recorded
-from leftover.commands.plan.rows import Rows, read
-from leftover.commands.plan.settings import checked_run, training_settings
-from leftover.commands.plan.show import MEANING, memory_table, plain_table, print_tables, work_table
-from leftover.commands.plan.sources import offline
-from leftover.commands.plan.work import GROUPS, LEFTOVER, Sizes, Training, plan_training
+from leftover.commands.dry_run.build import Plan, build_plan
+from leftover.commands.dry_run.recorded import check_recorded
+from leftover.commands.dry_run.rows import Rows, read
+from leftover.commands.dry_run.settings import checked_run, training_settings
+from leftover.commands.dry_run.show import MEANING, memory_table, plain_table, print_tables, work_table
+from leftover.commands.dry_run.sources import offline
+from leftover.commands.dry_run.work import GROUPS, LEFTOVER, Sizes, Training, plan_training
 from leftover.monitoring.terminal import console
 from leftover.objectives.online import ONLINE
 from leftover.prepare.checks import check_recipe

@@ -126,7 +126,7 @@ def test_a_policy_is_trained_anew_for_completions_of_another_length(tmp_path: Pa
 
 
 def test_the_dry_run_counts_its_completions(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.commands.plan.build import build_plan
+    from leftover.commands.dry_run.build import build_plan
 
     plan = build_plan(make_recipe(ppo_recipe(tiny_recipe, tmp_path)))
     training = next(t for t in plan.trainings if t.name == "ppo")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from leftover.commands.plan.published_sizes import CONFIGS
+from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.recipe.sections import ModelSection, TokenizerSection
@@ -82,7 +82,7 @@ def _from_settings(settings: dict[str, Any], where: str) -> Any:
 
 
 def measure(model: Any, config: Any, quantised: bool) -> Shape:
-    """The shape of a skeleton (see `leftover.commands.plan.trace.skeleton`)."""
+    """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
     head = base.get_output_embeddings().weight

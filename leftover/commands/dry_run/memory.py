@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leftover.commands.plan.shape import Shape
-from leftover.commands.plan.trace import Traced
+from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.trace import Traced
 
 # Bytes of optimizer states a trained parameter, where they are not two numbers of the parameter's own size. Those of
 # bitsandbytes: 32 or 8 bits a number. Adafactor keeps sums of rows and columns, which hardly count.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from leftover.commands.plan.published_sizes import ROWS
-from leftover.commands.plan.sources import data_paths, on_the_hub
+from leftover.commands.dry_run.published_sizes import ROWS
+from leftover.commands.dry_run.sources import data_paths, on_the_hub
 from leftover.data.chat import Chat
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows, text_hash

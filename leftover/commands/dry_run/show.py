@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
-from leftover.commands.plan.build import Plan, build_plan
-from leftover.commands.plan.rows import Rows, left_out
-from leftover.commands.plan.sources import DOWNLOAD, offline
+from leftover.commands.dry_run.build import Plan, build_plan
+from leftover.commands.dry_run.rows import Rows, left_out
+from leftover.commands.dry_run.sources import DOWNLOAD, offline
 from leftover.monitoring.terminal import console, size_text
 from leftover.recipe.sections import Recipe
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from leftover.commands.plan import memory
-from leftover.commands.plan.memory import DTYPE_BYTES, Memory
-from leftover.commands.plan.settings import dtype_of, optimizer_of
-from leftover.commands.plan.shape import Shape
-from leftover.commands.plan.sources import Source
-from leftover.commands.plan.trace import Traced
-from leftover.commands.plan.work import Sizes
+from leftover.commands.dry_run import memory
+from leftover.commands.dry_run.memory import DTYPE_BYTES, Memory
+from leftover.commands.dry_run.settings import dtype_of, optimizer_of
+from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.sources import Source
+from leftover.commands.dry_run.trace import Traced
+from leftover.commands.dry_run.work import Sizes
 from leftover.recipe.online import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward

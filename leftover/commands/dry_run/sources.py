@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leftover.commands.plan.published_sizes import CLASSIFIERS
+from leftover.commands.dry_run.published_sizes import CLASSIFIERS
 from leftover.monitoring.trackers import missing_packages as trackers
 from leftover.recipe.sections import DataSection, Recipe
 

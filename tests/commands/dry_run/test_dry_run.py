@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from benchmarks.models import training_flops
 from leftover import cli
-from leftover.commands.plan import memory, rows, sources
-from leftover.commands.plan.build import Plan, build_plan
-from leftover.commands.plan.published_sizes import CONFIGS
-from leftover.commands.plan.rows import Lengths
-from leftover.commands.plan.shape import Shape, find_config, measure
-from leftover.commands.plan.trace import Traced, skeleton
+from leftover.commands.dry_run import memory, rows, sources
+from leftover.commands.dry_run.build import Plan, build_plan
+from leftover.commands.dry_run.published_sizes import CONFIGS
+from leftover.commands.dry_run.rows import Lengths
+from leftover.commands.dry_run.shape import Shape, find_config, measure
+from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
@@ -53,7 +53,7 @@ def no_network(monkeypatch: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def untraced(monkeypatch: Any) -> None:
     """Memory is left out where a test is about something else: it takes most of the time."""
-    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.holding._traced", lambda *args: None)
 
 
 def write_recipe(folder: Path, content: dict[str, Any]) -> str:
@@ -369,7 +369,7 @@ def test_optimizer_states_are_those_that_adamw_keeps() -> None:
 def test_a_model_that_cannot_be_traced_leaves_its_memory_unknown(
     tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any
 ) -> None:
-    from leftover.commands.plan import show as dry_run
+    from leftover.commands.dry_run import show as dry_run
 
     def data_dependent(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("a value is asked for")

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from leftover.commands.plan.cost import Costs, Work
-from leftover.commands.plan.holding import Holding
-from leftover.commands.plan.memory import Memory
-from leftover.commands.plan.recorded import check_recorded
-from leftover.commands.plan.rows import Rows, read
-from leftover.commands.plan.settings import checked_run, training_settings
-from leftover.commands.plan.shape import Shape, find_config, measure
-from leftover.commands.plan.sources import LOCAL, Source, list_sources, missing_packages
-from leftover.commands.plan.trace import Traced, skeleton
-from leftover.commands.plan.work import LEFTOVER, Sizes, Training, plan_training
+from leftover.commands.dry_run.cost import Costs, Work
+from leftover.commands.dry_run.holding import Holding
+from leftover.commands.dry_run.memory import Memory
+from leftover.commands.dry_run.recorded import check_recorded
+from leftover.commands.dry_run.rows import Rows, read
+from leftover.commands.dry_run.settings import checked_run, training_settings
+from leftover.commands.dry_run.shape import Shape, find_config, measure
+from leftover.commands.dry_run.sources import LOCAL, Source, list_sources, missing_packages
+from leftover.commands.dry_run.trace import Traced, skeleton
+from leftover.commands.dry_run.work import LEFTOVER, Sizes, Training, plan_training
 from leftover.data.tokenizer import read_chat_template
 from leftover.models.load import torch_dtype
 from leftover.prepare.checks import check_recipe

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from leftover.commands.plan.rows import Rows
-from leftover.commands.plan.shape import Shape
+from leftover.commands.dry_run.rows import Rows
+from leftover.commands.dry_run.shape import Shape
 from leftover.objectives import Objective
 from leftover.objectives.requirements import check_groups
 from leftover.recipe.offline import objective_of, objective_settings

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from leftover.commands.plan.shape import find_config
+from leftover.commands.dry_run.shape import find_config
 from leftover.errors import UserError, nearest
 from leftover.models.load import max_positions
 from leftover.recipe.sections import Recipe

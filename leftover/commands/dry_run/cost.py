@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from leftover.commands.plan.shape import Shape
-from leftover.commands.plan.sources import Source
-from leftover.commands.plan.work import Amount, Sizes, Training
+from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.sources import Source
+from leftover.commands.dry_run.work import Amount, Sizes, Training
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 

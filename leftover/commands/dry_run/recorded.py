@@ -1,6 +1,6 @@
 """What recorded rewards tell before anything is scored."""
 
-from leftover.commands.plan.rows import Rows
+from leftover.commands.dry_run.rows import Rows
 from leftover.objectives.requirements import check_requirements
 from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
 from leftover.recipe.sections import Recipe
