@@ -1,22 +1,33 @@
-"""Bytes: of a training step, of passes and generation, of the table and the models on disk."""
+"""The lines of the memory and disk tables: what each stage holds at once, in bytes."""
 
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import torch
+
+from leftover.commands.dry_run.checks import Settings
 from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.sources import Source
 from leftover.commands.dry_run.trace import Traced
+from leftover.commands.dry_run.work import Sizes
+from leftover.models.load import torch_dtype
+from leftover.models.logprobs import CHUNK_ELEMENTS
+from leftover.models.reference import pass_tokens
+from leftover.recipe.offline import LoLConfig
+from leftover.recipe.online import PPOConfig
+from leftover.recipe.sections import Recipe
+from leftover.runs.names import logprob_columns
+
+log = logging.getLogger(__name__)
 
 # Bytes of optimizer states a trained parameter, where they are not two numbers of the parameter's own size. Those of
 # bitsandbytes: 32 or 8 bits a number. Adafactor keeps sums of rows and columns, which hardly count.
 _STATES = {
-    "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "paged_adamw": 8,
-    "adafactor": 0, "sgd": 0, "rmsprop": 4, "lion_8bit": 1, "lion_32bit": 4, "paged_lion_8bit": 1,
-    "paged_lion_32bit": 4,
+    "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adafactor": 0, "sgd": 0,
+    "rmsprop": 4, "lion_8bit": 1, "lion_32bit": 4, "paged_lion_8bit": 1, "paged_lion_32bit": 4,
 }  # fmt: skip
-
-# Logits that a GPU turns into float32 probabilities at a time (`leftover.models.logprobs`).
-_GPU_CHUNK = 2**26
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -40,48 +51,130 @@ def optimizer_bytes(shape: Shape, optimizer: str) -> int:
     return 2 * shape.trainable_bytes if per_parameter is None else per_parameter * shape.trainable
 
 
-def training_bytes(traced: Traced, shape: Shape, args: Any, tokens: tuple[int, int], compute_dtype: str | None) -> int:
+def training_bytes(
+    traced: Traced, shape: Shape, args: LoLConfig | PPOConfig, tokens: tuple[int, int], compute_dtype: str | None
+) -> int:
     """The peak of a training step beside weights and optimizer; `tokens`: fed and with logits, of every row."""
     rows = args.per_device_train_batch_size
     if max_tokens := getattr(args, "max_tokens_per_batch", None):
         rows = max(1, max_tokens // (tokens[0] + 1))
-    options = args.gradient_checkpointing_kwargs
     peak = traced.training_step(
         rows,
         *tokens,
-        checkpointing=args.gradient_checkpointing,
-        checkpointing_options=dict(options) if options else None,
+        checkpointing=bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or True),
         compute_dtype=compute_dtype,
         accumulated=args.gradient_accumulation_steps > 1,
     )
-    return peak + unpacked_bytes(shape)
+    return peak + _unpacked_bytes(shape)
 
 
-def pass_bytes(traced: Traced, shape: Shape, budget: int, tokens: tuple[int, int], compute_dtype: str | None) -> int:
-    """The peak of a pass without gradients over a batch of `budget` tokens, on a GPU."""
-    rows = max(1, budget // (tokens[0] + 1))
-    chunk = 4 * min(_GPU_CHUNK, rows * tokens[1] * shape.vocabulary)
-    return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + unpacked_bytes(shape)
+def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_dtype: str | None) -> int:
+    """The peak of a pass without gradients over a whole batch on a GPU."""
+    rows = max(1, pass_tokens(torch.device("cuda")) // (tokens[0] + 1))
+    chunk = 4 * min(CHUNK_ELEMENTS["cuda"], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
+    return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + _unpacked_bytes(shape)
 
 
-def generation_bytes(shape: Shape, rows: int, tokens: int, number_bytes: int) -> int:
-    """The cache of keys and values of `rows` completions in the making, and the logits of their last positions."""
-    return rows * (tokens * shape.layers * shape.key_values * number_bytes + 4 * shape.vocabulary) + unpacked_bytes(
-        shape
-    )
-
-
-def unpacked_bytes(shape: Shape) -> int:
+def _unpacked_bytes(shape: Shape) -> int:
     """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
     return 2 * shape.largest_layer
 
 
-def saved_bytes(shape: Shape) -> int:
-    """A model as a run writes it: the adapter alone where there is one."""
-    return shape.trainable_bytes if shape.trainable < shape.parameters else shape.weight_bytes
+class Holding:
+    """What the stages of one run hold at once."""
+
+    def __init__(
+        self, recipe: Recipe, shape: Shape, sources: list[Source], sizes: Sizes, settings: dict[str, Settings]
+    ):
+        self.recipe, self.shape, self.sources = recipe, shape, sources
+        self.sizes, self.settings = sizes, settings
+
+    def memory(self, traced: Traced, generates: bool, evaluates: bool) -> Iterator[Memory]:
+        """One line a stage; trainings that hold the same share one. `generates`: validation writes completions."""
+        recipe, shape, weights = self.recipe, self.shape, self.shape.weight_bytes
+        for names in self._alike():
+            settings, fitted = self.settings[names[0]], names == ["reference"]
+            args, states = settings.args, optimizer_bytes(shape, settings.optimizer)
+            rewards = 0 if fitted else self._rewards("reward")
+            # Online, the reference is a copy of the weights that train.
+            held = weights + (shape.trainable_bytes if isinstance(args, PPOConfig) else 0)
+            who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
+            for label, tokens in self._row_sizes().items():
+                passing = _traced(training_bytes, traced, shape, args, tokens, settings.dtype)
+                yield Memory(f"training step, {label}: {who}", held, states, passing, rewards)
+            if generates and not fitted:
+                cache = self._cache(args.per_device_eval_batch_size, settings.dtype)
+                yield Memory(f"validation while training: {who}", held, states, cache, rewards)
+        tokens = next(iter(self._row_sizes().values()))
+        passing = _traced(_pass_bytes, traced, shape, tokens, recipe.compute_dtype)
+        yield Memory("reference log-probabilities", weights, 0, passing, self._rewards("reward"))
+        if evaluates:
+            cache = self._cache(recipe.evaluate.batch_size, None)
+            models = len(logprob_columns(recipe))
+            yield Memory("evaluation", models * weights, 0, cache, self._rewards("reward", "judge"))
+
+    def disk(self, trains: bool) -> Iterator[tuple[str, float | None]]:
+        yield "table of the run", self._table()
+        shape, number = self.shape, len(self.recipe.policies) * len(self.recipe.seeds)
+        model = shape.trainable_bytes if shape.adapter else shape.weight_bytes  # of an adapter, it alone is saved
+        if "reference" in self.settings:
+            yield "reference", model
+        if trains:
+            yield f"{number} policies", number * model
+        if self.settings:
+            states = max(optimizer_bytes(shape, settings.optimizer) for settings in self.settings.values())
+            # The best and the last, or as many as are asked for, and the new one before the oldest goes.
+            kept = 1 + max(max(2, settings.args.save_total_limit or 0) for settings in self.settings.values())
+            yield f"checkpoints, while training (at most {kept})", kept * (model + states)
+
+    def _table(self) -> float | None:
+        """The table on disk: texts, ids (4 bytes), reference log-probabilities, prompt features, scores, row facts."""
+        rows, amount = self.sizes.rows, self.sizes.amount(None)
+        if rows is None or amount is None:
+            return None
+        ids = amount.tokens + amount.rows  # the last token of a row is not fed
+        # Reward, value, advantage; group, family, split, place.
+        facts = 8 * (len(self.recipe.reward.functions) + 3) + 100
+        row = 8 * self.shape.hidden + facts
+        return round(rows.text_bytes + 4 * ids + 4 * amount.completion_tokens + amount.rows * row)
+
+    def _alike(self) -> list[list[str]]:
+        """Names of the trainings, those whose memory depends on the same together."""
+        found: dict[tuple[object, ...], list[str]] = {}
+        for name, settings in self.settings.items():
+            args, rewards = settings.args, 0 if name == "reference" else self._rewards("reward")
+            max_tokens = getattr(args, "max_tokens_per_batch", None)
+            batch = (args.per_device_train_batch_size, max_tokens, args.gradient_accumulation_steps > 1)
+            key = (settings.dtype, settings.optimizer, rewards, *batch, type(args), args.gradient_checkpointing)
+            found.setdefault(key, []).append(name)
+        return list(found.values())
+
+    def _row_sizes(self) -> dict[str, tuple[int, int]]:
+        """Tokens fed and with logits, of the rows of a batch: rows of like length share one, so the longest do."""
+        data, known = self.recipe.data, self.sizes.tokens
+        limits = (data.max_prompt_tokens + data.max_completion_tokens - 1, data.max_completion_tokens)
+        if known is None:
+            return {"rows at the limits": limits}
+        longest = int(np.where(known.kept, known.prompts + known.completions, 0).max()) - 1
+        sizes = (longest, int(known.completions[known.kept].max()))
+        return ({"longest rows found": sizes} if sizes != limits else {}) | {"rows at the limits": limits}
+
+    def _cache(self, rows: int, compute_dtype: str | None) -> int:
+        """Keys and values of `rows` completions in the making, and the logits of their last positions."""
+        shape, number_bytes = self.shape, torch_dtype(compute_dtype or self.recipe.model.dtype).itemsize
+        tokens = self.recipe.data.max_prompt_tokens + self.recipe.max_new_tokens
+        row = tokens * shape.layers * shape.key_values * number_bytes + 4 * shape.vocabulary
+        return rows * row + _unpacked_bytes(shape)
+
+    def _rewards(self, *purposes: str) -> int:
+        """Weights of the reward models whose size is known; once loaded they stay."""
+        models = {s.name: s for s in self.sources if s.purpose in purposes and s.parameters}
+        return sum(getattr(torch, s.dtype, torch.float32).itemsize * (s.parameters or 0) for s in models.values())
 
 
-def table_bytes(num_rows: int, text: int, tokens: float, completion_tokens: float, hidden: int, rewards: int) -> int:
-    """The table on disk: texts, ids (4 bytes), reference log-probabilities, prompt features, scores and row facts."""
-    facts = 8 * (rewards + 3) + 100  # reward, value, advantage; group, family, split, place
-    return round(text + 4 * tokens + 4 * completion_tokens + num_rows * (8 * hidden + facts))
+def _traced(measured: Callable[..., int], *args: object) -> int | None:
+    try:
+        return measured(*args)
+    except Exception as error:  # a model's own code may look at values, which tensors without data have not
+        log.debug("the model's passes cannot be traced", exc_info=error)
+        return None

@@ -1,14 +1,18 @@
 """`--dry-run`: what a recipe would download, compute and cost, printed without the network and without a run folder."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from leftover.commands.dry_run.build import Plan, build_plan
-from leftover.commands.dry_run.rows import Rows, left_out
-from leftover.commands.dry_run.sources import DOWNLOAD, offline
+from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.rows import Rows
+from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
 from leftover.monitoring.terminal import console, size_text
 from leftover.recipe.sections import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MEANING = (
     "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
@@ -22,110 +26,102 @@ _LONG_WORD = 24
 
 
 def dry_run(recipe: Recipe, until: str = "report") -> None:
-    """Print the plan of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
+    """Print the estimate of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
     with offline():
-        show(build_plan(recipe, until), console(width=140))
+        show(estimate_run(recipe, until), console(width=140))
 
 
-def show(plan: Plan, terminal: Any) -> None:
+def show(estimate: Estimate, terminal: "Console") -> None:
     """The tables, in the order in which the numbers are needed."""
-    before = (_needed(plan), _data(plan), _model(plan), _trainings(plan))
-    print_tables(terminal, *before, work_table(plan), memory_table(plan), _disk(plan))
-    for note in (*plan.notes, *MEANING):
+    before = (_needed(estimate), _data(estimate), _model(estimate), _trainings(estimate))
+    print_tables(terminal, *before, work_table(estimate), memory_table(estimate), _disk(estimate))
+    for note in (*estimate.notes, *MEANING):
         terminal.print(f"- {note}")
 
 
-def plain_table(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table, the first `left` columns of text and the others of numbers."""
+def plain_table(title: str, *columns: str, left: int = 1, rows: Iterable[tuple[str, ...]] = ()) -> Table:
+    """A table, the first `left` columns of text and the others of numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def print_tables(terminal: Any, *tables: Table | None) -> None:
-    """Those that are there; a word is not broken for want of width, but for long ones such as paths."""
-    for table in (table for table in tables if table is not None):
+def print_tables(terminal: "Console", *tables: Table | None) -> None:
+    """Those that are not None; no word is broken for want of width, except long ones such as paths."""
+    for table in filter(None, tables):
         for column in table.columns:
             words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
             column.min_width = max((len(word) for word in words if len(word) <= _LONG_WORD), default=1)
         terminal.print(table)
 
 
-def _needed(plan: Plan) -> Table:
-    table = plain_table("Needed", "for", "what", "where", "size", left=3)
-    for source in plan.sources:
-        size = "" if source.size is None else size_text(source.size)
-        if source.state == DOWNLOAD and not size:
-            size = _download_size(plan, source)
-        table.add_row(source.purpose, source.name, source.state, size)
-    for package in plan.packages:
-        table.add_row("package", package, "not installed", "")
-    return table
+def _needed(estimate: Estimate) -> Table:
+    rows = [(source.purpose, source.name, source.state, _source_size(estimate, source)) for source in estimate.sources]
+    rows += [("package", package, "not installed", "") for package in estimate.packages]
+    return plain_table("Needed", "for", "what", "where", "size", left=3, rows=rows)
 
 
-def _download_size(plan: Plan, source: Any) -> str:
-    """A range: repositories hold 2 or 4 bytes a parameter."""
+def _source_size(estimate: Estimate, source: Source) -> str:
+    """Of a download of unknown size a range: repositories hold 2 or 4 bytes a parameter."""
+    if source.size is not None or source.state != DOWNLOAD:
+        return size_text(source.size) if source.size is not None else ""
     parameters = source.parameters
-    if source.purpose == "model" and plan.shape is not None:
-        adapter = plan.shape.trainable if plan.recipe.model.lora else 0
-        parameters = plan.shape.parameters - adapter
+    if source.purpose == "model" and estimate.shape is not None:
+        parameters = estimate.shape.parameters - estimate.shape.adapter
     return "unknown" if parameters is None else f"{size_text(2 * parameters)} to {size_text(4 * parameters)}"
 
 
-def _data(plan: Plan) -> Table:
-    table = plain_table("Data", "", "rows", "unique prompts")
-    rows = plan.rows
+def _data(estimate: Estimate) -> Table:
+    rows = estimate.rows
     if not isinstance(rows, Rows):
-        table.add_row("rows", rows, "")
-        return table
-    for split in ("train", "validation", "test"):
-        table.add_row(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}")
-    if plan.recipe.data.rows == "chosen":
-        table.add_row("of train, chosen", f"{int(rows.where('train', True).sum()):,}", "")
-    for reason, count in left_out(rows.stats).items():
-        table.add_row(f"left out: {reason}", f"{count:,}", "")
-    table.add_row("prompt families", f"{int(rows.family.max()) + 1:,}", "")
-    table.add_row("with a recorded score", f"{int(rows.scored.sum()):,}", "")
-    return table
+        return plain_table("Data", "", "rows", "unique prompts", rows=[("rows", rows, "")])
+    splits = ("train", "validation", "test")
+    lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in splits]
+    counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
+    if estimate.recipe.data.rows == "chosen":
+        counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts
+    counts |= {"prompt families": int(rows.family.max()) + 1, "with a recorded score": int(rows.scored.sum())}
+    lines += [(name, f"{count:,}", "") for name, count in counts.items()]
+    return plain_table("Data", "", "rows", "unique prompts", rows=lines)
 
 
-def _token_lines(rows: Rows) -> list[tuple[str, str]]:
+def _model(estimate: Estimate) -> Table:
+    lines = list(_token_lines(estimate.rows)) if isinstance(estimate.rows, Rows) else []
+    shape = estimate.shape
+    if shape is None:
+        lines.append(("model", estimate.shape_from))
+    else:
+        lines += [
+            ("parameters", f"{shape.parameters:,} (from {estimate.shape_from})"),
+            ("trained", f"{shape.trainable:,} ({shape.trainable / shape.parameters:.1%})"),
+            ("layers, hidden size, vocabulary", f"{shape.layers}, {shape.hidden:,}, {shape.vocabulary:,}"),
+            ("weights in memory", size_text(shape.weight_bytes)),
+        ]
+    return plain_table("Model and tokens", "", "", left=2, rows=lines)
+
+
+def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
     lengths = rows.lengths
     if lengths is None:
-        return [("tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead")]
-    lines = []
+        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead"
+        return
     for name, values in (("prompt", lengths.prompts), ("completion", lengths.completions)):
         total, error = lengths.total(values)
         margin = "" if lengths.exact else f" ± {error:,.0f} (95 %, {len(values):,} rows sampled)"
         mean = values[lengths.kept].mean()
-        lines.append((f"{name} tokens", f"{total:,.0f}{margin}; mean {mean:.1f}, longest found {values.max():,}"))
+        yield f"{name} tokens", f"{total:,.0f}{margin}; mean {mean:.1f}, longest found {values.max():,}"
     if lengths.kept_share < 1:
-        lines.append(("dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"))
-    return lines
+        yield "dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"
 
 
-def _model(plan: Plan) -> Table:
-    table = plain_table("Model and tokens", "", "", left=2)
-    if isinstance(plan.rows, Rows):
-        for line in _token_lines(plan.rows):
-            table.add_row(*line)
-    if plan.shape is None:
-        table.add_row("model", plan.shape_from)
-        return table
-    shape = plan.shape
-    table.add_row("parameters", f"{shape.parameters:,} (from {plan.shape_from})")
-    table.add_row("trained", f"{shape.trainable:,} ({shape.trainable / shape.parameters:.1%})")
-    table.add_row("layers, hidden size, vocabulary", f"{shape.layers}, {shape.hidden:,}, {shape.vocabulary:,}")
-    table.add_row("weights in memory", size_text(shape.weight_bytes))
-    return table
-
-
-def _trainings(plan: Plan) -> Table | None:
-    if not plan.trainings:
+def _trainings(estimate: Estimate) -> Table | None:
+    if not estimate.trainings:
         return None
     table = plain_table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
-    for training in plan.trainings:
+    for training in estimate.trainings:
         known = training.steps is not None
         steps = f"{training.qualifier} {training.steps:,}".strip() if known else "unknown"
         runs = "" if training.name == "reference" else str(training.runs)
@@ -134,16 +130,16 @@ def _trainings(plan: Plan) -> Table | None:
     return table
 
 
-def work_table(plan: Plan) -> Table:
+def work_table(estimate: Estimate) -> Table:
     """Floating-point operations of every stage, and together."""
-    table = plain_table("Work", "", "how much", "floating-point operations", left=2)
-    for work in plan.work:
-        table.add_row(work.what, work.amount, _operations(work.operations, work.bound))
-    known = [work for work in plan.work if work.operations is not None]
-    total = sum(work.operations or 0.0 for work in known)
+    work = estimate.work
+    lines = [(line.what, line.amount, _operations(line.operations, line.bound)) for line in work]
+    table = plain_table("Work", "", "how much", "floating-point operations", left=2, rows=lines)
     table.add_section()
-    name = "together" if len(known) == len(plan.work) else "together, as far as known"
-    table.add_row(name, "", _operations(total, any(work.bound for work in known)))
+    known = [line for line in work if line.operations is not None]
+    name = "together" if len(known) == len(work) else "together, as far as known"
+    total = sum(line.operations or 0.0 for line in known)
+    table.add_row(name, "", _operations(total, any(line.bound for line in known)))
     return table
 
 
@@ -153,23 +149,18 @@ def _operations(operations: float | None, bound: bool) -> str:
     return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"
 
 
-def memory_table(plan: Plan) -> Table | None:
+def memory_table(estimate: Estimate) -> Table | None:
     """What every stage holds at once; None where the model is unknown."""
-    if plan.shape is None:
-        return None
-    table = plain_table(
-        "Memory on the device, approximate", "", "weights", "optimizer", "passing", "reward models", "together"
-    )
-    for line in plan.memory:
-        parts = (line.weights, line.optimizer, line.passing, line.rewards, line.total)
-        table.add_row(line.stage, *("unknown" if part is None else size_text(part) for part in parts))
-    return table
+    columns = ("", "weights", "optimizer", "passing", "reward models", "together")
+    parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total) for m in estimate.memory)
+    lines = [(stage, *map(_size, sizes)) for stage, *sizes in parts]
+    return plain_table("Memory on the device, approximate", *columns, rows=lines) if estimate.shape else None
 
 
-def _disk(plan: Plan) -> Table | None:
-    if plan.shape is None:
-        return None
-    table = plain_table("Disk, approximate", "", "size")
-    for name, size in plan.disk:
-        table.add_row(name, "unknown" if size is None else size_text(size))
-    return table
+def _disk(estimate: Estimate) -> Table | None:
+    lines = [(name, _size(size)) for name, size in estimate.disk]
+    return plain_table("Disk, approximate", "", "size", rows=lines) if estimate.shape else None
+
+
+def _size(size: float | None) -> str:
+    return "unknown" if size is None else size_text(size)

@@ -3,24 +3,30 @@
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from leftover.models.load import disable_dropout
 from leftover.models.logprobs import head_sees_only, selected_logprobs
+from leftover.recipe.sections import LoraSection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Attention without a mask, as a causal model computes it for rows from position 0 (`leftover.models.logprobs`). On
 # tensors without data transformers cannot see that no mask is needed, and would make one.
 _UNMASKED = "leftover_unmasked"
 
 
-def skeleton(config: Any, lora: Any, dtype: torch.dtype, attn_implementation: str | None = None) -> Any:
-    """The causal LM of a transformers config on the meta device, with the recipe's adapter where there is one.
+def skeleton(
+    config: "PretrainedConfig", lora: LoraSection | None, dtype: torch.dtype, attn_implementation: str | None = None
+) -> Any:
+    """The causal LM of a config on the meta device, with the recipe's adapter where there is one.
 
     Its attention is PyTorch's fused one, whose memory is that of the flash kernels too, unless the recipe says eager.
     """
@@ -32,24 +38,23 @@ def skeleton(config: Any, lora: Any, dtype: torch.dtype, attn_implementation: st
     attention = "eager" if attn_implementation == "eager" else _UNMASKED
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        if lora is not None:
-            from peft import LoraConfig, get_peft_model
+        if lora is None:
+            return model
+        from peft import LoraConfig, get_peft_model
 
-            adapter = LoraConfig(
-                r=lora.r, lora_alpha=int(lora.alpha), target_modules=lora.target_modules, task_type="CAUSAL_LM"
-            )
-            model = get_peft_model(model, adapter)
-    return model
+        options: dict[str, Any] = {"target_modules": lora.target_modules, "task_type": "CAUSAL_LM"}
+        return get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), **options))
 
 
 class Traced:
-    """A model without memory, whose passes allocate nothing and are counted. Takes the skeleton over."""
+    """A model whose passes allocate nothing and are counted. Takes the skeleton over."""
 
     def __init__(self, model: Any):
-        self.model = model
-        self.mode = FakeTensorMode()
+        self.model, self.mode = model, FakeTensorMode()
         with self.mode:
-            _fill(model)
+            model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.tie_weights()
         disable_dropout(model)
 
     def training_step(
@@ -58,8 +63,7 @@ class Traced:
         tokens: int,
         completion_tokens: int,
         *,
-        checkpointing: bool = False,
-        checkpointing_options: dict[str, Any] | None = None,
+        checkpointing: bool | dict[str, Any] | str = False,
         compute_dtype: str | None = None,
         accumulated: bool = False,
     ) -> int:
@@ -67,71 +71,70 @@ class Traced:
 
         Args:
             tokens: fed to the model, a row; completion_tokens: of them with logits, a row.
+            checkpointing: of gradients; True, or options as transformers takes them.
             accumulated: the gradients of earlier micro-batches are held from the start.
         """
-        with self.mode:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        with self.mode, self._checkpointing(checkpointing):
             self.model.train()
-            with self._checkpointing(checkpointing, checkpointing_options):
-                trained = [p for p in self.model.parameters() if p.requires_grad]
-                for parameter in trained:
-                    parameter.grad = torch.zeros_like(parameter) if accumulated else None
-                with _Live(self.model, accumulated) as live:
-                    self._logprobs(rows, tokens, completion_tokens, compute_dtype).sum().backward()
             for parameter in trained:
-                parameter.grad = None
+                parameter.grad = torch.zeros_like(parameter) if accumulated else None
+            with _Live(self.model) as live:
+                self._logprobs(rows, tokens, completion_tokens, compute_dtype).sum().backward()
+        for parameter in trained:
+            parameter.grad = None
         return live.peak
 
     def forward(self, rows: int, tokens: int, completion_tokens: int, compute_dtype: str | None = None) -> int:
         """Bytes that a pass without gradients holds at its peak, beside the weights."""
-        with self.mode, torch.no_grad():
-            self.model.eval()
-            with _Live(self.model, False) as live:
-                self._logprobs(rows, tokens, completion_tokens, compute_dtype)
+        self.model.eval()
+        with self.mode, torch.no_grad(), _Live(self.model) as live:
+            self._logprobs(rows, tokens, completion_tokens, compute_dtype)
         return live.peak
 
     def _logprobs(self, rows: int, tokens: int, completion_tokens: int, compute_dtype: str | None) -> Tensor:
         """What `leftover.models.logprobs.completion_logprobs` does once the batch is joined."""
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         positions = torch.zeros(rows * completion_tokens, dtype=torch.int64)
-        with head_sees_only(self.model, positions):
-            if compute_dtype is None:
-                logits = self.model(input_ids=ids, use_cache=False).logits
-            else:
-                with torch.autocast("cpu", getattr(torch, compute_dtype)):
-                    logits = self.model(input_ids=ids, use_cache=False).logits
-                logits = logits.float()  # as accelerate does for the outputs of a model under autocast
+        dtype = None if compute_dtype is None else getattr(torch, compute_dtype)
+        with head_sees_only(self.model, positions), torch.autocast("cpu", dtype, enabled=dtype is not None):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        if dtype is not None:
+            logits = logits.float()  # as accelerate does for the outputs of a model under autocast
         return selected_logprobs(logits.flatten(0, 1), torch.zeros_like(positions), True)
 
     @contextlib.contextmanager
-    def _checkpointing(self, on: bool, options: dict[str, Any] | None) -> Iterator[None]:
-        if not on:
-            yield
-            return
-        # The name before and since transformers 5.23.
-        name = "activation_checkpointing"
-        name = name if hasattr(self.model, f"{name}_enable") else "gradient_checkpointing"
-        getattr(self.model, f"{name}_enable")(**{f"{name}_kwargs": options})
-        adapter = hasattr(self.model, "get_base_model")
-        if adapter:  # frozen embeddings give no gradient to hold on to
-            self.model.enable_input_require_grads()
+    def _checkpointing(self, asked: bool | dict[str, Any] | str) -> Iterator[None]:
+        model, name = self.model, "activation_checkpointing"  # its name since transformers 5.23
+        name = name if hasattr(model, f"{name}_enable") else "gradient_checkpointing"
+        adapter = hasattr(model, "get_base_model")
+        if asked:
+            getattr(model, f"{name}_enable")(**{f"{name}_kwargs": None if asked is True else asked})
+        if asked and adapter:  # frozen embeddings give no gradient to hold on to
+            model.enable_input_require_grads()
         try:
             yield
         finally:
-            getattr(self.model, f"{name}_disable")()
-            if adapter:
-                self.model.disable_input_require_grads()
+            if asked:
+                getattr(model, f"{name}_disable")()
+            if asked and adapter:
+                model.disable_input_require_grads()
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that are alive, other than weights and buffers: `now`, and `peak` over time."""
+    """Bytes of the tensors that are alive, beside weights and buffers: `now`, and `peak` over time.
 
-    def __init__(self, model: nn.Module, with_gradients: bool):
+    torch.distributed._tools.MemTracker finds the same peaks in two to four times as long, and registers a hook on
+    every parameter, which the frozen ones of an adapter's base refuse.
+    """
+
+    def __init__(self, model: Any):
         super().__init__()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         held = [*model.parameters(), *model.buffers(), *gradients]
         self._known = {tensor.untyped_storage()._cdata for tensor in held}
         self._sizes: dict[int, int] = {}
-        self.now = self.peak = sum(gradient.nbytes for gradient in gradients) if with_gradients else 0
+        self.now = self.peak = sum(gradient.nbytes for gradient in gradients)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -140,7 +143,7 @@ class _Live(TorchDispatchMode):
                 self._add(leaf.untyped_storage())
         return out
 
-    def _add(self, storage: Any) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._known or key in self._sizes:
             return
@@ -151,18 +154,3 @@ class _Live(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
-
-
-def _fill(model: nn.Module) -> None:
-    """Replace meta parameters and buffers by ones of the active fake mode; tied ones stay tied."""
-    made: dict[Tensor, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                if parameter not in made:
-                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = made[parameter]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
