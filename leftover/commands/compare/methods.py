@@ -117,14 +117,9 @@ def _entry(name: str, recipe: Recipe, named: bool) -> Entry:
         raise UserError(f"--methods: no method '{name}'{nearest(name, known)}; known: {', '.join(known)}")
     method = METHODS.get(name, Method("defaults of the objective"))
     entry = Entry(name, {"objective": name} | method.fields, method.source, named)
-    if not is_available(entry.objective):
+    if entry.objective not in OBJECTIVES and entry.objective not in ONLINE:
         entry.reason = f"this version of Leftover has no objective '{entry.objective}'"
     return entry
-
-
-def is_available(objective: str) -> bool:
-    """Whether this version can train by an objective."""
-    return objective in OBJECTIVES or objective in ONLINE
 
 
 # Learning rates of the declared grid, as factors of the method's own; the last for methods without an own trial.
@@ -144,15 +139,14 @@ def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> d
 
     fields = dict(entry.fields)
     for key, value in trial.items():
-        section, _, name = key.partition(".")
+        own = shared | fields
         if key == "learning_rate_factor":
             if not isinstance(value, (int, float)):
                 raise UserError(f"compare: the grid of '{entry.name}': {key} is a number, got {value!r}")
-            rate = fields.get("learning_rate", shared.get("learning_rate", LoLConfig.learning_rate))
-            fields["learning_rate"] = rate * value
-        elif section == "objective_settings" and name:
-            own = fields.get("objective_settings", shared.get("objective_settings", {}))
-            fields["objective_settings"] = own | {name: value}
+            fields["learning_rate"] = own.get("learning_rate", LoLConfig.learning_rate) * value
+        elif key.startswith("objective_settings."):
+            setting = {key.removeprefix("objective_settings."): value}
+            fields["objective_settings"] = own.get("objective_settings", {}) | setting
         else:
             fields[key] = value
     return fields
