@@ -1,4 +1,4 @@
-"""How far the memory that `--dry-run` tells is from a real peak: small models on a CPU, each in a process of its own.
+"""How far the memory that `--dry-run` prints is from a real peak: small models on a CPU, each in a process of its own.
 
 python -m benchmarks.dry_run_memory
 
@@ -89,6 +89,7 @@ def planned_bytes(case: tuple, folder: str) -> int:
     import torch
 
     from leftover.commands.dry_run import memory
+    from leftover.commands.dry_run.checks import Settings
     from leftover.commands.dry_run.shape import measure
     from leftover.commands.dry_run.trace import Traced, skeleton
     from leftover.recipe.sections import LoraSection
@@ -97,9 +98,9 @@ def planned_bytes(case: tuple, folder: str) -> int:
     config = _config(kind)
     model = skeleton(config, LoraSection() if adapter else None, torch.float32)
     shape, tokens = measure(model, config, quantised=False), (prompt + completion - 1, completion)
-    args, dtype = _settings(case, folder, ROWS, 3), "bfloat16" if bf16 else None
-    passing = memory.training_bytes(Traced(model), shape, args, tokens, dtype)
-    return shape.weight_bytes + memory.optimizer_bytes(shape, "adamw_torch") + passing
+    settings = Settings(_settings(case, folder, ROWS, 3), "bfloat16" if bf16 else None, "adamw_torch")
+    passing = memory.training_bytes(Traced(model), shape, settings, tokens)
+    return shape.weight_bytes + memory.optimizer_bytes(shape, settings.optimizer) + passing
 
 
 def measured_bytes(case: tuple, folder: str) -> int:

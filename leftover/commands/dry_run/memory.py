@@ -15,9 +15,7 @@ from leftover.commands.dry_run.work import Sizes
 from leftover.models.load import torch_dtype
 from leftover.models.logprobs import CHUNK_ELEMENTS
 from leftover.models.reference import pass_tokens
-from leftover.recipe.offline import LoLConfig
 from leftover.recipe.online import PPOConfig
-from leftover.recipe.sections import Recipe
 from leftover.runs.names import logprob_columns
 
 log = logging.getLogger(__name__)
@@ -51,10 +49,9 @@ def optimizer_bytes(shape: Shape, optimizer: str) -> int:
     return 2 * shape.trainable_bytes if per_parameter is None else per_parameter * shape.trainable
 
 
-def training_bytes(
-    traced: Traced, shape: Shape, args: LoLConfig | PPOConfig, tokens: tuple[int, int], compute_dtype: str | None
-) -> int:
+def training_bytes(traced: Traced, shape: Shape, settings: Settings, tokens: tuple[int, int]) -> int:
     """The peak of a training step beside weights and optimizer; `tokens`: fed and with logits, of every row."""
+    args = settings.args
     rows = args.per_device_train_batch_size
     if max_tokens := getattr(args, "max_tokens_per_batch", None):
         rows = max(1, max_tokens // (tokens[0] + 1))
@@ -62,7 +59,7 @@ def training_bytes(
         rows,
         *tokens,
         checkpointing=bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or True),
-        compute_dtype=compute_dtype,
+        compute_dtype=settings.dtype,
         accumulated=args.gradient_accumulation_steps > 1,
     )
     return peak + _unpacked_bytes(shape)
@@ -83,10 +80,8 @@ def _unpacked_bytes(shape: Shape) -> int:
 class Holding:
     """What the stages of one run hold at once."""
 
-    def __init__(
-        self, recipe: Recipe, shape: Shape, sources: list[Source], sizes: Sizes, settings: dict[str, Settings]
-    ):
-        self.recipe, self.shape, self.sources = recipe, shape, sources
+    def __init__(self, shape: Shape, sources: list[Source], sizes: Sizes, settings: dict[str, Settings]):
+        self.recipe, self.shape, self.sources = sizes.recipe, shape, sources
         self.sizes, self.settings = sizes, settings
 
     def memory(self, traced: Traced, generates: bool, evaluates: bool) -> Iterator[Memory]:
@@ -100,7 +95,7 @@ class Holding:
             held = weights + (shape.trainable_bytes if isinstance(args, PPOConfig) else 0)
             who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
             for label, tokens in self._row_sizes().items():
-                passing = _traced(training_bytes, traced, shape, args, tokens, settings.dtype)
+                passing = _traced(training_bytes, traced, shape, settings, tokens)
                 yield Memory(f"training step, {label}: {who}", held, states, passing, rewards)
             if generates and not fitted:
                 cache = self._cache(args.per_device_eval_batch_size, settings.dtype)

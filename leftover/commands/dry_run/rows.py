@@ -106,25 +106,25 @@ def read(recipe: Recipe) -> Rows | str:
         published = f" (published records: {splits})" if splits else ""
         return f"unknown until downloaded: '{absent}' {state}{published}"
     stats: dict[str, Any] = {}
-    columns: dict[str, list[Any]] = {name: [] for name in ("prompt", "family", "tools", "user_split")}
-    chosen, recorded, text_bytes = list[bool](), list[float](), 0
-    sample, draws = list[dict[str, Any]](), random.Random(0)
+    names = ("family", "tools", "user_split", "is_chosen", "recorded_reward")
+    columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
+    sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
     for row in check_rows(read_rows(data), data, _NoRejects(Path("rejected_rows.jsonl")), stats):
         # A simple random sample of the stream (Vitter's algorithm R), in its order where all of it fits.
         if len(sample) < SAMPLE_ROWS:
             sample.append(row)
-        elif (place := draws.randrange(len(chosen) + 1)) < SAMPLE_ROWS:
+        elif (place := draws.randrange(len(columns["prompt"]) + 1)) < SAMPLE_ROWS:
             sample[place] = row
         columns["prompt"].append(str(text_hash(row["prompt"])))  # equal for equal prompts, and short
-        for name in ("family", "tools", "user_split"):
+        for name in names:
             columns[name].append(row[name])
-        chosen.append(bool(row["is_chosen"]))
-        recorded.append(np.nan if row["recorded_reward"] is None else row["recorded_reward"])
         text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
     sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
-    if data.rows == "chosen" and not any(chosen):
+    chosen = np.array(columns["is_chosen"], bool)  # False where it is unknown
+    if data.rows == "chosen" and not chosen.any():
         raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
-    arrays = (sides["group"], sides["family_id"], sides["split"], np.array(chosen), np.array(recorded, np.float64))
+    recorded = np.array(columns["recorded_reward"], np.float64)  # NaN where there is none
+    arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
 
 

@@ -59,8 +59,8 @@ class Sizes:
     """The recipe's rows in numbers; where they are not here, what the recipe's own limits leave."""
 
     def __init__(self, recipe: Recipe, rows: Rows | str):
-        self.rows, self.data = rows if isinstance(rows, Rows) else None, recipe.data
-        self.max_new_tokens = recipe.max_new_tokens
+        self.recipe, self.data = recipe, recipe.data
+        self.rows = rows if isinstance(rows, Rows) else None
         self.tokens = None if self.rows is None else self.rows.lengths
 
     def lengths(self, split: str | None, chosen_only: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
@@ -90,8 +90,8 @@ class Sizes:
     def generated(self, prompts: int) -> Amount:
         """Completions of so many prompts, each as long as it may be."""
         mean = self.data.max_prompt_tokens if self.tokens is None else float(self.tokens.prompts.mean())
-        tokens = mean + self.max_new_tokens
-        return Amount(prompts, prompts * tokens, prompts * tokens**2, prompts * self.max_new_tokens, True)
+        new = self.recipe.max_new_tokens
+        return Amount(prompts, prompts * (mean + new), prompts * (mean + new) ** 2, prompts * new, True)
 
     def limits(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """So many rows as long as they may be."""
