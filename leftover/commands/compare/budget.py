@@ -8,9 +8,9 @@ from typing import Any
 from leftover.commands.compare.methods import Entry
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
-from leftover.objectives.online import ONLINE
 from leftover.prepare import checks
 from leftover.recipe.files import make_recipe
+from leftover.recipe.online import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs import claim
 from leftover.runs.run import Run
@@ -79,11 +79,12 @@ def plan_updates(run: Run, entries: list[Entry], budget: str) -> dict[str, Plann
                 log.warning("compare: %s.%s is not used: all methods have one budget", entry.name, key)
 
     def plan(entry: Entry) -> Planned:
-        if entry.objective in ONLINE:
-            return Planned(entry.fields["max_steps"], None)
         one = with_policy(run, entry)
+        args = training_args(one, entry.name, run.recipe.seeds[0])
+        if isinstance(args, PPOConfig):
+            return Planned(entry.fields["max_steps"], None)
         rows = policy_rows(one.recipe, one.table, entry.name)
-        columns, args = training_columns(rows), training_args(one, entry.name, run.recipe.seeds[0])
+        columns = training_columns(rows)
         selected, weights, _ = selection(args, columns)
         order, updates = run_order(args, columns, selected, weights)
         number, tokens = int(selected.sum()), trained_tokens(rows, order)

@@ -27,11 +27,11 @@ def main() -> None:
     from leftover.commands.compare.jobs import Job
     from leftover.errors import UserError
     from leftover.evaluation.run import Evaluation
-    from leftover.monitoring.terminal import _announce
+    from leftover.monitoring.terminal import set_up_logging
     from leftover.recipe.files import load_recipe
     from leftover.runs.run import Run
 
-    _announce()
+    set_up_logging()
     log = logging.getLogger("leftover")
     try:
         run = Run(load_recipe(folder), folder)
