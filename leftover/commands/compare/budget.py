@@ -26,7 +26,7 @@ _OWN_BUDGET = ("max_steps", "num_train_epochs")
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a method; what is None is known later: once the rows are here, or are sampled along the way."""
+    """One run of a method; None is what is known later: when rows can be read, or completions have been sampled."""
 
     updates: int | None
     tokens: float | None  # of its rows, prompts included, without padding
@@ -138,9 +138,8 @@ def applicable(entries: list[Entry]) -> list[Entry]:
     return found
 
 
-def tell_refused(entries: list[Entry], told: set[str]) -> None:
-    """Say which methods do not apply, the ones that the user named loudly; each once."""
+def log_refused(entries: list[Entry]) -> None:
+    """Log which methods do not apply: a warning for those that the user named."""
     for entry in entries:
-        if entry.reason is not None and entry.name not in told:
-            told.add(entry.name)
+        if entry.reason is not None:
             log.log(logging.WARNING if entry.named else logging.INFO, "compare: %s n/a: %s", entry.name, entry.reason)

@@ -1,4 +1,4 @@
-"""The methods that can be compared: the settings each starts from, where those come from, and what a grid tries."""
+"""The methods that can be compared: their settings, where those come from, and what the declared grid tries."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -87,8 +87,8 @@ class Entry:
 def resolve(asked: str | None, recipe: Recipe) -> list[Entry]:
     """The methods that `asked` names (comma-separated: methods, policies of the recipe, sets), each once.
 
-    None: the policies of the recipe. A policy of the recipe keeps its settings also where it has a method's name.
-    Raises UserError for a name that stands for nothing.
+    None: the policies of the recipe. A policy of the recipe keeps its settings even under a method's name.
+    Raises UserError for an unknown name.
     """
     if asked is None:
         return [_entry(name, recipe, True) for name in recipe.policies]
@@ -126,7 +126,7 @@ _FACTORS, _FURTHER = (1.0, 1 / 3, 3.0), 10.0
 
 
 def declared_trials(entry: Entry) -> list[dict[str, Any]]:
-    """The grid of a method: its settings at three learning rates, and one trial of its own; as many for all."""
+    """The grid of a method: its settings at three learning rates, and one that it declares; as many for all."""
     trials = [{"learning_rate_factor": factor} if factor != 1 else {} for factor in _FACTORS]
     method = METHODS.get(entry.name) or METHODS.get(entry.objective)
     return [*trials, (method and method.own_trial) or {"learning_rate_factor": _FURTHER}]

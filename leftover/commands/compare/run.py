@@ -11,8 +11,8 @@ from leftover.commands.compare.budget import (
     Planned,
     applicable,
     check_scored,
+    log_refused,
     plan_updates,
-    tell_refused,
     with_policies,
 )
 from leftover.commands.compare.gather import gather
@@ -93,13 +93,11 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
 
 
 def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
-    """Warn of methods and seeds of the comparison that is replaced which the new one has not."""
+    """Warn of methods and seeds that only the comparison before had, whose files are replaced."""
     path = folder / "comparison.json"
     before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
-    methods = [name for name in before["methods"] if name not in results["methods"]]
-    seeds = [str(seed) for seed in before["seeds"] if seed not in results["seeds"]]
-    lost = [f"{what} {', '.join(of)}" for what, of in (("methods", methods), ("seeds", seeds)) if of]
-    if lost:
+    gone = {what: [str(one) for one in before[what] if one not in results[what]] for what in ("methods", "seeds")}
+    if lost := [f"{what} {', '.join(names)}" for what, names in gone.items() if names]:
         log.warning(
             "compare: comparison.md no longer shows %s; name them to have them back, without training",
             " and ".join(lost),
@@ -125,13 +123,13 @@ def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> 
 
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     """The prepared table; methods that it cannot serve are found as early as the rows tell."""
-    told: set[str] = set()
     pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
-    tell_refused(entries, told)
-    _take(run, {entry.name: entry.fields for entry in applicable(entries)}, quiet=False)
-    planned = plan_updates(run, entries, budget)
-    tell_refused(entries, told)
+    log_refused(entries)
+    chosen = applicable(entries)
+    _take(run, {entry.name: entry.fields for entry in chosen}, quiet=False)
+    planned = plan_updates(run, chosen, budget)
+    log_refused(chosen)
     for entry in applicable(entries):
         plan = planned[entry.name]
         tokens = "on completions that it samples" if plan.tokens is None else f"of {plan.tokens:,} tokens in all"

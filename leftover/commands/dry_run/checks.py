@@ -1,4 +1,4 @@
-"""What a run would refuse, found without its folder and the network, and the training settings that it would take."""
+"""The checks and the training settings of a run, without its folder and without the network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from leftover.rewards import SumReward
 from leftover.runs.claim import check_limits, check_rewards, model_positions
 from leftover.runs.run import Run
 
-# Settings that LoLConfig refuses on a machine that cannot run them; they change no number of steps.
+# LoLConfig refuses these on a machine that cannot run them. They do not change the number of steps.
 _MACHINE = {
     "optim", "bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "use_cpu", "torch_compile", "report_to",
 }  # fmt: skip
@@ -24,7 +24,7 @@ _MACHINE = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training: what it takes on any machine, and what the recipe says of the device."""
+    """The settings of one training that every machine accepts, and two that depend on the device."""
 
     args: LoLConfig | PPOConfig
     dtype: str | None  # of autocast
@@ -32,9 +32,9 @@ class Settings:
 
 
 def checked_reward(recipe: Recipe) -> SumReward:
-    """The reward of a recipe that is checked as `open_run` and `prepare` check it before they read rows.
+    """The reward of a recipe, after the checks that `open_run` and `prepare` make before they read rows.
 
-    Missing packages are reported, not refused: the run may be made on another machine.
+    Missing packages are not refused but listed: the run may be made on another machine.
     """
     run = Run(recipe)
     check_rewards(run)
@@ -51,8 +51,8 @@ def checked_reward(recipe: Recipe) -> SumReward:
 def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
     """Refuse a policy that needs rewards >= 0 where the recorded ones are its rewards, and some are below.
 
-    Rewards that are transformed or summed are known once rows are scored; so is, of a sample, which rows are dropped
-    as too long.
+    Transformed or summed rewards are known once rows are scored. Where only a sample of the rows is tokenised, so are
+    the rows that are too long.
     """
     as_recorded = recipe.reward.functions == [{"type": "column"}] and recipe.reward.transform is None
     if not as_recorded or not isinstance(rows, Rows) or rows.lengths is None or not rows.lengths.exact:
@@ -66,7 +66,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
 
 
 def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:
-    """Settings of the reference (where it is fitted) and of every policy, without what only this machine refuses."""
+    """Settings of the reference (where it is fitted) and of the policies; this machine need not be able to run them."""
     from leftover.training.settings import reference_args, training_args
 
     update = {
@@ -75,16 +75,13 @@ def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:
         "policies": {name: _portable(fields) for name, fields in recipe.policies.items()},
     }
     run = Run(recipe.model_copy(update=update))
-    found: dict[str, Settings] = {}
-    if recipe.reference.source == "fit":
-        found["reference"] = _settings(reference_args(run.recipe, run.folder), recipe.reference.train)
-    for name in recipe.policies if policies else ():
-        found[name] = _settings(training_args(run, name, recipe.seeds[0]), recipe.train | recipe.policies[name])
+    args = {"reference": reference_args(run.recipe, run.folder)} if recipe.reference.source == "fit" else {}
+    args |= {name: training_args(run, name, recipe.seeds[0]) for name in recipe.policies if policies}
+    found = {}
+    for name, own in args.items():
+        fields = recipe.reference.train if name == "reference" else recipe.train | recipe.policies[name]
+        found[name] = Settings(own, autocast_dtype(fields), str(fields.get("optim", LoLConfig.optim)))
     return found
-
-
-def _settings(args: LoLConfig | PPOConfig, fields: dict[str, Any]) -> Settings:
-    return Settings(args, autocast_dtype(fields), str(fields.get("optim", LoLConfig.optim)))
 
 
 def _portable(fields: dict[str, Any]) -> dict[str, Any]:

@@ -83,15 +83,13 @@ def estimate_run(
     if evaluates:
         costs.evaluate()
     trained, packages = list(trainings.values()), missing_packages(recipe)
-    notes = list(_notes(recipe, reward, sizes, sources, trained))
+    notes = list(_notes(reward, sizes, sources, trained))
     return Estimate(recipe, sources, packages, rows, shape, shape_from, trained, costs.lines, memory, disk, notes)
 
 
-def _notes(
-    recipe: Recipe, reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]
-) -> Iterator[str]:
+def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
     """What a reader has to know of these numbers."""
-    if sizes.rows is None and recipe.data.max_rows is None:
+    if sizes.rows is None and sizes.data.max_rows is None:
         yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
     if sizes.tokens is None:
         yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."

@@ -62,19 +62,14 @@ def training_bytes(traced: Traced, shape: Shape, settings: Settings, tokens: tup
         compute_dtype=settings.dtype,
         accumulated=args.gradient_accumulation_steps > 1,
     )
-    return peak + _unpacked_bytes(shape)
+    return peak + shape.unpacked_bytes
 
 
 def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_dtype: str | None) -> int:
     """The peak of a pass without gradients over a whole batch on a GPU."""
     rows = max(1, pass_tokens(torch.device("cuda")) // (tokens[0] + 1))
     chunk = 4 * min(CHUNK_ELEMENTS["cuda"], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
-    return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + _unpacked_bytes(shape)
-
-
-def _unpacked_bytes(shape: Shape) -> int:
-    """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
-    return 2 * shape.largest_layer
+    return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + shape.unpacked_bytes
 
 
 class Holding:
@@ -159,7 +154,7 @@ class Holding:
         shape, number_bytes = self.shape, torch_dtype(compute_dtype or self.recipe.model.dtype).itemsize
         tokens = self.recipe.data.max_prompt_tokens + self.recipe.max_new_tokens
         row = tokens * shape.layers * shape.key_values * number_bytes + 4 * shape.vocabulary
-        return rows * row + _unpacked_bytes(shape)
+        return rows * row + shape.unpacked_bytes
 
     def _rewards(self, *purposes: str) -> int:
         """Weights of the reward models whose size is known; once loaded they stay."""

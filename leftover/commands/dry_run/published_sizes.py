@@ -2,7 +2,7 @@
 
 `CONFIGS` are the fields that decide a model's shape, from the config.json of each repository on the Hugging Face Hub;
 `CLASSIFIERS` are parameters of reward models, counted from theirs. `ROWS` are rows of data sets, by split, as their
-cards or the released code of A-LoL (github.com/abaheti95/LoL-RL) state them, before anything is left out.
+cards or the released code of A-LoL (github.com/abaheti95/LoL-RL) state them, before any row is dropped.
 """
 
 from typing import Any

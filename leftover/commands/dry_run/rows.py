@@ -1,4 +1,4 @@
-"""The rows of a recipe as far as they are here: counted exactly, and tokenised in a sample where they are many."""
+"""The rows of a recipe where they can be read: counted exactly, and tokenised in a sample where they are many."""
 
 import random
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Rows:
     chosen: np.ndarray  # bool
     recorded: np.ndarray  # the recorded score, NaN where there is none
     text_bytes: int
-    lengths: Lengths | None  # None: no tokenizer is here
+    lengths: Lengths | None  # None: the tokenizer is not downloaded
 
     @property
     def scored(self) -> np.ndarray:
@@ -82,7 +82,7 @@ class Rows:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows that were read and are no rows of the run, by reason."""
+        """Number of rows that were read but are not used, by reason."""
         found = {"rejected": self.stats["rejected"], "outside data.part": self.stats["other_parts"]}
         return {reason: count for reason, count in (found | self.stats["left_out"]).items() if count}
 
@@ -148,7 +148,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
 
 
 def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of the run; None where it is not here yet."""
+    """The tokenizer of the run; None where it is not downloaded yet."""
     if isinstance(model.tokenizer, TokenizerSection):
         # The run trains its own on all training rows; the sample's is much like it.
         texts = (row["completion"] if row["conversational"] else row["prompt"] + row["completion"] for row in sample)

@@ -33,7 +33,12 @@ class Shape:
     key_values: int  # numbers that a token leaves in a layer's cache
     weight_bytes: int
     trainable_bytes: int
-    largest_layer: int  # weights of the largest one; what 4-bit weights are unpacked to at a time
+    largest_layer: int  # weights of the largest 4-bit one
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
+        return 2 * self.largest_layer
 
     @property
     def adapter(self) -> int:

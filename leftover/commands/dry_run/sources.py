@@ -15,7 +15,7 @@ from leftover.recipe.packages import BITSANDBYTES_OPTIMIZERS
 from leftover.recipe.sections import Recipe
 from leftover.rewards.presets import PRESETS
 
-LOCAL, CACHED, DOWNLOAD, MISSING = "here", "in the cache", "to download", "not there: put it there"
+LOCAL, CACHED, DOWNLOAD, MISSING = "here", "in the cache", "to download", "missing: put it there"
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".zip")
@@ -35,7 +35,7 @@ class Source:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Inside, the Hugging Face libraries answer from the cache alone, whatever the environment says."""
+    """Inside, the Hugging Face libraries use the cache alone, whatever the environment variables."""
     from datasets import config as datasets_config
     from huggingface_hub import constants
 

@@ -40,7 +40,7 @@ class Training:
     name: str
     selected: str  # which rows it draws from
     rows_per_step: int
-    steps: int | None = None  # None: unknown until the rows are here
+    steps: int | None = None  # None: unknown until the rows are downloaded
     qualifier: str = ""  # of the steps: "", about, at most
     seen: Amount | None = None
     evaluations: int = 0
@@ -56,7 +56,7 @@ class Training:
 
 
 class Sizes:
-    """The recipe's rows in numbers; where they are not here, what the recipe's own limits leave."""
+    """The recipe's rows in numbers; where they cannot be read, the most that the recipe's limits allow."""
 
     def __init__(self, recipe: Recipe, rows: Rows | str):
         self.recipe, self.data = recipe, recipe.data
@@ -128,7 +128,8 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes, runs
         group = np.resize(sizes.rows.group[sizes.rows.where("train", chosen_only)], num_rows)
         if by_group:
             check_groups(name, objective, group)
-            drawn = _in_groups(group)
+            _, member_of, sizes_of_groups = np.unique(group, return_inverse=True, return_counts=True)
+            drawn = sizes_of_groups[member_of] > 1
     columns = {"length": prompts + completions, "group": group}
     order, steps = run_order(args, columns, drawn, drawn.astype(np.float64))
     # The released code shortens also a run of so many steps by the share of leftover rows.
@@ -166,12 +167,6 @@ def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
     if rows == "leftover":
         return 1.0, LEFTOVER
     return 1.0, GROUPS if objective.unit == "group" else "all"
-
-
-def _in_groups(group: np.ndarray) -> np.ndarray:
-    """[N] bool: the rows whose prompt has another one."""
-    _, member_of, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    return sizes[member_of] > 1
 
 
 def _evaluations(args: LoLConfig | PPOConfig, steps: int) -> int:
