@@ -12,14 +12,13 @@ from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, estimate_training
 from leftover.data.tokenizer import read_chat_template
 from leftover.models.load import torch_dtype
+from leftover.pipeline import STAGES
 from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.readers import extra_blocks, num_reference_samples
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.names import DECODINGS, logprob_columns
 from leftover.training.run import MAX_LIKELIHOOD_ROWS
-
-STAGES = ("prepare", "train", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ def estimate_run(
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
-    trains, evaluates = (STAGES.index(until) >= STAGES.index(stage) for stage in ("train", "evaluate"))
+    stages = list(STAGES)
+    trains, evaluates = (stages.index(until) >= stages.index(stage) for stage in ("train", "evaluate"))
     section, reward = recipe.model, checked_reward(recipe)
     read_chat_template(section.chat_template)
     settings = training_settings(recipe, policies=trains)

@@ -8,6 +8,7 @@ from rich.table import Table
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
+from leftover.data.checks import SPLITS
 from leftover.monitoring.terminal import console, size_text
 from leftover.recipe.sections import Recipe
 
@@ -78,8 +79,7 @@ def _data(estimate: Estimate) -> Table:
     rows = estimate.rows
     if not isinstance(rows, Rows):
         return plain_table("Data", "", "rows", "unique prompts", rows=[("rows", rows, "")])
-    splits = ("train", "validation", "test")
-    lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in splits]
+    lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in SPLITS]
     counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
     if estimate.recipe.data.rows == "chosen":
         counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def list_sources(recipe: Recipe, judges: bool = True) -> list[Source]:
     model = recipe.model
     tokenizer = model.tokenizer if isinstance(model.tokenizer, str) and model.tokenizer != model.path else None
     named = {"model": model.path, "tokenizer": tokenizer, "reference": recipe.reference.path}
-    found = [_model(purpose, name) for purpose, name in named.items() if name is not None]
-    found += [_data_file(path) for path in data_files(recipe.data)]
+    found = [_locate(purpose, name) for purpose, name in named.items() if name is not None]
+    found += [_locate("data", path) for path in data_files(recipe.data)]
     scorers = {"reward": recipe.reward.functions, "judge": recipe.evaluate.judges if judges else []}
     return found + [model for purpose, specs in scorers.items() for spec in specs for model in _models(purpose, spec)]
 
@@ -68,7 +68,7 @@ def _models(purpose: str, spec: dict[str, Any]) -> list[Source]:
         return []
     settings = PRESETS.get(str(spec.get("preset")), {}) | spec
     names = [settings[key] for key in _MODEL_SETTINGS if isinstance(settings.get(key), str)]
-    return [replace(_model(purpose, name), dtype=str(settings.get("dtype", "float32"))) for name in names]
+    return [_locate(purpose, name, str(settings.get("dtype", Source.dtype))) for name in names]
 
 
 def on_the_hub(path: str) -> bool:
@@ -86,27 +86,22 @@ def missing_packages(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(missing))
 
 
-def _model(purpose: str, name: str) -> Source:
+def _locate(purpose: str, name: str, dtype: str = Source.dtype) -> Source:
+    is_data, path = purpose == "data", Path(name)
     parameters, width = CLASSIFIERS.get(name, (None, None))
-    if Path(name).exists():
-        return Source(purpose, name, LOCAL, _weights_size(Path(name)), parameters)
-    if not on_the_hub(name):
-        return Source(purpose, name, MISSING, None, parameters)
-    snapshot = _snapshot(name)
-    if snapshot is not None and (size := _weights_size(snapshot)):
-        return Source(purpose, name, CACHED, size, parameters)
-    return Source(purpose, name, DOWNLOAD, parameters * width if parameters and width else None, parameters)
+    state, size = DOWNLOAD, parameters * width if parameters and width else None
+    if path.is_file() if is_data else path.exists():
+        state, size = LOCAL, path.stat().st_size if is_data else _weights_size(path)
+    elif not on_the_hub(name):
+        state, size = MISSING, None
+    elif snapshot := _snapshot(name, "dataset" if is_data else "model"):
+        weights = _weights_size(snapshot)
+        if is_data or weights:
+            state, size = CACHED, None if is_data else weights
+    return Source(purpose, name, state, size, parameters, dtype)
 
 
-def _data_file(path: str) -> Source:
-    if Path(path).is_file():
-        return Source("data", path, LOCAL, Path(path).stat().st_size)
-    if not on_the_hub(path):
-        return Source("data", path, MISSING)
-    return Source("data", path, CACHED if _snapshot(path, "dataset") else DOWNLOAD)
-
-
-def _snapshot(repository: str, kind: str = "model") -> Path | None:
+def _snapshot(repository: str, kind: str) -> Path | None:
     """The newest snapshot of a repository in the cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

@@ -1,8 +1,6 @@
 """The memory of a model's passes, measured by running them on tensors without data."""
 
-import contextlib
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,8 +73,9 @@ class Traced:
             accumulated: the gradients of earlier micro-batches are held from the start.
         """
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        with self.mode, self._checkpointing(checkpointing):
-            self.model.train()
+        self.model.train()
+        self._set_checkpointing(checkpointing)
+        with self.mode:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter) if accumulated else None
             with _Live(self.model) as live:
@@ -88,6 +87,7 @@ class Traced:
     def forward(self, rows: int, tokens: int, completion_tokens: int, compute_dtype: str | None = None) -> int:
         """Bytes that a pass without gradients holds at its peak, beside the weights."""
         self.model.eval()
+        self._set_checkpointing(False)
         with self.mode, torch.no_grad(), _Live(self.model) as live:
             self._logprobs(rows, tokens, completion_tokens, compute_dtype)
         return live.peak
@@ -103,22 +103,17 @@ class Traced:
             logits = logits.float()  # as accelerate does for the outputs of a model under autocast
         return selected_logprobs(logits.flatten(0, 1), torch.zeros_like(positions), True)
 
-    @contextlib.contextmanager
-    def _checkpointing(self, asked: bool | dict[str, Any] | str) -> Iterator[None]:
+    def _set_checkpointing(self, asked: bool | dict[str, Any] | str) -> None:
         model, name = self.model, "activation_checkpointing"  # its name since transformers 5.23
         name = name if hasattr(model, f"{name}_enable") else "gradient_checkpointing"
         adapter = hasattr(model, "get_base_model")
+        getattr(model, f"{name}_disable")()
+        if adapter:
+            model.disable_input_require_grads()
         if asked:
             getattr(model, f"{name}_enable")(**{f"{name}_kwargs": None if asked is True else asked})
         if asked and adapter:  # frozen embeddings give no gradient to hold on to
             model.enable_input_require_grads()
-        try:
-            yield
-        finally:
-            if asked:
-                getattr(model, f"{name}_disable")()
-            if asked and adapter:
-                model.disable_input_require_grads()
 
 
 class _Live(TorchDispatchMode):

@@ -243,16 +243,16 @@ def test_files_hub_ids_and_the_cache_are_told_apart(tmp_path: Path, monkeypatch:
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     states = {
-        name: sources._model("model", name) for name in ("somebody/model", "somebody/other", "a/b/c", str(tmp_path))
+        name: sources._locate("model", name) for name in ("somebody/model", "somebody/other", "a/b/c", str(tmp_path))
     }
     assert states["somebody/model"].state == sources.DOWNLOAD  # its config alone
     (snapshot / "model.safetensors").write_bytes(b"12345")
-    cached = sources._model("model", "somebody/model")
+    cached = sources._locate("model", "somebody/model")
     assert (cached.state, cached.size) == (sources.CACHED, 5)
     assert states["somebody/other"].state == sources.DOWNLOAD
     assert states["a/b/c"].state == sources.MISSING and states[str(tmp_path)].state == sources.LOCAL
-    assert sources._data_file("folder/rows.jsonl").state == sources.MISSING
-    assert sources._data_file("somebody/rows").state == sources.DOWNLOAD
+    assert sources._locate("data", "folder/rows.jsonl").state == sources.MISSING
+    assert sources._locate("data", "somebody/rows").state == sources.DOWNLOAD
 
 
 # The model.
