@@ -1,8 +1,7 @@
 """Statistics of completions and of comparisons: pure functions."""
 
-import itertools
-from collections import defaultdict
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +54,6 @@ def bootstrap_interval(
     Returns:
         All NaN without values; low = high = mean for one cluster, which has no spread to resample.
     """
-    from scipy import stats
-
     array = np.asarray(values, np.float64)
     if array.size == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -65,18 +62,50 @@ def bootstrap_interval(
     mean = float(array.mean())
     if len(sums) == 1 or np.ptp(array) == 0:
         return Interval(mean, mean, mean)
-    result = stats.bootstrap(
-        (sums, counts),
-        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=256,
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+    def means(drawn: np.ndarray) -> np.ndarray:
+        return sums[drawn].sum(-1) / counts[drawn].sum(-1)
+
+    ends = bootstrap_ends(means, len(sums), confidence=confidence, num_resamples=num_resamples, seed=seed)
+    return Interval(mean, *ends)
+
+
+def bootstrap_ends(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    num_clusters: int,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic when whole clusters are drawn with replacement.
+
+    Resamples in which it is not defined (NaN) are dropped; the ends are NaN where it is defined in less than half.
+
+    Args:
+        statistic: of the numbers of drawn clusters [B, num_clusters] -> [B], one for each resample.
+        num_clusters: two at least.
+    """
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(num_clusters),),
+            lambda drawn, axis=-1: statistic(drawn),
+            vectorized=True,
+            confidence_level=confidence,
+            n_resamples=num_resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+            batch=256,
+        )
+    interval = result.confidence_interval
+    found = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
+    if len(found) < num_resamples:
+        defined = 2 * len(found) > num_resamples
+        interval = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]) if defined else (np.nan, np.nan)
+    return float(interval[0]), float(interval[1])
 
 
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:
@@ -103,22 +132,31 @@ def win_rate_at_equal_length(
     return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
 
 
-def pair_accuracy(scores: Numbers, rewards: Numbers, groups: Sequence) -> tuple[float, int]:
+def pair_accuracy(
+    scores: Numbers, rewards: Numbers, groups: Sequence, *, max_group_rows: int | None = None
+) -> tuple[float, int]:
     """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
 
-    Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
+    This is what a policy can gain from a score: it does not choose which prompt it answers.
+
+    Args:
+        groups: [N] ids of the prompts.
+        max_group_rows: compare only the first of a prompt's rows: their pairs grow with the square.
+
+    Returns:
+        The share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
     """
-    by_group = defaultdict(list)
-    for score, reward, group in zip(scores, rewards, groups, strict=True):
-        by_group[group].append((score, reward))
-    agreements = [
-        (score - other_score) * (reward - other_reward)
-        for rows in by_group.values()
-        for (score, reward), (other_score, other_reward) in itertools.combinations(rows, 2)
-        if reward != other_reward
-    ]
-    correct = sum(1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0 for agreement in agreements)
-    return (correct / len(agreements) if agreements else float("nan")), len(agreements)
+    scores, rewards = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
+    ids = np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = np.argsort(ids, kind="stable")
+    correct, pairs = 0.0, 0
+    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
+        chosen = rows[:max_group_rows]
+        above = np.subtract.outer(rewards[chosen], rewards[chosen]) > 0
+        agreement = np.sign(np.subtract.outer(scores[chosen], scores[chosen]))[above]
+        correct += float((0.5 + 0.5 * agreement).sum())
+        pairs += int(above.sum())
+    return (correct / pairs if pairs else float("nan")), pairs
 
 
 def rank_correlation(scores: Numbers, rewards: Numbers) -> float:

@@ -126,7 +126,7 @@ def sum_rewards(run: Run) -> None:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
         elif np.ptp(found) == 0:
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
-    run.reward.restore(read_json(run.folder / STATE))
+    run.reward.state = read_json(run.folder / STATE)
 
 
 def score_block(name: str) -> str:
