@@ -18,6 +18,7 @@ from leftover.runs.names import (
     DECODINGS,
     completions_path,
     evaluation_artifact,
+    logprob_columns,
     metrics_path,
     policy_artifact,
     policy_folder,
@@ -80,7 +81,7 @@ class Evaluation:
         if not self._scorers:
             self._rows = test_rows(run.recipe, run.table)
             self._scorers["reference_logprob"] = run.models.reference()
-            if run.recipe.model.path is not None:  # the pretrained base
+            if "base_logprob" in logprob_columns(run.recipe):
                 self._scorers["base_logprob"] = run.models.base()
         is_reference = subject == "reference"
         model = self._scorers["reference_logprob"] if is_reference else run.models.load(path)

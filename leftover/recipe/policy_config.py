@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from leftover.errors import UserError, nearest
 from leftover.monitoring.trackers import check_trackers
@@ -21,7 +22,10 @@ def setting(default: _T, text: str) -> _T:
 class PolicyConfig(TrainingArguments):
     """Base of LoLConfig and PPOConfig: how rows become tokens, and how a policy is evaluated."""
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"eval_decoding": ("greedy", "sample")}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "eval_decoding": ("greedy", "sample"),
+        "optim": tuple(name.value for name in OptimizerNames),
+    }
 
     max_prompt_length: int = setting(512, "Tokens; longer prompts are cut on the left.")
     max_completion_length: int = setting(128, "Tokens, end of sequence included.")

@@ -84,6 +84,11 @@ class ValueSection(Section):
     head_learning_rate: float = Field(1e-3, gt=0)
     bounds: tuple[float, float] | None = None  # declared bounds of the reward: the value is clipped to them
 
+    @property
+    def num_samples(self) -> int:
+        """Samples a prompt; greedy decoding has one completion a prompt, however many are asked for."""
+        return self.samples_per_prompt if self.decoding == "sample" else 1
+
 
 class EvaluateSection(Section):
     max_prompts: int = Field(500, gt=0)  # unique held-out prompts, test split
@@ -102,6 +107,11 @@ class CompareSection(Section):
     # none: every method at its defaults; declared: each method's own small grid (commands/compare/methods.py); or
     # method -> trials, each a mapping of keys of LoLConfig ("objective_settings.beta") or {learning_rate_factor: 3}.
     grid: Grid = "none"
+
+
+def autocast_dtype(fields: dict[str, Any]) -> str | None:
+    """The autocast dtype that training settings ask for."""
+    return "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
 
 
 class Recipe(Section):
@@ -139,7 +149,7 @@ class Recipe(Section):
     @property
     def compute_dtype(self) -> str | None:
         """The autocast dtype of training, which the reference pass shares."""
-        return "bfloat16" if self.train.get("bf16") else "float16" if self.train.get("fp16") else None
+        return autocast_dtype(self.train)
 
     @property
     def quantization_key(self) -> dict[str, Any]:

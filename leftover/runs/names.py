@@ -11,6 +11,11 @@ from leftover.store.manifest import read_json
 DECODINGS = ("sampled", "greedy")
 
 
+def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
+    """Columns of a completion's log-probabilities: under its policy, the reference and, where pretrained, the base."""
+    return ("logprob", "reference_logprob", *(() if recipe.model.path is None else ("base_logprob",)))
+
+
 def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
     """Where a trained policy is saved."""
     return run_folder / "policies" / name / f"seed-{seed}"
