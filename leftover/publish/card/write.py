@@ -2,11 +2,11 @@
 
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leftover.evaluation.markdown import escape, table
 from leftover.models.load import is_adapter
 from leftover.publish.card import facts
 from leftover.publish.card.curve import draw_curve
@@ -156,17 +156,5 @@ def render(further: dict[str, Any], values: dict[str, Any]) -> Any:
         tags=list(dict.fromkeys([*tags, *([own] if isinstance(own, str) else own)])),
         **{name: value for name, value in further.items() if value},
     )
-    shown: dict[str, Any] = {"q": _escaped, "table": _markdown_table}
-    return ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **shown, **values)
-
-
-def _markdown_table(header: Iterable[Any], lines: Iterable[Iterable[Any]]) -> str:
-    cells = [[_escaped(cell) for cell in line] for line in (header, *lines)]
-    rows = ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join([rows[0], "|" + " --- |" * len(cells[0]), *rows[1:]])
-
-
-def _escaped(text: Any) -> str:
-    """A text on one line of Markdown, its markup escaped; an underscore inside a word, or a bracket alone, is none."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*<>|#]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", flat)
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    return ModelCard.from_template(data, template_str=template, q=escape, table=table, **values)
