@@ -1,28 +1,24 @@
 """The rating page: one HTML file that opens from disk, asks nothing of the network, and runs no text it shows."""
 
-import base64
-import hashlib
 import json
+
+from leftover.report.page import source_hash
 
 
 def render_page(page: str, items: list[dict[str, str]]) -> str:
-    """The page `page` over `items` (id, criterion, question, prompt, first, second), in the order given.
+    """The page `page` over `items` (id, question, prompt, first, second), in the order given.
 
-    The texts stand in a block of JSON without any character of markup, and are shown as text alone; a policy for the
-    browser lets no script run but the page's own.
+    The texts stand in a block of JSON without characters of markup, and are shown as text alone; a policy for the
+    browser lets only the page's own script run.
     """
     data = json.dumps({"page": page, "items": items})
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     policy = (
-        f"default-src 'none'; script-src '{_source_hash(_SCRIPT)}'; style-src '{_source_hash(_STYLE)}'; "
+        f"default-src 'none'; script-src '{source_hash(_SCRIPT)}'; style-src '{source_hash(_STYLE)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return _HTML.format(policy=policy, style=_STYLE, script=_SCRIPT, data=data)
-
-
-def _source_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 _STYLE = """

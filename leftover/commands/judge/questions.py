@@ -1,5 +1,6 @@
 """From pairs to questions, and from their stored answers back to what each pair's outcome is. Pure functions."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from leftover.commands.judge.pairs import Pair
 
 @dataclass(frozen=True)
 class Question:
-    """One pair by one criterion in one order. Equal questions have equal keys, whatever they are asked for."""
+    """One pair by one criterion in one order. Equal questions have equal keys, also of different pairs."""
 
     pair: Pair
     criterion: str
@@ -25,7 +26,7 @@ class Question:
 
 
 class Judged(NamedTuple):
-    """A pair by one criterion: our score in both orders (None: no verdict there), and whether a judge was asked."""
+    """A pair by one criterion: our score in both orders (None: no verdict), and whether a judge was asked."""
 
     pair: Pair
     scores: tuple[float | None, float | None]
@@ -33,9 +34,9 @@ class Judged(NamedTuple):
 
     @property
     def outcome(self) -> float | None:
-        """1 win, 0.5 tie, 0 loss; None where an order has no verdict, since its position bias cannot cancel.
+        """1 win, 0.5 tie, 0 loss; None if an order has no verdict, since position bias cannot cancel then.
 
-        A win in one order and a loss in the other is a tie; a tie in one leaves the decision to the other.
+        A win in one order and a loss in the other make a tie; after a tie in one order the other decides.
         """
         first, second = self.scores
         if first is None or second is None:
@@ -46,14 +47,10 @@ class Judged(NamedTuple):
 def make_questions(pairs: Iterable[Pair], criteria: Sequence[Criterion], settings: JudgeSettings) -> list[Question]:
     """Every pair by every criterion in both orders, a pair's questions together; none for identical completions."""
     found = []
-    for pair in pairs:
-        if pair.identical:
-            continue
-        for criterion in criteria:
-            for ours_first in (True, False):
-                first, second = (pair.ours, pair.theirs) if ours_first else (pair.theirs, pair.ours)
-                message = question(criterion.text, pair.prompt, first, second)
-                found.append(Question(pair, criterion.name, ours_first, message, settings.key(message)))
+    for pair, criterion, ours_first in itertools.product(pairs, criteria, (True, False)):
+        if not pair.identical:
+            message = question(criterion.text, pair.prompt, *pair.in_order(ours_first))
+            found.append(Question(pair, criterion.name, ours_first, message, settings.key(message)))
     return found
 
 
@@ -65,7 +62,7 @@ def outstanding(questions: Iterable[Question], records: Mapping[str, Any]) -> li
 def judged_pairs(
     pairs: Sequence[Pair], questions: Iterable[Question], records: Mapping[str, Any], criterion: str
 ) -> list[Judged]:
-    """What the stored answers say of every pair; identical completions tie without being asked about."""
+    """Every pair with the scores from its stored answers; identical completions tie without being asked about."""
     scores: dict[tuple[Pair, bool], float] = {}
     for q in questions:
         verdict = records.get(q.key, {}).get("verdict")

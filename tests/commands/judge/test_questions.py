@@ -5,7 +5,7 @@ import pytest
 from leftover.commands.judge.criteria import CRITERIA, Criterion, load_criteria, question, read_verdict
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.questions import Judged, judged_pairs, make_questions, outstanding
-from leftover.commands.judge.summary import Outcome, Prices, by_source, count_tokens, estimate, of_judge, summarise
+from leftover.commands.judge.summary import Outcome, Prices, count_tokens, estimate, of_judge, summarise
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import make_pairs
 
@@ -208,9 +208,9 @@ def test_a_prompt_judged_for_two_seeds_counts_once_by_its_mean():
 
 
 def test_test_sets_are_told_apart_and_one_alone_is_not_told_twice():
-    found = by_source(outcomes(1, 0, 1, sources=["x", "y", "x"]))
+    found = summarise(outcomes(1, 0, 1, sources=["x", "y", "x"]))["by_source"]
     assert found["x"]["win"]["mean"] == 1 and found["x"]["prompts"] == 2 and found["y"]["loss"]["mean"] == 1
-    assert by_source(outcomes(1, 0)) == {}
+    assert summarise(outcomes(1, 0))["by_source"] == {}
 
 
 def test_position_bias_is_the_share_of_decided_verdicts_for_the_first():
