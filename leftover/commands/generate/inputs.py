@@ -17,13 +17,13 @@ from leftover.models.load import align_generation_config, is_adapter, load_with
 from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
-from leftover.publish.export import trained_policy
 from leftover.recipe.files import load_recipe, make_recipe, reward_section
 from leftover.recipe.sections import DataSection, Recipe
 from leftover.rewards import learner
 from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import FileHashes, read_json
 
@@ -105,7 +105,7 @@ def open_source(
     """
     path, folder = model, Path(model)
     if (folder / "recipe.yaml").is_file():
-        path = str(trained_policy(FinishedRun(folder), policy, policy_seed))
+        path = str(policy_folder(folder, *FinishedRun(folder).trained_policy(policy, policy_seed)))
         recipe = recipe or model
     elif policy is not None or policy_seed is not None:
         raise UserError(

@@ -331,7 +331,7 @@ def test_a_faulty_export_is_refused_with_its_file(content, expected, tmp_path):
 def test_a_rater_twice_or_two_pages_at_once_are_refused(tmp_path):
     _, data, key = make_page(tmp_path, MANY)
     twice = [rate(tmp_path, data, key, "ada", [1] * 30, number) for number in (1, 2)]
-    with pytest.raises(UserError, match="the rater 'ada'.*give each rater once"):
+    with pytest.raises(UserError, match=r"the rater 'ada'.*give each rater once"):
         import_ratings(tmp_path, twice)
     _, other, other_key = make_page(tmp_path, MANY[:5])
     mixed = [twice[0], rate(tmp_path, other, other_key, "bo", [1] * 5)]

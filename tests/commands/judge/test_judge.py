@@ -212,7 +212,11 @@ def test_a_dry_run_asks_and_writes_nothing(folder, service, capsys):
     capsys.readouterr()
     assert judge(folder, service, "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "16 to ask" in shown and "16 questions already answered" in shown and "as counted for the answers so far" in shown
+    assert (
+        "16 to ask" in shown
+        and "16 questions already answered" in shown
+        and "as counted for the answers so far" in shown
+    )
     assert "of answers: about 160" in shown
 
 
