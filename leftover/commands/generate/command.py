@@ -43,7 +43,7 @@ def generate(model: str, prompts: str | None, **options: Any) -> None:
     MODEL is a folder, a Hub id, an adapter or the folder of a run; PROMPTS is a file in any format of data.path, of
     which only the prompts are read.
     """
-    from leftover.commands.generate.run import sample_from
+    from leftover.commands.generate.run import generate_rows
 
     _announce()
-    sample_from(model, prompts, **options)
+    generate_rows(model, prompts, **options)

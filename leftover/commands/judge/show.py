@@ -26,7 +26,7 @@ def print_results(results: dict[str, Any], path: Path) -> None:
         terminal.print(note)
     terminal.print(f"{results['unended']:.0%} of our completions reach the limit of new tokens.")
     if "tokens_of_this_command" in results:
-        terminal.print(f"By this command: {token_text(results['tokens_of_this_command'])}")
+        terminal.print(f"By this command, {token_text(results['tokens_of_this_command'])}")
     terminal.print(f"Results: {path}", soft_wrap=True)
 
 
