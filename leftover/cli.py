@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="leftover")
 def cli(debug: bool) -> None:
@@ -34,12 +34,8 @@ for _command in (compare, generate, judge):
     cli.add_command(_command)
 
 _RECIPE = click.argument("recipe", type=click.Path())
-_SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe, as data.path=rows.csv."
-)
-_DRY_RUN = click.option(
-    "--dry-run", is_flag=True, help="Print what would be downloaded, computed and stored; no network, no run."
-)
+_SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be downloaded and computed; run nothing.")
 _PUSH = click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the policy to the Hub; public unless --private.")
 _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: create the repository as a private one.")
 
@@ -121,11 +117,7 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
 @_SET
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False),
-    help="Default: RUN/report.html, or report.html in the current folder for several runs.",
-)
+@click.option("--output", type=click.Path(dir_okay=False), help="Default: RUN/report.html; of several, ./report.html.")
 @_DRY_RUN
 def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
     """Write report.html of finished runs (their folders), side by side if there are several.
@@ -192,8 +184,8 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
 
 
 @cli.command()
-@click.option("--seed", default=0, show_default=True, help="Seed of the data, the model and the run.")
-@click.option("--output-dir", default="runs/demo", show_default=True, type=click.Path())
+@click.option("--seed", default=0, help="Seed of the data, the model and the run.")
+@click.option("--output-dir", default="runs/demo", type=click.Path())
 def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
     from leftover.demo import run_demo

@@ -9,9 +9,7 @@ from leftover.monitoring.terminal import _announce
 
 @click.command()
 @click.argument("recipe", type=click.Path())
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe, as data.path=rows.csv."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--methods", metavar="NAMES", help="Methods, policies, paper, nll_top, samplers, all; default: the recipe's."
 )
@@ -20,10 +18,9 @@ from leftover.monitoring.terminal import _announce
     "--budget",
     type=click.Choice(["equal", "paper"]),
     default="equal",
-    show_default=True,
     help="Updates: the same for all, or scaled by the share of rows that a method selects.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at once, each a process.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at once, each a process.")
 @click.option(
     "--grid",
     multiple=True,

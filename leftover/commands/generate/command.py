@@ -15,7 +15,7 @@ from leftover.monitoring.terminal import _announce
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe key, as data.columns.prompt=q.")
 @click.option("--reward", type=click.Path(), help="YAML: a list as under reward.functions; default: the recipe's.")
 @click.option("--n", type=click.IntRange(1), help="Completions per prompt; default: 8, or 1 with --greedy.")
-@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True))
 @click.option("--greedy", is_flag=True, help="Take the most likely token at every step.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Default: data.max_completion_tokens.")
 @click.option("--max-prompts", type=click.IntRange(1), help="At most so many prompts, drawn by the seed; default: all.")
@@ -23,17 +23,13 @@ from leftover.monitoring.terminal import _announce
     "--unfinished",
     type=click.Choice(["drop", "keep"]),
     default="drop",
-    show_default=True,
     help="Completions that reach --max-new-tokens without an end.",
 )
 @click.option(
-    "--splits/--no-splits",
-    default=True,
-    show_default=True,
-    help="Write the split of a recipe's own prompts, so that training prompts stay training prompts.",
+    "--splits/--no-splits", default=True, help="Write the split of a recipe's own prompts, so that they stay in it."
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Default: evaluate.batch_size.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--seed", default=0, help="Seed of the sampling.")
 @click.option("--policy", help="If MODEL is a run: the name of its policy; default: the recipe's first.")
 @click.option("--policy-seed", type=int, help="Training seed of that policy; default: the recipe's first.")
 @click.option("--overwrite", is_flag=True, help="Start over if the output holds rows of other settings.")

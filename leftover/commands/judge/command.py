@@ -17,9 +17,8 @@ _PROMPTS_OF_PAGE = 50
 @click.option(
     "--against",
     default="data",
-    show_default=True,
     metavar="data|reference|RUN2",
-    help="Compare with the data's own completions, the reference's, or a policy's of another run or of the same one.",
+    help="Compare with the data's own completions, the reference's, or those of a policy of another run or of RUN.",
 )
 @click.option("--policy", help="Name of the policy; default: the recipe's first.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Its training seeds; default: the recipe's first.")
@@ -36,9 +35,7 @@ _PROMPTS_OF_PAGE = 50
 @click.option("--model", help="The judge, by its name at the service.")
 @click.option("--base-url", help="Of any OpenAI-compatible service; default: OPENAI_BASE_URL, or OpenAI's own.")
 @click.option(
-    "--token-env",
-    metavar="VARIABLE",
-    help="Environment variable with the key. Default, without --base-url: OPENAI_API_KEY.",
+    "--token-env", metavar="VARIABLE", help="Environment variable of the key; without --base-url OPENAI_API_KEY."
 )
 @click.option(
     "--request",
@@ -47,13 +44,11 @@ _PROMPTS_OF_PAGE = 50
     metavar="KEY=VALUE",
     help="A field of the request, such as max_completion_tokens=500; null omits a field. Default: temperature=0.",
 )
-@click.option("--parallel", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option("--parallel", type=click.IntRange(1), default=8, help="Requests at once.")
 @click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="At most; default: no limit.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
-@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of a request that fails.")
-@click.option(
-    "--prices", type=click.FloatRange(0), nargs=2, help="Per million tokens of questions, and of answers; any currency."
-)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, help="Seconds.")
+@click.option("--retries", type=click.IntRange(0), default=5, help="Of a request that fails.")
+@click.option("--prices", type=click.FloatRange(0), nargs=2, help="Per million tokens of questions, and of answers.")
 @click.option("--dry-run", is_flag=True, help="Print what would be asked, and the tokens it would take; no network.")
 @click.option("--human", type=click.Path(dir_okay=False), metavar="PAGE.html", help="Write a page for people to rate.")
 @click.option(
