@@ -57,7 +57,7 @@ def targets(recipe: Recipe) -> list[Target]:
 
     Raises UserError for a missing or invalid id, and if two policies would have the same.
     """
-    found = []
+    found: dict[str, Target] = {}
     for policy, own in recipe.policies.items():
         fields = recipe.train | own
         if not fields.get("push_to_hub"):
@@ -68,16 +68,13 @@ def targets(recipe: Recipe) -> list[Target]:
         for seed in recipe.seeds if "{seed}" in given else [None]:
             hub_id = given.replace("{policy}", _id_part(policy)).replace("{seed}", str(seed))
             check_id(hub_id)
-            found.append(Target(policy, seed, hub_id, fields.get("hub_private_repo")))
-    taken: dict[str, str] = {}
-    for target in found:
-        other = taken.setdefault(target.hub_id.lower(), target.policy)
-        if other != target.policy:
-            raise UserError(
-                f"policies '{other}' and '{target.policy}' would both be pushed to '{target.hub_id}': set push_to_hub "
-                "and hub_model_id under policies.NAME of one alone, or write {policy} into the id"
-            )
-    return found
+            other = found.setdefault(hub_id.lower(), Target(policy, seed, hub_id, fields.get("hub_private_repo")))
+            if other.policy != policy:
+                raise UserError(
+                    f"policies '{other.policy}' and '{policy}' would both be pushed to '{hub_id}': set push_to_hub and "
+                    "hub_model_id under policies.NAME of one alone, or write {policy} into the id"
+                )
+    return list(found.values())
 
 
 def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **options: Any) -> str:

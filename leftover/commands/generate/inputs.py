@@ -19,7 +19,7 @@ from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.files import load_recipe, make_recipe, reward_section
-from leftover.recipe.sections import DataSection, Recipe, RewardSection
+from leftover.recipe.sections import DataSection, Recipe
 from leftover.rewards import learner
 from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
 from leftover.runs.claim import open_run
@@ -115,42 +115,27 @@ def open_source(
         raise UserError(
             f"--policy and --policy-seed choose among the policies of a run, and '{model}' is no run's folder"
         )
-    section = reward_section(reward)
-    if recipe is not None:
-        return _with_recipe(path, prompts, recipe, list(overrides), section, splits, rejects)
-    if prompts is None:
-        raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
-    content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
-    made = make_recipe(content, where="leftover generate", overrides=list(overrides))
-    tokenizer = load_tokenizer(
-        made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
-        chat_template=made.model.chat_template,
-        trust_remote_code=made.model.trust_remote_code,
-    )
-    check_files(made.data)
-    return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section or made.reward))
-
-
-def _with_recipe(
-    path: str,
-    prompts: str | None,
-    recipe: str,
-    overrides: list[str],
-    section: RewardSection | None,
-    splits: bool,
-    rejects: Path,
-) -> Source:
-    """`overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe."""
-    saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
+    section, changes = reward_section(reward), list(overrides)
+    if recipe is None:
+        if prompts is None:
+            raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
+        content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
+        made = make_recipe(content, where="leftover generate", overrides=changes)
+        tokenizer = load_tokenizer(
+            made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
+            chat_template=made.model.chat_template,
+            trust_remote_code=made.model.trust_remote_code,
+        )
+        return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section or made.reward))
+    # `changes` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
+    saved, settings = load_recipe(recipe), load_recipe(recipe, changes)
     run = open_run(saved)
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
-        update: dict[str, Any] = {"path": prompts, "drop_listed": None, "max_rows": None, "part": (0.0, 1.0)}
-        if same_path and settings.data.format == saved.data.format:
-            update["format"] = "auto"  # the recipe's is that of its own file
-        data = settings.data.model_copy(update=update)
-        check_files(data)
-        found = read_prompts(data, rejects)
+        # The recipe's format is that of its own file.
+        kind = "auto" if same_path and settings.data.format == saved.data.format else settings.data.format
+        update = {"path": prompts, "format": kind, "drop_listed": None, "max_rows": None, "part": (0.0, 1.0)}
+        found = read_prompts(settings.data.model_copy(update=update), rejects)
     elif same_path:
         found = recipe_prompts(run, splits)
     else:
@@ -163,10 +148,8 @@ def _with_recipe(
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
-    """The unique prompts of a file in any format that rows may have, each from its first row.
-
-    Only the prompt's column is needed: completions and scores of the rows are ignored.
-    """
+    """The unique prompts of a file, each from its first row; completions and scores are ignored, and may be missing."""
+    check_files(data)
     columns = data.columns
 
     def located() -> Iterator[Located]:

@@ -83,7 +83,12 @@ def generate_rows(
 
 def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
     model = source.load()
-    prompt_ids = _encode(source, [prompt for _, prompt in prompts])
+    prompt_ids = encode_prompts(
+        source.tokenizer,
+        [prompt.text for _, prompt in prompts],
+        [prompt.conversational for _, prompt in prompts],
+        Template(source.chat, [prompt.tools for _, prompt in prompts]),
+    )
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
     prompt_ids = [cut_prompt(source.tokenizer, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
     _check_positions(model, prompt_ids, decoding)
@@ -115,11 +120,6 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             file.append(rows, counts)
             bar.update(len(prompts[part]) * decoding.n)
     file.finish()
-
-
-def _encode(source: Source, prompts: Sequence[Prompt]) -> list[list[int]]:
-    conversational, template = [p.conversational for p in prompts], Template(source.chat, [p.tools for p in prompts])
-    return encode_prompts(source.tokenizer, [p.text for p in prompts], conversational, template)
 
 
 def _check_positions(model: "PreTrainedModel", prompt_ids: Sequence[list[int]], decoding: Decoding) -> None:

@@ -1,5 +1,6 @@
 """A language model behind an OpenAI-compatible address, asked one question at a time from many threads."""
 
+import math
 import os
 import re
 import threading
@@ -14,7 +15,6 @@ from leftover.store.manifest import digest
 
 if TYPE_CHECKING:
     import httpx
-    import openai
 
 _WHERE = "judge"
 _SHOWN = 300  # characters of an answer in an error
@@ -24,6 +24,8 @@ _DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 _HOSTED = "https://api.openai.com/v1"
 _HOPELESS = (401, 403, 404)  # what is wrong for one question is wrong for all
 _OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
+_KEY = " (the key comes from the variable that --token-env names)"
+_HINTS = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
 _TRIES = "x-stainless-retry-count"  # the client's own header: how often a request was repeated
 
 
@@ -100,22 +102,6 @@ def read_settings(options: dict[str, Any]) -> JudgeSettings | None:
     return None if given["model"] is None else JudgeSettings(request=request, **given)
 
 
-class RateLimit:
-    """Spaces requests evenly, at most `per_minute` (None: no limit). Threads may share it."""
-
-    def __init__(self, per_minute: float | None, stop: threading.Event):
-        self._gap, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
-        self._lock, self._stop = threading.Lock(), stop
-
-    def wait(self) -> bool:
-        """Wait for the caller's turn; False, at once, when everything stops."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._gap
-        return not self._stop.wait(turn - now)
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a model wrote, why it ended, and the tokens of the exchange (None if the service does not count them)."""
@@ -135,14 +121,13 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise UserError("a judge needs the package openai: pip install 'leftover[judge]'") from error
-        self.settings, self.retried, self._lock = settings, 0, threading.Lock()
-        self._token, self._limit = settings.token(), RateLimit(settings.requests_per_minute, stop)
+        self.settings, self.retried, self._token = settings, 0, settings.token()
+        self._stop, self._lock, self._next_turn = stop, threading.Lock(), 0.0
         self._client = openai.OpenAI(
             api_key=self._token or "none",  # the client insists on one
             base_url=settings.url,
             timeout=settings.timeout,
             max_retries=settings.retries,
-            # A hook, so that the client's own retries wait for their turn too.
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._before_request]}),
         )
 
@@ -161,7 +146,9 @@ class Endpoint:
             )
             return self._read(response)
         except openai.APIStatusError as error:
-            raise self._refused(error) from None  # its text may hold the key
+            status = error.status_code
+            said = f"status {status}{_tried(error.request)}{_HINTS.get(status, '')}; it answered {error.response.text}"
+            raise AskError(self._shown(said), status) from None  # the error's own text may hold the key
         except openai.APIConnectionError as error:
             reason = str(error.__cause__ or error) or type(error.__cause__).__name__
             raise AskError(self._shown(f"no answer{_tried(error.request)}: {error} {reason}")) from None
@@ -169,18 +156,16 @@ class Endpoint:
             raise AskError(self._shown(f"the answer is not that of a chat completion: {error}")) from None
 
     def _before_request(self, request: "httpx.Request") -> None:
+        """Wait for the turn of a request, or of the client's own retry: both are spaced evenly over the minute."""
         import openai
 
-        if not self._limit.wait():
-            raise openai.OpenAIError("stopped")
         with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + 60.0 / (self.settings.requests_per_minute or math.inf)
             self.retried += request.headers.get(_TRIES, "0") != "0"
-
-    def _refused(self, error: "openai.APIStatusError") -> AskError:
-        status = error.status_code
-        hints = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
-        said = f"status {status}{_tried(error.request)}{hints.get(status, '')}; it answered {error.response.text}"
-        return AskError(self._shown(said), status)
+        if self._stop.wait(turn - now):
+            raise openai.OpenAIError("stopped")
 
     def _read(self, response: object) -> Answer:
         """Raises ValueError if there is no message; a message without text is an answer."""
@@ -202,9 +187,6 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         text = " ".join(hide(text, self._token).split())
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
-
-
-_KEY = " (the key comes from the variable that --token-env names)"
 
 
 def _tried(request: "httpx.Request") -> str:

@@ -1,6 +1,7 @@
 """Ratings by people: a blind page to answer, and what its answers say."""
 
 import itertools
+import json
 import logging
 import random
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ from pydantic import BaseModel, Field, ValidationError
 from leftover.commands.judge.agreement import Values, cohen_kappa, krippendorff_alpha
 from leftover.commands.judge.criteria import Criterion
 from leftover.commands.judge.endpoint import JudgeSettings
-from leftover.commands.judge.page import render_page
 from leftover.commands.judge.pairs import Comparison, Pair
 from leftover.commands.judge.questions import judged_pairs, make_questions
 from leftover.commands.judge.store import VerdictStore
 from leftover.commands.judge.summary import Outcome, summarise
 from leftover.errors import UserError
+from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
 from leftover.store.manifest import digest, read_json, write_json
 
@@ -55,6 +56,20 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_page(page, items), encoding="utf-8")
     return len(items)
+
+
+def render_page(page: str, items: list[dict[str, str]]) -> str:
+    """One HTML file that opens from disk, asks nothing of the network, and runs no text it shows.
+
+    The texts of `items` (id, question, prompt, first, second) stand in a block of JSON without characters of markup,
+    and are shown as text alone; a policy for the browser lets only the page's own script run.
+    """
+    data = json.dumps({"page": page, "items": items})
+    for character in "<>&":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    style, script = ("\n" + (TEMPLATES / name).read_text("utf-8") for name in ("rating.css", "rating.js"))
+    html = (TEMPLATES / "rating.html").read_text("utf-8")
+    return html.format(policy=content_policy(style, script), style=style, script=script, data=data)
 
 
 def import_ratings(
