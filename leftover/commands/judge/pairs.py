@@ -1,5 +1,6 @@
 """The completions that are compared: two sides of finished evaluations, matched by prompt."""
 
+import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -123,27 +124,24 @@ def compare_sides(
 ) -> Comparison:
     """The pairs of `policy` (default: the recipe's first, of its first seed) against data, reference or another run.
 
-    Prompts are drawn by their digest, so that a larger `max_prompts` keeps those of a smaller one. Raises UserError
-    if a side was not evaluated, or the sides share no prompt.
+    Raises UserError if a side was not evaluated, or the sides share no prompt.
     """
     policy, seeds = run.policy(policy), seeds or (run.recipe.seeds[0],)
     decoding = decoding or run.recipe.evaluate.primary
     subjects = {seed: policy_subject(policy, seed) for seed in seeds}
     records = {seed: evaluated_completions(run, subject, decoding) for seed, subject in subjects.items()}
-    every = [record for of_seed in records.values() for record in of_seed]
+    every = list(itertools.chain(*records.values()))
     if not every:
         raise UserError(f"the evaluation of '{policy}' in '{run.folder}' holds no {decoding} completion")
     rows = rows_by_prompt(run.table, [record["group"] for record in every])
     ids = {group: prompt_id(of[0]) for group, of in rows.items()}
-    if against not in (DATA, REFERENCE):
-        other = FinishedRun(against)
-        sides = {seed: _policy_side(other, against_policy, seed, against_seed, decoding) for seed in records}
-    elif against_policy or against_seed is not None:
+    if against in (DATA, REFERENCE) and (against_policy or against_seed is not None):
         raise UserError(f"--against-policy and --against-seed go with --against RUN, not with {against}")
-    elif against == DATA:
-        sides = dict.fromkeys(records, (DATA, {ids[group]: own_row(of)["completion"] for group, of in rows.items()}))
-    else:
-        sides = dict.fromkeys(records, (REFERENCE, _texts(run, REFERENCE, decoding)))
+    own = {ids[group]: own_row(of)["completion"] for group, of in rows.items()}
+    sides = {
+        s: (DATA, own) if against == DATA else _other_side(run, against, decoding, against_policy, against_seed, s)
+        for s in records
+    }
     pairs = [
         Pair(
             prompt_id=ids[record["group"]],
@@ -154,43 +152,49 @@ def compare_sides(
             source="" if record.get("source") is None else str(record["source"]),
             seed=seed,
         )
-        for seed, of_seed in records.items()
-        for record in of_seed
+        for seed in records
+        for record in records[seed]
         if ids[record["group"]] in sides[seed][1]
     ]
     if not pairs:
         raise UserError(f"'{run.folder}' and '{against}' share no evaluated prompt: nothing can be compared")
-    shared = sorted({pair.prompt_id for pair in pairs})
-    if len(shared) < len(set(ids.values())):
-        log.warning("judge: %d of %d prompts are in both runs; only these are compared", len(shared), len(ids))
-    drawn = set(shared[:max_prompts])
+    num_shared = len({pair.prompt_id for pair in pairs})
+    if num_shared < len(set(ids.values())):
+        log.warning("judge: %d of %d prompts are in both runs; only these are compared", num_shared, len(ids))
     read = [*subjects.values(), *([REFERENCE] if against == REFERENCE else [])]
     return Comparison(
         ours=f"{policy}-seed{'s' if len(records) > 1 else ''}-{'-'.join(map(str, records))}",
         theirs=" and ".join(dict.fromkeys(name for name, _ in sides.values())),
         decoding=decoding,
-        pairs=tuple(sorted((p for p in pairs if p.prompt_id in drawn), key=lambda p: (p.prompt_id, p.seed))),
+        pairs=_draw(pairs, max_prompts),
         characters_per_token=sum(len(r["text"]) for r in every) / max(sum(r["tokens"] for r in every), 1),
         unended=float(np.mean([not record.get("ended", True) for record in every])),
         evaluations={subject: run.manifest.digest(evaluation_artifact(subject)) for subject in read},
     )
 
 
-def _policy_side(
-    run: FinishedRun, policy: str | None, our_seed: int, seed: int | None, decoding: str
+def _draw(pairs: Iterable[Pair], max_prompts: int | None) -> tuple[Pair, ...]:
+    """The pairs of `max_prompts` prompts, drawn by digest: a larger number keeps the prompts of a smaller one."""
+    ordered = sorted(pairs, key=lambda pair: (pair.prompt_id, pair.seed))
+    drawn = set(list(dict.fromkeys(pair.prompt_id for pair in ordered))[:max_prompts])
+    return tuple(pair for pair in ordered if pair.prompt_id in drawn)
+
+
+def _other_side(
+    run: FinishedRun, against: str, decoding: str, policy: str | None, seed: int | None, our_seed: int
 ) -> tuple[str, dict[str, str]]:
-    """A policy of another run: its name, and prompt id -> completion; default: our seed, or else the recipe's first."""
-    policy = run.policy(policy)
-    if seed is None:
-        seed = our_seed if our_seed in run.recipe.seeds else run.recipe.seeds[0]
-    return f"{policy}-seed-{seed} of {run.recipe.name}", _texts(run, policy_subject(policy, seed), decoding)
-
-
-def _texts(run: FinishedRun, subject: str, decoding: str) -> dict[str, str]:
-    """Prompt id -> completion of a subject."""
+    """An evaluated side's name, and prompt id -> completion. `seed` None: ours, or else the first of its recipe."""
+    name = subject = REFERENCE
+    if against != REFERENCE:
+        run = FinishedRun(against)
+        policy = run.policy(policy)
+        if seed is None:
+            seed = our_seed if our_seed in run.recipe.seeds else run.recipe.seeds[0]
+        subject = policy_subject(policy, seed)
+        name = f"{subject} of {run.recipe.name}"
     records = evaluated_completions(run, subject, decoding)
     rows = rows_by_prompt(run.table, [record["group"] for record in records])
-    return {prompt_id(rows[record["group"]][0]): record["text"] for record in records}
+    return name, {prompt_id(rows[record["group"]][0]): record["text"] for record in records}
 
 
 def own_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

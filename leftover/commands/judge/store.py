@@ -61,7 +61,7 @@ class VerdictStore:
                 self.records[record["key"]] = record
             except (ValueError, TypeError, KeyError):
                 raise UserError(
-                    f"{self.path}, line {number}: not a verdict as `leftover judge` writes it; remove the line, and "
-                    "its question is asked again"
+                    f"{self.path}, line {number}: not a verdict as `leftover judge` writes it; remove the line to have "
+                    "its question asked again"
                 ) from None
         return whole
