@@ -18,7 +18,7 @@ from leftover.commands.judge.questions import judged_pairs, make_questions
 from leftover.commands.judge.store import VerdictStore
 from leftover.commands.judge.summary import Outcome, summarise
 from leftover.errors import UserError
-from leftover.report.page import TEMPLATES, content_policy
+from leftover.report.page import TEMPLATES, source_hash
 from leftover.runs.names import judge_folder
 from leftover.store.manifest import digest, read_json, write_json
 
@@ -68,8 +68,12 @@ def render_page(page: str, items: list[dict[str, str]]) -> str:
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     style, script = ("\n" + (TEMPLATES / name).read_text("utf-8") for name in ("rating.css", "rating.js"))
+    policy = (
+        f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     html = (TEMPLATES / "rating.html").read_text("utf-8")
-    return html.format(policy=content_policy(style, script), style=style, script=script, data=data)
+    return html.format(policy=policy, style=style, script=script, data=data)
 
 
 def import_ratings(
@@ -139,7 +143,7 @@ def _judge_values(folder: Path, pairs: list[Pair], criterion: Criterion, setting
     """The stored outcomes of a judge on the pairs of a page, as those of one more rater; nothing is asked."""
     questions = make_questions(pairs, [criterion], settings)
     judged = judged_pairs(pairs, questions, VerdictStore(judge_folder(folder)).records, criterion.name)
-    values = {i: j.outcome for i, j in enumerate(judged) if j.asked and j.outcome is not None}
+    values = {i: j.outcome for i, j in enumerate(judged) if j.outcome is not None and not j.pair.identical}
     if not values:
         log.warning("judge: %s has no stored verdict on these pairs by '%s'", settings.model, criterion.name)
     return {settings.model: values}

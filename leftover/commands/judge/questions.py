@@ -26,11 +26,10 @@ class Question:
 
 
 class Judged(NamedTuple):
-    """A pair by one criterion: our score in both orders (None: no verdict), and whether a judge was asked."""
+    """A pair by one criterion: our score in both orders (None: no verdict)."""
 
     pair: Pair
     scores: tuple[float | None, float | None]
-    asked: bool
 
     @property
     def outcome(self) -> float | None:
@@ -69,8 +68,6 @@ def judged_pairs(
         if q.criterion == criterion and verdict is not None:
             scores[q.pair, q.ours_first] = q.score(verdict)
     return [
-        Judged(pair, (0.5, 0.5), False)
-        if pair.identical
-        else Judged(pair, (scores.get((pair, True)), scores.get((pair, False))), True)
+        Judged(pair, (0.5, 0.5) if pair.identical else (scores.get((pair, True)), scores.get((pair, False))))
         for pair in pairs
     ]

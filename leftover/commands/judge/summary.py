@@ -65,7 +65,7 @@ def of_judge(judged: Sequence[Judged]) -> dict[str, Any]:
     """
     decided = [(j, j.outcome) for j in judged if j.outcome is not None]
     seeds = sorted({j.pair.seed for j, _ in decided})
-    asked = [j for j, _ in decided if j.asked]
+    asked = [j for j, _ in decided if not j.pair.identical]
     preferences = [
         (float(score == first), str(j.pair.family))
         for j in asked
@@ -75,7 +75,7 @@ def of_judge(judged: Sequence[Judged]) -> dict[str, Any]:
     return summarise([Outcome(j.pair.prompt_id, j.pair.family, j.pair.source, value) for j, value in decided]) | {
         "win_rate_by_seed": {s: float(np.mean([value for j, value in decided if j.pair.seed == s])) for s in seeds},
         "pairs": len(judged),
-        "identical_pairs": sum(not j.asked for j in judged),
+        "identical_pairs": sum(j.pair.identical for j in judged),
         "pairs_without_outcome": len(judged) - len(decided),
         "first_preferred": bootstrap_interval(*zip(*preferences, strict=True))._asdict() if preferences else None,
         "orders_agree": float(np.mean([j.scores[0] == j.scores[1] for j in asked])) if asked else None,
