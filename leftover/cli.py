@@ -15,7 +15,7 @@ from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
 from leftover.errors import UserError, nearest
-from leftover.monitoring.terminal import _announce, harmless
+from leftover.monitoring.terminal import harmless, set_up_logging
 
 if TYPE_CHECKING:
     from leftover.recipe.sections import Recipe
@@ -74,7 +74,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
     if dry_run:
         _run_stages(loaded, "prepare", dry_run)
     else:
-        _announce()
+        set_up_logging()
         pipeline.prepare(open_run(loaded), only)
 
 
@@ -103,7 +103,7 @@ def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
 
 
 def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
-    _announce()
+    set_up_logging()
     if dry_run:
         from leftover.commands.plan.show import dry_run as show_plan
 
@@ -130,7 +130,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
         for name in runs:
             _run_stages(_load(name, overrides), "report", dry_run)
         return
-    _announce()
+    set_up_logging()
     click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
 
 
@@ -146,7 +146,7 @@ def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: 
     """
     from leftover.commands.inspect import inspect, show
 
-    _announce()
+    set_up_logging()
     show(*inspect(table, overrides=overrides, reward=reward, output=output))
 
 
@@ -164,7 +164,7 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
     from leftover.publish.hub import export_and_push
 
     if push_to_hub or private:
-        _announce()
+        set_up_logging()
         click.echo(export_and_push(run_folder, push_to_hub, private, **options))
     else:
         click.echo(export_policy(run_folder, **options))
@@ -179,7 +179,7 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
     from leftover.commands.fit_reward import fit_reward, show
 
-    _announce()
+    set_up_logging()
     show(*fit_reward(rows, output, kind, overrides), output)
 
 
@@ -190,7 +190,7 @@ def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
     from leftover.demo import run_demo
 
-    _announce()
+    set_up_logging()
     _show(*run_demo(output_dir, seed))
 
 

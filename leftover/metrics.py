@@ -1,5 +1,7 @@
-"""Statistics of completions and of comparisons. Pure functions; scipy does the resampling."""
+"""Statistics of completions and of comparisons: pure functions."""
 
+import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,27 +24,18 @@ class Interval(NamedTuple):
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of the corpus (Li et al., 2016), lower-cased white-space tokens.
 
-    The ratio falls as a corpus grows: compare corpora of as many completions only. 0.0 where there is no n-gram.
+    The ratio falls as a corpus grows: compare corpora of equally many completions. 0.0 without any n-gram.
     """
-    seen: set[tuple[str, ...]] = set()
-    total = 0
-    for text in texts:
-        tokens = text.lower().split()
-        grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-        total += len(grams)
-        seen.update(grams)
-    return len(seen) / total if total else 0.0
+    corpus = [text.lower().split() for text in texts]
+    grams = [tuple(tokens[i : i + n]) for tokens in corpus for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def cut_to_equal_length(corpora: Sequence[Sequence[str]]) -> list[list[str]]:
     """Cut completion i of every corpus to the length, in white-space tokens, of its shortest version."""
-    cut: list[list[str]] = [[] for _ in corpora]
-    for versions in zip(*corpora, strict=True):
-        tokens = [version.split() for version in versions]
-        shortest = min(map(len, tokens))
-        for corpus, words in zip(cut, tokens, strict=True):
-            corpus.append(" ".join(words[:shortest]))
-    return cut
+    tokens = [[text.split() for text in corpus] for corpus in corpora]
+    shortest = [min(map(len, versions)) for versions in zip(*tokens, strict=True)]
+    return [[" ".join(words[:n]) for words, n in zip(corpus, shortest, strict=True)] for corpus in tokens]
 
 
 def bootstrap_interval(
@@ -60,8 +53,7 @@ def bootstrap_interval(
         clusters: [N] ids of prompt families (a story, a conversation); None makes every value its own cluster.
 
     Returns:
-        (mean, low, high); all NaN for no values, and low = high = mean for one cluster, which has no spread to
-        resample.
+        All NaN without values; low = high = mean for one cluster, which has no spread to resample.
     """
     from scipy import stats
 
@@ -104,7 +96,7 @@ def win_rate_at_equal_length(
 ) -> tuple[float, int]:
     """Win rate over the prompts whose two completions differ in length by at most `tolerance` of the longer one.
 
-    Returns the rate and how many prompts it rests on (NaN and 0 where there are none).
+    Returns the rate and the number of these prompts (NaN and 0 without any).
     """
     ours, theirs = np.asarray(lengths, np.float64), np.asarray(other_lengths, np.float64)
     near = np.abs(ours - theirs) <= tolerance * np.maximum(ours, theirs)
@@ -116,19 +108,17 @@ def pair_accuracy(scores: Numbers, rewards: Numbers, groups: Sequence) -> tuple[
 
     Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
     """
-    by_group: dict = {}
+    by_group = defaultdict(list)
     for score, reward, group in zip(scores, rewards, groups, strict=True):
-        by_group.setdefault(group, []).append((score, reward))
-    correct, pairs = 0.0, 0
-    for rows in by_group.values():
-        for i, (score, reward) in enumerate(rows):
-            for other_score, other_reward in rows[i + 1 :]:
-                if reward == other_reward:
-                    continue
-                pairs += 1
-                agreement = (score - other_score) * (reward - other_reward)
-                correct += 1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0
-    return (correct / pairs if pairs else float("nan")), pairs
+        by_group[group].append((score, reward))
+    agreements = [
+        (score - other_score) * (reward - other_reward)
+        for rows in by_group.values()
+        for (score, reward), (other_score, other_reward) in itertools.combinations(rows, 2)
+        if reward != other_reward
+    ]
+    correct = sum(1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0 for agreement in agreements)
+    return (correct / len(agreements) if agreements else float("nan")), len(agreements)
 
 
 def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
@@ -143,8 +133,8 @@ def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
 def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
     """The estimate of KL(policy || reference) from each of N completions sampled from the policy, [N], in nats.
 
-    log pi(y|x) - log pi_ref(y|x) of the whole completion; its mean over samples is unbiased. A single one may be
-    negative: the estimator k1 of Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+    log pi(y|x) - log pi_ref(y|x) of the whole completion, whose mean over samples is unbiased; a single one may be
+    negative (k1 of Schulman, "Approximating KL Divergence", 2020, http://joschu.net/blog/kl-approx.html).
 
     Args:
         logprobs, reference_logprobs: [N], sums over the tokens of a completion.

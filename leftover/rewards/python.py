@@ -94,3 +94,26 @@ def _takes_names(function: Callable[..., Any]) -> bool:
         return False
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return any_keyword or {"prompts", "completions"} <= parameters.keys()
+
+
+def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
+    """One reward function that adds up one or several, and checks what they return; None where there is none."""
+    if reward_funcs is None:
+        return None
+    functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    for function in functions:
+        if not callable(function):
+            raise UserError(
+                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
+            )
+
+    def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        columns = [
+            call_reward(f, f"reward function '{getattr(f, '__name__', type(f).__name__)}'", prompts, completions)
+            for f in functions
+        ]
+        totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
+        check_finite("reward_funcs", totals, completions)
+        return totals
+
+    return total

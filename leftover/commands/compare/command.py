@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from leftover.monitoring.terminal import _announce
+from leftover.monitoring.terminal import set_up_logging
 
 
 @click.command()
@@ -34,7 +34,7 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
     from leftover.recipe.files import load_recipe
 
     loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
-    _announce()
+    set_up_logging()
     if dry_run:
         from leftover.commands.compare.dry_run import dry_run as show_plan
 

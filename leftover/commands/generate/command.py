@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from leftover.monitoring.terminal import _announce
+from leftover.monitoring.terminal import set_up_logging
 
 
 @click.command()
@@ -41,5 +41,5 @@ def generate(model: str, prompts: str | None, **options: Any) -> None:
     """
     from leftover.commands.generate.run import generate_rows
 
-    _announce()
+    set_up_logging()
     generate_rows(model, prompts, **options)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from leftover.errors import UserError
-from leftover.monitoring.terminal import _announce
+from leftover.monitoring.terminal import set_up_logging
 
 _EPILOG = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same command continues and never pays twice."
 _PROMPTS_OF_PAGE = 50
@@ -78,7 +78,7 @@ def judge(
     from leftover.commands.judge.summary import Prices
     from leftover.runs.finished import FinishedRun
 
-    _announce()
+    set_up_logging()
     settings = read_settings(options)
     if human and ratings:
         raise UserError("--human writes a page, --import reads its answers: give one of them")

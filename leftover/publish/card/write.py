@@ -8,7 +8,7 @@ from typing import Any
 
 from leftover.evaluation.markdown import escape, table
 from leftover.models.load import is_adapter
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.publish.card import facts
 from leftover.publish.card.curve import draw_curve
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
