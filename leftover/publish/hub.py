@@ -66,7 +66,8 @@ def targets(recipe: Recipe) -> list[Target]:
         if not given:
             raise UserError(f"policy '{policy}': push_to_hub needs hub_model_id, as OWNER/NAME")
         for seed in recipe.seeds if "{seed}" in given else [None]:
-            hub_id = given.replace("{policy}", _id_part(policy)).replace("{seed}", str(seed))
+            part = re.sub(r"[^A-Za-z0-9._]+|[.-]{2,}", "-", policy).strip("-._")
+            hub_id = given.replace("{policy}", part).replace("{seed}", str(seed))
             check_id(hub_id)
             other = found.setdefault(hub_id.lower(), Target(policy, seed, hub_id, fields.get("hub_private_repo")))
             if other.policy != policy:
@@ -93,10 +94,6 @@ def check_id(hub_id: str) -> None:
     """Raise UserError for an id that no model on the Hub can have."""
     if not _ID.fullmatch(hub_id) or len(hub_id) > 96 or re.search(r"--|\.\.|\.git$", hub_id):
         raise UserError(f"'{hub_id}' is no id of the Hub: write OWNER/NAME of letters, digits, '-', '_' and '.'")
-
-
-def _id_part(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+|[.-]{2,}", "-", name).strip("-._")
 
 
 def check_login(hub_ids: Sequence[str]) -> None:

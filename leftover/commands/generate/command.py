@@ -26,7 +26,7 @@ from leftover.monitoring.terminal import set_up_logging
     help="Completions that reach --max-new-tokens without an end.",
 )
 @click.option(
-    "--splits/--no-splits", default=True, help="Write the split of a recipe's own prompts, so that they stay in it."
+    "--splits/--no-splits", default=True, help="Write the split of a recipe's own prompts, so that they keep it."
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Default: evaluate.batch_size.")
 @click.option("--seed", default=0, help="Seed of the sampling.")

@@ -75,7 +75,7 @@ class RowsFile:
             return
         if self.path.stat().st_size < self._bytes:
             raise UserError(f"{self.path} is shorter than it was when its rows were written: {remedy}")
-        os.truncate(self.path, self._bytes)  # a killed write may have left a part of a chunk
+        os.truncate(self.path, self._bytes)  # a killed command may have left half a chunk
         if self.chunks:
             log.info("generate: continues %s after %d chunks of prompts", self.path, self.chunks)
 

@@ -2,10 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from leftover.data.tokens import Template, cut_prompt, encode_prompts
 from leftover.errors import UserError
 from leftover.models.load import max_positions
 from leftover.monitoring.terminal import progress_bar
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ def generate_rows(
     `inputs` are those of `open_source`. Raises UserError for an output that holds rows of other settings.
     """
     if greedy and (n or 1) > 1:
-        raise UserError("--greedy gives one completion a prompt: leave --n out, or sample")
+        raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
     source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
     decoding = Decoding(
         n=n or (1 if greedy else 8),
@@ -91,7 +87,12 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
     )
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
     prompt_ids = [cut_prompt(source.tokenizer, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
-    _check_positions(model, prompt_ids, decoding)
+    positions, longest = max_positions(model.config), max(len(ids) for ids in prompt_ids)
+    if positions is not None and longest + decoding.max_new_tokens > positions:
+        raise UserError(
+            f"the longest prompt ({longest} tokens) and --max-new-tokens {decoding.max_new_tokens} exceed the model's "
+            f"{positions} positions: lower --max-new-tokens, or cut prompts with --set data.max_prompt_tokens"
+        )
     size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
     with progress_bar(len(prompts) * decoding.n, "generate", "completion") as bar:
         bar.update(min(file.chunks * size, len(prompts)) * decoding.n)
@@ -120,16 +121,6 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             file.append(rows, counts)
             bar.update(len(prompts[part]) * decoding.n)
     file.finish()
-
-
-def _check_positions(model: "PreTrainedModel", prompt_ids: Sequence[list[int]], decoding: Decoding) -> None:
-    positions = max_positions(model.config)
-    longest = max(len(ids) for ids in prompt_ids)
-    if positions is not None and longest + decoding.max_new_tokens > positions:
-        raise UserError(
-            f"the longest prompt ({longest} tokens) and --max-new-tokens {decoding.max_new_tokens} exceed the model's "
-            f"{positions} positions: lower --max-new-tokens, or cut prompts with --set data.max_prompt_tokens"
-        )
 
 
 def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:

@@ -22,7 +22,7 @@ _RESERVED = ("model", "messages", "stream", "n", "extra_headers")
 _SECRET = re.compile(r"api.?key|auth|secret|password", re.IGNORECASE)
 _DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 _HOSTED = "https://api.openai.com/v1"
-_HOPELESS = (401, 403, 404)  # what is wrong for one question is wrong for all
+_HOPELESS = (401, 403, 404)  # every question would fail alike
 _OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
 _KEY = " (the key comes from the variable that --token-env names)"
 _HINTS = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
@@ -32,7 +32,7 @@ _TRIES = "x-stainless-retry-count"  # the client's own header: how often a reque
 class AskError(Exception):
     """A question got no answer.
 
-    `status` is that of the service's answer, None without one. `hopeless`: every other question would fail alike.
+    `status` is that of the service's answer, None without one. `hopeless`: no other question would get one either.
     `of_question`: the question itself may be at fault.
     """
 

@@ -21,7 +21,7 @@ class Question:
     key: str
 
     def score(self, verdict: str) -> float:
-        """1 where our completion is preferred, 0 where theirs is, 0.5 for a tie."""
+        """1 if our completion is preferred, 0 if theirs is, 0.5 for a tie."""
         return 0.5 if verdict == "tie" else float((verdict == "A") == self.ours_first)
 
 

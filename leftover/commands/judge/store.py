@@ -1,4 +1,4 @@
-"""Every answer of a judge, kept as it arrives: JSON lines that are only ever appended to."""
+"""Every answer of a judge, kept as it arrives: JSON lines that are only appended to."""
 
 import json
 import os

@@ -103,14 +103,12 @@ def estimate(
     The tokens of answers are unknown (None) until a question is answered.
     """
     counted = [(q, r) for q, r in answered if r["prompt_tokens"] and r["completion_tokens"] is not None]
-    rate, completion_tokens = characters_per_token, None
+    rate, completion = characters_per_token, None
     if counted:
         rate = sum(len(q.message) * r["asks"] for q, r in counted) / sum(r["prompt_tokens"] for _, r in counted)
-        completion_tokens = round(len(todo) * sum(r["completion_tokens"] for _, r in counted) / len(counted))
+        completion = round(len(todo) * sum(r["completion_tokens"] for _, r in counted) / len(counted))
     characters = sum(len(q.message) for q in todo)
-    found: dict[str, Any] = {"questions": len(todo), "characters": characters, "from_answers": bool(counted)}
-    found["prompt_tokens"] = round(characters / rate) if rate else None
-    found["completion_tokens"] = completion_tokens
-    if prices and found["prompt_tokens"] is not None:
-        found["cost"] = prices.of(found["prompt_tokens"], found["completion_tokens"] or 0)
-    return found
+    prompt = round(characters / rate) if rate else None
+    found = {"questions": len(todo), "characters": characters, "from_answers": bool(counted)}
+    cost = {"cost": prices.of(prompt, completion or 0)} if prices and prompt is not None else {}
+    return {**found, "prompt_tokens": prompt, "completion_tokens": completion, **cost}

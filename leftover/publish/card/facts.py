@@ -32,12 +32,10 @@ def base_model(recipe: Recipe) -> tuple[str, str | None]:
 
 def reference_model(recipe: Recipe) -> str:
     """The reference, in words."""
-    reference = recipe.reference
-    if reference.source == "as_is":
-        return "the base as it is"
-    if reference.source == "path":
-        return public_name(str(reference.path))
-    return "the base, fine-tuned by the likelihood of the training completions"
+    if recipe.reference.source == "path":
+        return public_name(str(recipe.reference.path))
+    fitted = recipe.reference.source == "fit"
+    return "the base, fine-tuned by the likelihood of the training completions" if fitted else "the base as it is"
 
 
 def data_files(recipe: Recipe, table: Table) -> tuple[list[tuple[str, str | None]], list[str]]:
