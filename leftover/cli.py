@@ -231,7 +231,7 @@ def _mendable(error: Exception) -> str | None:
     code, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     place = f" ({name})" if name else ""
     if code in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in _DISK_FULL):
-        return f"the disk is full{place}; free some space and run again: it continues"
+        return f"the disk is full{place}; free some space, then run again: it continues"
     if code == errno.EROFS:
         return f"the disk is read-only{place}; set output_dir to a folder on another disk"
     if code == errno.EACCES:
