@@ -10,7 +10,6 @@ from leftover.publish import hub
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
 from leftover.runs.claim import open_run
-from leftover.runs.names import policy_artifact
 from leftover.runs.run import Run
 
 
@@ -90,7 +89,7 @@ def report(run: Run) -> dict[str, Any]:
     results, finished = gather(run), FinishedRun(run.folder, run.recipe)
     write_report(finished, results)
     write_cards(finished, results)
-    hub.push_run(run.folder, run.recipe, lambda name, seed: run.manifest.facts(policy_artifact(name, seed)))
+    hub.push_run(finished)
     return results
 
 

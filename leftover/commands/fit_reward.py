@@ -1,4 +1,4 @@
-"""The verb `fit-reward`: a reward that is fitted on rows, outside a run, for recipes to name by its folder."""
+"""`leftover fit-reward`: a reward fitted on rows outside a run; recipes name it by its folder."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def fit_reward(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit a reward on `rows` (see `read_spec`) into the folder `output`; returns its specification and facts.
 
-    The same call again finds it fitted. Raises UserError where the folder holds anything else.
+    The same call again finds it fitted. Raises UserError if the folder holds anything else.
     """
     spec = read_spec(rows, kind, overrides)
     reward, folder = load_reward(spec), Path(output)
@@ -38,7 +38,7 @@ def fit_reward(
 
 
 def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The specification of a reward: a YAML with its keys (`fit` and others), or a file of rows to fit on.
+    """The specification of a reward, from a YAML with its keys (`fit` and others) or a file of rows to fit on.
 
     `overrides` are `dotted.key=value`, such as `features=pair` or `fit.columns.reward=label`.
     """
@@ -54,18 +54,18 @@ def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ())
             raise UserError(f"{rows}: a reward is a mapping of keys (fit, features, ...), found {type(spec).__name__}")
     for override in overrides:
         set_key(spec, override)
-    spec = {"type": KINDS[kind]} | spec if kind else {"type": "linear"} | spec
+    spec = {"type": KINDS[kind or "linear"]} | spec
     if kind and spec["type"] != KINDS[kind]:
-        raise UserError(f"{rows} says type: {spec['type']}, and --kind says {kind}: leave one out")
+        raise UserError(f"{rows} has type: {spec['type']}, and --kind is {kind}: leave one out")
     if spec["type"] not in KINDS.values():
-        raise UserError(f"type {spec['type']!r} is not fitted on rows: {', '.join(KINDS.values())} are")
+        raise UserError(f"type {spec['type']!r} is not fitted on rows; these are: {', '.join(KINDS.values())}")
     if not isinstance(spec.get("fit"), dict) or "path" in spec:
-        raise UserError(f"{rows}: say under `fit` which rows to fit on (path, format, columns, ...)")
+        raise UserError(f"{rows}: name under `fit` the rows to fit on (path, format, columns, ...)")
     return spec
 
 
 def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
-    """Print what was fitted and how well it does on held-out families, and how a recipe names it."""
+    """Print what was fitted, how well it does on held-out families, and how a recipe names it."""
     from rich.table import Table
 
     table = Table(title=f"{spec['type']} reward: {spec['fit']['path']}", title_justify="left", show_header=False)
@@ -77,10 +77,10 @@ def show(spec: dict[str, Any], facts: dict[str, Any], output: str) -> None:
     terminal.print(f"  - {{type: {spec['type']}, path: {output.rstrip('/')}}}", soft_wrap=True)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
-        numbers = ["n/a" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "low", "high")]
-        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] (95 %)"
+        mean, low, high = ("n/a" if value[key] is None else f"{value[key]:.3f}" for key in ("value", "low", "high"))
+        return f"{mean} [{low}, {high}] (95 %)"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {number:g}" for key, number in value.items())
     if isinstance(value, list):

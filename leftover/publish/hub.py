@@ -1,10 +1,10 @@
-"""Pushing finished policies to the Hub: where each goes, whether that can be, and the upload."""
+"""Pushing finished policies to the Hub: where each goes, whether that is possible, and the upload."""
 
 import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
 from leftover.rewards.credentials import hide
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_artifact
 
 log = logging.getLogger(__name__)
 
-# Settings of LoLConfig that a run reads itself: its trainers write checkpoints, which stay here.
+# Settings of LoLConfig that a run reads itself; its trainers do not push, since their checkpoints stay here.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo")
 # What an earlier push may have left: an adapter beside merged weights would be applied to them a second time.
 _WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
@@ -24,11 +26,9 @@ _ID = re.compile(rf"(?:{_PART}/)?{_PART}")
 _PRIVATE_ALONE = "--private goes with --push-to-hub: nothing is pushed"
 _LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that may write"
 
-Facts = Callable[[str, int], dict[str, Any]]
-
 
 class Target(NamedTuple):
-    """A policy that goes to the Hub. `seed` None: the one that did best on the selection prompts."""
+    """A policy that goes to the Hub. `seed` None: the one that was best on the selection prompts."""
 
     policy: str
     seed: int | None
@@ -39,16 +39,14 @@ class Target(NamedTuple):
 def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Recipe:
     """The recipe with its first policy (or, with {policy} in the id, every one) pushed to `hub_id`, if that is given.
 
-    `private` alone holds for what the recipe pushes itself. Raises UserError where that is nothing.
+    `private` alone holds for what the recipe pushes itself. Raises UserError if it pushes nothing.
     """
-    if hub_id is None:
-        if private and not targets(recipe):
-            raise UserError(_PRIVATE_ALONE)
-        return recipe.model_copy(update={"train": recipe.train | {"hub_private_repo": True}}) if private else recipe
-    fields: dict[str, Any] = {"push_to_hub": True, "hub_model_id": hub_id}
-    if private:
-        fields["hub_private_repo"] = True
-    if "{policy}" in hub_id:
+    fields: dict[str, Any] = {"hub_private_repo": True} if private else {}
+    if hub_id is None and private and not targets(recipe):
+        raise UserError(_PRIVATE_ALONE)
+    if hub_id is not None:
+        fields |= {"push_to_hub": True, "hub_model_id": hub_id}
+    if hub_id is None or "{policy}" in hub_id:
         return recipe.model_copy(update={"train": recipe.train | fields})
     main = recipe.main_policy
     return recipe.model_copy(update={"policies": recipe.policies | {main: recipe.policies[main] | fields}})
@@ -57,9 +55,9 @@ def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Reci
 def targets(recipe: Recipe) -> list[Target]:
     """What the recipe's settings push_to_hub, hub_model_id and hub_private_repo ask for.
 
-    Raises UserError for an id that is missing or no id, and where two policies or seeds would have the same.
+    Raises UserError for a missing or invalid id, and if two policies would have the same.
     """
-    found = []
+    found: dict[str, Target] = {}
     for policy, own in recipe.policies.items():
         fields = recipe.train | own
         if not fields.get("push_to_hub"):
@@ -68,60 +66,46 @@ def targets(recipe: Recipe) -> list[Target]:
         if not given:
             raise UserError(f"policy '{policy}': push_to_hub needs hub_model_id, as OWNER/NAME")
         for seed in recipe.seeds if "{seed}" in given else [None]:
-            hub_id = given.replace("{policy}", _id_part(policy)).replace("{seed}", str(seed))
+            part = re.sub(r"[^A-Za-z0-9._]+|[.-]{2,}", "-", policy).strip("-._")
+            hub_id = given.replace("{policy}", part).replace("{seed}", str(seed))
             check_id(hub_id)
-            found.append(Target(policy, seed, hub_id, fields.get("hub_private_repo")))
-    going: dict[str, str] = {}
-    for target in found:
-        other = going.setdefault(target.hub_id.lower(), target.policy)
-        if other != target.policy:
-            raise UserError(
-                f"policies '{other}' and '{target.policy}' would both be pushed to '{target.hub_id}': set push_to_hub "
-                "and hub_model_id under policies.NAME of one alone, or write {policy} into the id"
-            )
-    return found
+            other = found.setdefault(hub_id.lower(), Target(policy, seed, hub_id, fields.get("hub_private_repo")))
+            if other.policy != policy:
+                raise UserError(
+                    f"policies '{other.policy}' and '{policy}' would both be pushed to '{hub_id}': set push_to_hub and "
+                    "hub_model_id under policies.NAME of one alone, or write {policy} into the id"
+                )
+    return list(found.values())
 
 
-def export_and_push(
-    folder: str | Path,
-    hub_id: str | None,
-    private: bool,
-    *,
-    policy: str | None = None,
-    seed: int | None = None,
-    output: str | Path | None = None,
-    merge: bool = False,
-) -> str:
-    """`leftover export --push-to-hub`: nothing is computed; returns the address. `output` keeps what was uploaded."""
+def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **options: Any) -> str:
+    """`leftover export --push-to-hub`; `options` are those of `push_policy`. Nothing is computed.
+
+    Returns the address. Raises UserError before the export if the push cannot succeed.
+    """
     if hub_id is None:
         raise UserError(_PRIVATE_ALONE)
     check_id(hub_id)
     check_login([hub_id])
-    kept = None if output is None else Path(output)
-    visible = True if private else None
-    return push_policy(Path(folder), hub_id, policy=policy, seed=seed, private=visible, merge=merge, output=kept)
+    return push_policy(folder, hub_id, private=private or None, **options)
 
 
 def check_id(hub_id: str) -> None:
-    """Raises UserError for what is no id of a model on the Hub."""
+    """Raise UserError for an id that no model on the Hub can have."""
     if not _ID.fullmatch(hub_id) or len(hub_id) > 96 or re.search(r"--|\.\.|\.git$", hub_id):
-        raise UserError(f"'{hub_id}' is no id of the Hub: OWNER/NAME of letters, digits, '-', '_' and '.'")
-
-
-def _id_part(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+|[.-]{2,}", "-", name).strip("-._")
+        raise UserError(f"'{hub_id}' is no id of the Hub: write OWNER/NAME of letters, digits, '-', '_' and '.'")
 
 
 def check_login(hub_ids: Sequence[str]) -> None:
-    """Ask the Hub who we are, before hours of training. Raises UserError where we may not write to one of the ids.
+    """Ask the Hub who we are, before hours of training; without ids, ask nothing.
 
-    Without ids nothing is asked.
+    Raises UserError if we may not write to one of the ids.
     """
     from huggingface_hub import HfApi
 
     if not hub_ids:
         return
-    with _told("log in"):
+    with _hub_errors("log in"):
         account = HfApi().whoami()
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
@@ -133,51 +117,49 @@ def check_login(hub_ids: Sequence[str]) -> None:
             raise UserError(f"'{account['name']}' may not push to '{hub_id}': its owner is none of {', '.join(owners)}")
 
 
-def push_run(folder: Path, recipe: Recipe, facts: Facts) -> None:
-    """Push what the settings of a finished run ask for; `facts`: (policy, seed) -> what was noted of its training."""
-    for policy, seed, hub_id, private in targets(recipe):
-        chosen = best_seed(recipe, policy, facts) if seed is None else seed
-        push_policy(folder, hub_id, policy=policy, seed=chosen, private=private)
+def push_run(run: FinishedRun) -> None:
+    """Push what the settings of a finished run ask for."""
+    for policy, seed, hub_id, private in targets(run.recipe):
+        if seed is None:
+            facts = {s: run.manifest.facts(policy_artifact(policy, s)) for s in run.recipe.seeds}
+            seed = best_seed({s: of.get("best_metric") for s, of in facts.items()})
+        push_policy(run.folder, hub_id, policy=policy, seed=seed, private=private)
 
 
-def best_seed(recipe: Recipe, policy: str, facts: Facts) -> int:
-    """The seed whose kept checkpoint did best on the selection prompts; the first of several alike."""
-
-    def score(seed: int) -> float:
-        found = facts(policy, seed).get("best_metric")
-        return -math.inf if found is None else float(found)
-
-    return max(recipe.seeds, key=score)
+def best_seed(metrics: Mapping[int, float | None]) -> int:
+    """The seed whose checkpoint was best on the selection prompts, the first of several alike; None: not measured."""
+    measured = {seed: -math.inf if metric is None else float(metric) for seed, metric in metrics.items()}
+    return max(measured, key=measured.__getitem__)
 
 
 def push_policy(
-    folder: Path,
+    folder: str | Path,
     hub_id: str,
     *,
     policy: str | None,
     seed: int | None,
     private: bool | None,
     merge: bool = False,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> str:
-    """Export one policy to `output`, or to a passing folder, and upload that; returns its address.
+    """Export one policy to `output`, or to a temporary folder, and upload that; returns its address.
 
     An adapter whose base is a folder of this machine is merged into it: nobody else could load it.
     """
     from leftover.publish.export import export_policy
 
-    with tempfile.TemporaryDirectory() as passing:
-        target = output or Path(passing) / "model"
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(output or Path(temporary) / "model")
         export_policy(folder, policy=policy, seed=seed, output=target, merge=merge, hub_id=hub_id)
         return upload(target, hub_id, private=private)
 
 
 def upload(folder: Path, hub_id: str, *, private: bool | None = None) -> str:
-    """Upload an exported folder as it is, in one commit; returns its address. Raises UserError with the Hub's words."""
+    """Upload an exported folder in one commit; returns its address. Raises UserError with the Hub's own message."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _told(f"push to '{hub_id}'"):
+    with _hub_errors(f"push to '{hub_id}'"):
         hub_id = api.create_repo(hub_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=hub_id,
@@ -190,8 +172,8 @@ def upload(folder: Path, hub_id: str, *, private: bool | None = None) -> str:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Errors of the Hub and the network as UserError, without the token."""
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turn errors of the Hub and the network into UserError, without the token."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
@@ -208,6 +190,4 @@ def _told(what: str) -> Iterator[None]:
         raise UserError(f"cannot {what} on the Hub (status {status}: {said}){remedy}") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         said = hide(" ".join(str(error).split())[:300], get_token())
-        raise UserError(
-            f"cannot {what}: the Hub is not reached ({said}); try again when it is, or do not push"
-        ) from None
+        raise UserError(f"cannot {what}: the Hub is not reached ({said}); try again later, or do not push") from None

@@ -22,7 +22,7 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     current = [found for found in results if _is_current(manifest, found)]
     current.sort(key=lambda found: ("raters" in found, found["comparison"], _who(found)))
     return {
-        "comparisons": [_comparison(found) for found in current],
+        "comparisons": [comparison_view(found) for found in current],
         "charts": [picture for found in current if (picture := _chart(found)) is not None],
         "outdated": sorted({found["comparison"] for found in results if found not in current}),
     }
@@ -65,7 +65,8 @@ def _who(found: dict[str, Any]) -> str:
     return str(found["judge"]["model"])
 
 
-def _comparison(found: dict[str, Any]) -> dict[str, Any]:
+def comparison_view(found: dict[str, Any]) -> dict[str, Any]:
+    """One comparison: `title`, `judge`, `header`, `cells` and `notes`."""
     cells = [
         [name, source or "none", str(row["prompts"]), *(_share(row.get(m)) for m in ("win", "tie", "loss", "win_rate"))]
         for name, of in found["criteria"].items()
@@ -77,7 +78,7 @@ def _comparison(found: dict[str, Any]) -> dict[str, Any]:
         f"Mean length: {words['ours']:.1f} words, theirs {words['theirs']:.1f}; judges are known to like more."
     )
     if "tokens" in found:
-        notes.append(_cost(found["tokens"]))
+        notes.append(token_text(found["tokens"]))
     return {"title": found["comparison"], "judge": _who(found), "header": _HEADER, "cells": cells, "notes": notes}
 
 
@@ -109,7 +110,8 @@ def _notes(criterion: str, of: dict[str, Any]) -> list[str]:
     return said
 
 
-def _cost(tokens: dict[str, Any]) -> str:
+def token_text(tokens: dict[str, Any]) -> str:
+    """How many tokens some answers took, and their cost."""
     text = f"{tokens['answers']:,} answers: {tokens['prompt_tokens']:,} tokens of questions, "
     text += f"{tokens['completion_tokens']:,} of answers"
     text += f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""

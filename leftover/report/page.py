@@ -25,7 +25,7 @@ from leftover.runs.finished import FinishedRun
 
 log = logging.getLogger(__name__)
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
 
 
@@ -115,15 +115,15 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _render(template: str, **values: Any) -> str:
-    style, script = (_TEMPLATES / "page.css").read_text("utf-8"), (_TEMPLATES / "page.js").read_text("utf-8")
+    style, script = (TEMPLATES / "page.css").read_text("utf-8"), (TEMPLATES / "page.js").read_text("utf-8")
     policy = (
-        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """What a Content-Security-Policy calls an inline script or style by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
@@ -133,7 +133,7 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = FileSystemLoader(_TEMPLATES)
+    loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
     filters: dict[str, Any] = {
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py

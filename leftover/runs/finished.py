@@ -7,6 +7,7 @@ from typing import Any
 from leftover.errors import UserError
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
+from leftover.runs.names import policy_folder, trained_policies
 from leftover.store.manifest import Manifest, read_json
 from leftover.store.table import Table
 
@@ -41,6 +42,15 @@ class FinishedRun:
         if policy not in self.recipe.policies:
             raise UserError(f"no policy '{policy}' in '{self.folder}' (it has: {', '.join(self.recipe.policies)})")
         return policy
+
+    def trained_policy(self, name: str | None = None, seed: int | None = None) -> tuple[str, int]:
+        """The name and seed of a trained policy; default: the recipe's first. UserError if it is not trained."""
+        name, seed = name or self.recipe.main_policy, self.recipe.seeds[0] if seed is None else seed
+        trained = trained_policies(self.folder)
+        if policy_folder(self.folder, name, seed) not in trained:
+            listed = ", ".join(str(path.relative_to(self.folder)) for path in trained) or "none"
+            raise UserError(f"no trained policy '{name}' with seed {seed} in '{self.folder}' (trained: {listed})")
+        return name, seed
 
     def results(self) -> dict[str, Any] | None:
         """The content of results.json, or of comparison.json where the folder's last run was a comparison.

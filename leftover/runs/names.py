@@ -21,6 +21,12 @@ def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
     return run_folder / "policies" / name / f"seed-{seed}"
 
 
+def trained_policies(run_folder: Path) -> list[Path]:
+    """The folders of all policies and seeds whose training came to its end: only then is a model written."""
+    saved = sorted(run_folder.glob("policies/*/seed-*"))
+    return [path for path in saved if (path / "config.json").is_file() or (path / "adapter_config.json").is_file()]
+
+
 def policy_artifact(name: str, seed: int) -> str:
     """The name of a trained policy in the manifest."""
     return f"policy {name}, seed {seed}"

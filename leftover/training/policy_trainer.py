@@ -126,7 +126,7 @@ class PolicyTrainer(Trainer):
         Takes what `Trainer.create_model_card` takes, of which language, license, tags, model_name, finetuned_from and
         dataset_tags go into its header.
         """
-        from leftover.publish.card.trainer import write_trainer_card
+        from leftover.publish.card import write_trainer_card
 
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         if self.is_world_process_zero():

@@ -87,10 +87,10 @@ def test_a_folder_of_something_else_is_left_alone(rows, tmp_path, tiny_recipe: A
 @pytest.mark.parametrize(
     ("text", "kind", "expected"),
     [
-        ("type: fine_tuned\nfit: {path: x}", "linear", "says type: fine_tuned, and --kind says linear"),
-        ("type: text\nfit: {path: x}", None, "type 'text' is not fitted on rows: linear, fine_tuned are"),
-        ("fit: rows", None, "say under `fit` which rows to fit on"),
-        ("path: x", None, "say under `fit` which rows to fit on"),
+        ("type: fine_tuned\nfit: {path: x}", "linear", "type: fine_tuned, and --kind is linear: leave one out"),
+        ("type: text\nfit: {path: x}", None, "type 'text' is not fitted on rows.*linear, fine_tuned"),
+        ("fit: rows", None, "under `fit`"),
+        ("path: x", None, "under `fit`"),
         ("- 1", None, "a reward is a mapping of keys .* found list"),
         ("a: [", None, "not valid YAML"),
     ],

@@ -15,7 +15,7 @@ from leftover.demo.grammar import score_answers
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
 from leftover.publish.card import NAME, PICTURE
-from leftover.publish.card.papers import OTHERS, papers
+from leftover.publish.card.method import OTHERS, papers
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.publish.export import export_policy
 from leftover.recipe.files import make_recipe

@@ -1,23 +1,23 @@
-"""What `leftover generate` samples from: the model, its tokenizer, the prompts, and the functions that score."""
+"""The inputs of `leftover generate`: the model, its tokenizer, the prompts, and the functions that score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leftover.data.chat import Chat
 from leftover.data.formats import check_files, read_rows
-from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
+from leftover.data.records import Located
+from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import align_generation_config, is_adapter, load_with
 from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
-from leftover.publish.export import trained_policy
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe, reward_section
 from leftover.recipe.sections import Recipe
@@ -25,30 +25,35 @@ from leftover.rewards import learner
 from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import FileHashes, read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-@dataclass
+
+@dataclass(frozen=True)
 class Prompt:
     """A unique prompt: its text (of a conversation the messages as JSON), and what its rows carry along."""
 
     text: str
     conversational: bool
-    family: str | None = None  # None: the prompt itself
-    split: str | None = None
-    tools: str | None = None
-    answer: str | None = None
+    family: str | None  # None: the prompt itself
+    split: str | None
+    tools: str | None
+    answer: str | None
 
     @property
     def row(self) -> dict[str, Any]:
         """The prompt as columns of the table."""
         return {"prompt": self.text, "conversational": self.conversational, "tools": self.tools}
 
-    @property
-    def asked(self) -> Any:
-        """The user's own form: a string, or the list of messages."""
-        return as_prompt(self.text, self.conversational)
+    @classmethod
+    def of(cls, row: Mapping[str, Any], side: str | None) -> "Prompt":
+        """The prompt of a checked row, on this side of the split."""
+        family = None if row["family"] == row["prompt"] else row["family"]
+        return cls(row["prompt"], row["conversational"], family, side, row["tools"], row["answer"])
 
 
 @dataclass
@@ -56,11 +61,11 @@ class Source:
     """A model to sample from, and all that turns its samples into rows."""
 
     path: str
-    recipe: Recipe  # the user's, or one made of the command's own arguments
-    tokenizer: Any
+    recipe: Recipe  # the user's, or one made of the command's arguments
+    tokenizer: "PreTrainedTokenizerBase"
     prompts: list[Prompt]
     reward: SumReward | None
-    compute_dtype: str | None
+    compute_dtype: str | None = None
     hashes: FileHashes | None = None
     learnt: dict[str, str] = field(default_factory=dict)  # keys of what reward functions learnt from rows
 
@@ -68,14 +73,15 @@ class Source:
     def chat(self) -> Chat:
         return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
 
-    def load(self) -> Any:
+    def load(self) -> "PreTrainedModel":
         model = load_with(self.recipe.model, self.path, self.compute_dtype)
         align_generation_config(model, self.tokenizer, self.chat.ends)
         return model
 
     def identity(self) -> dict[str, Any]:
-        """What samples and scores depend on, beside the decoding, for the key of the rows."""
+        """What samples and scores depend on, besides the decoding, for the key of the rows."""
         model, reward = self.recipe.model, self.reward
+        scores = [reward.identity(), reward.weights, reward.missing, reward.state, self.learnt] if reward else None
         texts = "\0".join(f"{p.text}\0{p.tools}\0{p.family}\0{p.split}\0{p.answer}" for p in self.prompts)
         return {
             "model": model_identity(self.path, self.hashes),
@@ -84,78 +90,62 @@ class Source:
             "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer), self.tokenizer.chat_template],
             "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
             "columns": self.recipe.data.columns.model_dump(),
-            "reward": [reward.identity(), reward.weights, reward.missing, reward.state, self.learnt]
-            if reward
-            else None,
+            "reward": scores,
         }
 
 
 def open_source(
     model: str,
     prompts: str | None,
-    *,
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    policy: str | None = None,
-    policy_seed: int | None = None,
-    reward: str | None = None,
-    splits: bool = True,
     rejects: Path,
+    *,
+    recipe: str | None,
+    overrides: Sequence[str],
+    policy: str | None,
+    policy_seed: int | None,
+    reward: str | None,
+    splits: bool,
 ) -> Source:
-    """Find out what the arguments of `leftover generate` mean.
+    """What the arguments of `leftover generate` mean.
 
-    A run's folder as `model` stands for its trained policy, and for its recipe where no other is given. A recipe
-    gives tokenizer, limits, rewards (with what they learnt) and, without `prompts`, its own prompts.
+    A run's folder as `model` stands for its trained policy, and for its recipe if no other is given. A recipe gives
+    tokenizer, limits, rewards (with what they learnt) and, without `prompts`, its own prompts.
 
-    Raises UserError for a model, a policy, prompts or rewards that are not there.
+    Raises UserError for a model, a policy, prompts or rewards that do not exist.
     """
     path, folder = model, Path(model)
     if (folder / "recipe.yaml").is_file():
-        path = str(trained_policy(FinishedRun(folder), policy, policy_seed))
+        path = str(policy_folder(folder, *FinishedRun(folder).trained_policy(policy, policy_seed)))
         recipe = recipe or model
     elif policy is not None or policy_seed is not None:
         raise UserError(
             f"--policy and --policy-seed choose among the policies of a run, and '{model}' is no run's folder"
         )
-    if recipe is not None:
-        return _with_recipe(path, prompts, recipe, list(overrides), reward, splits, rejects)
-    if prompts is None:
-        raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
-    content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
-    made = make_recipe(content, where="leftover generate", overrides=list(overrides))
-    tokenizer = load_tokenizer(
-        made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
-        chat_template=made.model.chat_template,
-        trust_remote_code=made.model.trust_remote_code,
-    )
-    check_files(made.data)
-    section = reward_section(reward) or made.reward
-    return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section), None)
-
-
-def _with_recipe(
-    path: str,
-    prompts: str | None,
-    recipe: str,
-    overrides: list[str],
-    reward: str | None,
-    splits: bool,
-    rejects: Path,
-) -> Source:
-    """`overrides` are this command's own: the run, whose rows and rewards are used, keeps its recipe as it is."""
-    saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
+    section, changes = reward_section(reward), list(overrides)
+    if recipe is None:
+        if prompts is None:
+            raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
+        content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
+        made = make_recipe(content, where="leftover generate", overrides=changes)
+        tokenizer = load_tokenizer(
+            made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
+            chat_template=made.model.chat_template,
+            trust_remote_code=made.model.trust_remote_code,
+        )
+        return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section or made.reward))
+    # `changes` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
+    saved, settings = load_recipe(recipe), load_recipe(recipe, changes)
     run = open_run(saved)
-    if prompts is None:
-        if settings.data.path != saved.data.path:
-            raise UserError("--set data.path: give the file as PROMPTS, after the model")
+    same_path = settings.data.path == saved.data.path
+    if prompts is not None:
+        # The recipe's format is that of its own file.
+        kind = "auto" if same_path and settings.data.format == saved.data.format else settings.data.format
+        update = {"path": prompts, "format": kind, "drop_listed": None, "max_rows": None, "part": (0.0, 1.0)}
+        found = read_prompts(settings.data.model_copy(update=update), rejects)
+    elif same_path:
         found = recipe_prompts(run, splits)
     else:
-        of_the_recipe = settings.data.format == saved.data.format and settings.data.path == saved.data.path
-        update = {"path": prompts, "drop_listed": None, "max_rows": None, "part": (0.0, 1.0)}
-        data = settings.data.model_copy(update=update | ({"format": "auto"} if of_the_recipe else {}))
-        check_files(data)
-        found = read_prompts(data, rejects)
-    section = reward_section(reward)
+        raise UserError("--set data.path: give the file as PROMPTS, after the model")
     if section is None and settings.reward == saved.reward:
         scores, learnt = recipe_reward(run)
     else:
@@ -164,40 +154,31 @@ def _with_recipe(
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
-    """The unique prompts of a file in any format that rows may have; of each, what its first row says.
-
-    Only the prompt's column is needed: completions and scores of the rows are left unread.
-    """
+    """The unique prompts of a file, each from its first row; completions and scores are ignored, and may be missing."""
+    check_files(data)
     columns = data.columns
 
-    def located() -> Any:
+    def located() -> Iterator[Located]:
         for where, row in read_rows(data):
             known = {k: v for k, v in row.items() if k not in (columns.reward, "is_chosen")}
-            yield where, known | {columns.completion: "-"}  # rows are checked as a whole
+            yield where, known | {columns.completion: "-"}  # a row is checked as a whole
 
     found: dict[tuple[str, str | None], Prompt] = {}
     for row in check_rows(located(), data, Rejects(rejects), {}):
-        family = None if row["family"] == row["prompt"] else row["family"]
-        prompt = Prompt(row["prompt"], row["conversational"], family, row["user_split"], row["tools"], row["answer"])
-        found.setdefault((prompt.text, prompt.tools), prompt)
+        found.setdefault((row["prompt"], row["tools"]), Prompt.of(row, row["user_split"]))
     return list(found.values())
 
 
 def recipe_prompts(run: Run, splits: bool) -> list[Prompt]:
     """The unique prompts of a recipe's rows, each with its split, so that it stays on its side in the next run.
 
-    `splits` False leaves out those that the recipe assigned: such rows can be mixed with rows that have none.
+    `splits` False leaves out the splits that the recipe assigned: such rows can be mixed with rows that have none.
     """
     read(run)
     split(run)
     table = run.table.open("rows", "split")
     _, first = np.unique(np.asarray(table["group"][:]), return_index=True)
-    found = []
-    for row in table.select(np.sort(first)):
-        family = None if row["family"] == row["prompt"] else row["family"]
-        side = row["split"] if splits else row["user_split"]
-        found.append(Prompt(row["prompt"], row["conversational"], family, side, row["tools"], row["answer"]))
-    return found
+    return [Prompt.of(row, row["split"] if splits else row["user_split"]) for row in table.select(np.sort(first))]
 
 
 def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,28 +14,28 @@ from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast, reference_pass
 from leftover.recipe.data_section import ColumnsSection
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn; `max_prompt_tokens` as in `data`: longer prompts are cut on the left.
-
-    unfinished: what becomes of a completion that reached `max_new_tokens` without an end: drop it or keep it.
-    """
+    """How completions are drawn. All of it is part of the key of the rows."""
 
     n: int
     max_new_tokens: int
-    max_prompt_tokens: int
-    sample: bool = True
-    temperature: float = 1.0
-    batch_size: int = 64
-    seed: int = 0
-    max_prompts: int | None = None
-    unfinished: str = "drop"
+    max_prompt_tokens: int  # longer prompts are cut on the left
+    sample: bool
+    temperature: float
+    batch_size: int
+    seed: int
+    max_prompts: int | None
+    unfinished: str  # drop or keep completions that reach `max_new_tokens` without an end
 
 
 @dataclass
 class Sample:
-    """One completion of the prompt with this number; `text` without its end of sequence."""
+    """One completion of a prompt; `text` without the end of sequence."""
 
     number: int
     prompt: Prompt
@@ -47,7 +47,7 @@ class Sample:
 
 def draw(
     source: Source,
-    model: Any,
+    model: "PreTrainedModel",
     decoding: Decoding,
     prompts: Sequence[tuple[int, Prompt]],
     prompt_ids: Sequence[list[int]],
@@ -80,68 +80,71 @@ def draw(
     ]
 
 
-def completion_text(tokenizer: Any, prompt_ids: list[int], completion_ids: list[int]) -> str:
+def completion_text(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], completion_ids: list[int]) -> str:
     """The exact text of completion tokens after their prompt, white space and special tokens included.
 
     Decoded together with the prompt: alone, some tokenizers drop a leading space.
     """
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    prompt = tokenizer.decode(prompt_ids, **options)
-    whole = tokenizer.decode([*prompt_ids, *completion_ids], **options)
-    return whole.removeprefix(prompt) if whole.startswith(prompt) else tokenizer.decode(completion_ids, **options)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    prompt, whole = decode(prompt_ids), decode([*prompt_ids, *completion_ids])
+    return whole.removeprefix(prompt) if whole.startswith(prompt) else decode(completion_ids)
 
 
-def make_rows(source: Source, model: Any, decoding: Decoding, samples: list[Sample]) -> Iterator[dict[str, Any]]:
-    """Rows as `sample_rows` describes them, and `too_long`: an ended one whose text makes more tokens than allowed."""
+def make_rows(
+    source: Source, model: "PreTrainedModel", decoding: Decoding, samples: list[Sample]
+) -> Iterator[dict[str, Any]]:
+    """Rows as `generate_rows` describes them, and `too_long`: it ended, but its text makes more tokens than allowed."""
     if not samples:
         return
-    columns, tokenizer = plain_names(source.recipe.data.columns), source.tokenizer
+    columns = plain_names(source.recipe.data.columns)
     texts = [s.prompt.row | {"completion": s.text} for s in samples]
     again = tokenise(source.chat, texts, Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"))
-    view = [{"prompt_ids": s.prompt_ids, "completion_ids": s.completion_ids} for s in samples]
-    temperature = decoding.temperature if decoding.sample else 1.0
     logprobs, _ = reference_pass(
-        model, tokenizer, view, features=False, compute_dtype=source.compute_dtype, temperature=temperature
+        model,
+        source.tokenizer,
+        [{"prompt_ids": s.prompt_ids, "completion_ids": s.completion_ids} for s in samples],
+        features=False,
+        compute_dtype=source.compute_dtype,
+        temperature=decoding.temperature if decoding.sample else 1.0,
     )
-    scores = _scores(source, samples)
+    prompts = [as_prompt(s.prompt.text, s.prompt.conversational) for s in samples]
+    scores: dict[str, Sequence[float | None] | np.ndarray] = {}
+    if source.reward is not None:
+        components = source.reward.score_components(prompts, [s.text for s in samples])
+        scores[columns.reward] = source.reward.total(components)
+        scores |= {f"reward/{name}": values for name, values in components.items()}
     for i, sample in enumerate(samples):
-        prompt = sample.prompt
-        own = {
-            columns.family: prompt.family,
-            columns.split: prompt.split,
-            columns.tools: prompt.tools and json.loads(prompt.tools),
-            columns.answer: prompt.answer,
+        carried = {
+            columns.family: sample.prompt.family,
+            columns.split: sample.prompt.split,
+            columns.tools: sample.prompt.tools and json.loads(sample.prompt.tools),
+            columns.answer: sample.prompt.answer,
         }
+        ids = (sample.prompt_ids, sample.completion_ids)
         yield {
-            columns.prompt: as_prompt(prompt.text, prompt.conversational),
+            columns.prompt: prompts[i],
             columns.completion: sample.text,
-            **{(columns.reward if name == "reward" else name): column[i] for name, column in scores.items()},
+            **{name: _score(values[i]) for name, values in scores.items()},
             "sampler_logprob": float(logprobs[i].sum(dtype=np.float64)),
             "sampler_logprobs": [round(float(value), 6) for value in logprobs[i]],
             "num_tokens": len(sample.completion_ids),
             "ended": sample.ended,
-            "tokens_match": again.prompt_ids[i] == sample.prompt_ids
-            and again.completion_ids[i] == sample.completion_ids,
+            "tokens_match": (again.prompt_ids[i], again.completion_ids[i]) == ids,
             "prompt_index": sample.number,
             "too_long": sample.ended and again.completion_long[i],
-            **{name: value for name, value in own.items() if name is not None and value is not None},
+            **{name: value for name, value in carried.items() if name is not None and value is not None},
         }
 
 
 def plain_names(columns: ColumnsSection) -> ColumnsSection:
-    """The recipe's columns; a template, which names none, gives way to the default."""
+    """The recipe's columns, with the default in place of a template over several columns."""
     defaults = ColumnsSection()
     templates = {name: getattr(defaults, name) for name, column in columns if column and "{" in column}
     return columns.model_copy(update=templates)
 
 
-def _scores(source: Source, samples: list[Sample]) -> dict[str, list[float | None]]:
-    """`reward` and every `reward/<name>`; None where there is no score."""
-    if source.reward is None:
-        return {}
-    components = source.reward.score_components([s.prompt.asked for s in samples], [s.text for s in samples])
-    total = source.reward.total(components)
-    found: dict[str, list[float | None]] = {"reward": [None if np.isnan(v) else float(v) for v in total]}
-    return found | {
-        f"reward/{name}": [None if s is None else float(s) for s in scores] for name, scores in components.items()
-    }
+def _score(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)

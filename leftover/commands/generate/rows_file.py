@@ -1,8 +1,9 @@
-"""A file of rows that is written chunk by chunk: a killed command continues it, and other settings never extend it."""
+"""A file of rows written chunk by chunk: a killed command continues it, and other settings never extend it."""
 
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,20 @@ _CHANGES_SHOWN = 5
 
 
 class RowsFile:
-    """`rows.jsonl` and, beside it, `rows.jsonl.state.json`: the key, how many chunks are whole, what was counted.
+    """`rows.jsonl` and, beside it, `rows.jsonl.state.json`: the key, the number of finished chunks, and counts.
 
     Args:
-        path: of the rows.
         key: what the rows depend on, as JSON.
-        overwrite: start over where the file is of another key, or of none.
+        overwrite: start over, whatever the file holds.
 
-    Raises UserError where the file is of another key, of none, or was cut since, and `overwrite` is not asked for.
+    Raises UserError, unless `overwrite`, if the file has another key or none, or was cut since.
     """
 
     def __init__(self, path: Path, key: dict[str, Any], overwrite: bool = False):
         if path.suffix != ".jsonl":
             raise UserError(f"--output {path}: rows are written as JSON lines; name a file that ends in .jsonl")
         self.path, self.state_path = path, path.with_name(path.name + ".state.json")
-        self.chunks, self.complete, self.counts = 0, False, dict[str, float]()
+        self.chunks, self.complete, self.counts = 0, False, Counter[str]()
         self.key, self._bytes = as_json(key), 0
         if path.is_file() and not overwrite:
             self._take_up()
@@ -41,20 +41,19 @@ class RowsFile:
             self._write_state()
 
     def append(self, rows: Iterable[dict[str, Any]], counts: Mapping[str, float]) -> None:
-        """Add the rows of the next chunk, and what was counted in it; they are on the disk when this returns."""
+        """Add the rows of the next chunk and its counts; they are on the disk when this returns."""
         with self.path.open("ab") as file:
             for row in rows:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()
-        for name, count in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+        self.counts.update(counts)  # adds
         self.chunks += 1
         self._write_state()
 
     def finish(self) -> None:
-        """All chunks are there."""
+        """Mark the file as complete."""
         self.complete = True
         self._write_state()
 
@@ -64,19 +63,19 @@ class RowsFile:
         if state["chunks"] == 0 if state else self.path.stat().st_size == 0:
             return  # nothing would be lost
         if state is None:
-            raise UserError(f"{self.path} is there already, and was not written by this command: {remedy}")
+            raise UserError(f"{self.path} already exists, and was not written by this command: {remedy}")
         if state["key"] != self.key:
             differ = changes(state["key"], self.key)
             more = f" and {len(differ) - _CHANGES_SHOWN} more" if len(differ) > _CHANGES_SHOWN else ""
             listed = "; ".join(differ[:_CHANGES_SHOWN])
             raise UserError(f"{self.path} holds rows of other settings ({listed}{more}): {remedy}")
-        self.chunks, self.complete, self.counts = state["chunks"], state["complete"], state["counts"]
+        self.chunks, self.complete, self.counts = state["chunks"], state["complete"], Counter(state["counts"])
         self._bytes = state["bytes"]
         if self.complete:
             return
         if self.path.stat().st_size < self._bytes:
             raise UserError(f"{self.path} is shorter than it was when its rows were written: {remedy}")
-        os.truncate(self.path, self._bytes)  # a killed write may have left a part of a chunk
+        os.truncate(self.path, self._bytes)  # a killed command may have left half a chunk
         if self.chunks:
             log.info("generate: continues %s after %d chunks of prompts", self.path, self.chunks)
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leftover.commands.generate.inputs import Prompt, Source, open_source
-from leftover.commands.generate.rows import Decoding, Sample, draw, make_rows
+from leftover.commands.generate.rows import Decoding, draw, make_rows
 from leftover.commands.generate.rows_file import RowsFile
 from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
@@ -19,37 +18,12 @@ from leftover.monitoring.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 
-# Batches of completions between two saves: what a killed command samples again is less than this. Long enough that
-# a batch's stragglers find others to go on with.
+# Batches of completions between two saves: a killed command samples less than this again. Long enough that a batch's
+# stragglers find others to go on with.
 _CHUNK_BATCHES = 4
 
 
-def sample_rows(source: Source, decoding: Decoding, output: str | Path, *, overwrite: bool = False) -> dict[str, float]:
-    """Write `decoding.n` scored completions of every prompt to `output`; what is there of them is not made again.
-
-    A row holds the prompt and the completion (columns named as `data.columns` says), and
-        reward, reward/<name>    the sum and each function's score; absent without a function, null without a score
-        sampler_logprobs         log-probability of every completion token at the temperature of the sampling (of
-                                 greedy completions: at 1), as the model gives it in one pass over the whole row
-        sampler_logprob          their sum
-        num_tokens, ended        tokens, the end of sequence included; whether it is there
-        tokens_match             whether `prepare` will make the same tokens of the text
-        prompt_index             the same for all completions of one prompt
-    beside what the prompt's own row had of family, split, tools and answer.
-
-    Returns what was counted. Raises UserError for an output that holds rows of other settings.
-    """
-    prompts = some(source.prompts, decoding)
-    file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
-    if file.complete:
-        log.info("generate: %s is finished (nothing it depends on has changed)", output)
-    else:
-        _write(source, decoding, prompts, file)
-    _say(file, len(prompts), decoding)
-    return file.counts
-
-
-def sample_from(
+def generate_rows(
     model: str,
     prompts: str | None,
     *,
@@ -64,11 +38,24 @@ def sample_from(
     max_prompts: int | None,
     unfinished: str,
     **inputs: Any,
-) -> dict[str, float]:
-    """`sample_rows` from the arguments of the command; `inputs` are those of `open_source`."""
+) -> None:
+    """Write `n` scored completions of every prompt to `output`; rows already there are not sampled again.
+
+    A row holds the prompt and the completion (columns named as `data.columns` says), and
+        reward, reward/<name>    the sum and each function's score; absent without a function, null without a score
+        sampler_logprobs         log-probability of every completion token at the temperature of the sampling (for
+                                 greedy completions: at 1), as the model gives it in one pass over the whole row
+        sampler_logprob          their sum
+        num_tokens, ended        tokens, the end of sequence included; whether it was reached
+        tokens_match             whether `prepare` will make the same tokens of the text
+        prompt_index             the same for all completions of one prompt
+    and family, split, tools and answer as in the prompt's own row.
+
+    `inputs` are those of `open_source`. Raises UserError for an output that holds rows of other settings.
+    """
     if greedy and (n or 1) > 1:
-        raise UserError("--greedy gives one completion a prompt: leave --n out, or sample")
-    source = open_source(model, prompts, rejects=Path(output + ".rejected.jsonl"), **inputs)
+        raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
+    source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
     decoding = Decoding(
         n=n or (1 if greedy else 8),
         max_new_tokens=max_new_tokens or source.recipe.data.max_completion_tokens,
@@ -80,87 +67,75 @@ def sample_from(
         max_prompts=max_prompts,
         unfinished=unfinished,
     )
-    return sample_rows(source, decoding, output, overwrite=overwrite)
-
-
-def some(prompts: Sequence[Prompt], decoding: Decoding) -> list[tuple[int, Prompt]]:
-    """At most `max_prompts` prompts with their numbers, drawn by the seed, in their own order."""
-    chosen = np.random.default_rng(decoding.seed).permutation(len(prompts))[: decoding.max_prompts]
-    return [(int(i), prompts[i]) for i in np.sort(chosen)]
+    drawn = np.random.default_rng(seed).permutation(len(source.prompts))[:max_prompts]
+    chosen = [(int(i), source.prompts[i]) for i in np.sort(drawn)]
+    file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
+    if file.complete:
+        log.info("generate: %s is finished (nothing it depends on has changed)", output)
+    else:
+        _write(source, decoding, chosen, file)
+    _log_counts(file, len(chosen), decoding)
 
 
 def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
     model = source.load()
-    prompt_ids, cut = _encode(source, [prompt for _, prompt in prompts], decoding.max_prompt_tokens)
-    _check_positions(model, prompt_ids, decoding)
-    size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
-    shown = progress_bar(len(prompts) * decoding.n, "generate", "completion")
-    with shown:
-        shown.update(min(file.chunks * size, len(prompts)) * decoding.n)
-        for start in range(file.chunks * size, len(prompts), size):
-            part = slice(start, start + size)
-            # A stream of its own for every chunk: the rows are the same wherever the command was stopped.
-            seed = int(np.random.SeedSequence([decoding.seed, file.chunks]).generate_state(1)[0])
-            samples = draw(source, model, decoding, prompts[part], prompt_ids[part], seed)
-            counts = _count(samples, decoding.unfinished) | {"prompts_cut": sum(cut[part])}
-            samples = [s for s in samples if s.text.strip() and (s.ended or decoding.unfinished == "keep")]
-            rows = list(make_rows(source, model, decoding, samples))
-            counts |= {"rows": len(rows), "prompts_left": len({s.number for s in samples})}
-            counts["retokenised"] = sum(not row["tokens_match"] for row in rows)
-            counts["retokenised_long"] = sum(row.pop("too_long") for row in rows)
-            column = source.recipe.data.columns.reward
-            rewards = [row[column] for row in rows if row.get(column) is not None]
-            file.append(rows, counts | {"scored": len(rewards), "reward_sum": sum(rewards)})
-            shown.update(len(prompts[part]) * decoding.n)
-    file.finish()
-
-
-def _encode(source: Source, prompts: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[bool]]:
-    encoded = encode_prompts(source.chat, [p.row for p in prompts])
-    return [cut_prompt(source.tokenizer, ids, limit) for ids in encoded], [len(ids) > limit for ids in encoded]
-
-
-def _check_positions(model: Any, prompt_ids: Sequence[list[int]], decoding: Decoding) -> None:
-    positions = max_positions(model.config)
-    longest = max(len(ids) for ids in prompt_ids)
+    prompt_ids = encode_prompts(source.chat, [prompt.row for _, prompt in prompts])
+    cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
+    prompt_ids = [cut_prompt(source.tokenizer, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
+    positions, longest = max_positions(model.config), max(len(ids) for ids in prompt_ids)
     if positions is not None and longest + decoding.max_new_tokens > positions:
         raise UserError(
             f"the longest prompt ({longest} tokens) and --max-new-tokens {decoding.max_new_tokens} exceed the model's "
             f"{positions} positions: lower --max-new-tokens, or cut prompts with --set data.max_prompt_tokens"
         )
+    size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
+    with progress_bar(len(prompts) * decoding.n, "generate", "completion") as bar:
+        bar.update(min(file.chunks * size, len(prompts)) * decoding.n)
+        for start in range(file.chunks * size, len(prompts), size):
+            part = slice(start, start + size)
+            # Every chunk has its own stream: the rows are the same wherever the command was stopped.
+            seed = int(np.random.SeedSequence([decoding.seed, file.chunks]).generate_state(1)[0])
+            samples = draw(source, model, decoding, prompts[part], prompt_ids[part], seed)
+            kinds = Counter(
+                "empty" if not s.text.strip() else "ended" if s.ended else f"unfinished_{decoding.unfinished}"
+                for s in samples
+            )
+            counts: dict[str, float] = {"completions": len(samples), **kinds, "prompts_cut": sum(cut[part])}
+            samples = [s for s in samples if s.text.strip() and (s.ended or decoding.unfinished == "keep")]
+            rows = list(make_rows(source, model, decoding, samples))
+            column = source.recipe.data.columns.reward
+            rewards = [row[column] for row in rows if row.get(column) is not None]
+            counts |= {
+                "rows": len(rows),
+                "prompts_left": len({s.number for s in samples}),
+                "retokenised": sum(not row["tokens_match"] for row in rows),
+                "retokenised_long": sum(row.pop("too_long") for row in rows),
+                "scored": len(rewards),
+                "reward_sum": sum(rewards),
+            }
+            file.append(rows, counts)
+            bar.update(len(prompts[part]) * decoding.n)
+    file.finish()
 
 
-def _count(samples: Sequence[Sample], unfinished: str) -> dict[str, float]:
-    kinds = Counter(
-        "empty" if not s.text.strip() else "ended" if s.ended else f"unfinished_{unfinished}" for s in samples
-    )
-    return {"completions": len(samples), **kinds}
-
-
-def _say(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
-    counts = Counter(file.counts)
+def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
+    counts, limit = file.counts, decoding.max_new_tokens
     log.info("generate: %d rows of %d prompts in %s", counts["rows"], num_prompts, file.path)
-    for name, text in (
-        ("unfinished_drop", f"completions dropped, without an end within {decoding.max_new_tokens} tokens"),
-        (
-            "unfinished_keep",
-            f"completions without an end within {decoding.max_new_tokens} tokens kept: `prepare` ends them, unless "
-            f"data.max_completion_tokens is {decoding.max_new_tokens} and data.long_completions is cut",
-        ),
-        ("empty", "completions dropped, which hold no text"),
-        ("prompts_cut", "prompts cut on the left"),
-        ("retokenised", "rows (tokens_match: false) whose text makes other tokens than were sampled"),
-        (
-            "retokenised_long",
-            f"of these make more than {decoding.max_new_tokens} tokens: data.max_completion_tokens may drop them",
-        ),
-    ):
+    for name, text in {
+        "unfinished_drop": f"completions dropped, without an end within {limit} tokens",
+        "unfinished_keep": f"completions without an end within {limit} tokens kept: `prepare` ends them, unless "
+        f"data.max_completion_tokens is {limit} and data.long_completions is cut",
+        "empty": "completions dropped, which hold no text",
+        "prompts_cut": "prompts cut on the left",
+        "retokenised": "rows (tokens_match: false) whose text makes other tokens than were sampled",
+        "retokenised_long": f"of these make more than {limit} tokens: data.max_completion_tokens may drop them",
+    }.items():
         if counts[name]:
             log.info("generate: %d %s", counts[name], text)
     if num_prompts > counts["prompts_left"]:
         log.warning("generate: %d prompts have no row", num_prompts - counts["prompts_left"])
     if counts["scored"]:
-        unscored = int(counts["rows"] - counts["scored"])
+        unscored = counts["rows"] - counts["scored"]
         without = f", {unscored} rows without a score" if unscored else ""
         log.info("generate: mean reward %.4f%s", counts["reward_sum"] / counts["scored"], without)
     else:

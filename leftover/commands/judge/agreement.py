@@ -13,12 +13,12 @@ Values = Mapping[int, float]  # item -> 1 win, 0.5 tie, 0 loss
 def cohen_kappa(ours: Values, theirs: Values) -> dict[str, Any]:
     """Cohen's kappa (1960) of two raters, unweighted, on the items that both rated; and their share of equal ratings.
 
-    `kappa` is None where both gave one and the same rating throughout: chance explains that as well as agreement does.
+    `kappa` is None if both gave one and the same rating throughout, which chance explains as well as agreement does.
     """
     from sklearn.metrics import cohen_kappa_score
 
     shared = sorted(ours.keys() & theirs.keys())
-    # Whole numbers, since fractions are no classes to scikit-learn.
+    # Whole numbers: scikit-learn takes no fractions as classes.
     first, second = ([round(2 * of[item]) for item in shared] for of in (ours, theirs))
     equal = float(np.mean(np.equal(first, second))) if shared else None
     constant = len({*first, *second}) < 2
@@ -27,9 +27,9 @@ def cohen_kappa(ours: Values, theirs: Values) -> dict[str, Any]:
 
 
 def krippendorff_alpha(raters: Sequence[Values]) -> float | None:
-    """Krippendorff's alpha, nominal, over any number of raters, of whom each may have left items out.
+    """Krippendorff's alpha, nominal, over any number of raters, each of whom may have skipped items.
 
-    None where fewer than two rated the same item, or only one rating was ever given.
+    None if no item was rated twice, or only one rating was ever given.
     """
     try:
         import krippendorff

@@ -13,18 +13,18 @@ from leftover.commands.judge.summary import Prices
 from leftover.errors import UserError
 from leftover.monitoring.terminal import progress_bar
 
-_ASKS = 2  # of a question whose answer holds no verdict
+_ASKS = 2  # at most, while the answer holds no verdict
 _TOKENS = ("prompt_tokens", "completion_tokens")
-_FAILURES_IN_A_ROW = 5  # after so many the service is taken to be down
+_FAILURES_IN_A_ROW = 5  # after so many the service counts as down
 
 
 def ask_all(
     questions: Sequence[Question], store: VerdictStore, settings: JudgeSettings, prices: Prices | None, name: str
 ) -> list[str]:
-    """Ask those of `questions` that `store` holds no answer to; returns what went wrong for those that got none.
+    """Ask those of `questions` that `store` holds no answer to; returns the errors of those that got none.
 
-    An answer without a verdict is kept as one, after a second ask. Raises UserError where the service fails
-    throughout; what was answered until then is kept, and answers under way are waited for, since they are paid.
+    An answer without a verdict is kept after a second ask. Raises UserError if the service fails throughout; answers
+    until then are kept, and those under way are waited for, since they are paid.
     """
     todo = outstanding(questions, store.records)
     if not todo:
@@ -54,7 +54,7 @@ def ask_all(
                 record = done.result()
             except AskError as error:
                 failures.append(str(error))
-                # A question that is refused says nothing of a service that has answered another.
+                # A refused question says nothing about a service that has answered another.
                 in_a_row += not (error.of_question and any(q.key in store.records for q in questions))
                 down = error.hopeless or in_a_row == _FAILURES_IN_A_ROW
                 if down:
@@ -75,7 +75,7 @@ def ask_all(
         kept = sum(question.key in store.records for question in todo)
         raise UserError(
             f"judge {settings.url}: {failures[-1]}. {kept} of {len(todo)} answers came and are kept; the same command "
-            "goes on from there"
+            "continues from there"
         )
     return [f"judge {settings.url}: {failure}" for failure in failures]
 
@@ -89,12 +89,9 @@ def _answer(endpoint: Endpoint, question: Question) -> Record:
         except AskError:
             if not answers:
                 raise
-            break  # what was said before is paid, and kept
+            break  # the first answer is paid, and kept
         verdict = read_verdict(answers[-1].text)
-    tokens = {}
-    for name in _TOKENS:
-        counts = [getattr(answer, name) for answer in answers]
-        tokens[name] = None if None in counts else sum(counts)
+    counts = {name: [getattr(answer, name) for answer in answers] for name in _TOKENS}
     return {
         "key": question.key,
         "prompt_id": question.pair.prompt_id,
@@ -105,7 +102,7 @@ def _answer(endpoint: Endpoint, question: Question) -> Record:
         "model": answers[-1].model,
         "finish_reason": answers[-1].finish_reason,
         "asks": len(answers),
-        **tokens,
+        **{name: None if None in of else sum(of) for name, of in counts.items()},
     }
 
 
@@ -114,7 +111,7 @@ def _postfix(spent: Mapping[str, int], prices: Prices | None, endpoint: Endpoint
     if prices:
         parts.append(f"cost {prices.of(spent['prompt_tokens'], spent['completion_tokens']):.4f}")
     if endpoint.retried:
-        parts.append(f"{endpoint.retried} tried again")
+        parts.append(f"{endpoint.retried} repeated")
     if failed:
         parts.append(f"{failed} failed")
     return ", ".join(parts)

@@ -5,22 +5,25 @@ from typing import Any
 
 import click
 
-_GIVEN = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same command goes on, and pays nothing twice."
+from leftover.errors import UserError
+from leftover.monitoring.terminal import set_up_logging
+
+_EPILOG = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same command continues and never pays twice."
+_PROMPTS_OF_PAGE = 50
 
 
-@click.command("judge", epilog=_GIVEN)
+@click.command(epilog=_EPILOG)
 @click.argument("run_folder", metavar="RUN", type=click.Path())
 @click.option(
     "--against",
     default="data",
-    show_default=True,
     metavar="data|reference|RUN2",
-    help="The data's own completions, the reference's, or those of a policy of another run, or of this one.",
+    help="Compare with the data's own completions, the reference's, or those of a policy of another run or of RUN.",
 )
-@click.option("--policy", help="Which policy; default: the recipe's first.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="Of which training seeds; default: the recipe's first.")
-@click.option("--against-policy", help="Of RUN2; default: its recipe's first.")
-@click.option("--against-seed", type=int, help="Of RUN2; default: the same seed, or its recipe's first.")
+@click.option("--policy", help="Name of the policy; default: the recipe's first.")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Its training seeds; default: the recipe's first.")
+@click.option("--against-policy", help="Name of the policy in RUN2; default: its recipe's first.")
+@click.option("--against-seed", type=int, help="Its training seed; default: the same seed, or its recipe's first.")
 @click.option("--decoding", type=click.Choice(["sampled", "greedy"]), help="Default: evaluate.primary.")
 @click.option("--max-prompts", type=click.IntRange(1), help="Default: all that were evaluated; with --human 50.")
 @click.option(
@@ -29,29 +32,24 @@ _GIVEN = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same co
     metavar="NAME|FILE",
     help="helpful, safe, or your own: a YAML of names and texts, or a text file. Default: helpful and safe.",
 )
-@click.option("--model", help="The judge, by the name that the service knows it by.")
+@click.option("--model", help="The judge, by its name at the service.")
 @click.option("--base-url", help="Of any OpenAI-compatible service; default: OPENAI_BASE_URL, or OpenAI's own.")
 @click.option(
-    "--token-env", metavar="VARIABLE", help="Which holds the key. Default, without --base-url: OPENAI_API_KEY."
+    "--token-env", metavar="VARIABLE", help="Environment variable of the key; without --base-url OPENAI_API_KEY."
 )
 @click.option(
     "--request",
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A field of the request, such as max_completion_tokens=500; null leaves one out. Default: temperature=0.",
+    help="A field of the request, such as max_completion_tokens=500; null omits a field. Default: temperature=0.",
 )
-@click.option("--parallel", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option("--parallel", type=click.IntRange(1), default=8, help="Requests at once.")
 @click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="At most; default: no limit.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds.")
-@click.option("--retries", type=click.IntRange(0), default=5, show_default=True, help="Of a request that fails.")
-@click.option(
-    "--prices",
-    type=click.FloatRange(0),
-    nargs=2,
-    help="Of a million tokens of questions, and of answers; any currency.",
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be asked, and what it would take; no network.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, help="Seconds.")
+@click.option("--retries", type=click.IntRange(0), default=5, help="Of a request that fails.")
+@click.option("--prices", type=click.FloatRange(0), nargs=2, help="Per million tokens of questions, and of answers.")
+@click.option("--dry-run", is_flag=True, help="Print what would be asked, and the tokens it would take; no network.")
 @click.option("--human", type=click.Path(dir_okay=False), metavar="PAGE.html", help="Write a page for people to rate.")
 @click.option(
     "--import",
@@ -59,86 +57,53 @@ _GIVEN = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same co
     multiple=True,
     type=click.Path(dir_okay=False),
     metavar="RATINGS.json",
-    help="Exported by the page, one file a person. With --model, also compared with that judge's verdicts.",
+    help="Exported by the page, one file per person. With --model, also compared with that judge's verdicts.",
 )
-def judge(run_folder: str, **options: Any) -> None:
-    """Completions of a policy against others of the same prompts, judged by a language model or by people."""
-    from leftover.errors import UserError
-    from leftover.monitoring.terminal import set_up_logging
+def judge(
+    run_folder: str,
+    criteria: tuple[str, ...],
+    prices: tuple[float, float] | None,
+    dry_run: bool,
+    human: str | None,
+    ratings: tuple[str, ...],
+    max_prompts: int | None,
+    **options: Any,
+) -> None:
+    """Compare a policy's completions with others of the same prompts, judged by a language model or by people."""
+    from leftover.commands.judge import run, show
+    from leftover.commands.judge.criteria import load_criteria
+    from leftover.commands.judge.endpoint import read_settings
+    from leftover.commands.judge.human import import_ratings, write_page
+    from leftover.commands.judge.pairs import compare_sides
+    from leftover.commands.judge.summary import Prices
+    from leftover.runs.finished import FinishedRun
 
     set_up_logging()
-    settings = _settings(options)
-    if options["human"] and options["ratings"]:
+    settings = read_settings(options)
+    if human and ratings:
         raise UserError("--human writes a page, --import reads its answers: give one of them")
-    if options["ratings"]:
-        _import(Path(run_folder), options, settings)
-    elif options["human"]:
-        _write_page(run_folder, options)
-    elif settings is None:
+    if not (human or ratings or settings):
         raise UserError("--model is missing: the name of the judge; or --human PAGE.html to have people rate")
-    else:
-        _ask(run_folder, options, settings)
-
-
-def _ask(run_folder: str, options: dict[str, Any], settings: Any) -> None:
-    from leftover.commands.judge import run, show
-    from leftover.commands.judge.summary import Prices
-
-    comparison, criteria = _comparison(run_folder, options), _criteria(options)
-    prices = Prices(*options["prices"]) if options["prices"] else None
-    if options["dry_run"]:
-        show.print_plan(run.plan(Path(run_folder), comparison, criteria, settings, prices))
+    evaluated = FinishedRun(run_folder)
+    if ratings:
+        show.print_results(*import_ratings(evaluated.folder, [Path(name) for name in ratings], settings))
         return
-    results, path, failures = run.judge(Path(run_folder), comparison, criteria, settings, prices)
+    max_prompts = max_prompts or (_PROMPTS_OF_PAGE if human else None)
+    comparison, chosen = compare_sides(evaluated, max_prompts=max_prompts, **options), load_criteria(criteria)
+    if human:
+        count = write_page(evaluated.folder, comparison, chosen, Path(human))
+        click.echo(f"{human}: {count} questions. Open it in a browser, rate, export, and import the exported files:")
+        click.echo(f"  leftover judge {run_folder} --import RATINGS.json")
+        return
+    assert settings is not None  # neither a page nor ratings
+    asked = run.Judgement(evaluated.folder, comparison, chosen, settings, Prices(*prices) if prices else None)
+    if dry_run:
+        show.print_plan(asked.plan())
+        return
+    results, path, failures = asked.ask()
     show.print_results(results, path)
-    run.raise_for(failures)
-
-
-def _write_page(run_folder: str, options: dict[str, Any]) -> None:
-    from leftover.commands.judge.human import write_page
-
-    options["max_prompts"] = options["max_prompts"] or 50
-    comparison, criteria = _comparison(run_folder, options), _criteria(options)
-    count = write_page(Path(run_folder), comparison, criteria, Path(options["human"]))
-    click.echo(f"{options['human']}: {count} questions. Open it in a browser, rate, export, and give the files to:")
-    click.echo(f"  leftover judge {run_folder} --import RATINGS.json")
-
-
-def _import(folder: Path, options: dict[str, Any], settings: Any) -> None:
-    from leftover.commands.judge.human import import_ratings
-    from leftover.commands.judge.show import print_ratings
-    from leftover.runs.finished import FinishedRun
-
-    files = [Path(name) for name in options["ratings"]]
-    print_ratings(*import_ratings(FinishedRun(folder).folder, files, settings))
-
-
-def _comparison(run_folder: str, options: dict[str, Any]) -> Any:
-    from leftover.commands.judge.pairs import compare_sides
-    from leftover.runs.finished import FinishedRun
-
-    names = ("against", "policy", "seeds", "against_policy", "against_seed", "decoding", "max_prompts")
-    return compare_sides(FinishedRun(run_folder), **{name: options[name] for name in names})
-
-
-def _criteria(options: dict[str, Any]) -> Any:
-    from leftover.commands.judge.criteria import load_criteria
-
-    return load_criteria(options["criteria"])
-
-
-def _settings(options: dict[str, Any]) -> Any:
-    """The judge that the options name; None where they name none."""
-    from leftover.commands.judge.endpoint import JudgeSettings
-    from leftover.errors import UserError
-    from leftover.recipe.files import set_key
-
-    if options["model"] is None:
-        return None
-    request: dict[str, Any] = {"temperature": 0}
-    for given in options["fields"]:
-        if "=" not in given:
-            raise UserError(f"--request takes key=value, got '{given}'")
-        set_key(request, given)
-    names = ("model", "base_url", "token_env", "timeout", "retries", "parallel", "requests_per_minute")
-    return JudgeSettings(request=request, **{name: options[name] for name in names})
+    if failures:
+        raise UserError(
+            f"{len(failures)} questions got no answer, and their pairs are skipped; the same command asks them again. "
+            f"The first: {failures[0]}"
+        )

@@ -1,15 +1,20 @@
 """A language model behind an OpenAI-compatible address, asked one question at a time from many threads."""
 
+import math
 import os
 import re
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from leftover.errors import UserError
+from leftover.recipe.files import set_key
 from leftover.rewards.credentials import check_token_settings, check_url, hide, read_token
 from leftover.store.manifest import digest
+
+if TYPE_CHECKING:
+    import httpx
 
 _WHERE = "judge"
 _SHOWN = 300  # characters of an answer in an error
@@ -17,16 +22,18 @@ _RESERVED = ("model", "messages", "stream", "n", "extra_headers")
 _SECRET = re.compile(r"api.?key|auth|secret|password", re.IGNORECASE)
 _DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 _HOSTED = "https://api.openai.com/v1"
-_HOPELESS = (401, 403, 404)  # what is wrong for one question is wrong for all
+_HOPELESS = (401, 403, 404)  # every question would fail alike
 _OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
-_TRIES = "x-stainless-retry-count"  # the client's own header: which second try a request is
+_KEY = " (the key comes from the variable that --token-env names)"
+_HINTS = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
+_TRIES = "x-stainless-retry-count"  # the client's own header: how often a request was repeated
 
 
 class AskError(Exception):
     """A question got no answer.
 
-    `status` is that of the service's answer, None without one: `hopeless` where every other question would fare alike,
-    `of_question` where the question may be what is wrong.
+    `status` is that of the service's answer, None without one. `hopeless`: no other question would get one either.
+    `of_question`: the question itself may be at fault.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -36,15 +43,15 @@ class AskError(Exception):
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which model is asked, and how. All but the last four lines are part of what a stored verdict depends on.
+    """Which model is asked, and how. A stored verdict depends on model, address and request alone.
 
     Raises UserError for an address with credentials, or a request field that is reserved or looks like a key.
     """
 
     model: str
     base_url: str | None = None  # default: the variable OPENAI_BASE_URL, or the hosted service
-    request: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})  # further fields; null leaves one out
-    token_env: str | None = None  # default: OPENAI_API_KEY, where no base_url is given
+    request: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})  # further fields; None omits one
+    token_env: str | None = None  # default without a base_url: OPENAI_API_KEY
     timeout: float = 60.0  # seconds
     retries: int = 5
     parallel: int = 8
@@ -62,44 +69,42 @@ class JudgeSettings:
         return (self.base_url or os.environ.get(_DEFAULT_URL) or _HOSTED).rstrip("/")
 
     def token(self) -> str | None:
-        """The key. That of OPENAI_API_KEY goes to no address but the environment's own, unless it is asked to."""
+        """The key. OPENAI_API_KEY goes only to the environment's own address, unless token_env names it."""
         if self.token_env is None and (self.base_url is not None or not os.environ.get(_DEFAULT_KEY)):
             if self.url == _HOSTED:
                 raise UserError(
-                    f"{_WHERE}: no key for {self.url}: set the variable {_DEFAULT_KEY}, or name the one that holds it "
-                    "with --token-env; or name another service with --base-url"
+                    f"{_WHERE}: no key for {self.url}: set the variable {_DEFAULT_KEY}, or name the variable with "
+                    "the key in --token-env, or another service in --base-url"
                 )
             return None
         return read_token(self.token_env or _DEFAULT_KEY, _WHERE)
 
     def fields(self) -> dict[str, Any]:
-        """What a request holds beside the model and the message."""
+        """The fields of a request beside the model and the message."""
         return {name: value for name, value in self.request.items() if value is not None}
 
     def key(self, message: str) -> str:
-        """What stands for a question in the store: the whole request, and whom it goes to."""
+        """The key of a question in the store: a digest of the whole request and the address."""
         return digest({"url": self.url, "model": self.model, "fields": self.fields(), "message": message})
 
 
-class RateLimit:
-    """Spaces requests evenly: at most `per_minute` of them; None for no limit. Safe to share between threads."""
+def read_settings(options: dict[str, Any]) -> JudgeSettings | None:
+    """Take the judge out of the command's options, where `fields` are `key=value` of the request; None without a model.
 
-    def __init__(self, per_minute: float | None, stop: threading.Event):
-        self._gap, self._next = 60.0 / per_minute if per_minute else 0.0, 0.0
-        self._lock, self._stop = threading.Lock(), stop
-
-    def wait(self) -> bool:
-        """Wait for the caller's turn; False, at once, where everything stops."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._gap
-        return not self._stop.wait(turn - now)
+    Raises UserError for a field that is not key=value.
+    """
+    given = {f.name: options.pop(f.name) for f in fields(JudgeSettings) if f.name in options}
+    request: dict[str, Any] = {"temperature": 0}
+    for text in options.pop("fields"):
+        if "=" not in text:
+            raise UserError(f"--request takes key=value, got '{text}'")
+        set_key(request, text)
+    return None if given["model"] is None else JudgeSettings(request=request, **given)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, why it ended, and the tokens of the exchange (None where the service does not count)."""
+    """What a model wrote, why it ended, and the tokens of the exchange (None if the service does not count them)."""
 
     text: str
     model: str
@@ -109,21 +114,20 @@ class Answer:
 
 
 class Endpoint:
-    """Asks the model of `settings`; `retried` counts requests that were sent again. Safe to share between threads."""
+    """Asks the model of `settings`; `retried` counts repeated requests. Threads may share it."""
 
     def __init__(self, settings: JudgeSettings, stop: threading.Event):
         try:
             import openai
         except ImportError as error:
             raise UserError("a judge needs the package openai: pip install 'leftover[judge]'") from error
-        self.settings, self.retried, self._lock = settings, 0, threading.Lock()
-        self._token, self._limit = settings.token(), RateLimit(settings.requests_per_minute, stop)
+        self.settings, self.retried, self._token = settings, 0, settings.token()
+        self._stop, self._lock, self._next_turn = stop, threading.Lock(), 0.0
         self._client = openai.OpenAI(
             api_key=self._token or "none",  # the client insists on one
             base_url=settings.url,
             timeout=settings.timeout,
             max_retries=settings.retries,
-            # A hook, so that the client's own second tries wait for their turn too.
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._before_request]}),
         )
 
@@ -131,7 +135,7 @@ class Endpoint:
         self._client.close()
 
     def ask(self, message: str) -> Answer:
-        """The model's answer. Raises AskError where there is none; nothing that is raised or returned holds the key."""
+        """The model's answer. Raises AskError if there is none; nothing raised or returned holds the key."""
         import openai
 
         try:
@@ -142,30 +146,30 @@ class Endpoint:
             )
             return self._read(response)
         except openai.APIStatusError as error:
-            raise self._refused(error) from None  # its text may hold the key
+            status = error.status_code
+            said = f"status {status}{_tried(error.request)}{_HINTS.get(status, '')}; it answered {error.response.text}"
+            raise AskError(self._shown(said), status) from None  # the error's own text may hold the key
         except openai.APIConnectionError as error:
             reason = str(error.__cause__ or error) or type(error.__cause__).__name__
             raise AskError(self._shown(f"no answer{_tried(error.request)}: {error} {reason}")) from None
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise AskError(self._shown(f"the answer is not that of a chat completion: {error}")) from None
 
-    def _before_request(self, request: Any) -> None:
+    def _before_request(self, request: "httpx.Request") -> None:
+        """Wait for the turn of a request, or of the client's own retry: both are spaced evenly over the minute."""
         import openai
 
-        if not self._limit.wait():
-            raise openai.OpenAIError("stopped")
         with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + 60.0 / (self.settings.requests_per_minute or math.inf)
             self.retried += request.headers.get(_TRIES, "0") != "0"
+        if self._stop.wait(turn - now):
+            raise openai.OpenAIError("stopped")
 
-    def _refused(self, error: Any) -> AskError:
-        status = error.status_code
-        hints = {401: _KEY, 403: _KEY, 404: " (is the model served there, and does the address end in /v1?)"}
-        said = f"status {status}{_tried(error.request)}{hints.get(status, '')}; it answered {error.response.text}"
-        return AskError(self._shown(said), status)
-
-    def _read(self, response: Any) -> Answer:
-        """Raises ValueError for what has no message; a message without text is an answer of the model."""
-        choices: Any = getattr(response, "choices", None)
+    def _read(self, response: object) -> Answer:
+        """Raises ValueError if there is no message; a message without text is an answer."""
+        choices = getattr(response, "choices", None)
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = getattr(choice, "message", None)
         if message is None:
@@ -176,8 +180,8 @@ class Endpoint:
             text=hide(text, self._token),
             model=hide(str(getattr(response, "model", "") or ""), self._token),
             finish_reason=hide(str(getattr(choice, "finish_reason", "") or ""), self._token),
-            prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
-            completion_tokens=_count(getattr(usage, "completion_tokens", None)),
+            prompt_tokens=_count(usage, "prompt_tokens"),
+            completion_tokens=_count(usage, "completion_tokens"),
         )
 
     def _shown(self, text: str) -> str:
@@ -185,13 +189,11 @@ class Endpoint:
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
 
-_KEY = " (the key comes from the variable that --token-env names)"
-
-
-def _tried(request: Any) -> str:
+def _tried(request: "httpx.Request") -> str:
     again = request.headers.get(_TRIES, "0")
     return f", tried {int(again) + 1} times" if again.isdecimal() and again != "0" else ""
 
 
-def _count(value: Any) -> int | None:
+def _count(usage: object, name: str) -> int | None:
+    value = getattr(usage, name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -6,18 +6,19 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from leftover.commands.judge.agreement import cohen_kappa, krippendorff_alpha
+from pydantic import BaseModel, Field, ValidationError
+
+from leftover.commands.judge.agreement import Values, cohen_kappa, krippendorff_alpha
 from leftover.commands.judge.criteria import Criterion
 from leftover.commands.judge.endpoint import JudgeSettings
-from leftover.commands.judge.page import render_page
 from leftover.commands.judge.pairs import Comparison, Pair
 from leftover.commands.judge.questions import judged_pairs, make_questions
-from leftover.commands.judge.run import describe
 from leftover.commands.judge.store import VerdictStore
-from leftover.commands.judge.summary import Outcome, by_source, summarise
+from leftover.commands.judge.summary import Outcome, summarise
 from leftover.errors import UserError
+from leftover.report.page import TEMPLATES, source_hash
 from leftover.runs.names import judge_folder
 from leftover.store.manifest import digest, read_json, write_json
 
@@ -27,93 +28,108 @@ _FIRST, _EQUAL, _SECOND = 1, 2, 3
 
 
 def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterion], output: Path) -> int:
-    """Write the rating page to `output`, and which side is ours to the run's own folder; returns the questions on it.
+    """Write the rating page to `output`, and which side is ours to the run's folder; returns the number of questions.
 
     Pairs come in random order with random sides, the criteria of a pair one after the other. The same pairs and
     criteria make the same page, so that ratings of an earlier copy still count.
     """
     shown = [(index, pair) for index, pair in enumerate(comparison.pairs) if not pair.identical]
     if not shown:
-        raise UserError("every pair is of identical completions: there is nothing to rate")
-    page = digest([[pair.__dict__ for pair in comparison.pairs], [list(criterion) for criterion in criteria]])
+        raise UserError("the completions of every pair are identical: there is nothing to rate")
+    pairs = [pair.__dict__ for pair in comparison.pairs]
+    page = digest([pairs, [list(criterion) for criterion in criteria]])
     order = random.Random(page)
     order.shuffle(shown)
     items, key = list[dict[str, str]](), dict[str, dict[str, Any]]()
     for index, pair in shown:
         ours_first = order.random() < 0.5
-        first, second = (pair.ours, pair.theirs) if ours_first else (pair.theirs, pair.ours)
+        first, second = pair.in_order(ours_first)
         for criterion in criteria:
             number = str(len(items) + 1)
             items.append(
                 {"id": number, "question": criterion.text, "prompt": pair.prompt, "first": first, "second": second}
             )
             key[number] = {"pair": index, "criterion": criterion.name, "ours_first": ours_first}
-    what = {"criteria": dict(criteria), "pairs": [pair.__dict__ for pair in comparison.pairs], "items": key}
-    write_json(_key_path(folder, page), describe(comparison) | what)
+    write_json(
+        _key_path(folder, page), comparison.describe() | {"criteria": dict(criteria), "pairs": pairs, "items": key}
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_page(page, items), encoding="utf-8")
     return len(items)
 
 
+def render_page(page: str, items: list[dict[str, str]]) -> str:
+    """One HTML file that opens from disk, asks nothing of the network, and runs no text it shows.
+
+    The texts of `items` (id, question, prompt, first, second) stand in a block of JSON without characters of markup,
+    and are shown as text alone; a policy for the browser lets only the page's own script run.
+    """
+    data = json.dumps({"page": page, "items": items})
+    for character in "<>&":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    style, script = ("\n" + (TEMPLATES / name).read_text("utf-8") for name in ("rating.css", "rating.js"))
+    policy = (
+        f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    html = (TEMPLATES / "rating.html").read_text("utf-8")
+    return html.format(policy=policy, style=style, script=script, data=data)
+
+
 def import_ratings(
     folder: Path, files: Sequence[Path], settings: JudgeSettings | None = None
 ) -> tuple[dict[str, Any], Path]:
-    """Win, tie and loss by the people whose exported ratings `files` are, and their agreement; also the results' file.
+    """Win, tie and loss by the people who exported `files`, and their agreement; and the file of these results.
 
-    With `settings`, the verdicts that this judge gave on the same pairs are compared with each person's. Raises
-    UserError for a file that is no export, of a page that this run did not write, or of a rater who is there already.
+    With `settings`, the stored verdicts of this judge on the same pairs are compared with each person's. Raises
+    UserError for a file that is no export, a page that this run did not write, and a rater who is given twice.
     """
     exports = [_read_export(path) for path in files]
-    pages = sorted({export["page"] for export in exports})
-    if len(pages) > 1:
-        raise UserError(f"the files are of {len(pages)} rating pages ({', '.join(pages)}): import one page at a time")
-    path = _key_path(folder, pages[0])
-    if not pages[0].isalnum() or not path.is_file():
-        raise UserError(f"{files[0]}: '{folder}' wrote no rating page {pages[0]}; name the run that wrote it")
+    page, *others = sorted({export.page for export in exports})
+    if others:
+        listed = ", ".join([page, *others])
+        raise UserError(f"the files are of {1 + len(others)} rating pages ({listed}): import one page at a time")
+    path = _key_path(folder, page)
+    if not page.isalnum() or not path.is_file():
+        raise UserError(f"{files[0]}: '{folder}' wrote no rating page {page}; name the run that wrote it")
     key = read_json(path)
     raters: dict[str, dict[str, int]] = {}
     for file, export in zip(files, exports, strict=True):
-        unknown = set(export["ratings"]) - key["items"].keys()
+        unknown = export.ratings.keys() - key["items"].keys()
         if unknown:
-            raise UserError(f"{file}: the question '{min(unknown)}' is not on the page {pages[0]}")
-        if export["rater"] in raters:
-            raise UserError(f"{file}: there is another file by the rater '{export['rater']}'; give each rater once")
-        raters[export["rater"]] = export["ratings"]
+            raise UserError(f"{file}: the question '{min(unknown)}' is not on the page {page}")
+        if export.rater in raters:
+            raise UserError(f"{file}: another file is by the rater '{export.rater}' too; give each rater once")
+        raters[export.rater] = export.ratings
     pairs = [Pair(**pair) for pair in key["pairs"]]
     found = {name: key[name] for name in ("comparison", "ours", "theirs", "decoding", "words", "unended")}
-    found["evaluations"] = key.get("evaluations", {})
-    found |= {"page": pages[0], "raters": sorted(raters), "criteria": {}}
+    found |= {"evaluations": key.get("evaluations", {}), "page": page, "raters": sorted(raters), "criteria": {}}
     for criterion, text in key["criteria"].items():
         values = {rater: _values(ratings, key["items"], criterion) for rater, ratings in raters.items()}
-        judge = _judge_values(folder, pairs, key, criterion, settings) if settings else {}
+        judge = _judge_values(folder, pairs, Criterion(criterion, text), settings) if settings else {}
         found["criteria"][criterion] = {"text": text} | _of_criterion(pairs, values, judge)
-    results = judge_folder(folder) / "results" / f"human-{pages[0]}.json"
+    results = judge_folder(folder) / "results" / f"human-{page}.json"
     write_json(results, found)
     return found, results
 
 
-def _of_criterion(pairs: list[Pair], values: dict[str, dict[int, float]], judge: dict[str, Any]) -> dict[str, Any]:
-    """`values`, `judge`: rater -> pair -> 1 win, 0.5 tie, 0 loss."""
-    outcomes = [
-        Outcome(pairs[i].prompt_id, pairs[i].family, pairs[i].source, value)
-        for of in values.values()
-        for i, value in of.items()
-    ]
-    outcomes += [Outcome(p.prompt_id, p.family, p.source, 0.5) for p in pairs if p.identical and outcomes]
-    found = summarise(outcomes) | {"by_source": by_source(outcomes)}
+def _of_criterion(pairs: list[Pair], values: dict[str, Values], judge: dict[str, Values]) -> dict[str, Any]:
+    """The results of one criterion. `values`, `judge`: rater -> pair -> 1 win, 0.5 tie, 0 loss."""
+    rated = [(pairs[i], value) for of in values.values() for i, value in of.items()]
+    rated += [(pair, 0.5) for pair in pairs if pair.identical and rated]
+    found = summarise([Outcome(pair.prompt_id, pair.family, pair.source, value) for pair, value in rated])
     found["ratings"] = sum(map(len, values.values()))
     found["win_rate_by_rater"] = {r: sum(of.values()) / len(of) for r, of in values.items() if of}
     found["krippendorff_alpha"] = krippendorff_alpha(list(values.values()))
-    everyone = list(values.items())
-    couples = [*itertools.combinations(everyone, 2), *itertools.product(everyone, judge.items())]
+    couples = [*itertools.combinations(values.items(), 2), *itertools.product(values.items(), judge.items())]
     found["cohen_kappa"] = [
         {"raters": [a, b]} | cohen_kappa(of_a, of_b) for (a, of_a), (b, of_b) in couples if of_a.keys() & of_b.keys()
     ]
     return found
 
 
-def _values(ratings: dict[str, int], items: dict[str, Any], criterion: str) -> dict[int, float]:
-    """Pair -> 1 where ours was preferred, 0.5 equal, 0 where theirs was."""
+def _values(ratings: dict[str, int], items: dict[str, Any], criterion: str) -> Values:
+    """Pair -> 1 if ours was preferred, 0.5 if both are equal, 0 if theirs was preferred."""
     found = {}
     for number, rating in ratings.items():
         item = items[number]
@@ -123,36 +139,36 @@ def _values(ratings: dict[str, int], items: dict[str, Any], criterion: str) -> d
     return found
 
 
-def _judge_values(
-    folder: Path, pairs: list[Pair], key: dict[str, Any], criterion: str, settings: JudgeSettings
-) -> dict[str, dict[int, float]]:
+def _judge_values(folder: Path, pairs: list[Pair], criterion: Criterion, settings: JudgeSettings) -> dict[str, Values]:
     """The stored outcomes of a judge on the pairs of a page, as those of one more rater; nothing is asked."""
-    questions = make_questions(pairs, [Criterion(criterion, key["criteria"][criterion])], settings)
-    judged = judged_pairs(pairs, questions, VerdictStore(judge_folder(folder)).records, criterion)
-    values = {i: j.outcome for i, j in enumerate(judged) if j.asked and j.outcome is not None}
+    questions = make_questions(pairs, [criterion], settings)
+    judged = judged_pairs(pairs, questions, VerdictStore(judge_folder(folder)).records, criterion.name)
+    values = {i: j.outcome for i, j in enumerate(judged) if j.outcome is not None and not j.pair.identical}
     if not values:
-        log.warning("judge: %s has no stored verdict on these pairs by '%s'", settings.model, criterion)
+        log.warning("judge: %s has no stored verdict on these pairs by '%s'", settings.model, criterion.name)
     return {settings.model: values}
 
 
-def _read_export(path: Path) -> dict[str, Any]:
+class _Export(BaseModel):
+    """What the rating page exports: question -> 1 for the first, 2 for equal, 3 for the second."""
+
+    page: str = Field(min_length=1)
+    rater: str = Field(min_length=1)
+    ratings: dict[str, Annotated[int, Field(strict=True, ge=_FIRST, le=_SECOND)]] = Field(min_length=1)
+
+
+def _read_export(path: Path) -> _Export:
     try:
-        export = json.loads(path.read_text(encoding="utf-8"))
+        return _Export.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"no file at '{path}'") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON as the rating page exports it: {error}") from error
-    if not isinstance(export, dict) or not isinstance(export.get("ratings"), dict):
-        raise UserError(f"{path}: not a file that the rating page exports (no 'ratings' in it)")
-    for name in ("page", "rater"):
-        if not isinstance(export.get(name), str) or not export[name]:
-            raise UserError(f"{path}: '{name}' is missing; export the ratings again")
-    for number, rating in export["ratings"].items():
-        if isinstance(rating, bool) or rating not in (_FIRST, _EQUAL, _SECOND):
-            raise UserError(f"{path}: the rating of question '{number}' is {rating!r:.40}, not 1, 2 or 3")
-    if not export["ratings"]:
-        raise UserError(f"{path}: holds no rating yet")
-    return export
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "file"
+        raise UserError(
+            f"{path}: not as the rating page exports it: {where}: {fault['msg']} (got {fault['input']!r:.40}); export "
+            "the ratings again"
+        ) from None
 
 
 def _key_path(folder: Path, page: str) -> Path:

@@ -1,5 +1,6 @@
-"""The completions that are compared: two sides of a finished evaluation, matched by prompt."""
+"""The completions that are compared: two sides of finished evaluations, matched by prompt."""
 
+import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.data.chat import readable
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.runs.finished import FinishedRun
@@ -27,13 +29,17 @@ class Pair:
     prompt: str
     ours: str
     theirs: str
-    family: Any
+    family: object
     source: str
     seed: int
 
     @property
     def identical(self) -> bool:
         return self.ours == self.theirs
+
+    def in_order(self, ours_first: bool) -> tuple[str, str]:
+        """The two completions, ours first or second."""
+        return (self.ours, self.theirs) if ours_first else (self.theirs, self.ours)
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,36 @@ class Comparison:
     pairs: tuple[Pair, ...]
     characters_per_token: float  # of our completions, under our tokenizer
     unended: float  # share of our completions that were cut at the limit of new tokens
-    # Evaluations of the run itself that the texts are of -> digests of their keys: what is made anew has another.
+    # Evaluations of the run that the texts come from -> digests of their keys: a repeated evaluation has another one.
     evaluations: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"{self.ours} against {self.theirs}, {self.decoding}"
 
+    @property
+    def num_prompts(self) -> int:
+        return len({pair.prompt_id for pair in self.pairs})
+
+    def describe(self) -> dict[str, Any]:
+        """What is compared, and how long both sides are: judges are known to like long answers (arXiv 2306.05685)."""
+        count = max(len(self.pairs), 1)
+        return {
+            "comparison": self.name,
+            "ours": self.ours,
+            "theirs": self.theirs,
+            "decoding": self.decoding,
+            "words": {
+                "ours": sum(len(pair.ours.split()) for pair in self.pairs) / count,
+                "theirs": sum(len(pair.theirs.split()) for pair in self.pairs) / count,
+            },
+            "unended": self.unended,
+            "evaluations": self.evaluations,
+        }
+
 
 def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> list[dict[str, Any]]:
-    """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
+    """The records of a subject. Raises UserError if it was not evaluated, or the rows have changed since."""
     artifact = evaluation_artifact(subject)
     evaluate = f"run `leftover evaluate {run.folder}` first"
     if not run.manifest.is_complete(artifact):
@@ -98,76 +124,76 @@ def compare_sides(
 ) -> Comparison:
     """The pairs of `policy` (default: the recipe's first, of its first seed) against data, reference or another run.
 
-    Prompts are drawn by their digest, so that a larger `max_prompts` keeps those of a smaller one. Raises UserError
-    where a side was not evaluated, or the sides share no prompt.
+    Raises UserError if a side was not evaluated, or the sides share no prompt.
     """
     policy, seeds = run.policy(policy), seeds or (run.recipe.seeds[0],)
     decoding = decoding or run.recipe.evaluate.primary
     subjects = {seed: policy_subject(policy, seed) for seed in seeds}
     records = {seed: evaluated_completions(run, subject, decoding) for seed, subject in subjects.items()}
-    every = [record for of_seed in records.values() for record in of_seed]
+    every = list(itertools.chain(*records.values()))
     if not every:
         raise UserError(f"the evaluation of '{policy}' in '{run.folder}' holds no {decoding} completion")
-    prompts = {group: rows[0] for group, rows in rows_by_prompt(run.table, [r["group"] for r in every]).items()}
-    ids = {group: prompt_id(row) for group, row in prompts.items()}
+    rows = rows_by_prompt(run.table, [record["group"] for record in every])
+    ids = {group: prompt_id(of[0]) for group, of in rows.items()}
     if against in (DATA, REFERENCE) and (against_policy or against_seed is not None):
         raise UserError(f"--against-policy and --against-seed go with --against RUN, not with {against}")
-    other = None if against in (DATA, REFERENCE) else FinishedRun(against)
-    sides = [_other_side(run, other, against, seed, against_policy, against_seed, decoding, ids) for seed in records]
+    own = {ids[group]: own_row(of)["completion"] for group, of in rows.items()}
+    sides = {
+        s: (DATA, own) if against == DATA else _other_side(run, against, decoding, against_policy, against_seed, s)
+        for s in records
+    }
     pairs = [
         Pair(
             prompt_id=ids[record["group"]],
-            prompt=prompt_text(prompts[record["group"]]),
+            prompt=prompt_text(rows[record["group"]][0]),
             ours=record["text"].strip(),
-            theirs=theirs[ids[record["group"]]].strip(),
+            theirs=sides[seed][1][ids[record["group"]]].strip(),
             family=record["family"],
-            source=str(record["source"]) if record.get("source") is not None else "",
+            source="" if record.get("source") is None else str(record["source"]),
             seed=seed,
         )
-        for (seed, of_seed), (_, theirs) in zip(records.items(), sides, strict=True)
-        for record in of_seed
-        if ids[record["group"]] in theirs
+        for seed in records
+        for record in records[seed]
+        if ids[record["group"]] in sides[seed][1]
     ]
     if not pairs:
         raise UserError(f"'{run.folder}' and '{against}' share no evaluated prompt: nothing can be compared")
-    shared = sorted({pair.prompt_id for pair in pairs})
-    if len(shared) < len(set(ids.values())):
-        log.warning("judge: %d of %d prompts are in both runs; only these are compared", len(shared), len(ids))
-    drawn = set(shared[:max_prompts])
-    tokens = sum(record["tokens"] for record in every)
+    num_shared = len({pair.prompt_id for pair in pairs})
+    if num_shared < len(set(ids.values())):
+        log.warning("judge: %d of %d prompts are in both runs; only these are compared", num_shared, len(ids))
     read = [*subjects.values(), *([REFERENCE] if against == REFERENCE else [])]
     return Comparison(
-        ours=_with_seeds(policy, records),
-        theirs=" and ".join(dict.fromkeys(name for name, _ in sides)),
+        ours=f"{policy}-seed{'s' if len(records) > 1 else ''}-{'-'.join(map(str, records))}",
+        theirs=" and ".join(dict.fromkeys(name for name, _ in sides.values())),
         decoding=decoding,
-        pairs=tuple(sorted((p for p in pairs if p.prompt_id in drawn), key=lambda p: (p.prompt_id, p.seed))),
-        characters_per_token=sum(len(record["text"]) for record in every) / max(tokens, 1),
+        pairs=_draw(pairs, max_prompts),
+        characters_per_token=sum(len(r["text"]) for r in every) / max(sum(r["tokens"] for r in every), 1),
         unended=float(np.mean([not record.get("ended", True) for record in every])),
         evaluations={subject: run.manifest.digest(evaluation_artifact(subject)) for subject in read},
     )
 
 
+def _draw(pairs: Iterable[Pair], max_prompts: int | None) -> tuple[Pair, ...]:
+    """The pairs of `max_prompts` prompts, drawn by digest: a larger number keeps the prompts of a smaller one."""
+    ordered = sorted(pairs, key=lambda pair: (pair.prompt_id, pair.seed))
+    drawn = set(list(dict.fromkeys(pair.prompt_id for pair in ordered))[:max_prompts])
+    return tuple(pair for pair in ordered if pair.prompt_id in drawn)
+
+
 def _other_side(
-    run: FinishedRun,
-    other: FinishedRun | None,
-    against: str,
-    seed: int,
-    policy: str | None,
-    other_seed: int | None,
-    decoding: str,
-    ids: dict[int, str],
+    run: FinishedRun, against: str, decoding: str, policy: str | None, seed: int | None, our_seed: int
 ) -> tuple[str, dict[str, str]]:
-    """What one seed is compared with: its name, and prompt id -> completion."""
-    if against == DATA:
-        return DATA, {ids[group]: own_row(rows)["completion"] for group, rows in rows_by_prompt(run.table, ids).items()}
-    if other is None:
-        return REFERENCE, {ids[r["group"]]: r["text"] for r in evaluated_completions(run, REFERENCE, decoding)}
-    policy = other.policy(policy)
-    if other_seed is None:  # the same seed where there is one
-        other_seed = seed if seed in other.recipe.seeds else other.recipe.seeds[0]
-    records = evaluated_completions(other, policy_subject(policy, other_seed), decoding)
-    rows = rows_by_prompt(other.table, [record["group"] for record in records])
-    name = f"{policy}-seed-{other_seed} of {other.recipe.name}"
+    """An evaluated side's name, and prompt id -> completion. `seed` None: ours, or else the first of its recipe."""
+    name = subject = REFERENCE
+    if against != REFERENCE:
+        run = FinishedRun(against)
+        policy = run.policy(policy)
+        if seed is None:
+            seed = our_seed if our_seed in run.recipe.seeds else run.recipe.seeds[0]
+        subject = policy_subject(policy, seed)
+        name = f"{subject} of {run.recipe.name}"
+    records = evaluated_completions(run, subject, decoding)
+    rows = rows_by_prompt(run.table, [record["group"] for record in records])
     return name, {prompt_id(rows[record["group"]][0]): record["text"] for record in records}
 
 
@@ -177,21 +203,11 @@ def own_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def prompt_id(row: dict[str, Any]) -> str:
-    """The digest of a prompt: its text, or its messages, and its tools."""
+    """The digest of a prompt: its text or its messages, and its tools."""
     return digest([as_prompt(row["prompt"], row["conversational"]), row.get("tools")])
 
 
 def prompt_text(row: dict[str, Any]) -> str:
-    """A prompt as text for a reader: `role: content` for the messages of a conversation."""
-    value = as_prompt(row["prompt"], row["conversational"])
-    if isinstance(value, str):
-        return value
-    turns = [f"{message['role']}: {message['content']}" for message in value]
-    if row.get("tools"):
-        turns.insert(0, f"tools: {row['tools']}")
-    return "\n\n".join(turns)
-
-
-def _with_seeds(policy: str, seeds: Iterable[int]) -> str:
-    numbers = list(seeds)
-    return f"{policy}-seed-{numbers[0]}" if len(numbers) == 1 else f"{policy}-seeds-{'-'.join(map(str, numbers))}"
+    """A prompt as text for a reader: tools, and `role: content` for the messages of a conversation."""
+    text = readable(row, "\n\n")
+    return f"tools: {row['tools']}\n\n{text}" if row["conversational"] and row.get("tools") else text

@@ -1,5 +1,6 @@
 """From pairs to questions, and from their stored answers back to what each pair's outcome is. Pure functions."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from leftover.commands.judge.pairs import Pair
 
 @dataclass(frozen=True)
 class Question:
-    """One pair by one criterion in one order. Equal questions have equal keys, whatever they are asked for."""
+    """One pair by one criterion in one order. Equal questions have equal keys, also of different pairs."""
 
     pair: Pair
     criterion: str
@@ -20,22 +21,21 @@ class Question:
     key: str
 
     def score(self, verdict: str) -> float:
-        """1 where our completion is preferred, 0 where theirs is, 0.5 for a tie."""
+        """1 if our completion is preferred, 0 if theirs is, 0.5 for a tie."""
         return 0.5 if verdict == "tie" else float((verdict == "A") == self.ours_first)
 
 
 class Judged(NamedTuple):
-    """A pair by one criterion: our score in both orders (None: no verdict there), and whether a judge was asked."""
+    """A pair by one criterion: our score in both orders (None: no verdict)."""
 
     pair: Pair
     scores: tuple[float | None, float | None]
-    asked: bool
 
     @property
     def outcome(self) -> float | None:
-        """1 win, 0.5 tie, 0 loss; None where an order has no verdict, since its position bias cannot cancel.
+        """1 win, 0.5 tie, 0 loss; None if an order has no verdict, since position bias cannot cancel then.
 
-        A win in one order and a loss in the other is a tie; a tie in one leaves the decision to the other.
+        A win in one order and a loss in the other make a tie; after a tie in one order the other decides.
         """
         first, second = self.scores
         if first is None or second is None:
@@ -46,14 +46,10 @@ class Judged(NamedTuple):
 def make_questions(pairs: Iterable[Pair], criteria: Sequence[Criterion], settings: JudgeSettings) -> list[Question]:
     """Every pair by every criterion in both orders, a pair's questions together; none for identical completions."""
     found = []
-    for pair in pairs:
-        if pair.identical:
-            continue
-        for criterion in criteria:
-            for ours_first in (True, False):
-                first, second = (pair.ours, pair.theirs) if ours_first else (pair.theirs, pair.ours)
-                message = question(criterion.text, pair.prompt, first, second)
-                found.append(Question(pair, criterion.name, ours_first, message, settings.key(message)))
+    for pair, criterion, ours_first in itertools.product(pairs, criteria, (True, False)):
+        if not pair.identical:
+            message = question(criterion.text, pair.prompt, *pair.in_order(ours_first))
+            found.append(Question(pair, criterion.name, ours_first, message, settings.key(message)))
     return found
 
 
@@ -65,15 +61,13 @@ def outstanding(questions: Iterable[Question], records: Mapping[str, Any]) -> li
 def judged_pairs(
     pairs: Sequence[Pair], questions: Iterable[Question], records: Mapping[str, Any], criterion: str
 ) -> list[Judged]:
-    """What the stored answers say of every pair; identical completions tie without being asked about."""
+    """Every pair with the scores from its stored answers; identical completions tie without being asked about."""
     scores: dict[tuple[Pair, bool], float] = {}
     for q in questions:
         verdict = records.get(q.key, {}).get("verdict")
         if q.criterion == criterion and verdict is not None:
             scores[q.pair, q.ours_first] = q.score(verdict)
     return [
-        Judged(pair, (0.5, 0.5), False)
-        if pair.identical
-        else Judged(pair, (scores.get((pair, True)), scores.get((pair, False))), True)
+        Judged(pair, (0.5, 0.5) if pair.identical else (scores.get((pair, True)), scores.get((pair, False))))
         for pair in pairs
     ]

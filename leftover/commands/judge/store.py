@@ -1,4 +1,4 @@
-"""Every answer of a judge, kept as it arrives: JSON lines that are only ever appended to."""
+"""Every answer of a judge, kept as it arrives: JSON lines that are only appended to."""
 
 import json
 import os
@@ -14,10 +14,10 @@ Record = dict[str, Any]
 
 
 class VerdictStore:
-    """`verdicts.jsonl`: one record a question, by its `key`; a question that has one is not asked again.
+    """`verdicts.jsonl`: one record per question, by its `key`; a question with a record is not asked again.
 
-    As a context it is held by one process: opening it for writing while another does raises UserError. A last line
-    that a killed process left unfinished is cut off; any other line that is no record raises UserError.
+    As a context manager it is held by one process, and raises UserError if another holds it. A last line that a killed
+    process left unfinished is cut off; any other line that is no record raises UserError.
     """
 
     def __init__(self, folder: Path):
@@ -32,7 +32,7 @@ class VerdictStore:
             self._held.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another `leftover judge` writes {self.path}: wait for it, or stop it") from None
-        whole = self._load()  # what was written until the lock was got
+        whole = self._load()  # again: another process may have written until now
         if self.path.is_file() and self.path.stat().st_size > whole:
             os.truncate(self.path, whole)
         return self

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-# The first that was measured is drawn: what the checkpoint was chosen by.
+# The first that was measured is drawn: the checkpoint was chosen by it.
 _MEASURES = {
     "eval_reward/mean": "mean reward on the selection prompts",
     "eval_logratio/rank_correlation": "rank correlation on the selection rows",
@@ -12,9 +12,9 @@ _MEASURES = {
 
 
 def draw_curve(facts: dict[str, Any], path: Path) -> str | None:
-    """Draw the evaluations along a training run to `path`; what it shows in words, or None where nothing was measured.
+    """Draw the evaluations along a training run to `path`; returns the measure in words, None if there is none.
 
-    `facts`: what the manifest keeps of a trained policy: `evaluations`, `best_step`.
+    `facts`: `evaluations` and `best_step`, as the manifest keeps them of a trained policy.
     """
     points = facts.get("evaluations", [])
     measured = [name for name in _MEASURES if any(name in point for point in points)]

@@ -2,24 +2,28 @@
 
 import math
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leftover.evaluation.tables import GLOSSARY, interval, result_cells
 from leftover.evaluation.verdict import caveats, headline
-from leftover.publish.card.public import is_hub_id, public_name
-from leftover.recipe.sections import Recipe
+from leftover.publish.card.public import base_name, is_hub_id, public_name
+from leftover.recipe.sections import Recipe, RewardSection
+from leftover.rewards.sum import _default_name
 from leftover.store.table import Table, equals
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 _PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that this process runs."""
+    """The versions of the packages that this process runs."""
     return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def base_model(recipe: Recipe) -> tuple[str, str | None]:
-    """What the model was before any of this training, for readers; and its id on the Hub, where it has one."""
+    """The model before any training, in words; and its id on the Hub if it has one."""
     path = recipe.model.path
     if path is None:
         return f"random weights ({(recipe.model.config or {}).get('model_type')})", None
@@ -27,27 +31,20 @@ def base_model(recipe: Recipe) -> tuple[str, str | None]:
 
 
 def reference_model(recipe: Recipe) -> str:
-    """What the reference is."""
-    reference = recipe.reference
-    if reference.source == "as_is":
-        return "the base as it is"
-    if reference.source == "path":
-        return public_name(str(reference.path))
-    return "the base, fine-tuned by the likelihood of the training completions"
+    """The reference, in words."""
+    if recipe.reference.source == "path":
+        return public_name(str(recipe.reference.path))
+    fitted = recipe.reference.source == "fit"
+    return "the base, fine-tuned by the likelihood of the training completions" if fitted else "the base as it is"
 
 
 def data_files(recipe: Recipe, table: Table) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """(file or Hub id, start of its SHA-256 where it is a file) of all data, and which of them are Hub ids."""
+    """(file or Hub id, start of its SHA-256 if it is a file) of all data, and which of them are Hub ids."""
     recorded = table.manifest.entries.get("rows", {}).get("key", {}).get("files", {})
-    paths = recipe.data.path
-    paths = [paths] if isinstance(paths, str) else paths
+    paths = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
     # What was a file when it was read has a hash, wherever the run lies now.
     hub = [path for path in paths if path not in recorded and is_hub_id(path)]
-    return [(public_name(path) if path in hub else _file_name(path), recorded.get(path)) for path in paths], hub
-
-
-def _file_name(path: str) -> str:
-    return path.replace("\\", "/").rpartition("/")[2]
+    return [(path if path in hub else base_name(path), recorded.get(path)) for path in paths], hub
 
 
 def data_facts(prepared: dict[str, Any]) -> list[str]:
@@ -71,30 +68,24 @@ def data_facts(prepared: dict[str, Any]) -> list[str]:
     return said
 
 
-def reward_rows(reward: Any) -> list[tuple[str, str, str, str]]:
-    """(name, kind, weight, normalisation) of every component; settings beyond these may name services, and stay out."""
-    from leftover.rewards.sum import _default_name
-
+def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
+    """(name, kind, weight, normalisation) of every component; further settings may name services, and stay out."""
     return [
         (
             str(spec.get("name") or _default_name(spec)),
             str(spec.get("type", "")),
             f"{spec.get('weight', 1.0):g}",
-            _transform(spec.get("normalise")),
+            transform_text(spec.get("normalise")),
         )
         for spec in reward.functions
     ]
 
 
-def _transform(spec: Any) -> str:
+def transform_text(spec: str | dict[str, float] | None) -> str:
+    """The transform of a reward or of a component, in words."""
     if isinstance(spec, dict):
         return ", ".join(f"{name} {value:g}" for name, value in spec.items())
-    return str(spec or "none")
-
-
-def reward_transform(reward: Any) -> str:
-    """What the sum of the components goes through."""
-    return _transform(reward.transform)
+    return spec or "none"
 
 
 def is_conversational(table: Table) -> bool:
@@ -107,36 +98,38 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
 
     `results`: as read from JSON, seeds as texts.
     """
-    primary = results["primary"]
+    primary, columns = results["primary"], (policy, "reference", "data")
     own = dict(results[primary])
     if policy != results.get("main"):
         own["main_against"] = {}  # differences of another policy
     mine = results | {"main": policy, primary: own}
     row = own["table"][policy]
     header, cells = result_cells(results, primary)
-    shown = [line for line in cells if line[0] in (policy, "reference", "data")]
-    shown.sort(key=lambda line: (policy, "reference", "data").index(line[0]))
+    shown = sorted((line for line in cells if line[0] in columns), key=lambda line: columns.index(line[0]))
     names = ["" if name == "policy" else name for name in header]
     table = [list(column) for column in zip(names, *shown, strict=True)]
     parts = [name for name in row if name.startswith("reward/")]
     if len(parts) > 1:
         table += [[name, *(interval(own["table"][line[0]].get(name)) for line in shown)] for name in parts]
-    table = [line for line in table if any(cell != "–" for cell in line[1:])]
     is_policy = policy != "reference"
     return {
         "decoding": primary,
         "prompts": row["prompts"],
         "verdict": headline(mine) if is_policy else "",
-        "caveats": caveats(mine) if is_policy else list(results.get("scoring_caveats", [])),
-        "table": table,
+        "caveats": caveats(mine) if is_policy else results.get("scoring_caveats", []),
+        "table": [line for line in table if any(cell != "–" for cell in line[1:])],
         "seeds": row["seeds"] if len(row["seeds"]) > 1 else [],
         "own_reward": row.get("reward_by_seed", {}).get(str(seed)),
         "glossary": GLOSSARY,
     }
 
 
-def measures(results: dict[str, Any], policy: str) -> list[tuple[str, str, float]]:
-    """(type, name, number) of what the card's metadata lists; numbers that were not measured are left out."""
+def evaluation_results(
+    results: dict[str, Any], policy: str, files: list[tuple[str, str | None]], hub_data: list[str]
+) -> "list[EvalResult]":
+    """The numbers in the card's metadata; those that were not measured are left out."""
+    from huggingface_hub import EvalResult
+
     row = results[results["primary"]]["table"][policy]
     found = [
         ("reward", "mean reward", (row.get("reward") or {}).get("mean")),
@@ -146,6 +139,17 @@ def measures(results: dict[str, Any], policy: str) -> list[tuple[str, str, float
         ("perplexity", "perplexity of the test completions", row.get("perplexity_of_test_completions")),
         ("rank_correlation", "rank correlation of log-ratio and reward", row.get("logratio/rank_correlation")),
     ]
-    if policy == "reference":
-        found = [one for one in found if one[0] not in ("win_rate", "kl", "rank_correlation")]
-    return [(kind, name, float(value)) for kind, name, value in found if value is not None and math.isfinite(value)]
+    of_policies = ("win_rate", "kl", "rank_correlation")
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=hub_data[0] if hub_data else "custom",
+            dataset_name=", ".join(file for file, _ in files),
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=f"{words} ({results['primary']} completions)",
+            metric_value=float(f"{number:.5g}"),
+        )
+        for kind, words, number in found
+        if number is not None and math.isfinite(number) and not (policy == "reference" and kind in of_policies)
+    ]

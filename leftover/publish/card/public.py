@@ -1,9 +1,8 @@
 """What may stand in a card that others read: ids of the Hub and names of files, and no path of this machine."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # The folders of an absolute path; not those of an address, nor the stroke in `distinct-1/2` or `reward/length`.
@@ -17,36 +16,32 @@ def is_hub_id(name: str | None) -> bool:
 
 def public_name(name: str) -> str:
     """An id of the Hub as it is; of a path its last part."""
-    return name if is_hub_id(name) else _base_name(name)
+    return name if is_hub_id(name) else base_name(name)
 
 
-def _base_name(path: str) -> str:
+def base_name(path: str) -> str:
+    """The last part of a path of any system."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def without_paths(text: str, settings: Any) -> str:
-    """The text without the folders of any path that stands in `settings` (nested mappings and lists), nor of another.
+def without_paths(text: str, settings: object) -> str:
+    """The text without the folders of any path in `settings` (nested mappings and lists), nor of any other path.
 
-    The paths of the settings go first: they may hold spaces, which tell no end of a path in a text.
+    The paths of the settings go first: they may hold spaces, which mark no end of a path in a text.
     """
-    for path in sorted(_local_paths(settings), key=len, reverse=True):
-        text = text.replace(path, _base_name(path))
+    for path in sorted(filter(_is_local, _texts(settings)), key=len, reverse=True):
+        text = text.replace(path, base_name(path))
     return _FOLDERS.sub("", text)
 
 
-def _local_paths(settings: Any) -> Iterator[str]:
-    for value in _texts(settings):
-        where = value.rpartition(":")[0] or value  # a function is file.py:name
-        absolute = re.match(r"(?:~|[A-Za-z]:)?[/\\]", value) is not None
-        if (absolute and _parts(value)) or (len(_parts(where)) > 1 and Path(where).exists()):
-            yield value
+def _is_local(text: str) -> bool:
+    if re.match(r"(?:~|[A-Za-z]:)?[/\\]", text):
+        return re.search(r"[^/\\]", text) is not None
+    where = text.rpartition(":")[0] or text  # a function is file.py:name
+    return len(re.findall(r"[^/\\]+", where)) > 1 and Path(where).exists()
 
 
-def _parts(path: str) -> list[str]:
-    return [part for part in re.split(r"[/\\]", path) if part]
-
-
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

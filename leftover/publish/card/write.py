@@ -1,19 +1,18 @@
-"""Write the card of a saved policy, or of the reference, from what its run recorded."""
+"""Write the card of a saved policy or reference, from what its run recorded, or of a trainer without a recipe."""
 
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leftover.evaluation.markdown import escape, table
 from leftover.models.load import is_adapter
+from leftover.objectives import ONLINE
 from leftover.publish.card import facts
 from leftover.publish.card.curve import draw_curve
-from leftover.publish.card.papers import papers
-from leftover.publish.card.public import without_paths
-from leftover.publish.card.settings import settings_of_policy
-from leftover.recipe.sections import Recipe
+from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
+from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact, policy_folder
 
@@ -21,26 +20,21 @@ log = logging.getLogger(__name__)
 
 NAME, PICTURE = "README.md", "learning_curve.png"
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
-_TAGS = {"ppo": ["online-rl", "ppo"], "nll": ["behaviour-cloning"]}  # of objectives that are no offline RL
 
 
 def write_cards(run: FinishedRun, results: dict[str, Any]) -> None:
-    """The card of every policy and seed that `results` are of, and of the reference where the run has fitted one."""
-    count = 0
-    for policy, seed, folder in _saved(run, results):
+    """The card of every policy and seed in `results`, and of the reference if the run has fitted one."""
+    saved: list[tuple[str | None, int, Path]] = [
+        (policy, int(seed), policy_folder(run.folder, policy, int(seed)))
+        for policy, seeds in results["training"].items()
+        for seed in seeds
+    ]
+    if run.recipe.reference.source == "fit":
+        saved.insert(0, (None, run.recipe.seed, run.folder / "reference"))
+    saved = [(policy, seed, folder) for policy, seed, folder in saved if folder.is_dir()]
+    for policy, seed, folder in saved:
         write_card(run, results, policy, seed, folder)
-        count += 1
-    log.info("cards: %s beside %d models", NAME, count)
-
-
-def _saved(run: FinishedRun, results: dict[str, Any]) -> Iterator[tuple[str | None, int, Path]]:
-    if run.recipe.reference.source == "fit" and (run.folder / "reference").is_dir():
-        yield None, run.recipe.seed, run.folder / "reference"
-    for policy, seeds in results["training"].items():
-        for seed in map(int, seeds):
-            folder = policy_folder(run.folder, policy, seed)
-            if folder.is_dir():
-                yield policy, seed, folder
+    log.info("cards: %s beside %d models", NAME, len(saved))
 
 
 def write_card(
@@ -54,50 +48,28 @@ def write_card(
     """Write README.md and its picture beside the model in `folder`; returns the card's path.
 
     Args:
-        results: of its evaluation, the content of results.json or comparison.json; None leaves them out.
+        results: the content of results.json or comparison.json; None leaves results out.
         policy: None for the reference.
         hub_id: where the model will be on the Hub; the code that loads it names this, or else the folder itself.
     """
-    results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
-    artifact = "reference" if policy is None else policy_artifact(policy, seed)
-    trained = run.manifest.facts(artifact)
-    adapter = is_adapter(folder)
-    values = _values(run, results, policy, seed, trained) | {
-        "adapter": adapter,
-        "hub_id": hub_id,
-        "path": hub_id or ".",
-        "curve": draw_curve(trained, folder / PICTURE),
-        "picture": PICTURE,
-    }
-    card = render(_metadata(run.recipe, results, policy, values), values)
-    card.content = without_paths(card.content, run.recipe.model_dump())
-    card.save(folder / NAME)
-    return folder / NAME
-
-
-def _values(
-    run: FinishedRun, results: dict[str, Any] | None, policy: str | None, seed: int, trained: dict[str, Any]
-) -> dict[str, Any]:
-    """All that the template shows but for where the model is and its picture."""
     recipe = run.recipe
-    settings = settings_of_policy(recipe, policy)
-    objective = settings.pop("objective")
+    results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
+    base, base_id = facts.base_model(recipe)
     files, hub_data = facts.data_files(recipe, run.table)
-    return {
+    trained = run.manifest.facts("reference" if policy is None else policy_artifact(policy, seed))
+    values = {
         "name": recipe.name,
         "policy": policy,
         "seed": seed,
-        "objective": objective,
-        "method": method(objective),
-        "base": facts.base_model(recipe)[0],
+        "adapter": is_adapter(folder),
+        "base": base,
         "reference": facts.reference_model(recipe),
+        "path": hub_id or ".",
         "files": files,
         "hub_data": hub_data,
         "data": facts.data_facts(run.prepared) if run.prepared else [],
         "rewards": facts.reward_rows(recipe.reward),
-        "transform": facts.reward_transform(recipe.reward),
-        "settings": settings,
-        "trained": trained,
+        "transform": facts.transform_text(recipe.reward.transform),
         "results": facts.results_facts(results, policy or "reference", seed) if results else None,
         "conversational": facts.is_conversational(run.table),
         "template_options": recipe.model.template_options,
@@ -105,68 +77,91 @@ def _values(
         "temperature": recipe.evaluate.temperature,
         "max_new_tokens": recipe.max_new_tokens,
         "trust_remote_code": recipe.model.trust_remote_code,
-        "papers": papers(objective),
-        "versions": facts.versions(),
+        "trained": trained,
+        "curve": draw_curve(trained, folder / PICTURE),
     }
-
-
-def method(objective: str) -> str:
-    """An objective in one sentence: the first of its docstring."""
-    from leftover.objectives import OBJECTIVES
-
-    if objective not in OBJECTIVES:
-        return "Proximal policy optimisation on completions that the policy itself writes, scored by the reward."
-    return str(OBJECTIVES[objective].loss.__doc__).strip().splitlines()[0]
-
-
-def _metadata(
-    recipe: Recipe, results: dict[str, Any] | None, policy: str | None, values: dict[str, Any]
-) -> dict[str, Any]:
-    from huggingface_hub import EvalResult
-
-    hub_data, name = values["hub_data"], (values["hub_id"] or "").rpartition("/")[2]
-    found: dict[str, Any] = {"base_model": facts.base_model(recipe)[1], "datasets": hub_data or None}
+    metadata: dict[str, Any] = {"base_model": base_id, "datasets": hub_data}
     if results:
-        found["model_name"] = name or f"{recipe.name} {policy or 'reference'}"
-        found["eval_results"] = [
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=hub_data[0] if hub_data else "custom",
-                dataset_name=", ".join(file for file, _ in values["files"]),
-                dataset_split="test",
-                metric_type=kind,
-                metric_name=f"{words} ({results['primary']} completions)",
-                metric_value=float(f"{number:.5g}"),
-            )
-            for kind, words, number in facts.measures(results, policy or "reference")
-        ]
-    return found
+        name = (hub_id or "").rpartition("/")[2]
+        metadata["model_name"] = name or f"{recipe.name} {policy or 'reference'}"
+        metadata["eval_results"] = facts.evaluation_results(results, policy or "reference", files, hub_data)
+    return _write(folder, metadata, values, settings_of_policy(recipe, policy), recipe.model_dump())
 
 
-def render(further: dict[str, Any], values: dict[str, Any]) -> Any:
-    """A `huggingface_hub.ModelCard` of our template; `further`: metadata beside that which every card has."""
+def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
+    """Write README.md, and the learning curve if there is one, for the model of a trainer; returns its path.
+
+    `metadata`: fields of the card's header, such as `license` or `language`, beside those that the trainer gives.
+    """
+    args, model = trainer.args, trainer.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = str(inner.config.name_or_path or "")
+    prompts = getattr(trainer, "prompts", None)  # the unique ones that an online trainer draws from
+    rows = prompts or trainer.train_dataset or []
+    state = trainer.state
+    trained = {
+        "evaluations": [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)],
+        "steps": state.global_step,
+        "best_step": state.best_global_step,
+    }
+    if rows:
+        trained["selected_rows"] = trainer.num_selected
+        trained["effective_sample_size"] = trainer.effective_sample_size
+    settings = settings_of_fields({name: getattr(args, name) for name in vars(args)})
+    kind = "prompts" if settings["objective"] in ONLINE else "rows"
+    values = {
+        "name": metadata.get("model_name") or (args.hub_model_id or "").rpartition("/")[2] or Path(folder).name,
+        "policy": "",
+        "seed": args.seed,
+        "adapter": hasattr(model, "peft_config"),
+        "base": public_name(base) if base else "a model made in code",
+        "reference": "the model as it was given to the trainer",
+        "path": args.hub_model_id or ".",
+        "sampled": args.eval_decoding == "sample",
+        "temperature": 1.0,
+        "max_new_tokens": args.max_completion_length,
+        "data": [f"{len(rows):,} training {kind}."] if rows else [],
+        "conversational": any(row.get("conversational", False) for row in rows),
+        "template_options": args.chat_template_kwargs,
+        "trained": trained if state.global_step else {},
+        "curve": draw_curve(trained, folder / PICTURE),
+    }
+    metadata = {"base_model": base if is_hub_id(base) else None} | metadata
+    return _write(folder, metadata, values, settings, [base, str(args.output_dir)])
+
+
+def _write(
+    folder: Path,
+    metadata: Mapping[str, Any],
+    values: Mapping[str, Any],
+    settings: dict[str, str],
+    private: object,
+) -> Path:
+    """Render the template into `folder`; `private`: settings (nested) whose paths are shortened to names."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    objective, further = values["objective"], dict(further)
-    own = further.pop("tags", [])
-    tags = ["leftover", *_TAGS.get(objective, ["offline-rl", objective.replace("_", "-")])]
+    header = {name: value for name, value in metadata.items() if value}
+    own = header.pop("tags", [])
+    objective = settings.pop("objective")
     data = ModelCardData(
         library_name="peft" if values["adapter"] else "transformers",
         pipeline_tag="text-generation",
-        tags=list(dict.fromkeys([*tags, *([own] if isinstance(own, str) else own)])),
-        **{name: value for name, value in further.items() if value},
+        tags=list(dict.fromkeys([*tags(objective), *([own] if isinstance(own, str) else own)])),
+        **header,
     )
-    shown: dict[str, Any] = {"q": _escaped, "table": _markdown_table}
-    return ModelCard.from_template(data, template_str=_TEMPLATE.read_text(encoding="utf-8"), **shown, **values)
-
-
-def _markdown_table(header: Iterable[Any], lines: Iterable[Iterable[Any]]) -> str:
-    cells = [[_escaped(cell) for cell in line] for line in (header, *lines)]
-    rows = ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join([rows[0], "|" + " --- |" * len(cells[0]), *rows[1:]])
-
-
-def _escaped(text: Any) -> str:
-    """A text on one line of Markdown, its markup escaped; an underscore inside a word, or a bracket alone, is none."""
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*<>|#]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", flat)
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE.read_text(encoding="utf-8"),
+        q=escape,
+        table=table,
+        objective=objective,
+        method=sentence(objective),
+        settings=settings,
+        picture=PICTURE,
+        papers=papers(objective),
+        versions=facts.versions(),
+        **values,
+    )
+    card.content = without_paths(card.content, private)
+    card.save(folder / NAME)
+    return folder / NAME

@@ -228,7 +228,7 @@ def test_a_refused_connection_is_said(service, tmp_path):
 def test_a_service_that_goes_down_is_not_asked_to_the_end(service, tmp_path):
     pairs = make_pairs(*[(f"good {i}", "y") for i in range(50)])
     service.plan, service.then = [prefers("good")] * 4, status(500)
-    with pytest.raises(UserError, match="4 of 100 answers came and are kept; the same command goes on from there"):
+    with pytest.raises(UserError, match="4 of 100 answers came and are kept; the same command continues"):
         ask(service, tmp_path, pairs, parallel=1, retries=0)
     assert len(service.requests) <= 4 + 5 + 1
     service.then = prefers("good")

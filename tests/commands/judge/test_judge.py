@@ -184,7 +184,7 @@ def test_a_judge_is_asked_and_its_verdicts_become_shares_by_test_set(folder, ser
     assert "nll-seed-0 against reference, sampled" in shown and "win rate" in shown
     assert judge(folder, service, "--against", "reference") == 0
     assert len(service.requests) == 32, "the same command asks nothing again"
-    assert "By this command: 0 tokens" in capsys.readouterr().out
+    assert "By this command, 0 answers" in capsys.readouterr().out
 
 
 def test_seeds_share_their_prompts_and_have_win_rates_of_their_own(folder, service):
@@ -212,7 +212,11 @@ def test_a_dry_run_asks_and_writes_nothing(folder, service, capsys):
     capsys.readouterr()
     assert judge(folder, service, "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "16 questions answered already, 16 to ask" in shown and "as counted for the answers so far" in shown
+    assert (
+        "16 to ask" in shown
+        and "16 questions already answered" in shown
+        and "as counted for the answers so far" in shown
+    )
     assert "of answers: about 160" in shown
 
 

@@ -5,7 +5,7 @@ import pytest
 from leftover.commands.judge.criteria import CRITERIA, Criterion, load_criteria, question, read_verdict
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.questions import Judged, judged_pairs, make_questions, outstanding
-from leftover.commands.judge.summary import Outcome, Prices, by_source, count_tokens, estimate, of_judge, summarise
+from leftover.commands.judge.summary import Outcome, Prices, count_tokens, estimate, of_judge, summarise
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import make_pairs
 
@@ -164,7 +164,7 @@ def test_a_criterion_that_is_misspelt_or_given_twice_is_refused():
     ],
 )  # fmt: skip
 def test_both_orders_make_the_outcome_of_a_pair(scores, expected):
-    assert Judged(make_pairs(("x", "y"))[0], scores, True).outcome == expected
+    assert Judged(make_pairs(("x", "y"))[0], scores).outcome == expected
 
 
 def record(verdict, tokens=(100, 10), asks=1):
@@ -178,7 +178,7 @@ def test_stored_answers_become_scores_from_our_side():
     records = {q.key: record(v) for q, v in zip(questions, verdicts, strict=True)}
     judged = judged_pairs(pairs, questions, records, "good")
     assert [j.scores for j in judged] == [(1, 0), (0.5, 0.5), (0.5, None)]
-    assert [j.asked for j in judged] == [True, False, True]
+    assert [j.pair.identical for j in judged] == [False, True, False]
 
 
 # Statistics
@@ -208,16 +208,16 @@ def test_a_prompt_judged_for_two_seeds_counts_once_by_its_mean():
 
 
 def test_test_sets_are_told_apart_and_one_alone_is_not_told_twice():
-    found = by_source(outcomes(1, 0, 1, sources=["x", "y", "x"]))
+    found = summarise(outcomes(1, 0, 1, sources=["x", "y", "x"]))["by_source"]
     assert found["x"]["win"]["mean"] == 1 and found["x"]["prompts"] == 2 and found["y"]["loss"]["mean"] == 1
-    assert by_source(outcomes(1, 0)) == {}
+    assert summarise(outcomes(1, 0))["by_source"] == {}
 
 
 def test_position_bias_is_the_share_of_decided_verdicts_for_the_first():
     pairs = make_pairs(*[("x", "y")] * 3, ("s", "s"), ("x", "y"))
     # Scores with ours first, then second: always the first; both for ours; a tie, then the first (theirs).
     scores = [(1.0, 0.0), (1.0, 1.0), (0.5, 0.0), (0.5, 0.5), (1.0, None)]
-    judged = [Judged(pair, score, not pair.identical) for pair, score in zip(pairs, scores, strict=True)]
+    judged = [Judged(pair, score) for pair, score in zip(pairs, scores, strict=True)]
     found = of_judge(judged)
     # Decided: 1st 1st | 1st 2nd | 1st. Of these four of five prefer the first.
     assert found["first_preferred"]["mean"] == 4 / 5
@@ -227,13 +227,13 @@ def test_position_bias_is_the_share_of_decided_verdicts_for_the_first():
 
 
 def test_every_seed_has_its_own_win_rate():
-    judged = [Judged(p, (1.0, 1.0), True) for p in make_pairs(("x", "y"), seed=0)]
-    judged += [Judged(p, (0.0, 0.0), True) for p in make_pairs(("x", "y"), seed=7)]
+    judged = [Judged(p, (1.0, 1.0)) for p in make_pairs(("x", "y"), seed=0)]
+    judged += [Judged(p, (0.0, 0.0)) for p in make_pairs(("x", "y"), seed=7)]
     assert of_judge(judged)["win_rate_by_seed"] == {0: 1.0, 7: 0.0}
 
 
 def test_nothing_judged_has_no_share():
-    found = of_judge([Judged(make_pairs(("x", "y"))[0], (None, None), True)])
+    found = of_judge([Judged(make_pairs(("x", "y"))[0], (None, None))])
     assert found["prompts"] == 0 and "win" not in found and found["first_preferred"] is None
 
 

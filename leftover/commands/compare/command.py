@@ -1,0 +1,48 @@
+"""The options of `leftover compare`."""
+
+from typing import Any
+
+import click
+
+from leftover.monitoring.terminal import set_up_logging
+
+
+@click.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option(
+    "--methods", metavar="NAMES", help="Methods, policies, paper, nll_top, samplers, all; default: the recipe's."
+)
+@click.option("--seeds", type=click.IntRange(1), help="How many; default: the recipe's, or 3 if it has only one.")
+@click.option(
+    "--budget",
+    type=click.Choice(["equal", "paper"]),
+    default="equal",
+    help="Updates: the same for all, or scaled by the share of rows that a method selects.",
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at once, each a process.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="none|declared|KEY=A,B",
+    help="Settings to try for every method, chosen on the selection prompts; default: the recipe's compare.grid.",
+)
+@click.option("--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply; no run.")
+def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+    """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
+    from leftover.commands.compare.run import Options, compare
+    from leftover.recipe.files import load_recipe
+
+    loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
+    set_up_logging()
+    if dry_run:
+        from leftover.commands.compare.dry_run import dry_run as show_plan
+
+        show_plan(loaded, asked)
+        return
+    from leftover.commands.compare.jobs import raise_for
+    from leftover.commands.compare.show import print_comparison
+
+    results, failed = compare(loaded, asked)
+    print_comparison(results, loaded.output_dir)
+    raise_for(failed, results["num_runs"])
