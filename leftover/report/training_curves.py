@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leftover.recipe.policy import PolicyConfig
+from leftover.recipe.policy_config import PolicyConfig
 from leftover.report import charts
 
 # metric -> title and what its axis says

@@ -12,7 +12,7 @@ from leftover.commands.dry_run.sources import on_the_hub
 from leftover.data.formats import data_files
 from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from leftover.recipe.files import load_recipe, load_yaml
-from leftover.recipe.offline import LoLConfig, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.recipe.sections import Recipe
 from leftover.rewards import load_reward
 

@@ -10,7 +10,7 @@ from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.prepare import checks
 from leftover.recipe.files import make_recipe
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs import claim
 from leftover.runs.run import Run

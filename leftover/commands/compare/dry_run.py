@@ -16,8 +16,8 @@ from leftover.commands.dry_run.show import MEANING, memory_table, plain_table, p
 from leftover.commands.dry_run.sources import offline
 from leftover.commands.dry_run.work import GROUPS, LEFTOVER, Sizes, Training, estimate_training
 from leftover.monitoring.terminal import console
-from leftover.recipe.offline import LoLConfig
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 
 

@@ -134,7 +134,7 @@ def declared_trials(entry: Entry) -> list[dict[str, Any]]:
 
 def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """The method's fields with one trial's in their place; `shared`: the recipe's `train`."""
-    from leftover.recipe.offline import LoLConfig
+    from leftover.recipe.lol_config import LoLConfig
 
     fields = dict(entry.fields)
     for key, value in trial.items():

@@ -5,9 +5,9 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry, declared_trials, with_trial
 from leftover.errors import UserError
-from leftover.recipe.checks import check_policy
 from leftover.recipe.files import load_yaml
 from leftover.recipe.sections import Recipe
+from leftover.recipe.training_fields import check_policy
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.training.run import discard, policy_key

@@ -8,9 +8,9 @@ from leftover.commands.dry_run.shape import find_config
 from leftover.models.load import max_positions
 from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
-from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
-from leftover.recipe.offline import LoLConfig
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe, autocast_dtype
 from leftover.rewards import SumReward
 from leftover.runs.claim import check_limits, check_rewards, model_positions
@@ -58,7 +58,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
     if not as_recorded or not isinstance(rows, Rows) or rows.lengths is None or not rows.lengths.exact:
         return
     for name in offline_policies(recipe):
-        objective, _ = declared_by(recipe, name)
+        objective, _ = policy_objective(recipe, name)
         if "nonnegative_reward" in needs_of(recipe, name):
             trains = rows.where("train", trains_on_chosen(recipe, objective)) & rows.lengths.kept & rows.scored
             if trains.any():

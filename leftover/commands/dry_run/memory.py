@@ -15,7 +15,7 @@ from leftover.commands.dry_run.work import Sizes
 from leftover.models.load import torch_dtype
 from leftover.models.logprobs import CHUNK_ELEMENTS
 from leftover.models.reference import pass_tokens
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.runs.names import logprob_columns
 
 log = logging.getLogger(__name__)

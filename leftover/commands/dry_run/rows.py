@@ -14,9 +14,8 @@ from leftover.data.chat import Chat
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.splits import assign_splits
-from leftover.data.tokenizer import load_tokenizer, read_chat_template
-from leftover.data.tokens import Limits, Template, tokenise
-from leftover.data.vocabulary import train_tokenizer
+from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
+from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 
@@ -121,8 +120,8 @@ def read(recipe: Recipe) -> Rows | str:
         text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
     sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
     chosen = np.array(columns["is_chosen"], bool)  # False where it is unknown
-    if data.rows == "chosen" and not chosen.any():
-        raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
+    if data.train_on == "chosen" and not chosen.any():
+        raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
     recorded = np.array(columns["recorded_reward"], np.float64)  # NaN where there is none
     arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
@@ -134,10 +133,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
     if tokenizer is None:
         return None
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    names = ("prompt", "completion", "conversational", "tools")
-    asked, completed, conversational, tools = ([row[name] for row in sample] for name in names)
-    template = Template(Chat(tokenizer, model.template_options, model.end_tokens), tools)
-    done = tokenise(tokenizer, asked, completed, conversational, limits, template)
+    done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
     lengths = Lengths(prompts, completions, np.array(done.kept), num_rows)
     if not lengths.kept.any():

@@ -81,7 +81,7 @@ def _data(estimate: Estimate) -> Table:
         return plain_table("Data", "", "rows", "unique prompts", rows=[("rows", rows, "")])
     lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in SPLITS]
     counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
-    if estimate.recipe.data.rows == "chosen":
+    if estimate.recipe.data.train_on == "chosen":
         counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts
     counts |= {"prompt families": int(rows.family.max()) + 1, "with a recorded score": int(rows.scored.sum())}
     lines += [(name, f"{count:,}", "") for name, count in counts.items()]

@@ -11,7 +11,7 @@ from typing import Any
 from leftover.commands.dry_run.published_sizes import CLASSIFIERS
 from leftover.data.formats import data_files
 from leftover.monitoring.trackers import missing_packages as missing_trackers
-from leftover.recipe.packages import BITSANDBYTES_OPTIMIZERS
+from leftover.recipe.optional_packages import BITSANDBYTES_OPTIMIZERS
 from leftover.recipe.sections import Recipe
 from leftover.rewards.presets import PRESETS
 

@@ -9,8 +9,8 @@ from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.shape import Shape
 from leftover.objectives import Objective
 from leftover.objectives.requirements import check_groups
-from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.training.selection import run_order
 
@@ -113,7 +113,7 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes, runs
         return _estimate_online(name, args, sizes, runs)
     objective = objective_of(args)
     by_group = objective.unit == "group"
-    chosen_only = sizes.data.rows == "chosen" and not by_group
+    chosen_only = sizes.data.train_on == "chosen" and not by_group
     share, selected = _selected(args, objective)
     lengths = sizes.lengths("train", chosen_only)
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
