@@ -1,14 +1,19 @@
 """The pictures of the page, each a function of plain numbers that returns a `Chart`, or None without numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from leftover.report.figures import Curve, over_seeds, paint_curve, paint_reward_against_diversity
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, series_color
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from leftover.runs.records import ResultRow
+
 _MAX_POINTS = 500
-_MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
 
 
 class Chart(NamedTuple):
@@ -45,7 +50,7 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
     everything = np.concatenate(list(rewards.values()))
     edges = _edges(everything)
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for name, values in rewards.items():
             heights = np.histogram(values, edges)[0] / len(values)
             color, reference = color_of(name, names), name == "reference"
@@ -59,26 +64,22 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
     return Chart("Reward distribution", draw(paint), f"Histograms of reward on held-out prompts: {means}.")
 
 
-def reward_against_diversity(table: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Chart | None:
+def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[str]) -> Chart | None:
     """One point a policy: mean reward with its interval against distinct-2, relative to the reference's."""
     rows = {n: r for n, r in table.items() if "reward" in r and r.get("distinct_2_relative") is not None}
     if not rows:
         return None
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for name, row in rows.items():
-            reward, diversity = row["reward"], row["distinct_2_relative"]
-            ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
-            color = color_of(name, names)
-            axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker="o", ms=5, capsize=3, lw=1.3,
-                          label=printable(name))  # fmt: skip
+            style = {"color": color_of(name, names), "label": printable(name)}
+            paint_reward_against_diversity(axis, row, marker="o", ms=5, lw=1.3, **style)
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel("distinct-2 at equal length, × reference (more diverse →)")
         axis.set_ylabel("mean reward, 95 %")
 
-    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}"
-                     for n, r in rows.items())  # fmt: skip
+    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}" for n, r in rows.items())
     return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2, × reference: {said}.")
 
 
@@ -87,7 +88,7 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
     if not shares:
         return None
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for place, (name, parts) in enumerate(shares.items()):
             left = 0.0
             for part, alpha in zip(parts, (1.0, 0.45, 0.15), strict=True):
@@ -109,50 +110,29 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
     )
 
 
-Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
+def curve(
+    title: str, curves: Mapping[str, Curve], names: Sequence[str], chosen: Mapping[str, set[int]], label: str
+) -> Chart | None:
+    """A metric along optimizer steps: mean over seeds with their range, a ring at every checkpoint that was kept.
 
-
-def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str, set[int]], label: str) -> Chart | None:
-    """A metric along optimizer steps: mean over seeds with their range, a ring at every chosen checkpoint.
-
-    `curves`: policy -> seed -> step -> number; `chosen`: policy -> the steps that its seeds kept. Of many steps means
-    of neighbouring ones are drawn (`thinned`).
+    `curves`: policy -> its curve; `chosen`: policy -> the steps that its seeds kept.
     """
-    if not any(points for seeds in curves.values() for points in seeds.values()):
+    lines = {name: line for name, seeds in curves.items() if (line := over_seeds(seeds)).steps}
+    if not lines:
         return None
-    said = []
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for name, seeds in curves.items():
-            steps = sorted({step for points in seeds.values() for step in points})
-            at = [[points[step] for points in seeds.values() if step in points] for step in steps]
-            means, color = [float(np.mean(v)) for v in at], color_of(name, names)
-            x, y, low, high = (thinned(n) for n in (steps, means, [min(v) for v in at], [max(v) for v in at]))
-            axis.plot(x, y, color=color, ls=line_of(name, names), label=printable(name),
-                      marker="o" if len(x) < 15 else None, ms=2.5)  # fmt: skip
-            if len(seeds) > 1:
-                axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-            for step in chosen.get(name, ()):
-                if steps[0] <= step <= steps[-1]:
-                    axis.plot(step, np.interp(step, steps, means), marker="o", ms=8, mfc="none", mec=color)
-            said.append(f"{name} from {means[0]:.3g} to {means[-1]:.3g}")
+        for name, line in lines.items():
+            style = {"color": color_of(name, names), "ls": line_of(name, names), "label": printable(name), "ms": 2.5}
+            paint_curve(axis, line, chosen.get(name, ()), band=len(curves[name]) > 1, **style)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
-    svg = draw(paint)
-    return Chart(title, svg, f"{label} along training: {'; '.join(said)}.")
-
-
-def thinned(values: Sequence[float]) -> np.ndarray:
-    """As they are, or the means of as many neighbouring values each as leave `_MAX_STEPS` of them at most."""
-    array = np.asarray(values, np.float64)
-    width = -(-len(array) // _MAX_STEPS)
-    if width <= 1:
-        return array
-    return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
+    said = "; ".join(f"{name} from {line.means[0]:.3g} to {line.means[-1]:.3g}" for name, line in lines.items())
+    return Chart(title, draw(paint), f"{label} along training: {said}.")
 
 
 def advantage_histogram(advantage: np.ndarray) -> Chart | None:
@@ -163,11 +143,11 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
     width = (np.ptp(advantage) or 1.0) / 40
     edges = width * np.arange(np.floor(advantage.min() / width), np.ceil(advantage.max() / width) + 1)
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for kept, color, label in ((False, NEUTRAL, "dropped"), (True, series_color(0), "kept")):
             inside = advantage[(advantage > 0) == kept]
             if len(inside):
-                axis.hist(inside, edges, color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
+                axis.hist(inside, edges.tolist(), color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
         axis.axvline(0, color=INK, lw=0.8)
         axis.set_xlabel("advantage A = R − V")
         axis.set_ylabel("rows")
@@ -185,7 +165,7 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
     if len(chosen) > _MAX_POINTS:
         chosen = np.random.default_rng(0).permutation(len(chosen))[:_MAX_POINTS]
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         kept = reward[chosen] > value[chosen]
         for inside, color in ((~kept, NEUTRAL), (kept, series_color(0))):
             axis.plot(value[chosen][inside], reward[chosen][inside], ls="", marker="o", ms=2.2, color=color, alpha=0.45,
@@ -213,7 +193,7 @@ def weight_curve(advantage: np.ndarray) -> Chart | None:
         rows, np.arange(len(weights) + 1) / len(weights), np.append(0, np.cumsum(weights) / weights.sum())
     )
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         axis.plot(rows, carried, color=series_color(0), label="drawn by advantage")
         axis.fill_between(rows, rows, carried, color=series_color(0), alpha=0.15, lw=0)
         axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")

@@ -7,9 +7,13 @@ every colour that a figure may use is a stand-in that becomes a class here, and 
 import io
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+from leftover.report.figures import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Classes of page.css: ink and grid of the theme, then one colour a series.
 INK, GRID, SURFACE = "#000001", "#000002", "#000003"
@@ -21,7 +25,7 @@ _CLASSES = {INK: "ink", GRID: "grid", SURFACE: "surface", NEUTRAL: "neutral"} | 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _MANY = 9
-_RC: Any = {
+_RC = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "svg.hashsalt": "leftover",  # the same numbers give the same file
     "text.parse_math": False,
@@ -50,34 +54,19 @@ def series_color(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def draw(paint: Callable[[Any], None], *, width: float = 4.0, height: float = 2.6) -> str:
+def draw(paint: Callable[["Axes"], None], *, width: float = 4.0, height: float = 2.6) -> str:
     """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
 
     What `paint` labels is named above the axis, unless there are too many for a legend to tell.
     """
-    with _figure(width, height) as (figure, axis):
+    with figure(_RC, figsize=(width, height), layout="constrained") as (made, axis):
         paint(axis)
         handles, labels = axis.get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
-            figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+            made.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
+        made.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
     return themed(buffer.getvalue())
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with matplotlib.rc_context(_RC):
-        figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-        try:
-            yield figure, axis
-        finally:
-            plt.close(figure)
 
 
 _prefix = iter(range(10**9))

@@ -11,12 +11,19 @@ import pytest
 from leftover import cli
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
-from leftover.report.judge import judge_section, judge_view
+from leftover.report.judge import judge_view
+from leftover.report.markdown import render
 from leftover.store.manifest import Manifest, write_json
 from tests.commands.judge.judge_service import JudgeService, prefers
 from tests.conftest import scored_rows
 
 HOSTILE = "<script>window.hacked = 1</script>|`x`"
+
+
+def judge_section(folder: Path, manifest: Manifest) -> str:
+    """The section of report.md; empty where nothing was judged."""
+    view = judge_view(folder, manifest)
+    return render("judge.md.j2", {"judge": view}) if view else ""
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -61,10 +68,10 @@ def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
     assert view is not None
     model, people = view["comparisons"]
     assert model["judge"] == HOSTILE and people["judge"] == "2 people" and view["outdated"] == []
-    assert model["cells"][0] == [
+    assert model["table"].cells[0] == [
         "helpful", "all", "8", "0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]", "0.25 [0.15, 0.35]", "0.62 [0.53, 0.72]",
     ]  # fmt: skip
-    assert model["cells"][1][1] == "none" and model["cells"][2][1:4] == [HOSTILE, "0", "–"]
+    assert model["table"].cells[1][1] == "none" and model["table"].cells[2][1:4] == [HOSTILE, "0", "–"]
     said = " ".join(model["notes"])
     assert "preferred in 0.60 [0.50, 0.70]" in said and "orders agree on 75%" in said
     assert "1 answers without a verdict; 1 pairs left out" in said and "0 " not in said.split("1 answers")[1][:20]

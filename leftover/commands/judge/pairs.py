@@ -11,6 +11,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import completions_path, evaluation_artifact, policy_subject, read_completions
+from leftover.runs.records import Records
 from leftover.store.manifest import digest
 from leftover.store.table import Table, column, equals
 
@@ -54,7 +55,7 @@ class Comparison:
         return f"{self.ours} against {self.theirs}, {self.decoding}"
 
 
-def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> list[dict[str, Any]]:
+def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> Records:
     """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
     artifact = evaluation_artifact(subject)
     evaluate = f"run `leftover evaluate {run.folder}` first"

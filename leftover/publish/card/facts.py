@@ -4,7 +4,8 @@ import math
 from importlib import metadata
 from typing import Any
 
-from leftover.evaluation.tables import GLOSSARY, interval, result_cells
+from leftover.evaluation.measures import MEASURES, interval, part_names
+from leftover.evaluation.tables import GLOSSARY, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import is_hub_id, public_name
 from leftover.recipe.sections import Recipe
@@ -113,12 +114,12 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
         own["main_against"] = {}  # differences of another policy
     mine = results | {"main": policy, primary: own}
     row = own["table"][policy]
-    header, cells = result_cells(results, primary)
+    header, cells = result_grid(results, primary)
     shown = [line for line in cells if line[0] in (policy, "reference", "data")]
     shown.sort(key=lambda line: (policy, "reference", "data").index(line[0]))
     names = ["" if name == "policy" else name for name in header]
     table = [list(column) for column in zip(names, *shown, strict=True)]
-    parts = [name for name in row if name.startswith("reward/")]
+    parts = part_names(row, ("reward/",))
     if len(parts) > 1:
         table += [[name, *(interval(own["table"][line[0]].get(name)) for line in shown)] for name in parts]
     table = [line for line in table if any(cell != "–" for cell in line[1:])]
@@ -135,17 +136,21 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     }
 
 
+# Measure -> the Hub's type of metric.
+_METRICS = {
+    "reward": "reward",
+    "win_rate": "win_rate",
+    "kl": "kl",
+    "distinct_2": "distinct-2",
+    "perplexity_of_test_completions": "perplexity",
+    "logratio/rank_correlation": "rank_correlation",
+}
+_AGAINST_REFERENCE = ("win_rate", "kl", "logratio/rank_correlation")
+
+
 def measures(results: dict[str, Any], policy: str) -> list[tuple[str, str, float]]:
     """(type, name, number) of what the card's metadata lists; numbers that were not measured are left out."""
     row = results[results["primary"]]["table"][policy]
-    found = [
-        ("reward", "mean reward", (row.get("reward") or {}).get("mean")),
-        ("win_rate", "win rate by reward against the reference", row.get("win_rate")),
-        ("kl", "KL to the reference, nats a completion", (row.get("kl") or {}).get("mean")),
-        ("distinct-2", "distinct-2", row.get("distinct_2")),
-        ("perplexity", "perplexity of the test completions", row.get("perplexity_of_test_completions")),
-        ("rank_correlation", "rank correlation of log-ratio and reward", row.get("logratio/rank_correlation")),
-    ]
-    if policy == "reference":
-        found = [one for one in found if one[0] not in ("win_rate", "kl", "rank_correlation")]
-    return [(kind, name, float(value)) for kind, name, value in found if value is not None and math.isfinite(value)]
+    names = [name for name in _METRICS if policy != "reference" or name not in _AGAINST_REFERENCE]
+    found = [(_METRICS[name], MEASURES[name].title, MEASURES[name].value(row)) for name in names]
+    return [(kind, title, float(value)) for kind, title, value in found if value is not None and math.isfinite(value)]
