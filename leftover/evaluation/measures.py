@@ -1,7 +1,7 @@
 """The numbers of a result row: what tables call each, which way is better, how it is printed and what it means."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from leftover.runs.records import IntervalRecord, ResultRow
@@ -32,11 +32,11 @@ class Measure:
     Args:
         name: its key in results.json, comparison.json and comparison.csv.
         heading: of its column in tables.
-        title: its name where there is no table around it.
-        better: which way is better; empty where neither is.
         form: format specification.
-        with_interval: whether its column shows the 95 % interval, too.
+        better: which way is better; empty where neither is.
         meaning: what the glossary says after its heading.
+        column: which result tables show it.
+        with_interval: whether its column shows the 95 % interval, too.
         text: row -> cell, in place of `form`.
     """
 
@@ -45,7 +45,8 @@ class Measure:
     form: str = ",.2f"
     better: Literal["higher", "lower", ""] = ""
     meaning: str = ""
-    title: str = ""
+    _: KW_ONLY
+    column: Literal["all", "comparison", "none"] = "all"
     with_interval: bool = False
     text: Callable[[ResultRow], str] | None = None
 
@@ -72,114 +73,71 @@ def _range(row: ResultRow) -> str:
     return f"{min(rewards):.3f} to {max(rewards):.3f}" if len(rewards) > 1 else MISSING
 
 
-# In the order of comparison.csv.
-_STORED = (
-    Measure(
-        "reward", "reward [95 %]", ".3f", "higher", "the mean over prompts.", title="mean reward", with_interval=True
-    ),
-    Measure("difference_from_reference", "− reference [95 %]", "+.3f", "higher", with_interval=True),
-    Measure("difference_from_data", "− data [95 %]", "+.3f", "higher", with_interval=True),
-    Measure(
-        "kl",
-        "KL",
-        meaning="policy to reference, in nats a completion, on the policy's samples.",
-        title="KL to the reference, nats a completion",
-    ),
-    Measure("prompts", "prompts", ",d"),
-    Measure(
-        "win_rate",
-        "win rate",
-        ".2f",
-        "higher",
-        "by reward against the reference's completion of the same prompt; a tie counts one half.",
-        "win rate by reward against the reference",
-    ),
+def _distinct(row: ResultRow) -> str:
+    return "/".join(number(row.get(f"distinct_{n}"), ".3f") for n in (1, 2, 3))
+
+
+# In the order of columns, and of comparison.csv.
+_MEASURES = (
+    Measure("reward", "reward [95 %]", ".3f", "higher", "mean over prompts", with_interval=True),
+    Measure("range", "range over seeds", text=_range),
+    Measure("difference_from_reference", "− reference [95 %]", "+.3f", column="comparison", with_interval=True),
+    Measure("difference_from_data", "− data [95 %]", "+.3f", column="none", with_interval=True),
+    Measure("prompts", "prompts", ",d", column="none"),
+    Measure("win_rate", "win rate", ".2f", "higher", "by reward against the reference's completion, a tie one half"),
     Measure(
         "win_rate_at_equal_length",
         "win rate, equal length",
-        ".2f",
-        "higher",
-        "the same over the pairs of all seeds whose lengths differ by at most a tenth; in brackets how many (a dash "
-        f"for fewer than {_FEW_PAIRS}).",
+        meaning="over the pairs of all seeds whose lengths differ by at most a tenth, in brackets how many (a dash for "
+        f"fewer than {_FEW_PAIRS})",
         text=_rate_of_pairs,
     ),
-    Measure("pairs_of_equal_length", "pairs of equal length", ",d"),
+    Measure("pairs_of_equal_length", "pairs of equal length", ",d", column="none"),
+    Measure("win_rate_against_data", "win rate, data", meaning="against the data's completions", column="comparison"),
+    Measure("length", "length", ",.1f", meaning="in tokens"),
+    Measure("unended", "cut at the limit", column="comparison", text=lambda r: number(r.get("unended") or None, ".0%")),
     Measure(
-        "win_rate_against_data",
-        "win rate, data",
-        ".2f",
-        "higher",
-        "by reward against the data's own completions of the same prompt.",
+        "distinct", "distinct-1/2/3", meaning="distinct n-grams over all n-grams of the completions", text=_distinct
     ),
-    Measure("length", "length", ",.1f", meaning="in tokens."),
-    Measure("unended", "cut at the limit", text=lambda row: number(row.get("unended") or None, ".0%")),
-    *(Measure(f"distinct_{n}", f"distinct-{n}", ".3f", "higher", title=f"distinct-{n}") for n in (1, 2, 3)),
+    *(Measure(f"distinct_{n}", f"distinct-{n}", ".3f", column="none") for n in (1, 2, 3)),
+    Measure("distinct_2_relative", "distinct-2, × reference", meaning="both cut to the shorter text for every prompt"),
+    Measure("own_perplexity_under_base", "perplexity of its own, base", meaning="of its completions, pretrained base"),
     Measure(
-        "distinct_2_relative",
-        "distinct-2, × reference",
-        better="higher",
-        meaning="over the reference's, both cut to the shorter of the two for every prompt.",
+        "own_perplexity_under_reference", "perplexity of its own, reference", meaning="of its completions, reference"
     ),
-    Measure(
-        "own_perplexity_under_base",
-        "perplexity of its own, base",
-        meaning="of its completions under the pretrained base.",
-    ),
-    Measure(
-        "own_perplexity_under_reference",
-        "perplexity of its own, reference",
-        meaning="of its completions under the reference.",
-    ),
-    Measure(
-        "perplexity_of_test_completions",
-        "perplexity of test rows",
-        better="lower",
-        meaning="of the data's completions under the policy.",
-        title="perplexity of the test completions",
-    ),
+    Measure("perplexity_of_test_completions", "perplexity of test rows", ",.2f", "lower", "of the data's completions"),
+    Measure("kl", "KL", meaning="policy to reference, in nats a completion, on the policy's samples"),
     Measure(
         "logratio/rank_correlation",
         "rank correlation",
         ".3f",
         "higher",
-        "of the log-ratio, policy over reference, and the recorded rewards of test rows.",
-        "rank correlation of log-ratio and reward",
+        "of log-ratio and recorded reward on test rows",
     ),
-    Measure(
-        "logratio/pair_accuracy",
-        "pair accuracy",
-        ".3f",
-        "higher",
-        "how often that log-ratio is the larger for the better of two test rows of one prompt.",
-    ),
+    Measure("logratio/pair_accuracy", "pair accuracy", ".3f", "higher", "of the log-ratio on test rows of one prompt"),
 )
-STORED = tuple(measure.name for measure in _STORED)
-MEASURES = {measure.name: measure for measure in _STORED} | {
-    "range": Measure("range", "range over seeds", text=_range),
-    "distinct": Measure(
-        "distinct",
-        "distinct-1/2/3",
-        better="higher",
-        meaning="distinct n-grams over all n-grams of the completions.",
-        text=lambda row: "/".join(number(row.get(f"distinct_{n}"), ".3f") for n in (1, 2, 3)),
-    ),
-}
+MEASURES = {measure.name: measure for measure in _MEASURES}
 
 
-def glossary(names: Iterable[str]) -> str:
+def columns(of: Literal["run", "comparison"]) -> list[Measure]:
+    """The columns of the result table of a run or of a comparison."""
+    return [m for m in _MEASURES if m.column == "all" or m.column == of]
+
+
+def glossary(measures: Iterable[Measure]) -> str:
     """What the columns of a table mean, as one paragraph."""
-    said = []
-    for measure in (MEASURES[name] for name in names):
+    said = ["Intervals: 95 %, bootstrap by prompt family."]
+    for measure in measures:
         better = f" ({measure.better} is better)" if measure.better else ""
-        said += [f"{measure.heading}{better}: {measure.meaning}"] if measure.meaning else []
-    return " ".join(["Intervals: 95 %, bootstrap by prompt family.", *said])
+        said += [f"{measure.heading}{better}: {measure.meaning}."] if measure.meaning else []
+    return " ".join(said)
 
 
-def part_names(row: Iterable[str], kinds: tuple[str, ...] = ("reward/", "judge/")) -> list[str]:
-    """Of the keys of a row or record those of the reward's components and of the judges."""
-    return [name for name in row if name.startswith(kinds)]
+def part_names(row: Iterable[str], *kinds: str) -> list[str]:
+    """The keys of a row or record that are components of the reward or judges (default: both)."""
+    return [name for name in row if name.startswith(kinds or ("reward/", "judge/"))]
 
 
-def part(name: str, heading: str | None = None) -> Measure:
+def part(name: str, heading: str = "") -> Measure:
     """The measure of one component of the reward, or of one judge."""
     return Measure(name, heading or name, ".3f", "higher", with_interval=True)

@@ -3,26 +3,21 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from leftover.evaluation.measures import MEASURES, MISSING, Measure, glossary, interval, number, part, part_names
+from leftover.evaluation.measures import (
+    MEASURES,
+    MISSING,
+    Measure,
+    columns,
+    glossary,
+    interval,
+    number,
+    part,
+    part_names,
+)
 from leftover.runs.records import ResultRow
 
-COLUMNS = (
-    "reward",
-    "range",
-    "win_rate",
-    "win_rate_at_equal_length",
-    "length",
-    "distinct",
-    "distinct_2_relative",
-    "own_perplexity_under_base",
-    "own_perplexity_under_reference",
-    "perplexity_of_test_completions",
-    "kl",
-    "logratio/rank_correlation",
-    "logratio/pair_accuracy",
-)
-GLOSSARY = glossary(COLUMNS)
-SHORT = ("reward", "length", "distinct", "win_rate", "kl")
+GLOSSARY = glossary(columns("run"))
+_SHORT = ("reward", "length", "distinct", "win_rate", "kl")
 # Where new completions could not be scored.
 SHORT_RECORDED = ("logratio/rank_correlation", "logratio/pair_accuracy", "length", "distinct", "kl")
 
@@ -41,7 +36,7 @@ class Grid(NamedTuple):
 
 def grid(
     rows: Mapping[str, ResultRow],
-    columns: Iterable[Measure],
+    measures: Iterable[Measure],
     first: str = "policy",
     mark: Callable[[str, str, str], str] = lambda name, measure, text: text,
 ) -> Grid:
@@ -51,24 +46,22 @@ def grid(
         rows: name -> row, the names under the heading `first`.
         mark: (name of the row, of the measure, cell) -> cell.
     """
-    columns = list(columns)
-    cells = [[mark(name, c.name, c.cell(row)) for c in columns] for name, row in rows.items()]
-    used = [i for i in range(len(columns)) if any(set(line[i]) - set(MISSING + "/") for line in cells)]
-    lines = [[mark(name, "", name), *(line[i] for i in used)] for name, line in zip(rows, cells, strict=True)]
-    return Grid([first, *(columns[i].heading for i in used)], lines)
+    used = [m for m in measures if any(set(m.cell(row)) - set(MISSING + "/") for row in rows.values())]
+    lines = [[mark(name, "", name), *(mark(name, m.name, m.cell(row)) for m in used)] for name, row in rows.items()]
+    return Grid([first, *(m.heading for m in used)], lines)
 
 
 def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = False) -> Grid:
     """The result table of a run, with its judges; `short`: of few columns, for a terminal."""
-    names = COLUMNS if not short else SHORT if results["can_score_new_completions"] else SHORT_RECORDED
+    names = _SHORT if results["can_score_new_completions"] else SHORT_RECORDED
     table = results[decoding]["table"]
-    judges = sorted({name for row in table.values() for name in part_names(row, ("judge/",))})
-    return grid(table, [*(MEASURES[name] for name in names), *map(part, judges)])
+    judges = sorted({name for row in table.values() for name in part_names(row, "judge/")})
+    return grid(table, [*([MEASURES[name] for name in names] if short else columns("run")), *map(part, judges)])
 
 
 def component_grid(table: Mapping[str, ResultRow]) -> Grid | None:
     """The components of the reward; None where it has only one."""
-    names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, ("reward/",))))
+    names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, "reward/")))
     return grid(table, map(part, names)) if len(names) > 1 else None
 
 
@@ -103,7 +96,7 @@ def source_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
 
 def training_grid(training: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> Grid:
     """Which rows every run drew from, how long it trained, and which checkpoint was kept."""
-    columns = {
+    shown = {
         "rows selected": ("selected_rows", ",d"),
         "effective sample size": ("effective_sample_size", ",.0f"),
         "steps": ("steps", ",d"),
@@ -111,9 +104,9 @@ def training_grid(training: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> Gr
         "its value": ("best_metric", ".3f"),
         "seconds": ("seconds", ",.0f"),
     }
-    runs = [(policy, seed, facts) for policy, seeds in training.items() for seed, facts in seeds.items()]
     cells = [
-        [policy, str(seed), *(number(facts.get(key), form) for key, form in columns.values())]
-        for policy, seed, facts in runs
+        [policy, str(seed), *(number(facts.get(key), form) for key, form in shown.values())]
+        for policy, seeds in training.items()
+        for seed, facts in seeds.items()
     ]
-    return Grid(["policy", "seed", *columns], cells)
+    return Grid(["policy", "seed", *shown], cells)

@@ -3,32 +3,24 @@
 import base64
 import gzip
 import json
+import re
 from typing import Any, NamedTuple
 
-MAX_PAGE_BYTES = 2_900_000  # of a page, but for what its completions take at least
+MAX_PAGE_BYTES = 2_900_000  # of a page, unless its completions need more with MIN_BYTES
 MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 _LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def as_script_json(value: Any) -> str:
     r"""JSON for the inside of a `<script type="application/json">`.
 
     `<` is written as \u003c, so that neither `</script>` nor `<!--` can end or open anything; `>` and `&` likewise.
-    Half surrogates, which UTF-8 has not, and the two line ends that only JSON allows are escaped as well.
+    Half surrogates, which have no UTF-8 form, and the two line ends that only JSON allows are escaped as well.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text) if _has_half(text) else text
-
-
-def _has_half(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def shorten(text: str, limit: int | None) -> str:
@@ -39,15 +31,13 @@ def shorten(text: str, limit: int | None) -> str:
     return text[:half] + _MARK + text[-half:]
 
 
-def shorten_all(value: Any, limit: int | None) -> Any:
+def _shorten_all(value: Any, limit: int | None) -> Any:
     """Every string of a JSON value shortened; names of fields stay."""
-    if isinstance(value, str):
-        return shorten(value, limit)
     if isinstance(value, list):
-        return [shorten_all(one, limit) for one in value]
+        return [_shorten_all(one, limit) for one in value]
     if isinstance(value, dict):
-        return {name: shorten_all(one, limit) for name, one in value.items()}
-    return value
+        return {name: _shorten_all(one, limit) for name, one in value.items()}
+    return shorten(value, limit) if isinstance(value, str) else value
 
 
 class Embedded(NamedTuple):
@@ -75,7 +65,7 @@ def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
         return Embedded(plain, "json", "")
     prompts, ratio = value["prompts"], 0.0
     for limit in _LIMITS:
-        shown = [shorten_all(prompt, limit) for prompt in prompts] if limit else prompts
+        shown = _shorten_all(prompts, limit) if limit else prompts
         note = _note(limit, len(prompts), len(prompts))
         text = as_script_json(value | {"prompts": shown, "note": note}).encode()
         if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:

@@ -17,7 +17,7 @@ _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     """Every comparison that was judged, by models first; None where none was.
 
-    comparisons: each `title`, `judge`, `table`, `notes`. charts: win, tie and loss of each. outdated: names of
+    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of
     comparisons that are left out, since their completions have been made anew since.
     """
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
@@ -26,7 +26,7 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     current = [found for found in results if _is_current(manifest, found)]
     current.sort(key=lambda found: ("raters" in found, found["comparison"], _who(found)))
     return {
-        "comparisons": [_comparison(found) for found in current],
+        "comparisons": [comparison_view(found) for found in current],
         "charts": [picture for found in current if (picture := _chart(found)) is not None],
         "outdated": sorted({found["comparison"] for found in results if found not in current}),
     }
@@ -47,7 +47,8 @@ def _who(found: Mapping[str, Any]) -> str:
     return str(found["judge"]["model"])
 
 
-def _comparison(found: Mapping[str, Any]) -> dict[str, Any]:
+def comparison_view(found: Mapping[str, Any]) -> dict[str, Any]:
+    """One comparison: `title`, `judge`, `table` and `notes`."""
     criteria, words = found["criteria"], found["words"]
     cells = [
         [name, source or "none", str(row["prompts"]), *(interval(row.get(share), ".2f") for share in _SHARES)]
@@ -59,7 +60,7 @@ def _comparison(found: Mapping[str, Any]) -> dict[str, Any]:
         f"Mean length: {words['ours']:.1f} words, theirs {words['theirs']:.1f}; judges tend to prefer long texts."
     )
     if "tokens" in found:
-        notes.append(_cost(found["tokens"]))
+        notes.append(token_text(found["tokens"]))
     return {"title": found["comparison"], "judge": _who(found), "table": Grid(_HEADER, cells), "notes": notes}
 
 
@@ -93,7 +94,8 @@ def _agreement(value: float | None) -> str:
     return "n/a" if value is None else number(value, ".2f")
 
 
-def _cost(tokens: Mapping[str, Any]) -> str:
+def token_text(tokens: Mapping[str, Any]) -> str:
+    """How many tokens some answers took, and their cost."""
     cost = f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
     uncounted = tokens["answers_without_count"]
     more = f"; {uncounted:,} answers were not counted by the service: it is more" if uncounted else ""

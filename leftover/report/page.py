@@ -122,13 +122,13 @@ def _write(path: Path, text: str) -> Path:
 def _render(template: str, **values: Any) -> str:
     style, script = (TEMPLATES / "page.css").read_text("utf-8"), (TEMPLATES / "page.js").read_text("utf-8")
     policy = (
-        f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; "
+        f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """What a Content-Security-Policy calls an inline script or style by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 

@@ -8,7 +8,7 @@ import numpy as np
 from leftover.commands.compare.jobs import Job
 from leftover.commands.compare.marks import marks
 from leftover.evaluation.gather import REFERENCE, gather_tables
-from leftover.evaluation.measures import STORED, part_names
+from leftover.evaluation.measures import MEASURES, part_names
 from leftover.evaluation.statistics import DataRecord, against_data, compare, describe_data
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.runs.names import DECODINGS, decodings
@@ -77,13 +77,13 @@ def flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _flat(row: ResultRow, runs: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": " ".join(map(str, row["seeds"])) if runs else ""}
-    for name in (*STORED, *part_names(row)):
+    for name in (*MEASURES, *part_names(row)):
         if isinstance(row.get(name), dict):
             found |= {name: row[name]["mean"], f"{name} low": row[name]["low"], f"{name} high": row[name]["high"]}
     by_seed = row.get("reward_by_seed") or {}
     if runs and by_seed:
         found |= {"reward lowest seed": min(by_seed.values()), "reward highest seed": max(by_seed.values())}
-    found |= {name: row[name] for name in STORED if row.get(name) is not None and name not in found}
+    found |= {name: row[name] for name in MEASURES if row.get(name) is not None and name not in found}
     return found | training_cost(runs)
 
 

@@ -6,29 +6,11 @@ from typing import Any
 from leftover.commands.compare.gather import DATA, training_cost
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.markdown import Markdown, escape
-from leftover.evaluation.measures import MEASURES, MISSING, Measure, number, part, part_names
+from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, number, part, part_names
 from leftover.evaluation.tables import SHORT_RECORDED, Grid, grid
 from leftover.evaluation.verdict import completion_caveats
 from leftover.monitoring.terminal import size_text
 
-COLUMNS = (
-    "reward",
-    "range",
-    "difference_from_reference",
-    "win_rate",
-    "win_rate_at_equal_length",
-    "win_rate_against_data",
-    "length",
-    "unended",
-    "distinct",
-    "distinct_2_relative",
-    "own_perplexity_under_base",
-    "own_perplexity_under_reference",
-    "perplexity_of_test_completions",
-    "kl",
-    "logratio/rank_correlation",
-    "logratio/pair_accuracy",
-)
 _SHORT = ("reward", "range", "win_rate", "length", "distinct", "kl")
 _COST = (
     Measure("selected_rows", "rows selected", ",.0f"),
@@ -42,35 +24,35 @@ _COST = (
     Measure("rollout_seconds", "of them rollouts", ",.0f"),
     Measure("peak_memory_bytes", "peak memory", text=lambda cost: _size(cost.get("peak_memory_bytes"))),
 )
+_PARTS = {
+    "reward/": "Components of the reward, before weights and transform",
+    "judge/": "Judges, on which no policy was trained",
+}
 _MARKS = {"best": "**{}**", "second": "<u>{}</u>"}
 
 
 def result_grid(results: Mapping[str, Any], decoding: str) -> Grid:
     """The result table as Markdown, best and second marked."""
     found = results[decoding]
-    return grid(found["table"], map(MEASURES.__getitem__, COLUMNS), "method", _marker(found["marks"]))
+    return grid(found["table"], columns("comparison"), "method", _marker(found["marks"]))
 
 
 def short_grid(results: Mapping[str, Any]) -> Grid:
     """The primary result table for a terminal, without marks."""
     names = _SHORT if results["can_score_new_completions"] else SHORT_RECORDED
-    return grid(results[results["primary"]]["table"], map(MEASURES.__getitem__, names), "method")
+    return grid(results[results["primary"]]["table"], [MEASURES[name] for name in names], "method")
 
 
 def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:
     """Title -> table of the components, and of the judges; a single component that is the reward itself is left out."""
-    table = results[decoding]["table"]
-    found = {}
-    for kind, title in (
-        ("reward/", "Components of the reward, before weights and transform"),
-        ("judge/", "Judges, on which no policy was trained"),
-    ):
-        names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, (kind,))))
-        rows = {name: row for name, row in table.items() if any(part in row for part in names)}
-        alone = names == names[:1] and all(row[names[0]]["mean"] == row["reward"]["mean"] for row in rows.values())
-        if names and not (kind == "reward/" and alone):
-            columns = [part(name, name.removeprefix(kind)) for name in names]
-            found[title] = grid(rows, columns, "method", _marker(results[decoding]["marks"]))
+    table, found = results[decoding]["table"], {}
+    for kind, title in _PARTS.items():
+        names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, kind)))
+        rows = {name: row for name, row in table.items() if part_names(row, kind)}
+        alone = kind == "reward/" and len(names) == 1
+        if names and not (alone and all(row[names[0]]["mean"] == row["reward"]["mean"] for row in rows.values())):
+            measures = [part(name, name.removeprefix(kind)) for name in names]
+            found[title] = grid(rows, measures, "method", _marker(results[decoding]["marks"]))
     return found
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from leftover.commands.compare.gather import flat_rows
 from leftover.commands.compare.marks import RULE
 from leftover.commands.compare.plots import draw_reward_diversity
-from leftover.commands.compare.tables import COLUMNS, cost_grid, method_caveats, part_grids, result_grid
-from leftover.evaluation.measures import glossary
+from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
+from leftover.evaluation.measures import columns, glossary
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.markdown import render
@@ -70,7 +70,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
         "online": [name for name, method in methods.items() if method["planned_tokens"] is None],
         "tables": tables,
         "rule": RULE,
-        "glossary": glossary(COLUMNS),
+        "glossary": glossary(columns("comparison")),
         "costs": cost_grid(results),
         "memory_of": {facts.get("peak_memory_of") for facts in trained},
         "resumed": any("resumed_at" in facts for facts in trained),

@@ -119,7 +119,7 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     shown.sort(key=lambda line: (policy, "reference", "data").index(line[0]))
     names = ["" if name == "policy" else name for name in header]
     table = [list(column) for column in zip(names, *shown, strict=True)]
-    parts = part_names(row, ("reward/",))
+    parts = part_names(row, "reward/")
     if len(parts) > 1:
         table += [[name, *(interval(own["table"][line[0]].get(name)) for line in shown)] for name in parts]
     table = [line for line in table if any(cell != "–" for cell in line[1:])]
@@ -136,14 +136,14 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     }
 
 
-# Measure -> the Hub's type of metric.
+# Measure -> the type of metric on the Hub, and its name where no glossary stands beside it.
 _METRICS = {
-    "reward": "reward",
-    "win_rate": "win_rate",
-    "kl": "kl",
-    "distinct_2": "distinct-2",
-    "perplexity_of_test_completions": "perplexity",
-    "logratio/rank_correlation": "rank_correlation",
+    "reward": ("reward", "mean reward"),
+    "win_rate": ("win_rate", "win rate by reward against the reference"),
+    "kl": ("kl", "KL to the reference, nats a completion"),
+    "distinct_2": ("distinct-2", "distinct-2"),
+    "perplexity_of_test_completions": ("perplexity", "perplexity of the test completions"),
+    "logratio/rank_correlation": ("rank_correlation", "rank correlation of log-ratio and reward"),
 }
 _AGAINST_REFERENCE = ("win_rate", "kl", "logratio/rank_correlation")
 
@@ -152,5 +152,5 @@ def measures(results: dict[str, Any], policy: str) -> list[tuple[str, str, float
     """(type, name, number) of what the card's metadata lists; numbers that were not measured are left out."""
     row = results[results["primary"]]["table"][policy]
     names = [name for name in _METRICS if policy != "reference" or name not in _AGAINST_REFERENCE]
-    found = [(_METRICS[name], MEASURES[name].title, MEASURES[name].value(row)) for name in names]
+    found = [(*_METRICS[name], MEASURES[name].value(row)) for name in names]
     return [(kind, title, float(value)) for kind, title, value in found if value is not None and math.isfinite(value)]
