@@ -270,7 +270,7 @@ def demo(seed: int, output_dir: str) -> None:
 def _show(results: dict[str, Any], folder: str) -> None:
     from pathlib import Path
 
-    from leftover.report.show import print_results
+    from leftover.report.write import print_results
 
     print_results(results)
     click.echo(f"Report: {Path(folder) / 'report.html'} (and report.md)")

@@ -28,7 +28,7 @@ def _finished(run: str, overrides: list[str]) -> Path:
     if path.is_dir() and not overrides and FinishedRun(path).results() is not None:
         return path
     from leftover.pipeline import run as run_stages
-    from leftover.report.show import print_results
+    from leftover.report.write import print_results
 
     recipe = load_recipe(run, overrides)
     results = run_stages(recipe)

@@ -27,28 +27,17 @@ def interval(value: IntervalRecord | None, form: str = ".3f") -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a result row, or a column made of several.
+    """One number of a result row, or a column made of several."""
 
-    Args:
-        name: its key in results.json, comparison.json and comparison.csv.
-        heading: of its column in tables.
-        form: format specification.
-        better: which way is better; empty where neither is.
-        meaning: what the glossary says after its heading.
-        column: which result tables show it.
-        with_interval: whether its column shows the 95 % interval, too.
-        text: row -> cell, in place of `form`.
-    """
-
-    name: str
+    name: str  # its key in results.json, comparison.json and comparison.csv
     heading: str
-    form: str = ",.2f"
-    better: Literal["higher", "lower", ""] = ""
-    meaning: str = ""
+    form: str = ",.2f"  # format specification
+    better: Literal["higher", "lower", ""] = ""  # empty where neither is
+    meaning: str = ""  # what the glossary says after the heading
     _: KW_ONLY
-    column: Literal["all", "comparison", "none"] = "all"
-    with_interval: bool = False
-    text: Callable[[ResultRow], str] | None = None
+    column: Literal["all", "comparison", "none"] = "all"  # which result tables show it
+    with_interval: bool = False  # whether they show its 95 % interval, too
+    text: Callable[[ResultRow], str] | None = None  # row -> cell, in place of `form`
 
     def value(self, row: ResultRow) -> float | None:
         """The number in a row (of an interval its mean), or None where it was not measured."""
@@ -101,9 +90,11 @@ _MEASURES = (
     ),
     *(Measure(f"distinct_{n}", f"distinct-{n}", ".3f", column="none") for n in (1, 2, 3)),
     Measure("distinct_2_relative", "distinct-2, × reference", meaning="both cut to the shorter text for every prompt"),
-    Measure("own_perplexity_under_base", "perplexity of its own, base", meaning="of its completions, pretrained base"),
+    Measure("own_perplexity_under_base", "perplexity of its own, base", meaning="of its completions under the base"),
     Measure(
-        "own_perplexity_under_reference", "perplexity of its own, reference", meaning="of its completions, reference"
+        "own_perplexity_under_reference",
+        "perplexity of its own, reference",
+        meaning="of its completions under the reference",
     ),
     Measure("perplexity_of_test_completions", "perplexity of test rows", ",.2f", "lower", "of the data's completions"),
     Measure("kl", "KL", meaning="policy to reference, in nats a completion, on the policy's samples"),

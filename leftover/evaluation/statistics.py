@@ -39,10 +39,9 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
     every = list(ours.values())
     _check_same_prompts(theirs, *every)
-    families = [record["family"] for record in theirs]
     row: ResultRow = {"seeds": sorted(seeds), "prompts": len(theirs)}
     if "reward" in theirs[0]:
-        row |= _rewards(ours, theirs, families)
+        row |= _rewards(ours, theirs)
     if "ended" in theirs[0]:
         row["unended"] = 1 - _mean([np.mean(_column(records, "ended")) for records in every])
     row["reward_length_correlation"] = reward_length_correlation([record for records in every for record in records])
@@ -55,7 +54,7 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
             row[f"own_perplexity_under_{model}"] = _mean([_perplexity(r, f"{model}_logprob") for r in every])
     if decoding == "sampled":
         kl = [sampled_kl(_column(records, "logprob"), _column(records, "reference_logprob")) for records in every]
-        row["kl"] = _interval(kl, families)
+        row["kl"] = _interval(kl, theirs)
     for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
         if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:
             row["perplexity_of_test_completions" if name == "perplexity" else name] = _mean(found)
@@ -63,26 +62,21 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     return row
 
 
-def _rewards(ours: dict[int, Records], theirs: Records, families: list[int]) -> ResultRow:
+def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
     """The numbers of a row that need rewards."""
     base, base_tokens = _column(theirs, "reward"), _column(theirs, "tokens")
     by_seed = {seed: _column(records, "reward") for seed, records in ours.items()}
-    equal = [
-        win_rate_at_equal_length(rewards, base, _column(ours[seed], "tokens"), base_tokens)
-        for seed, rewards in by_seed.items()
-    ]
+    rewards = list(by_seed.values())
+    equal = [win_rate_at_equal_length(r, base, _column(ours[s], "tokens"), base_tokens) for s, r in by_seed.items()]
     pairs = sum(count for _, count in equal)
-    parts = {name: _interval([_column(r, name) for r in ours.values()], families) for name in part_names(theirs[0])}
     return {
-        "reward": _interval(list(by_seed.values()), families),
-        "reward_by_seed": {seed: float(rewards.mean()) for seed, rewards in by_seed.items()},
-        "difference_from_reference": bootstrap_interval(
-            np.mean(list(by_seed.values()), axis=0) - base, families
-        )._asdict(),
-        "win_rate": _mean([win_rate(rewards, base) for rewards in by_seed.values()]),
+        "reward": _interval(rewards, theirs),
+        "reward_by_seed": {seed: float(of_seed.mean()) for seed, of_seed in by_seed.items()},
+        "difference_from_reference": _interval([np.mean(rewards, axis=0) - base], theirs),
+        "win_rate": _mean([win_rate(of_seed, base) for of_seed in rewards]),
         "win_rate_at_equal_length": sum(rate * count for rate, count in equal if count) / pairs if pairs else None,
         "pairs_of_equal_length": pairs,
-        **parts,
+        **_intervals(list(ours.values()), part_names(theirs[0])),
     }
 
 
@@ -100,10 +94,8 @@ def by_source(seeds: dict[int, Records], decoding: str) -> dict[str, ResultRow]:
     found: dict[str, ResultRow] = {}
     for source in sources if len(sources) > 1 else ():
         inside = [[r for r in records if str(r.get("source")) == source] for records in ours]
-        families = [record["family"] for record in inside[0]]
-        names = [name for name in inside[0][0] if name == "reward" or name.startswith(("reward/", "judge/"))]
-        found[source] = {"prompts": len(families)}
-        found[source] |= {name: _interval([_column(r, name) for r in inside], families) for name in names}
+        names = [name for name in ("reward", *part_names(inside[0][0])) if name in inside[0][0]]
+        found[source] = {"prompts": len(inside[0]), **_intervals(inside, names)}
     return found
 
 
@@ -122,7 +114,7 @@ def compare(
     columns = [(_column(a, measure), _column(b, measure)) for a, b in pairs]
     differences = [a - b for a, b in columns]
     return {
-        "difference": _interval(differences, [record["family"] for record in pairs[0][0]]),
+        "difference": _interval(differences, pairs[0][0]),
         "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
         "win_rate": _mean([win_rate(a, b) for a, b in columns]),
     }
@@ -138,17 +130,16 @@ def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decodi
     if not ours or not ours[0] or "reward" not in ours[0][0]:
         return {}
     _check_same_prompts(*ours)
-    theirs = [data[record["group"]] for record in ours[0]]
     rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
+    theirs = [data[record["group"]] for record in ours[0]]
     wins = [
-        win_rate([record["reward"]] * len(others), others)
+        win_rate([record["reward"]] * len(data[record["group"]]), data[record["group"]])
         for records in ours
-        for record, others in zip(records, theirs, strict=True)
+        for record in records
     ]
-    difference = rewards - np.array([np.mean(others) for others in theirs])
     return {
         "win_rate_against_data": _mean(wins),
-        "difference_from_data": bootstrap_interval(difference, [r["family"] for r in ours[0]])._asdict(),
+        "difference_from_data": _interval([rewards - np.array([np.mean(own) for own in theirs])], ours[0]),
         "prompts_with_data_reward": len(theirs),
     }
 
@@ -157,8 +148,7 @@ def describe_data(rows: Sequence[DataRecord]) -> ResultRow:
     """The row of the data's own completions in the result table."""
     found: ResultRow = {"seeds": [], "prompts": len(rows), "length": float(_column(rows, "tokens").mean())}
     if scored := [row for row in rows if row["rewards"]]:
-        means = [float(np.mean(row["rewards"])) for row in scored]
-        found["reward"] = bootstrap_interval(means, [row["family"] for row in scored])._asdict()
+        found["reward"] = _interval([np.array([np.mean(row["rewards"]) for row in scored])], scored)
     return found | {f"distinct_{n}": distinct_n(_texts(rows), n) for n in (1, 2, 3)}
 
 
@@ -176,10 +166,14 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([record[name] for record in records], np.float64)
 
 
-def _interval(columns: Sequence[np.ndarray], families: Sequence[int]) -> IntervalRecord:
-    """Of the mean over seeds; `columns`: for every seed one number a prompt."""
-    mean, low, high = bootstrap_interval(np.mean(columns, axis=0), families)
+def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
+    """Of the mean over seeds; `seeds`: for each one number a record."""
+    mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
     return {"mean": mean, "low": low, "high": high}
+
+
+def _intervals(seeds: Sequence[Records], names: Sequence[str]) -> dict[str, IntervalRecord]:
+    return {name: _interval([_column(records, name) for records in seeds], seeds[0]) for name in names}
 
 
 def _relative_diversity(ours: Sequence[list[str]], reference: list[str]) -> float | None:

@@ -24,41 +24,31 @@ class Chart(NamedTuple):
     description: str
 
 
-def color_of(name: str, names: Sequence[str]) -> str:
-    """The colour of a policy among all of a page: the reference is grey everywhere."""
-    place = _place(name, names)
-    return series_color(place) if place is not None else NEUTRAL if name == "reference" else INK
+_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
-_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-
-
-def line_of(name: str, names: Sequence[str]) -> Any:
-    """The line of a policy: where colours repeat, lines differ."""
-    return _LINES[(_place(name, names) or 0) // len(SERIES) % len(_LINES)]
-
-
-def _place(name: str, names: Sequence[str]) -> int | None:
+def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour and line of a policy among all of a page; where colours repeat, lines differ. The reference is grey."""
     policies = [n for n in names if n not in ("reference", "data")]
-    return policies.index(name) if name in policies else None
+    if name not in policies:
+        return {"color": NEUTRAL if name == "reference" else INK, "ls": "-"}
+    place = policies.index(name)
+    return {"color": series_color(place), "ls": _LINES[place // len(SERIES) % len(_LINES)]}
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
     """Reward histograms over the same bins, as outlines: one a policy, and the reference's filled."""
     if not rewards:
         return None
-    everything = np.concatenate(list(rewards.values()))
-    edges = _edges(everything)
+    edges = _edges(np.concatenate(list(rewards.values())))
 
     def paint(axis: "Axes") -> None:
         for name, values in rewards.items():
             heights = np.histogram(values, edges)[0] / len(values)
-            color, reference = color_of(name, names), name == "reference"
-            axis.stairs(heights, edges, fill=reference, color=color, alpha=0.35 if reference else 1, lw=1.6,
-                        label=printable(name))  # fmt: skip
-        axis.set_xlabel("reward")
-        axis.set_ylabel("share of completions")
-        axis.set_ylim(0)
+            is_reference = name == "reference"
+            style = {"color": style_of(name, names)["color"], "alpha": 0.35 if is_reference else 1}
+            axis.stairs(heights, edges, fill=is_reference, lw=1.6, label=printable(name), **style)
+        axis.set(xlabel="reward", ylabel="share of completions", ylim=(0, None))
 
     means = ", ".join(f"{name} mean {values.mean():.3f}" for name, values in rewards.items())
     return Chart("Reward distribution", draw(paint), f"Histograms of reward on held-out prompts: {means}.")
@@ -72,12 +62,11 @@ def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[s
 
     def paint(axis: "Axes") -> None:
         for name, row in rows.items():
-            style = {"color": color_of(name, names), "label": printable(name)}
-            paint_reward_against_diversity(axis, row, marker="o", ms=5, lw=1.3, **style)
+            style = style_of(name, names) | {"ls": None}
+            paint_reward_against_diversity(axis, row, marker="o", ms=5, lw=1.3, label=printable(name), **style)
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("distinct-2 at equal length, × reference (more diverse →)")
-        axis.set_ylabel("mean reward, 95 %")
+        axis.set(xlabel="distinct-2 at equal length, × reference (more diverse →)", ylabel="mean reward, 95 %")
 
     said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}" for n, r in rows.items())
     return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2, × reference: {said}.")
@@ -90,24 +79,18 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
 
     def paint(axis: "Axes") -> None:
         for place, (name, parts) in enumerate(shares.items()):
-            left = 0.0
-            for part, alpha in zip(parts, (1.0, 0.45, 0.15), strict=True):
-                axis.barh(place, part, left=left, color=color_of(name, names), alpha=alpha, height=0.55)
-                left += part
+            color = style_of(name, names)["color"]
+            for i, (part, alpha) in enumerate(zip(parts, (1.0, 0.45, 0.15), strict=True)):
+                axis.barh(place, part, left=sum(parts[:i]), color=color, alpha=alpha, height=0.55)
         axis.axvline(0.5, color=INK, lw=0.8, ls=(0, (3, 3)))
         axis.set_yticks(range(len(shares)), [printable(name, 16) for name in shares])
-        axis.set_ylim(len(shares) - 0.4, -0.6)
-        axis.set_xlim(0, 1)
+        axis.set(xlabel="wins · ties (paler) · losses (palest)", xlim=(0, 1), ylim=(len(shares) - 0.4, -0.6))
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("wins · ties (paler) · losses (palest)")
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
-    height = 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0)  # of many bars thinner ones
-    return Chart(
-        "Wins, ties, losses against the reference",
-        draw(paint, height=max(2.6, height)),
-        f"Against the reference: {said}.",
-    )
+    height = max(2.6, 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0))  # of many bars thinner ones
+    picture = draw(paint, height=height)
+    return Chart("Wins, ties, losses against the reference", picture, f"Against the reference: {said}.")
 
 
 def curve(
@@ -125,10 +108,9 @@ def curve(
         from matplotlib.ticker import MaxNLocator
 
         for name, line in lines.items():
-            style = {"color": color_of(name, names), "ls": line_of(name, names), "label": printable(name), "ms": 2.5}
+            style = style_of(name, names) | {"label": printable(name), "ms": 2.5}
             paint_curve(axis, line, chosen.get(name, ()), band=len(curves[name]) > 1, **style)
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel(label)
+        axis.set(xlabel="optimizer step", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     said = "; ".join(f"{name} from {line.means[0]:.3g} to {line.means[-1]:.3g}" for name, line in lines.items())
@@ -149,8 +131,7 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
             if len(inside):
                 axis.hist(inside, edges.tolist(), color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
         axis.axvline(0, color=INK, lw=0.8)
-        axis.set_xlabel("advantage A = R − V")
-        axis.set_ylabel("rows")
+        axis.set(xlabel="advantage A = R − V", ylabel="rows")
 
     kept = int((advantage > 0).sum())
     said = f"{kept} rows above zero, {len(advantage) - kept} at or below; median {np.median(advantage):.3f}."
@@ -168,15 +149,15 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
     def paint(axis: "Axes") -> None:
         kept = reward[chosen] > value[chosen]
         for inside, color in ((~kept, NEUTRAL), (kept, series_color(0))):
-            axis.plot(value[chosen][inside], reward[chosen][inside], ls="", marker="o", ms=2.2, color=color, alpha=0.45,
-                      mew=0)  # fmt: skip
+            points = value[chosen][inside], reward[chosen][inside]
+            axis.plot(*points, ls="", marker="o", ms=2.2, color=color, alpha=0.45, mew=0)
         ends = [float(min(b["value"] for b in bins)), float(max(b["value"] for b in bins))]
         axis.plot(ends, ends, color=INK, lw=0.9, ls=(0, (4, 3)), label="R = V")
         errors = [1.96 * (b["error"] or 0.0) for b in bins]
-        axis.errorbar([b["value"] for b in bins], [b["reward"] for b in bins], yerr=errors, color=series_color(1),
-                      marker="o", ms=4, lw=1.4, capsize=2, label="mean of rows of like V")  # fmt: skip
-        axis.set_xlabel("value V(x)")
-        axis.set_ylabel("reward R(x, y)")
+        means = [b["value"] for b in bins], [b["reward"] for b in bins]
+        style: dict[str, Any] = {"color": series_color(1), "marker": "o", "ms": 4, "lw": 1.4, "capsize": 2}
+        axis.errorbar(*means, yerr=errors, label="mean of rows of like V", **style)
+        axis.set(xlabel="value V(x)", ylabel="reward R(x, y)")
         axis.grid(color=GRID)
 
     said = "; ".join(f"V {b['value']:.3f}: R {b['reward']:.3f} of {b['count']} rows" for b in bins)
@@ -188,17 +169,14 @@ def weight_curve(advantage: np.ndarray) -> Chart | None:
     weights = np.sort(advantage[advantage > 0])[::-1]
     if len(weights) < 2:
         return None
-    rows = np.linspace(0, 1, 101)
-    carried = np.interp(
-        rows, np.arange(len(weights) + 1) / len(weights), np.append(0, np.cumsum(weights) / weights.sum())
-    )
+    rows, at = np.linspace(0, 1, 101), np.arange(len(weights) + 1) / len(weights)
+    carried = np.interp(rows, at, np.append(0, np.cumsum(weights) / weights.sum()))
 
     def paint(axis: "Axes") -> None:
         axis.plot(rows, carried, color=series_color(0), label="drawn by advantage")
         axis.fill_between(rows, rows, carried, color=series_color(0), alpha=0.15, lw=0)
         axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")
-        axis.set_xlabel("share of the leftover rows, heaviest first")
-        axis.set_ylabel("share of the weight")
+        axis.set(xlabel="share of the leftover rows, heaviest first", ylabel="share of the weight")
 
     said = f"The heaviest tenth of rows has {carried[10]:.0%} of the weight, the heaviest half {carried[50]:.0%}."
     return Chart("How evenly rows carry the run", draw(paint), said)

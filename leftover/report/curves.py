@@ -36,7 +36,7 @@ Training = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # policy -> seed -> wh
 
 
 def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The learning curves of all policies; which of them were not logged, and whether for want of sampling."""
+    """The learning curves of all policies; which metrics were not logged, and whether for want of sampling."""
     training: Training = results["training"]
     logs = {
         p: {int(s): read_log(policy_folder(folder, p, s) / "metrics.jsonl") for s in seeds}
@@ -52,8 +52,9 @@ def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> d
             pictures.append(picture)
         elif metric not in _ONLINE_ONLY:
             missing.append(title)
-    unsampled = _all_greedy(recipe) and _PANELS["eval_kl"][0] in missing
-    return {"charts": pictures, "missing": missing, "unsampled": unsampled}
+    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
+    all_greedy = all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
+    return {"charts": pictures, "missing": missing, "unsampled": all_greedy and _PANELS["eval_kl"][0] in missing}
 
 
 def draw_curves(folder: Path, training: Training, name: str = "learning_curves.png") -> str | None:
@@ -72,8 +73,7 @@ def draw_curves(folder: Path, training: Training, name: str = "learning_curves.p
                 paint_curve(axis, over_seeds(curve), chosen[policy], band=band, label=policy, ms=3.5, **styles[policy])
             title, label = _PANELS[metric]
             axis.set_title(title, fontsize=10)
-            axis.set_ylabel(label)
-            axis.set_xlabel("optimizer step (a ring: the checkpoint that was kept)")
+            axis.set(xlabel="optimizer step (a ring: the checkpoint that was kept)", ylabel=label)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
         handles, labels = axes[0][0].get_legend_handles_labels()
@@ -97,12 +97,6 @@ def _series(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]
 def _chosen(training: Training) -> dict[str, set[int]]:
     """policy -> the steps whose checkpoints its seeds kept."""
     return {p: {f["best_step"] for f in seeds.values() if f.get("best_step")} for p, seeds in training.items()}
-
-
-def _all_greedy(recipe: Recipe) -> bool:
-    """Whether every policy's evaluations during training wrote greedy completions."""
-    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
-    return all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -47,11 +47,6 @@ class Embedded(NamedTuple):
     encoding: str  # "json", or "gzip": base64 of gzip
     note: str
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.text.encode())
-
 
 def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
     """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what that took.

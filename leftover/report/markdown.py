@@ -28,13 +28,7 @@ def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "q": escape,
-        "quote": quote,
-        "table": lambda found: table(*found),
-        "number": number,
-        "setting": lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
-    }
+    environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: table(*grid)}
     return environment
 
 

@@ -35,11 +35,6 @@ log = logging.getLogger(__name__)
 _SHOWN = 420  # characters of a text in a table
 
 
-def write_run_page(run: FinishedRun, results: Mapping[str, Any]) -> Path:
-    """Write report.html into the folder of a run from its results."""
-    return write_page([run_view(run, results, "run-1")], run.folder / "report.html")
-
-
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
     """One page of one or more finished runs; by default report.html of the only run's folder, or of this folder.
 
@@ -56,7 +51,7 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     return write_page(views, output or default / "report.html")
 
 
-def run_view(run: FinishedRun, results: Mapping[str, Any], name: str) -> dict[str, Any]:
+def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
     """All sections of one run; `name` is the id of its part of the page."""
     recipe, records = run.recipe, read_records(run.folder, results["training"], run.recipe.seed)
     results = with_main(results, records)
@@ -84,12 +79,12 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
     The completions get what the rest of the page leaves of `MAX_PAGE_BYTES`, in equal parts a run.
     """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
+    files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
     def render(budget: int | None) -> str:
         embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
-        files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
-        shown = zip(runs, embedded, files, strict=True)
-        return _render("report.html.j2", title=title, runs=[r | {"embedded": e, "files": f} for r, e, f in shown])
+        shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
+        return _render("report.html.j2", title=title, runs=shown)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
     return _write(path, render(min(MAX_BYTES, max(MIN_BYTES, (MAX_PAGE_BYTES - rest) // len(runs)))))

@@ -56,7 +56,7 @@ def test_what_exceeds_the_budget_is_compressed_then_shortened_then_left_out_and_
     few = embed(value, 1000)
     shown = unpacked(few)["prompts"]
     assert 0 < len(shown) < 10 and f"{len(shown)} of 10 prompts are shown" in few.note
-    assert all(e.size <= most for e, most in ((whole, 25_000), (shorter, 15_000), (few, 1000)))
+    assert all(len(e.text.encode()) <= most for e, most in ((whole, 25_000), (shorter, 15_000), (few, 1000)))
 
 
 def luminance(color: str) -> float:

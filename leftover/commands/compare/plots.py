@@ -32,8 +32,10 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
                 axis.plot(at, seeds, ls="", marker=".", ms=4, color=style["color"], alpha=0.6)
         paint_reward_against_diversity(axis, reference, lw=1, label=REFERENCE, color="black", marker="*", ms=10, ls="")
         axis.axhline(reference["reward"]["mean"], color="black", lw=0.6, ls=":")
-        axis.set_xlabel("distinct-2 over the reference's, both cut to the shorter for every prompt")
-        axis.set_ylabel("reward on held-out prompts [95 %]; dots: seeds")
+        axis.set(
+            xlabel="distinct-2 over the reference's, both cut to the shorter for every prompt",
+            ylabel="reward on held-out prompts [95 %]; dots: seeds",
+        )
         axis.set_title(f"{results['name']}: {results['primary']} completions", fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.commands.compare.tables import short_grid
-from leftover.report.show import print_table
+from leftover.report.write import print_table
 
 
 def print_comparison(results: dict[str, Any], folder: str) -> None:

@@ -14,7 +14,7 @@ from leftover.evaluation.measures import columns, glossary
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.markdown import render
-from leftover.report.page import write_run_page
+from leftover.report.page import run_view, write_page
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
 from leftover.store.manifest import write_json
@@ -34,7 +34,7 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     path = run.folder / "comparison.md"
     path.write_text(as_markdown(results, pictures), encoding="utf-8")
     log.info("compare: %s", path)
-    write_run_page(run, results)
+    write_page([run_view(run, results)], run.folder / "report.html")
     write_cards(run, results)
 
 
