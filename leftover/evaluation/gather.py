@@ -16,7 +16,7 @@ REFERENCE = "reference"
 
 
 def gather(run: Run) -> dict[str, Any]:
-    """The content of results.json, from the files of the run alone."""
+    """The content of results.json, from the files of the run only."""
     main, *controls = run.recipe.policies
     results, records = gather_tables(run, dict.fromkeys(run.recipe.policies, run.recipe.seeds))
     for decoding in DECODINGS:

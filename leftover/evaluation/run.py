@@ -26,7 +26,7 @@ from leftover.runs.names import (
     policy_subject,
 )
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, write_json
+from leftover.store.manifest import Key, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,8 +147,5 @@ class Evaluation:
         ]
 
 
-def _write_lines(path: Path, records: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    temporary.replace(path)
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -40,7 +40,7 @@ def grid(
     first: str = "policy",
     mark: Callable[[str, str, str], str] = lambda name, measure, text: text,
 ) -> Grid:
-    """One line for each row; columns in which nothing was measured are left out.
+    """One line for each row; columns in which nothing was measured are dropped.
 
     Args:
         rows: name -> row, the names under the heading `first`.

@@ -93,7 +93,7 @@ def _cuts(prepared: Mapping[str, Any]) -> list[str]:
     tokens = prepared.get("tokens", {"rows_dropped": 0, "prompts_cut": 0})
     rows = sum(prepared.get("split", {}).get(split, 0) for split in ("train", "validation", "test"))
     said = {
-        "rows_dropped": "of the rows were too long and put aside",
+        "rows_dropped": "of the rows were too long and were dropped",
         "prompts_cut": "of the prompts were cut on the left",
     }
     return [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]

@@ -69,7 +69,7 @@ def by_prompt(records: Mapping[str, Records], decoding: str) -> dict[str, dict[i
 
 
 def _components(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of components and judges; a single component that is the reward itself says nothing new."""
+    """Names of components and judges; a single component that equals the reward is skipped."""
     names = part_names(records[0]) if records else []
     alone = [n for n in names if n.startswith("reward/")]
     if len(alone) == 1 and all(r[alone[0]] == r["reward"] for r in records):

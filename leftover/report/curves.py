@@ -100,7 +100,7 @@ def _chosen(training: Training) -> dict[str, set[int]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no such file. The half line of a killed run is left out."""
+    """The lines of a metrics.jsonl; none where there is no such file. The half line of a killed run is skipped."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""Texts of data and models inside a page: as JSON that no parser takes for markup, within a budget of bytes."""
+"""Texts of data and models in a page: as JSON that no parser mistakes for markup, within a budget of bytes."""
 
 import base64
 import gzip
@@ -24,7 +24,7 @@ def as_script_json(value: Any) -> str:
 
 
 def shorten(text: str, limit: int | None) -> str:
-    """The text, its middle left out where it is longer than `limit` characters."""
+    """The text, without its middle if it is longer than `limit` characters."""
     if limit is None or len(text) <= limit:
         return text
     half = (limit - len(_MARK)) // 2
@@ -53,7 +53,7 @@ def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
 
     As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
     middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are
-    too much still, the last prompts are left out. The note is empty where nothing is lost.
+    still too much, the last prompts are dropped. The note is empty if nothing is lost.
     """
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:

@@ -1,4 +1,4 @@
-"""What judges and people said of a run's completions, as `leftover judge` stored it, for report.html and report.md."""
+"""The verdicts of models and people on a run's completions, from `leftover judge`, for report.html and report.md."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [
 
 
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """Every comparison that was judged, by models first; None where none was.
+    """Every comparison that was judged, those by models first; None if there are none.
 
-    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of
-    comparisons that are left out, since their completions have been made anew since.
+    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of comparisons that are
+    skipped because their completions have been regenerated since.
     """
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
@@ -65,7 +65,7 @@ def comparison_view(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _notes(of: Mapping[str, Any]) -> list[str]:
-    """Position bias of a model, or agreement of people; and what was left out."""
+    """Position bias of a model, or agreement of people; and what was not counted."""
     said = []
     if of.get("first_preferred"):
         said.append(

@@ -33,5 +33,5 @@ def _environment() -> "Environment":
 
 
 def quote(text: str) -> str:
-    """A text of data or models on one line of Markdown, its markup escaped, the middle of a long one left out."""
+    """A text of data or models on one line of Markdown, its markup escaped, a long one without its middle."""
     return escape(shorten(visible(" ".join(text.split())), _TEXT_SHOWN)) or "(empty)"

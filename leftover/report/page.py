@@ -26,6 +26,7 @@ from leftover.report.markdown import TEMPLATES
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
+from leftover.store.manifest import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -100,16 +101,12 @@ def _link(target: Path, start: Path) -> str:
 
 
 def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
-    """Render the leftover section alone."""
+    """Render only the leftover section."""
     return _write(path, _render("inspect.html.j2", title=name, leftover=leftover_view(analysis)))
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    # Half of a surrogate pair has no UTF-8 form.
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    write_text(path, text, errors="replace")  # half of a surrogate pair has no UTF-8 form
     log.info("report: %s", path)
     return path
 
@@ -150,7 +147,7 @@ def _environment() -> "Environment":
 
 
 def _readable(value: object) -> object:
-    """Texts of data and models with what no reader could see written out; markup of ours as it is."""
+    """Texts of data and models with invisible characters written out; our own markup unchanged."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

@@ -5,7 +5,6 @@ every colour that a figure may use is a stand-in that becomes a class here, and 
 """
 
 import io
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -57,7 +56,7 @@ def series_color(number: int) -> str:
 def draw(paint: Callable[["Axes"], None], *, width: float = 4.0, height: float = 2.6) -> str:
     """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
 
-    What `paint` labels is named above the axis, unless there are too many for a legend to tell.
+    What `paint` labels is named above the axis, unless it is too much for a legend.
     """
     with figure(_RC, figsize=(width, height), layout="constrained") as (made, axis):
         paint(axis)
@@ -91,16 +90,11 @@ def themed(source: str) -> str:
 
 
 def _attributes(element: ElementTree.Element, prefix: str) -> None:
-    attributes, classes = element.attrib, []
-    for declaration in attributes.pop("style", "").split(";"):
-        name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name in _KEPT:
-            attributes[name] = value
-    for name in ("fill", "stroke"):
-        color = _CLASSES.get(attributes.get(name, ""))
-        if color:
-            del attributes[name]
-            classes.append(f"{name}-{color}")
+    attributes = element.attrib
+    style = (declaration.partition(":") for declaration in attributes.pop("style", "").split(";"))
+    attributes |= {name.strip(): value.strip() for name, _, value in style if name.strip() in _KEPT}
+    themed = [name for name in ("fill", "stroke") if attributes.get(name) in _CLASSES]
+    classes = [f"{name}-{_CLASSES[attributes.pop(name)]}" for name in themed]
     if element.tag == f"{{{_SVG}}}text" and not any(c.startswith("fill-") for c in classes):
         classes.append("fill-ink")
     if classes:
@@ -110,7 +104,7 @@ def _attributes(element: ElementTree.Element, prefix: str) -> None:
     if _XLINK in attributes:
         attributes["href"] = "#" + prefix + attributes.pop(_XLINK).removeprefix("#")
     if "clip-path" in attributes:
-        attributes["clip-path"] = re.sub(r"url\(#", f"url(#{prefix}", attributes["clip-path"])
+        attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{prefix}")
 
 
 _KEPT = {
@@ -120,6 +114,6 @@ _KEPT = {
 
 
 def printable(text: str, length: int = 28) -> str:
-    """A name as a figure can hold it: without control characters, which XML has not, and not too long."""
+    """A name as a figure can hold it: without control characters, which XML does not allow, and not too long."""
     kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return kept if len(kept) <= length else kept[: length - 1] + "…"

@@ -13,7 +13,7 @@ from leftover.report.curves import draw_curves
 from leftover.report.markdown import render
 from leftover.report.page import run_view, write_page
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import write_json
+from leftover.store.manifest import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,10 +34,8 @@ def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
         "curves": draw_curves(run.folder, results["training"]),
         "versions": f"Python {platform.python_version()}, {packages}",
     }
-    text = render("report.md.j2", results | view | values)
-    path = run.folder / "report.md"
-    path.write_text(text, encoding="utf-8")
-    log.info("report: %s", path)
+    write_text(run.folder / "report.md", render("report.md.j2", results | view | values))
+    log.info("report: %s", run.folder / "report.md")
     write_page([view], run.folder / "report.html")
 
 

@@ -104,7 +104,7 @@ def test_verdicts_on_completions_that_were_made_anew_are_left_out_and_named(judg
     judged.manifest.begin(artifact, {"model": 2})
     view = judge_view(judged.folder, judged.manifest)
     assert view is not None and [c["title"] for c in view["comparisons"]] == ["people"] and view["outdated"] == ["mine"]
-    assert "made anew" in judge_section(judged.folder, judged.manifest) and "mine" in judge_section(
+    assert "regenerated" in judge_section(judged.folder, judged.manifest) and "mine" in judge_section(
         judged.folder, judged.manifest
     )
 
@@ -131,5 +131,5 @@ def test_report_picks_up_what_was_judged(tmp_path: Path, tiny_recipe: Callable, 
     changed = json.loads(json.dumps(recipe)) | {"evaluate": recipe["evaluate"] | {"max_new_tokens": 9}}
     run(make_recipe(changed))
     text = page.read_text(encoding="utf-8")
-    assert "made anew since they were judged" in text and "shown first is preferred" not in text
+    assert "have been regenerated since" in text and "shown first is preferred" not in text
     assert "## The judge" in (folder / "report.md").read_text(encoding="utf-8")

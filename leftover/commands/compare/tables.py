@@ -44,7 +44,7 @@ def short_grid(results: Mapping[str, Any]) -> Grid:
 
 
 def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:
-    """Title -> table of the components, and of the judges; a single component that is the reward itself is left out."""
+    """Title -> table of the components, and of the judges; a single component that equals the reward is skipped."""
     table, found = results[decoding]["table"], {}
     for kind, title in _PARTS.items():
         names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, kind)))
@@ -57,7 +57,7 @@ def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:
 
 
 def method_caveats(results: Mapping[str, Any], decoding: str) -> dict[str, list[str]]:
-    """What to know before believing the completions of a method, of those that it is said of."""
+    """What to know before believing the completions of a method, for methods with something to know."""
     table = results[decoding]["table"]
     found = {n: completion_caveats(row, table[REFERENCE]) for n, row in table.items() if n not in (DATA, REFERENCE)}
     return {name: said for name, said in found.items() if said}

@@ -1,9 +1,9 @@
 """comparison.md, comparison.csv and comparison.json, all from the same numbers."""
 
 import csv
+import io
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from leftover.commands.compare.gather import flat_rows
@@ -17,7 +17,7 @@ from leftover.report.markdown import render
 from leftover.report.page import run_view, write_page
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
-from leftover.store.manifest import write_json
+from leftover.store.manifest import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -26,26 +26,23 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write the tables and pictures of a comparison into the run's folder."""
     rows = flat_rows(results)
     write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
-    _write_csv(run.folder / "comparison.csv", rows)
+    write_text(run.folder / "comparison.csv", _as_csv(rows))
     pictures = {
         "Reward against diversity": draw_reward_diversity(run.folder, results),
         "Reward along training": draw_curves(run.folder, results["training"], "comparison_training.png"),
     }
-    path = run.folder / "comparison.md"
-    path.write_text(as_markdown(results, pictures), encoding="utf-8")
-    log.info("compare: %s", path)
+    write_text(run.folder / "comparison.md", as_markdown(results, pictures))
+    log.info("compare: %s", run.folder / "comparison.md")
     write_page([run_view(run, results)], run.folder / "report.html")
     write_cards(run, results)
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> str:

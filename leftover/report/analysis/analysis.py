@@ -1,4 +1,4 @@
-"""The story of the leftover in numbers: what a page about scored rows says, as one dictionary."""
+"""The leftover in numbers: what a page about scored rows shows, as one dictionary."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _ROWS_SHOWN = 8
 
 
 def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
-    """What `leftover inspect` tells of rows; arrays for pictures under `advantage`, `reward` and `value`.
+    """What `leftover inspect` reports about rows; arrays for pictures under `advantage`, `reward` and `value`.
 
     Rows without a reward or a value are counted in `without_advantage` and nowhere else.
     """

@@ -1,4 +1,4 @@
-"""Does V(x) tell the reward that rows of its prompts get, on average?"""
+"""Does V(x) predict the mean reward of the rows of its prompts?"""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
     """Rows in bins of equally many by value: mean value against mean reward.
 
     Args:
-        values, rewards: [N]; rows that lack either are left out.
+        values, rewards: [N]; rows without either are skipped.
 
     Returns:
         bins: per bin `count`, `value` (mean), `reward` (mean) and `error` (standard error of the latter; None for one

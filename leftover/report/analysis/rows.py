@@ -1,4 +1,4 @@
-"""Scored rows as arrays: from the table of a run, or from a data file alone, whose value is fitted on words."""
+"""Scored rows as arrays: from the table of a run, or from a data file, whose value is fitted on words."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _NUM_FEATURES = 100
 
 @dataclass
 class ScoredRows:
-    """Texts [N], and arrays [N] of which NaN marks what a row has not."""
+    """Texts [N], and arrays [N] in which NaN means that a row has no such number."""
 
     prompts: list[str]
     completions: list[str]

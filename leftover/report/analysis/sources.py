@@ -11,7 +11,7 @@ def leftover_by_source(
 ) -> list[dict[str, Any]]:
     """For every source its rows, leftover share with a 95 % interval (Wilson, 1927), and share of the drawing weight.
 
-    Rows without an advantage (NaN) are left out; the sources beyond the `max_sources` with most rows are one, named
+    Rows without an advantage (NaN) are skipped; sources beyond the `max_sources` largest are merged into one named
     None. The weight of a row is max(A, 0), by which priority draws. Largest share first; empty for fewer than two
     sources.
     """
