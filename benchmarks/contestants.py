@@ -64,7 +64,8 @@ def prepared_table(rows: list[dict[str, Any]], args: Any, model: Any, num_batche
     table = table.add_column("group", list(range(len(rows))))
     columns = {name: np.asarray(table[name]) for name in ("reward", "value", "advantage", "group")}
     columns["length"] = list_lengths(table, "prompt_ids") + list_lengths(table, "completion_ids")
-    order, _ = run_order(args, columns, *selection(args, columns))
+    selected, weights, _ = selection(args, columns)
+    order, _ = run_order(args, columns, selected, weights)
     needed = sorted(set(order.indices[: order.offsets[num_batches]].tolist()))
     drawn = [rows[i] for i in needed]
     logprobs, _ = reference_pass(model, load_tokenizer(), drawn, features=False, compute_dtype=args.compute_dtype)

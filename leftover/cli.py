@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from leftover.commands.judge.command import judge
-from leftover.monitoring.terminal import _announce, harmless
+from leftover.monitoring.terminal import harmless, set_up_logging
 
 _EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
 
@@ -49,7 +49,7 @@ def _stage(name: str, help_text: str) -> None:
 
         loaded = with_push(load_recipe(recipe, list(overrides)), push.get("push_to_hub"), push.get("private", False))
         until = "report" if name == "run" else name
-        _announce()
+        set_up_logging()
         if dry_run:
             _show_plan(loaded, until)
             for target in targets(loaded) if name == "run" else ():
@@ -85,7 +85,7 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
     if only not in (None, *pipeline.STEPS):
         raise UserError(f"--only {only}{nearest(str(only), list(pipeline.STEPS))}: {', '.join(pipeline.STEPS)}")
     loaded = load_recipe(recipe, list(overrides))
-    _announce()
+    set_up_logging()
     if dry_run:
         _show_plan(loaded, "prepare")
         return
@@ -109,7 +109,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
     from leftover.commands.report import report_on
     from leftover.recipe.files import load_recipe
 
-    _announce()
+    set_up_logging()
     if dry_run:
         for run in runs:
             _show_plan(load_recipe(run, list(overrides)), "report")
@@ -129,7 +129,7 @@ def inspect_rows(table: str, **options: Any) -> None:
     """
     from leftover.commands.inspect import inspect, show
 
-    _announce()
+    set_up_logging()
     show(*inspect(table, **options))
 
 
@@ -161,7 +161,7 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
     from leftover.recipe.files import load_recipe
 
     loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
-    _announce()
+    set_up_logging()
     if dry_run:
         from leftover.commands.compare.dry_run import dry_run as show_plan
 
@@ -189,7 +189,7 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
     from leftover.publish.hub import export_and_push
 
     if push_to_hub or private:
-        _announce()
+        set_up_logging()
         click.echo(export_and_push(run_folder, push_to_hub, private, **options))
     else:
         click.echo(export_policy(run_folder, **options))
@@ -235,7 +235,7 @@ def generate_rows(model: str, prompts: str | None, **options: Any) -> None:
     """
     from leftover.commands.generate.run import sample_from
 
-    _announce()
+    set_up_logging()
     sample_from(model, prompts, **options)
 
 
@@ -248,7 +248,7 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
     from leftover.commands.fit_reward import fit_reward, show
 
-    _announce()
+    set_up_logging()
     show(*fit_reward(rows, output, kind, overrides), output)
 
 
@@ -262,7 +262,7 @@ def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
     from leftover.demo import run_demo
 
-    _announce()
+    set_up_logging()
     results, folder = run_demo(output_dir, seed)
     _show(results, folder)
 

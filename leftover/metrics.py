@@ -1,6 +1,7 @@
-"""Statistics of completions and of comparisons. Pure functions; scipy does the resampling."""
+"""Statistics of completions and of comparisons: pure functions."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,27 +23,18 @@ class Interval(NamedTuple):
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of the corpus (Li et al., 2016), lower-cased white-space tokens.
 
-    The ratio falls as a corpus grows: compare corpora of as many completions only. 0.0 where there is no n-gram.
+    The ratio falls as a corpus grows: compare corpora of equally many completions. 0.0 without any n-gram.
     """
-    seen: set[tuple[str, ...]] = set()
-    total = 0
-    for text in texts:
-        tokens = text.lower().split()
-        grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-        total += len(grams)
-        seen.update(grams)
-    return len(seen) / total if total else 0.0
+    corpus = [text.lower().split() for text in texts]
+    grams = [tuple(tokens[i : i + n]) for tokens in corpus for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def cut_to_equal_length(corpora: Sequence[Sequence[str]]) -> list[list[str]]:
     """Cut completion i of every corpus to the length, in white-space tokens, of its shortest version."""
-    cut: list[list[str]] = [[] for _ in corpora]
-    for versions in zip(*corpora, strict=True):
-        tokens = [version.split() for version in versions]
-        shortest = min(map(len, tokens))
-        for corpus, words in zip(cut, tokens, strict=True):
-            corpus.append(" ".join(words[:shortest]))
-    return cut
+    tokens = [[text.split() for text in corpus] for corpus in corpora]
+    shortest = [min(map(len, versions)) for versions in zip(*tokens, strict=True)]
+    return [[" ".join(words[:n]) for words, n in zip(corpus, shortest, strict=True)] for corpus in tokens]
 
 
 def bootstrap_interval(
@@ -60,11 +52,8 @@ def bootstrap_interval(
         clusters: [N] ids of prompt families (a story, a conversation); None makes every value its own cluster.
 
     Returns:
-        (mean, low, high); all NaN for no values, and low = high = mean for one cluster, which has no spread to
-        resample.
+        All NaN without values; low = high = mean for one cluster, which has no spread to resample.
     """
-    from scipy import stats
-
     array = np.asarray(values, np.float64)
     if array.size == 0:
         return Interval(np.nan, np.nan, np.nan)
@@ -73,18 +62,50 @@ def bootstrap_interval(
     mean = float(array.mean())
     if len(sums) == 1 or np.ptp(array) == 0:
         return Interval(mean, mean, mean)
-    result = stats.bootstrap(
-        (sums, counts),
-        lambda s, c, axis=-1: s.sum(axis) / c.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=256,
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+    def means(drawn: np.ndarray) -> np.ndarray:
+        return sums[drawn].sum(-1) / counts[drawn].sum(-1)
+
+    ends = bootstrap_ends(means, len(sums), confidence=confidence, num_resamples=num_resamples, seed=seed)
+    return Interval(mean, *ends)
+
+
+def bootstrap_ends(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    num_clusters: int,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic when whole clusters are drawn with replacement.
+
+    Resamples in which it is not defined (NaN) are dropped; the ends are NaN where it is defined in less than half.
+
+    Args:
+        statistic: of the numbers of drawn clusters [B, num_clusters] -> [B], one for each resample.
+        num_clusters: two at least.
+    """
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(num_clusters),),
+            lambda drawn, axis=-1: statistic(drawn),
+            vectorized=True,
+            confidence_level=confidence,
+            n_resamples=num_resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+            batch=256,
+        )
+    interval = result.confidence_interval
+    found = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
+    if len(found) < num_resamples:
+        defined = 2 * len(found) > num_resamples
+        interval = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]) if defined else (np.nan, np.nan)
+    return float(interval[0]), float(interval[1])
 
 
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:
@@ -104,30 +125,37 @@ def win_rate_at_equal_length(
 ) -> tuple[float, int]:
     """Win rate over the prompts whose two completions differ in length by at most `tolerance` of the longer one.
 
-    Returns the rate and how many prompts it rests on (NaN and 0 where there are none).
+    Returns the rate and the number of these prompts (NaN and 0 without any).
     """
     ours, theirs = np.asarray(lengths, np.float64), np.asarray(other_lengths, np.float64)
     near = np.abs(ours - theirs) <= tolerance * np.maximum(ours, theirs)
     return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
 
 
-def pair_accuracy(scores: Numbers, rewards: Numbers, groups: Sequence) -> tuple[float, int]:
+def pair_accuracy(
+    scores: Numbers, rewards: Numbers, groups: Sequence, *, max_group_rows: int | None = None
+) -> tuple[float, int]:
     """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
 
-    Returns the share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
+    This is what a policy can gain from a score: it does not choose which prompt it answers.
+
+    Args:
+        groups: [N] ids of the prompts.
+        max_group_rows: compare only the first of a prompt's rows: their pairs grow with the square.
+
+    Returns:
+        The share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
     """
-    by_group: dict = {}
-    for score, reward, group in zip(scores, rewards, groups, strict=True):
-        by_group.setdefault(group, []).append((score, reward))
+    scores, rewards = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
+    ids = np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = np.argsort(ids, kind="stable")
     correct, pairs = 0.0, 0
-    for rows in by_group.values():
-        for i, (score, reward) in enumerate(rows):
-            for other_score, other_reward in rows[i + 1 :]:
-                if reward == other_reward:
-                    continue
-                pairs += 1
-                agreement = (score - other_score) * (reward - other_reward)
-                correct += 1.0 if agreement > 0 else 0.5 if agreement == 0 else 0.0
+    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
+        chosen = rows[:max_group_rows]
+        above = np.subtract.outer(rewards[chosen], rewards[chosen]) > 0
+        agreement = np.sign(np.subtract.outer(scores[chosen], scores[chosen]))[above]
+        correct += float((0.5 + 0.5 * agreement).sum())
+        pairs += int(above.sum())
     return (correct / pairs if pairs else float("nan")), pairs
 
 
@@ -143,8 +171,8 @@ def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
 def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
     """The estimate of KL(policy || reference) from each of N completions sampled from the policy, [N], in nats.
 
-    log pi(y|x) - log pi_ref(y|x) of the whole completion; its mean over samples is unbiased. A single one may be
-    negative: the estimator k1 of Schulman, "Approximating KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+    log pi(y|x) - log pi_ref(y|x) of the whole completion, whose mean over samples is unbiased; a single one may be
+    negative (k1 of Schulman, "Approximating KL Divergence", 2020, http://joschu.net/blog/kl-approx.html).
 
     Args:
         logprobs, reference_logprobs: [N], sums over the tokens of a completion.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.prepare import checks, constants, rows, scores
-from leftover.prepare.baseline_constants import extra_columns
+from leftover.prepare.extras import extra_columns
 from leftover.publish import hub
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
@@ -40,12 +40,6 @@ def prepare(run: Run, only: str | None = None) -> None:
             return
 
 
-def tokens(run: Run) -> None:
-    """Token ids. Refuses a policy that compares completions where no prompt has two of them."""
-    rows.tokens(run)
-    checks.check_prompts(run.recipe, run.table)
-
-
 def reference(run: Run) -> None:
     """The frozen reference, fitted where the recipe asks for one."""
     from leftover.training.run import fit_reference
@@ -53,23 +47,15 @@ def reference(run: Run) -> None:
     fit_reference(run)
 
 
-def value(run: Run) -> None:
-    """V(x) and A(x, y), where a policy of the recipe uses them."""
-    if checks.needs_value(run.recipe):
-        constants.value(run)
-    elif run.table.has("value"):  # of an earlier recipe of this folder
-        run.note(value=None, leftover=None)
-
-
 # The steps of `prepare`, each a block of the table or a model.
 STEPS: dict[str, Callable[[Run], None]] = {
     "rows": rows.read,
     "split": rows.split,
-    "tokens": tokens,
+    "tokens": rows.tokens,
     "score": scores.score,
     "reference": reference,
     "logprobs": constants.reference_columns,
-    "value": value,
+    "value": constants.value,
     "extras": extra_columns,
 }
 

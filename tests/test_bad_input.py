@@ -224,7 +224,7 @@ def test_long_prompts_are_cut_on_the_left_and_long_completions_go_to_the_rejects
     recipe = tiny_recipe(tmp_path, rows=rows, policies={"nll": {"objective": "nll"}})
     recipe["reward"] = RECORDED
     main(["prepare", recipe_file(tmp_path, recipe)])
-    assert "1 prompts cut on the left, 1 completions too long (1 rows put aside)" in caplog.text
+    assert "1 prompts cut on the left, 1 completions too long (1 rows dropped)" in caplog.text
     assert facts(recipe)["tokens"] == {"prompts_cut": 1, "completions_long": 1, "rows_dropped": 1}
     (record,) = rejects(recipe)
     assert record["stage"] == "tokens"

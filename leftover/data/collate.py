@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Constants of a row that objectives read, with the value that marks one the table lacks.
 ROW_SCALARS = ("reward", "value", "advantage")
-# Columns that single objectives read (`leftover.training.batch_extras`): they are in the batch where rows have them.
+# Columns that single objectives read (`leftover.training.extras`): they are in the batch where rows have them.
 EXTRA_SCALARS = ("is_chosen", "reward_quantile", "mismatched_reference_logprob")
 
 

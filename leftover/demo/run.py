@@ -13,12 +13,12 @@ _VOCABULARY = 600
 
 
 def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
-    """Generate data, tokenizer and a random model under `output_dir`, run everything; returns (results, folder)."""
+    """Generate data, tokenizer and a random model under `output_dir`, and run everything; returns (results, folder)."""
     import torch
 
     from leftover.pipeline import run
 
-    # A model this small gains nothing from more threads, and loses much where the cores are shared.
+    # A model this small gains nothing from more threads, and loses much time where cores are shared.
     torch.set_num_threads(1)
     recipe = demo_recipe(Path(output_dir) / f"seed-{seed}", seed)
     results = run(recipe)
@@ -27,7 +27,7 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str
 
 
 def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
-    """The demonstration's recipe; its inputs are written below `folder` where they are not there yet."""
+    """The demonstration's recipe; writes its inputs below `folder`, unless they exist."""
     inputs = folder / "inputs"
     rows_file, tokenizer_folder = inputs / "rows.jsonl", inputs / "tokenizer"
     if not (tokenizer_folder / "tokenizer.json").is_file():

@@ -6,21 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
+from leftover.models.reference import evaluating
 from leftover.monitoring.terminal import progress_bar
 
-# A batch ends when this share of its rows, or less, is unfinished: stragglers of all batches go on together in a
-# second round, and so on. They are read again there, at the cost of a step or two, and no batch runs on for a few.
+# A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
+# the next round. Reading them again there costs a step or two, and no batch runs on for a few rows.
 _STRAGGLERS = 1 / 8
 
 
 @torch.inference_mode()
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -35,54 +36,48 @@ def generate(
     The global random state is left as it was, so that generating in the middle of training does not change
     the run. Sampling is from the model's own distribution at `temperature`: no top-k, no top-p.
     """
-    device = next(model.parameters()).device
     completions: list[list[int]] = [[] for _ in prompt_ids]
     decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
-    was_training = model.training
-    model.eval()
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
-    shown = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    try:
-        own = _own_distribution(model) if sample else contextlib.nullcontext()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), shown, own:
-            torch.manual_seed(seed)
-            while unfinished:
-                this_round = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
-                unfinished = []
-                for start in range(0, len(this_round), batch_size):
-                    batch = this_round[start : start + batch_size]
-                    budgets = [max_new_tokens - len(completions[i]) for i in batch]
-                    texts = [[*prompt_ids[i], *completions[i]] for i in batch]
-                    ids, mask = pad(texts, tokenizer.pad_token_id, left=True)
-                    # The last batch has no others to leave its stragglers to.
-                    stragglers = round(_STRAGGLERS * len(batch)) if len(this_round) > batch_size else 0
-                    output = model.generate(
-                        input_ids=ids.to(device),
-                        attention_mask=mask.long().to(device),
-                        max_new_tokens=max(budgets),
-                        pad_token_id=tokenizer.pad_token_id,
-                        use_cache=True,
-                        stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
-                        **decoding,
-                    )[:, ids.shape[1] :]
-                    for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
-                        completions[i] += up_to_end(sequence[:budget], ends)
-                        if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
-                            unfinished.append(i)
-                        else:
-                            shown.update()
-    finally:
-        model.train(was_training)
+    bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
+    own = _own_distribution(model) if sample else contextlib.nullcontext()
+    with evaluating(model, None) as device, bar, own, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        while unfinished:
+            waiting = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
+            unfinished = []
+            for start in range(0, len(waiting), batch_size):
+                batch = waiting[start : start + batch_size]
+                budgets = [max_new_tokens - len(completions[i]) for i in batch]
+                texts = [[*prompt_ids[i], *completions[i]] for i in batch]
+                ids, mask = pad(texts, tokenizer.pad_token_id, left=True)
+                # The last batch has no others to leave its stragglers to.
+                stragglers = round(_STRAGGLERS * len(batch)) if len(waiting) > batch_size else 0
+                output = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.long().to(device),
+                    max_new_tokens=max(budgets),
+                    pad_token_id=tokenizer.pad_token_id,
+                    use_cache=True,
+                    stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
+                    **decoding,
+                )[:, ids.shape[1] :]
+                for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
+                    completions[i] += up_to_end(sequence[:budget], ends)
+                    if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
+                        unfinished.append(i)
+                    else:
+                        bar.update()
     return completions, decode_completions(tokenizer, completions, ends)
 
 
 @contextlib.contextmanager
 def _own_distribution(model: Any) -> Iterator[None]:
-    """Inside, the generation config holds the special tokens alone.
+    """Inside, the generation config holds nothing but the special tokens.
 
-    What else a model's folder asks for (repetition penalties, min-p, forced tokens) would be filled in for sampling,
-    and the samples would come from another distribution than the model's.
+    Other settings of a model's folder (repetition penalties, min-p, forced tokens) would be filled in for sampling, and
+    the samples would not come from the model's own distribution.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     usual = inner.generation_config
@@ -95,7 +90,7 @@ def _own_distribution(model: Any) -> Iterator[None]:
 
 
 class _Stop(StoppingCriteria):
-    """Ends a row at its end of sequence or its budget, and the batch once at most `stragglers` rows are left."""
+    """Ends a row at its end of sequence or budget, and the batch once at most `stragglers` rows are unfinished."""
 
     def __init__(self, ends: set[int], budgets: list[int], stragglers: int, device: torch.device):
         self.ends = torch.tensor(sorted(ends), device=device)
@@ -106,16 +101,13 @@ class _Stop(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         self.generated += 1
         self.done |= torch.isin(input_ids[:, -1], self.ends) | (self.budgets <= self.generated)
-        leave = (~self.done).sum() <= self.stragglers
-        return self.done | leave
+        return self.done | ((~self.done).sum() <= self.stragglers)
 
 
 def up_to_end(sequence: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first end of sequence, which is kept: it is part of the action."""
-    for position, token in enumerate(sequence):
-        if token in ends:
-            return sequence[: position + 1]
-    return sequence
+    first = next((position for position, token in enumerate(sequence) if token in ends), len(sequence))
+    return sequence[: first + 1]
 
 
 def end_ids(model: Any) -> set[int]:

@@ -1,19 +1,20 @@
 """Loading, building and saving causal language models and their tokenizers. Nothing is unpickled."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from leftover.errors import UserError, first_line
+from leftover.recipe.sections import ModelSection
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def load_model(
@@ -27,12 +28,11 @@ def load_model(
 ) -> Any:
     """The causal LM at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its own base).
 
-    `quantization`: further keywords of `from_pretrained` for the base (see `leftover.models.load.nf4_options`).
+    `quantization`: further keywords of `from_pretrained` for the base (see `nf4_options`).
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
-    options |= quantization or {}
+    options = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code, **(quantization or {})}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
@@ -48,37 +48,29 @@ def load_model(
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 
 
-def load_with(settings: Any, path: str, compute_dtype: str | None = None) -> Any:
-    """A model or adapter at `path` as a recipe's `model` section says; on a GPU where there is one."""
-    options: dict[str, Any] = {
-        "dtype": settings.dtype,
-        "attn_implementation": settings.attn_implementation,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    if settings.quantization:
-        from leftover.models.load import nf4_options
-
-        return load_model(path, **options, quantization=nf4_options(compute_dtype))
-    model = load_model(path, **options)
-    return model.to("cuda") if torch.cuda.is_available() else model
+def load_with(settings: ModelSection, path: str, compute_dtype: str | None = None) -> Any:
+    """A model or adapter at `path` with the settings of a recipe's `model` section; on a GPU where there is one."""
+    model = load_model(
+        path,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        quantization=nf4_options(compute_dtype) if settings.quantization else None,
+    )
+    return model.to("cuda") if torch.cuda.is_available() and not settings.quantization else model
 
 
-def build_model(config: dict[str, Any], tokenizer: Any, *, seed: int, dtype: str = "float32") -> Any:
+def build_model(
+    config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", *, seed: int, dtype: str = "float32"
+) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    if model_type is None:
+    if config.get("model_type") is None:
         raise UserError("model.config needs 'model_type' (for example: llama)")
-    defaults = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        model_config = AutoConfig.for_model(model_type, **(defaults | settings))
+        model_config = AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | special | config))
     except (ValueError, TypeError) as error:
         raise UserError(f"model.config is refused by transformers: {first_line(error)}") from error
     with torch.random.fork_rng():
@@ -93,20 +85,19 @@ def is_adapter(path: str | Path) -> bool:
 
 def torch_dtype(name: str) -> torch.dtype:
     """float32, bfloat16 or float16 by name."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
+    if name not in (dtypes := ("float32", "bfloat16", "float16")):
         raise UserError(f"dtype '{name}' is not one of {', '.join(dtypes)}")
-    return dtypes[name]
+    return getattr(torch, name)
 
 
-def max_positions(model_config: Any) -> int | None:
-    """The longest sequence the model has positions for, where its config says so."""
+def max_positions(model_config: "PreTrainedConfig") -> int | None:
+    """The longest sequence that the model has positions for; None where its config does not limit it."""
     text_config = model_config.get_text_config()
     return getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: modules' own (LoRA's among them) and the rates that attention reads when it runs.
+    """Set every dropout to 0: of modules (LoRA's among them), and the rates that attention reads when it runs.
 
     Methods then differ in nothing but their loss, and the importance weight is 1 at step 0.
     """
@@ -120,29 +111,26 @@ def disable_dropout(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Inside the context, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of a forward."""
+    """Inside, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of the last forward."""
     captured: dict[str, Tensor] = {}
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = getattr(inner, inner.base_model_prefix)
-    handle = decoder.register_forward_hook(lambda _, __, output: captured.__setitem__("hidden", output[0]))
-    try:
+    with decoder.register_forward_hook(lambda _, __, output: captured.__setitem__("hidden", output[0])):
         yield captured
-    finally:
-        handle.remove()
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Weights (an adapter alone for PEFT models), config, generation config and tokenizer, for `from_pretrained`."""
+def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write weights (of PEFT models the adapter), config, generation config and tokenizer, for `from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.use_cache = True
     model.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)  # which an adapter does not save, and which holds where to stop
+    model.generation_config.save_pretrained(folder)  # with the ends of a completion; adapters do not save it
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a card; leftover/card/ writes one
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a card; leftover/publish/card/ writes one
 
 
-def align_generation_config(model: Any, tokenizer: Any, ends: Sequence[int] = ()) -> None:
-    """Make the model stop where the rows stopped: the tokenizer's end of sequence and `ends` join its own ends."""
+def align_generation_config(model: Any, tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int] = ()) -> None:
+    """Make the model stop where the rows stop: the tokenizer's end of sequence and `ends` join its own ends."""
     config = model.generation_config
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = [token for token in dict.fromkeys([tokenizer.eos_token_id, *ends, *known]) if token is not None]
@@ -156,13 +144,10 @@ def align_generation_config(model: Any, tokenizer: Any, ends: Sequence[int] = ()
 def nf4_options(compute_dtype: str | None) -> dict[str, Any]:
     """Keywords of `from_pretrained` for 4-bit NormalFloat weights with double quantisation.
 
-    Their products are computed in `compute_dtype`, default bfloat16. What is not quantised (embeddings, norms, head)
-    keeps the dtype that it is loaded with. The weights are quantised on the device where they stay.
+    Their products are computed in `compute_dtype`, default bfloat16; embeddings, norms and head are not quantised. The
+    weights are quantised on the device where they stay.
     """
-    import torch
     from transformers import BitsAndBytesConfig
-
-    from leftover.models.load import torch_dtype
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -170,6 +155,6 @@ def nf4_options(compute_dtype: str | None) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch_dtype(compute_dtype or "bfloat16"),
     )
-    # Of several processes each has a GPU of its own; the Trainer moves no quantised model.
+    # Each of several processes has its own GPU; the Trainer moves no quantised model.
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Logits that are turned into probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
+# How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
 # temporaries small.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
@@ -68,33 +68,29 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
-    """Inside the context the model's head gets the hidden states at `positions` of [B L] alone: logits [1, N, V].
+    """Inside, the model's head gets only the hidden states at `positions` of [B L]: logits [1, N, V].
 
-    The model's own forward runs around it, so that what it does to logits (soft caps, scales) and what wraps it
-    (PEFT, DDP, FSDP) stay in force.
+    The model's own forward runs around it, so that what it does to logits (soft caps, scales) and its wrappers (PEFT,
+    DDP, FSDP) stay in force.
     """
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings: it is no causal language model")
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),))
-    try:
+        raise ValueError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
+    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),)):
         yield
-    finally:
-        handle.remove()
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:
     """log softmax(logits)[targets] in float32: [N, V] and [N] -> [N].
 
     With `overwrite_logits` the gradient is written over the logits, so that one array of their size is held and not
-    two. Whatever else needed them for its own backward pass, a second backward pass included, then finds them changed
-    and is stopped by autograd with an error.
+    two. Autograd then stops any other backward pass that needs them, a second one included, with an error.
     """
     return _SelectedLogprobs.apply(logits, targets, overwrite_logits)
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """Holds the logits alone between the passes, where log_softmax and gather under autograd hold three such arrays."""
+    """Keeps only the logits between the passes; log_softmax and gather under autograd keep three such arrays."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The frozen reference: what it says of every row (log-probabilities, prompt features), in one pass."""
+"""Passes without gradients: the log-probabilities and prompt features that the frozen reference gives every row."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,26 +7,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator, pad
-from leftover.models.load import capture_hidden
+from leftover.models.load import capture_hidden, is_adapter
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.monitoring.terminal import progress_bar
-from leftover.store.manifest import FileHashes, digest, file_hash
+from leftover.store.manifest import FileHashes, digest, file_hash, read_json
 
 
 def pass_tokens(device: torch.device) -> int:
-    """Padded tokens in a batch of a pass without gradients: bounds its memory whatever the lengths.
+    """Padded tokens in a batch, which bound its memory.
 
-    A GPU wants much work at once. A CPU is faster where what one layer hands to the next stays in its cache: 1.6
-    times at 2,048 against 16,384 tokens of a 15M Llama; and the heap stays small.
+    A GPU wants much work at once. A CPU is faster where what one layer hands to the next stays in its cache: 1.6 times
+    at 2,048 against 16,384 tokens of a 15M Llama.
     """
     return 2_048 if device.type == "cpu" else 16_384
 
 
 def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length whose padded size stays within `max_tokens`, longest first."""
+    """Indices in batches of similar length whose padded size stays within `max_tokens`, longest first."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
@@ -37,17 +38,37 @@ def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[l
         yield batch
 
 
+def batches(
+    rows: Sequence[dict[str, Any]], pad_token_id: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield indices of rows of similar length and their batch in the aligned layout; equal rows, equal batches."""
+    collate = Collator(pad_token_id)
+    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    for chosen in length_sorted_batches(lengths, pass_tokens(device)):
+        yield chosen, {name: values.to(device) for name, values in collate([rows[i] for i in chosen]).items()}
+
+
 def autocast(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager:
     """The compute dtype that training uses, so that policy and reference differ by nothing but their weights."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, getattr(torch, dtype))
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, getattr(torch, dtype))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, compute_dtype: str | None) -> Iterator[torch.device]:
+    """Inside, the model is in evaluation mode under `autocast`. Gives its device."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with autocast(device, compute_dtype):
+            yield device
+    finally:
+        model.train(was_training)
 
 
 @torch.inference_mode()
 def reference_pass(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     *,
     features: bool = True,
@@ -62,21 +83,16 @@ def reference_pass(
         features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
-        description: of a progress bar; without one there is none.
+        description: of a progress bar, which is not shown without one.
 
     Returns:
-        A float32 array [T_i] a row, and the features (None where not asked for).
+        A float32 array [T_i] a row, and the features or None.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    collate = Collator(tokenizer.pad_token_id)
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
     bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
-    with capture_hidden(model) as captured, autocast(device, compute_dtype), bar:
-        for chosen in length_sorted_batches(lengths, pass_tokens(device)):
-            batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+    with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device, bar:
+        for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):
                 logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
@@ -98,12 +114,15 @@ def pool(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def prompt_hidden(
-    model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], *, compute_dtype: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    compute_dtype: str | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of like length."""
-    device = next(model.parameters()).device
-    model.eval()
-    with capture_hidden(model) as captured, autocast(device, compute_dtype):
+    """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of similar length."""
+    model.eval()  # the frozen reference stays so
+    with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device:
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
             with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device)):
@@ -113,27 +132,20 @@ def prompt_hidden(
                 yield i, states[: len(prompt_ids[i])].clone()
 
 
-def model_identity(path: str, hashes: FileHashes | None = None) -> str:
-    """What stands for a model in a key: the hash of its files, or a Hub id with the commit that was resolved."""
-    if Path(path).is_dir():
-        folder = Path(path)
-        identity = {
-            f.name: hashes.of(f) if hashes else file_hash(f)
-            for f in sorted(folder.iterdir())
-            if f.suffix in _MODEL_FILES
-        }
-        if (folder / "adapter_config.json").is_file():
-            from leftover.store.manifest import read_json
+_MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}
 
-            identity["base"] = model_identity(
-                read_json(folder / "adapter_config.json")["base_model_name_or_path"], hashes
-            )
+
+def model_identity(path: str, hashes: FileHashes | None = None) -> str:
+    """A model in a key: the hash of its files, or a Hub id with its resolved commit."""
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.suffix in _MODEL_FILES)
+        identity = {file.name: hashes.of(file) if hashes else file_hash(file) for file in files}
+        if is_adapter(path):
+            base = read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"]
+            identity["base"] = model_identity(base, hashes)
         return digest(identity)
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(path, "config.json")
     commit = Path(config).parent.name if isinstance(config, str) else "unresolved"
     return f"{path}@{commit}"
-
-
-_MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}

@@ -1,54 +1,72 @@
-"""What a stage took, and on what it ran: measured while it runs, kept in its entry of the manifest, part of no key."""
+"""What a stage took and on which machine: measured while it runs, kept in its manifest entry, part of no key."""
 
+import contextlib
 import os
 import platform
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from leftover.monitoring.memory import MemoryMeter
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerState
 
 _PACKAGES = (
     "leftover", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn",
 )  # fmt: skip
 
 
+class Machine(TypedDict, total=False):
+    """Hardware and versions of a process, without a name that identifies its owner."""
+
+    system: str
+    processor: str
+    cores: int | None
+    gpus: list[str]
+    python: str
+    packages: dict[str, str]
+    memory: int  # bytes
+
+
+class StageCost(TypedDict, total=False):
+    """What a stage took, as the manifest keeps it."""
+
+    seconds: float  # wall time, added up over sessions
+    sessions: int  # how many processes worked on it
+    peak_memory: int  # bytes of the process, the most of any session
+    peak_gpu_memory: int  # bytes of tensors on a GPU
+    machines: list[Machine]  # equal ones once
+
+
 class StageMeter:
-    """Wall time and peak memory of a stage from now on, on top of what its earlier sessions took.
+    """Wall time and peak memory of a stage from now on, on top of its cost in earlier sessions."""
 
-    Args:
-        earlier: the cost of the stage so far, where it is resumed.
-    """
-
-    def __init__(self, earlier: dict[str, Any] | None = None):
-        self.earlier = earlier or {}
+    def __init__(self, earlier: StageCost | None = None):
+        self.earlier: StageCost = earlier or {}
         self.started, self.memory = time.monotonic(), MemoryMeter()
 
-    def read(self) -> dict[str, Any]:
-        """The cost of the stage as the manifest keeps it.
-
-        seconds: wall time, the sessions added up; sessions: how many processes worked on it; peak_memory: bytes of
-        the process, and peak_gpu_memory of tensors on a GPU, the most of any session; machines: what `machine` says
-        of each, equal ones once.
-        """
+    def read(self) -> StageCost:
+        """The cost of the stage so far."""
         self.memory.read()
         here, before = machine(), self.earlier
-        cost: dict[str, Any] = {
+        machines = before.get("machines", [])
+        cost: StageCost = {
             "seconds": round(before.get("seconds", 0.0) + time.monotonic() - self.started, 3),
             "sessions": before.get("sessions", 0) + 1,
             "peak_memory": max(before.get("peak_memory", 0), self.memory.process),
+            "machines": machines if here in machines else [*machines, here],
         }
-        gpu = [bytes_ for bytes_ in (before.get("peak_gpu_memory"), self.memory.gpu) if bytes_ is not None]
-        machines = before.get("machines", [])
-        cost |= {"peak_gpu_memory": max(gpu)} if gpu else {}
-        return cost | {"machines": machines if here in machines else [*machines, here]}
+        if self.memory.gpu is not None or "peak_gpu_memory" in before:
+            cost["peak_gpu_memory"] = max(before.get("peak_gpu_memory", 0), self.memory.gpu or 0)
+        return cost
 
 
-def machine() -> dict[str, Any]:
-    """Hardware and versions of this process, without a name that tells whose they are."""
-    found: dict[str, Any] = {
+def machine() -> Machine:
+    """The machine of this process."""
+    found: Machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -61,12 +79,12 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def cost_callback(manifest: Any) -> Any:
-    """A callback of a Trainer: at every checkpoint what the stage took so far is written down, for a killed run."""
+def cost_callback(manifest: Any) -> "TrainerCallback":
+    """A callback that writes down at every checkpoint what the stage took so far, in case the run is killed."""
     from transformers import TrainerCallback
 
     class CostSoFar(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_save(self, args: object, state: "TrainerState", control: object, **kwargs: object) -> None:
             if state.is_world_process_zero:
                 manifest.note_costs()
 
@@ -83,7 +101,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    torch = sys.modules.get("torch")  # a stage that never imported it used none
+    torch = sys.modules.get("torch")  # a stage that did not import it used no GPU
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -92,8 +110,6 @@ def _gpus() -> list[str]:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

@@ -1,4 +1,4 @@
-"""How the process treats memory that a CPU run frees and asks for again at every step; how much a run takes."""
+"""Keeping the memory that a CPU run frees and allocates again at every step; measuring how much memory a run takes."""
 
 import contextlib
 import ctypes
@@ -6,25 +6,23 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
 # Numbers of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGEST = 2**31 - 1
-# Where glibc's own adaptive thresholds end up in a process that frees large blocks; 65,536 is its default.
+# Where glibc's adaptive thresholds end up in a process that frees large blocks; 65,536 is its default.
 _AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[bool]:
-    """Inside, glibc keeps what tensors free, in place of handing it back to the system and faulting it in again.
+    """Inside, glibc keeps the memory that tensors free, which at the end goes back to the system.
 
-    Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default
-    each is mapped anew, and the first touch of every page is a page fault; PyTorch has a cache for this on a GPU
-    and none on a CPU. At the end what is free goes back to the system.
+    Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default each
+    is mapped again, with a page fault at the first touch of every page; PyTorch has a cache for this on GPUs only.
 
-    Yields whether the system's C library knows the settings (glibc; elsewhere nothing is done).
+    Yields whether the C library has these settings (glibc); elsewhere nothing is done.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
@@ -44,19 +42,20 @@ _STATUS, _CLEAR, _STATM = (Path("/proc/self") / name for name in ("status", "cle
 
 
 class MemoryMeter:
-    """The most memory in use since it was made, read by `read`; meters may be made while others run.
+    """The most memory in use since the meter was made, as of the last `read`; several meters may run at once.
 
     Attributes:
-        process: bytes of the process, resident, with its libraries.
+        process: resident bytes of the process, with its libraries.
         gpu: bytes of tensors on the current GPU (`torch.cuda.max_memory_allocated`); None without one in use.
-        counts_anew: False where the system cannot start a new count of `process` (all but Linux), so that earlier
-            work of the process may be in it.
+        counts_anew: False where the system cannot restart the count of `process` (all except Linux), so that it may
+            include earlier work of the process.
     """
 
     def __init__(self) -> None:
-        for other in list(_METERS):  # a new count forgets what they have not read
+        for other in list(_METERS):  # a new count discards what they have not read
             other.read()
-        self.process, self.gpu = 0, None
+        self.process = 0
+        self.gpu: int | None = None
         self.counts_anew = _start_resident_count()
         if _gpu_in_use():
             sys.modules["torch"].cuda.reset_peak_memory_stats()
@@ -73,13 +72,13 @@ _METERS: WeakSet[MemoryMeter] = WeakSet()
 
 
 @contextlib.contextmanager
-def peak_memory() -> Iterator[dict[str, Any]]:
+def peak_memory() -> Iterator[dict[str, int | str]]:
     """Yields a dictionary that holds, at the end, the most memory that was in use inside.
 
-    On a GPU `peak_memory` is in bytes of tensors (those from before included); on a CPU of the process.
-    `peak_memory_of` says which: gpu, process, or process_lifetime where the system cannot start a new count.
+    `peak_memory` is in bytes, of tensors on a GPU (earlier ones included), else of the process. `peak_memory_of` is
+    gpu, process, or process_lifetime where the system cannot restart the count.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, int | str] = {}
     meter = MemoryMeter()
     yield found
     meter.read()
@@ -105,9 +104,9 @@ def _resident_peak() -> int:
 
 
 def memory_in_use() -> int | None:
-    """Bytes: on a GPU the peak of its tensors so far, else what the process has resident; None where none tells.
+    """Bytes: on a GPU the peak of its tensors so far, else resident bytes of the process; None where neither is known.
 
-    Read from counters of the host: a GPU is not waited for.
+    Read from counters of the host, without waiting for a GPU.
     """
     import torch
 
@@ -120,7 +119,7 @@ def memory_in_use() -> int | None:
 
 
 def _start_resident_count() -> bool:
-    """Set the process's high-water mark of resident memory to what is resident now; False where that cannot be."""
+    """Reset the process's high-water mark of resident memory; False where the system cannot."""
     try:
         _CLEAR.write_text("5")
         return "VmHWM:" in _STATUS.read_text()

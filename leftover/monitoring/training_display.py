@@ -4,18 +4,23 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from leftover.monitoring.memory import memory_in_use
 from leftover.monitoring.terminal import console, is_live, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
 
 log = logging.getLogger(__name__)
 
 
 class Completion(NamedTuple):
-    """What the policy made of an evaluation prompt; of a conversation, the prompt as the model sees it."""
+    """A policy's completion of an evaluation prompt, which is, in a conversation, the prompt as the model sees it."""
 
     prompt: str
     text: str
@@ -26,11 +31,8 @@ _NAMES = {"reward/mean": "held-out reward", "logratio/rank_correlation": "held-o
 
 
 @contextlib.contextmanager
-def shown(trainer: Any, name: str) -> Iterator[None]:
-    """Inside, `trainer` (any transformers Trainer) shows its training as `name`, in place of the Trainer's own way.
-
-    `disable_tqdm` gives plain lines at a terminal too.
-    """
+def shown(trainer: Trainer, name: str) -> Iterator[None]:
+    """Inside, any Trainer shows its training as `name` in our way; `disable_tqdm` always gives plain lines."""
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
     sums = getattr(trainer, "sums", None)
@@ -45,7 +47,7 @@ def shown(trainer: Any, name: str) -> Iterator[None]:
 
 
 class Pace:
-    """How fast this process goes: its own steps and tokens alone, whatever a checkpoint brought along.
+    """How fast this process goes: only by its own steps and tokens, not by those before a checkpoint.
 
     Host clocks and host counters only: nothing here waits for a GPU during a step.
     """
@@ -64,13 +66,13 @@ class Pace:
         self.seconds_left = (self.mark - self.started) / done * (self.max_steps - step) if done else None
 
     def measure_tokens(self, world_size: int) -> None:
-        """To be called where the device is waited for anyway; the other processes count as this one."""
+        """To be called where the device is waited for anyway; other processes count like this one."""
         seconds = self.mark - self.started - self.not_training
         if self.tokens is not None and self.step > self.first_step:
             self.tokens_per_second = world_size * self.tokens() / seconds
 
     def paused(self) -> None:
-        """What has passed since the last step or call was not training."""
+        """The time since the last step or call was not training."""
         now = time.monotonic()
         self.not_training += now - self.mark
         self.mark = now
@@ -82,7 +84,7 @@ class Best(NamedTuple):
 
 
 class TrainingProgress(TrainerCallback):
-    """Follows a training: its pace, its newest numbers, the best evaluation. Subclasses show them."""
+    """Follows a training: its pace, its latest numbers, the best evaluation. Subclasses show them."""
 
     def __init__(self, name: str, tokens: Callable[[], int] | None = None):
         self.name, self.tokens = name, tokens
@@ -90,25 +92,31 @@ class TrainingProgress(TrainerCallback):
         self.best: Best | None = None
         self.numbers: dict[str, float] = {}  # of the last log line and evaluation, by the names they are shown with
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.pace = Pace(state.global_step, state.max_steps, self.tokens)
-        if state.best_metric is not None:
+        if state.best_metric is not None and state.best_global_step is not None:
             self.best = Best(state.best_metric, state.best_global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.pace.stepped(state.global_step)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, *args: object, **kwargs: object) -> None:
         self.pace.paused()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, *event: object, logs: dict | None = None, **kwargs: object) -> None:
         if logs and "loss" in logs:
             self.numbers["loss"] = logs["loss"]
             self.pace.mark = time.monotonic()  # the log line has waited for the device
             self.pace.measure_tokens(args.world_size)
 
     def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, completions: Any = (), **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: object,
+        metrics: dict[str, float] | None = None,
+        completions: Sequence[Completion] = (),
+        **kwargs: object,
     ) -> None:
         self.pace.measure_tokens(args.world_size)
         self.pace.paused()
@@ -117,22 +125,22 @@ class TrainingProgress(TrainerCallback):
             value = (metrics or {}).get(f"eval_{metric}")
             if value is None:
                 continue
-            self.numbers[_shown_name(metric)] = value
-            better = self.best is None or (value > self.best.value) == bool(args.greater_is_better)
-            if metric == chosen_by and better and (self.best is None or value != self.best.value):
+            self.numbers[_NAMES.get(metric, f"held-out {metric}")] = value
+            sign = 1 if args.greater_is_better else -1
+            if metric == chosen_by and (self.best is None or sign * value > sign * self.best.value):
                 self.best = Best(value, state.global_step)
         if state.is_world_process_zero:
             self.show_evaluation(completions)
 
     def evaluation_text(self) -> str:
-        """The numbers of the last evaluation in words."""
+        """The numbers of the last evaluation."""
         parts = [f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "loss"]
         if self.best is not None:
             parts.append(f"best {self.best.value:.4g} at step {self.best.step}")
         return ", ".join(parts)
 
     def pace_text(self) -> str:
-        """Tokens a second, empty where they are not counted."""
+        """Tokens a second; empty where they are not counted."""
         rate = self.pace.tokens_per_second
         return "" if rate is None else f"{rate:,.0f} tokens/s"
 
@@ -144,7 +152,7 @@ class TrainingProgress(TrainerCallback):
 
 
 class PlainLines(TrainingProgress):
-    """One line of the log an evaluation: no bar, no carriage return, no ANSI code."""
+    """Logs one line an evaluation: no bar, no carriage return, no ANSI code."""
 
     def show_evaluation(self, completions: Sequence[Completion]) -> None:
         step = f"step {self.pace.step}/{self.pace.max_steps}"
@@ -152,14 +160,14 @@ class PlainLines(TrainingProgress):
 
 
 class LiveDisplay(TrainingProgress):
-    """Two lines that are redrawn, and above them, at every evaluation, what the policy makes of one prompt now."""
+    """Redraws two lines, and prints above them, at every evaluation, the policy's completion of one prompt."""
 
     def __init__(self, name: str, tokens: Callable[[], int] | None = None):
         super().__init__(name, tokens)
-        self.live: Any = None
-        self.doing = ""
+        self.live: Live | None = None
+        self.control = TrainerControl()  # of the last step: what comes after it
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         from rich.live import Live
 
         super().on_train_begin(args, state, control, **kwargs)
@@ -168,28 +176,20 @@ class LiveDisplay(TrainingProgress):
             self.live = Live(console=console(stderr=True), get_renderable=self.render, transient=True)
             self.live.start()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
         self.close()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         super().on_step_end(args, state, control, **kwargs)
-        self.doing = "evaluating" if control.should_evaluate else "saving" if control.should_save else ""
-
-    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super().on_evaluate(*args, **kwargs)
-        self.doing = ""
-
-    def on_save(self, *args: Any, **kwargs: Any) -> None:
-        super().on_save(*args, **kwargs)
-        self.doing = ""
+        self.control = control
 
     def close(self) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
 
-    def render(self) -> Any:
-        """The two lines: how far, how long still, how fast, how much memory; loss and held-out numbers."""
+    def render(self) -> "Group":
+        """The two lines: steps and time; held-out numbers, loss, tokens a second, memory."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -200,15 +200,17 @@ class LiveDisplay(TrainingProgress):
         for ratio in (None, 1, None, None):
             bar.add_column(no_wrap=True, ratio=ratio)
         left = "–" if pace.seconds_left is None else _clock(pace.seconds_left)
-        times = f"{_clock(time.monotonic() - pace.started)}, {left} left"
         bar.add_row(
             Text(one_line(self.name, 40), "bold"),
             ProgressBar(max(1, pace.max_steps), pace.step),
             Text(f"{pace.step}/{pace.max_steps}"),
-            Text(times),
+            Text(f"{_clock(time.monotonic() - pace.started)}, {left} left"),
         )
         loss = f"loss {self.numbers['loss']:.4g}" if "loss" in self.numbers else ""
-        parts = [self.evaluation_text(), loss, self.pace_text(), _memory(), self.doing]
+        control, used = self.control, memory_in_use()
+        doing = "evaluating" if control.should_evaluate else "saving" if control.should_save else ""
+        memory = "" if used is None else f"{used / 2**30:.1f} GiB"
+        parts = [self.evaluation_text(), loss, self.pace_text(), memory, doing]
         numbers = Text("  " + " · ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
         return Group(bar, numbers)
 
@@ -218,8 +220,8 @@ class LiveDisplay(TrainingProgress):
         from rich.text import Text
 
         terminal = self.live.console
-        said = Text(f"{one_line(self.name, 40)}, step {self.pace.step}: {self.evaluation_text()}", "bold")
-        terminal.print(said, overflow="ellipsis", no_wrap=True)
+        headline = Text(f"{one_line(self.name, 40)}, step {self.pace.step}: {self.evaluation_text()}", "bold")
+        terminal.print(headline, overflow="ellipsis", no_wrap=True)
         if completions:
             sample = completions[0]  # of the same prompt at every evaluation, so that one sees it change
             width = max(20, terminal.width - len("  completion  "))
@@ -232,16 +234,7 @@ class LiveDisplay(TrainingProgress):
                 terminal.print(line, no_wrap=True, overflow="ellipsis")
 
 
-def _shown_name(metric: str) -> str:
-    return _NAMES.get(metric, f"held-out {metric}")
-
-
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _memory() -> str:
-    used = memory_in_use()
-    return "" if used is None else f"{used / 2**30:.1f} GiB"

@@ -1,4 +1,6 @@
-"""Every objective, declared once: `OBJECTIVES[name]` has its loss, settings, needs and unit."""
+"""Every objective, declared once: `OBJECTIVES[name]` has its loss, its settings and what it needs of the rows."""
+
+from functools import partial
 
 from leftover.objectives import groups, groupwise, offline, pointwise
 from leftover.objectives.batch import Columns, CompletionBatch, NoSettings, Objective
@@ -8,43 +10,37 @@ _REWARD = frozenset({"reward"})
 _WEIGHT = frozenset({"reward", "nonnegative_reward"})
 _ADVANTAGE = frozenset({"reward", "value", "advantage"})
 _REFERENCE = frozenset({"reference_logprobs"})
+_A_LOL = _ADVANTAGE | _REFERENCE
 
-# The paper's, and its controls by the same rows.
+_by_reward = partial(Objective, draw_by="reward")
+_of_leftover = partial(Objective, rows="leftover", draw_by="advantage")
+
+# The paper's, and its controls on the same rows.
 _PAPER: dict[str, Objective] = {
     "nll": Objective(pointwise.nll),
     "nll_top": Objective(pointwise.nll, requires=_REWARD, rows="top"),
-    "wbc": Objective(pointwise.wbc, requires=_WEIGHT, draw_by="reward"),
-    "r_gold": Objective(pointwise.r_gold, pointwise.FloorSettings, _WEIGHT, draw_by="reward"),
-    "r_lol": Objective(
-        pointwise.r_lol,
-        pointwise.ClipSettings,
-        _WEIGHT | _REFERENCE,
-        draw_by="reward",
-        importance_weights=pointwise.sequence_importance,
+    "wbc": _by_reward(pointwise.wbc, requires=_WEIGHT),
+    "r_gold": _by_reward(pointwise.r_gold, pointwise.FloorSettings, _WEIGHT),
+    "r_lol": _by_reward(
+        pointwise.r_lol, pointwise.ClipSettings, _WEIGHT | _REFERENCE, importance_weights=pointwise.sequence_importance
     ),
-    "a_lol": Objective(
+    "a_lol": _of_leftover(
         pointwise.a_lol,
         pointwise.ClipSettings,
         _ADVANTAGE | _REFERENCE,
-        rows="leftover",
-        draw_by="advantage",
         importance_weights=pointwise.sequence_importance,
     ),
-    "a_lol_ref_free": Objective(pointwise.a_lol_ref_free, requires=_ADVANTAGE, rows="leftover", draw_by="advantage"),
-    "a_lol_seq": Objective(
+    "a_lol_ref_free": _of_leftover(pointwise.a_lol_ref_free, requires=_ADVANTAGE),
+    "a_lol_seq": _of_leftover(
         pointwise.a_lol_seq,
         pointwise.ClipSettings,
         _ADVANTAGE | _REFERENCE,
-        rows="leftover",
-        draw_by="advantage",
         importance_weights=pointwise.token_importance,
     ),
-    "a_lol_kl": Objective(
+    "a_lol_kl": _of_leftover(
         pointwise.a_lol_kl,
         pointwise.KLSettings,
-        _ADVANTAGE | _REFERENCE,
-        rows="leftover",
-        draw_by="advantage",
+        _A_LOL,
         importance_weights=pointwise.sequence_importance,
         metrics=pointwise.kl_metrics,
     ),
@@ -68,7 +64,7 @@ _GROUPWISE: dict[str, Objective] = {
         _REWARD | _REFERENCE,
         unit="group",
         usable=groups.unequal,
-        importance_weights=groupwise.grpo_importance,
+        importance_weights=pointwise.token_importance,
     ),
 }
 
@@ -92,7 +88,10 @@ _OFFLINE: dict[str, Objective] = {
 
 OBJECTIVES: dict[str, Objective] = _PAPER | _GROUPWISE | _OFFLINE
 
-# What the released scripts have in the place of ours, for `released_code: true`: script -> name -> objective.
+# The released scripts' variants, for `released_code: true`: script -> name -> objective.
 RELEASED: dict[str, dict[str, Objective]] = released_objectives(OBJECTIVES)
 
-__all__ = ["OBJECTIVES", "RELEASED", "Columns", "CompletionBatch", "NoSettings", "Objective"]
+# Online methods, the other values of a policy's `objective`: they train on their own completions.
+ONLINE = ("ppo",)
+
+__all__ = ["OBJECTIVES", "ONLINE", "RELEASED", "Columns", "CompletionBatch", "NoSettings", "Objective"]

@@ -16,10 +16,9 @@ Columns = dict[str, np.ndarray]
 class CompletionBatch(NamedTuple):
     """B completions of at most T tokens, with the constants of their rows.
 
-    Log-probabilities are <= 0 and only `logprobs` carries a gradient (and what is trained along, in `extras`).
-    Entries outside `mask` are ignored, whatever they hold. A column that the table lacks is NaN, so that using it by
-    mistake shows. `extras` holds what single objectives need, by the names of
-    `leftover.training.batch_extras.PROVIDERS`.
+    Log-probabilities are <= 0. Only `logprobs`, and extras that are trained along, carry a gradient. Entries outside
+    `mask` are ignored. A column that the table lacks is NaN, so that using it by mistake shows.
+    `extras` holds what only single objectives need, by the names of `leftover.training.extras.PROVIDERS`.
     """
 
     logprobs: Float[Tensor, "B T"]
@@ -34,12 +33,12 @@ class CompletionBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class NoSettings:
-    """An objective without settings of its own."""
+    """An objective without settings."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One entry of `OBJECTIVES`: a loss, its settings, and what it asks of the rows and of the draw order."""
+    """One entry of `OBJECTIVES`: a loss, its settings, and what it needs of the rows and of the draw order."""
 
     loss: Callable[[CompletionBatch, Any], Tensor]
     settings: type = NoSettings
@@ -50,15 +49,15 @@ class Objective:
     optional: frozenset[str] = field(default_factory=frozenset)  # extras that it uses where rows have them
     unit: str = "completion"  # or "group": one loss per completion or per group
     rows: str = "all"  # what `rows: auto` selects: all, leftover or top
-    # With unit "group": of the rows that may be drawn, those that the loss can use (`leftover.objectives.groups`).
+    # With unit "group": which of the selected rows the loss can use (`leftover.objectives.groups`).
     usable: Callable[[Columns, np.ndarray], np.ndarray] | None = None
-    draw_by: str | None = None  # column that sets the drawing probability under `priority`, and weighs the loss
-    # The unclipped importance weights that the loss uses, with the mask of the valid ones; for the log only.
+    draw_by: str | None = None  # column that weighs the loss, and the drawing under `priority`
+    # The unclipped importance weights of the loss and the mask of the valid ones, for the log.
     importance_weights: Callable[[CompletionBatch, Any], tuple[Tensor, Tensor]] | None = None
-    # What else is logged of a batch: vectors whose means are taken, by name.
+    # What else is logged of a batch: vectors by name, whose means are taken.
     metrics: Callable[[CompletionBatch, Any], dict[str, Tensor]] | None = None
 
-    def needs(self, settings: Any) -> frozenset[str]:
+    def needs(self, settings: object) -> frozenset[str]:
         """All that it requires under these settings."""
         return self.requires | self.also_requires(settings)
 
@@ -74,7 +73,7 @@ def clipped(weight: Tensor, clip: float | None) -> Tensor:
 
 
 def positive(advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """max(A, 0): rows worse than the reference's average contribute nothing, filtered out or not."""
+    """max(A, 0): rows worse than the reference's average contribute nothing, even where they are drawn."""
     return torch.clamp(advantage, min=0.0)
 
 

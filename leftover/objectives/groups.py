@@ -11,7 +11,7 @@ _UNKNOWN = 0.5  # between rejected (0) and chosen (1)
 
 
 def ranked_groups(batch: CompletionBatch, by_choice: bool = False) -> tuple[Int[Tensor, "G n"], Bool[Tensor, "G n"]]:
-    """The rows of each group, best first, and the mask of the places that are taken; groups in order of their id.
+    """The rows of each group, best first, and the mask of the places in use; groups in order of their id.
 
     The best has the highest reward; with `by_choice` chosen rows (extra `is_chosen`: 1, 0, or NaN for neither) come
     before the others and rejected ones after them. Equal rows keep their order.
@@ -28,9 +28,9 @@ def ranked_groups(batch: CompletionBatch, by_choice: bool = False) -> tuple[Int[
 
 
 def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
-    """[N] bool: of every prompt the two rows that make its pair, in the order of `ranked_groups` by choice.
+    """[N] bool: the first and the last row of every prompt, in the order of `ranked_groups` by choice.
 
-    A prompt of one selected row, or whose best and worst are alike in choice and reward, has none.
+    A prompt with one selected row, or whose two are alike in choice and reward, has no pair.
     """
     keep = np.zeros(len(selected), bool)
     choice, reward = _choice(columns), columns["reward"]
@@ -43,7 +43,7 @@ def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
 
 
 def unequal(columns: Columns, selected: np.ndarray) -> np.ndarray:
-    """[N] bool: the selected rows of prompts that have two or more of them, of rewards that are not all equal."""
+    """[N] bool: the selected rows of prompts that have several of them whose rewards are not all equal."""
     keep = np.zeros(len(selected), bool)
     for rows in _groups(columns, selected):
         keep[rows] = len(rows) > 1 and np.ptp(columns["reward"][rows]) > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leftover.objectives.batch import CompletionBatch, log_ratio, sequence_logprobs
 from leftover.objectives.groups import ranked_groups
-from leftover.objectives.pointwise import MAX_LOGRATIO, token_importance
+from leftover.objectives.pointwise import MAX_LOGRATIO
 from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
 
@@ -80,7 +80,7 @@ def _rank_loss(
 
 
 def grpo_offline(batch: CompletionBatch, settings: GRPOSettings) -> Float[Tensor, " G"]:
-    """The clipped surrogate of GRPO on recorded groups: the reference stands for the policy that sampled them.
+    """The clipped surrogate of GRPO on recorded groups, as if the reference had sampled them.
 
     loss = -mean_i mean_t min(r A_i, clip(r) A_i) + beta k3,  r = pi_theta(y_t) / pi_ref(y_t)
 
@@ -104,11 +104,6 @@ def group_advantage(batch: CompletionBatch) -> Float[Tensor, " B"]:
     centred = batch.reward - (reward.index_add(0, member_of, batch.reward) / sizes)[member_of]
     variance = reward.index_add(0, member_of, centred.square()) / (sizes - 1).clamp(min=1)
     return centred / (variance.sqrt() + 1e-4)[member_of]
-
-
-def grpo_importance(batch: CompletionBatch, settings: GRPOSettings) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """r of every token, for the log."""
-    return token_importance(batch)
 
 
 def dpo_metrics(batch: CompletionBatch, settings: DPOSettings) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Other objectives for scored rows, one loss per completion: what one would otherwise choose for them.
+"""Other objectives for scored rows, with one loss per completion: the alternatives to A-LoL.
 
 Throughout: lp, lq, R, V and the unclamped advantage A = R - V as in `pointwise`; D = lp - lq is the log-ratio.
 Every function returns the loss of each completion, shape [B].
@@ -23,7 +23,7 @@ class AWRSettings:
 @dataclass(frozen=True, config=CHECKED)
 class KTOSettings:
     beta: Positive = 0.1  # how strongly the policy is held to the reference
-    threshold: float | None = None  # rows of a reward above it are desirable; None: those above V
+    threshold: float | None = None  # rows with a reward above it are desirable; None: those above V
     desirable_weight: NonNegative = 1.0
     undesirable_weight: NonNegative = 1.0
 
@@ -41,7 +41,7 @@ class QRPOSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class VARSettings:
-    temperature: Positive = 1.0  # lambda: a row weighs e times as much as one whose reward is lower by it
+    temperature: Positive = 1.0  # lambda: a reward that is higher by lambda weighs e times as much
 
 
 def awr(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:
@@ -86,7 +86,7 @@ def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
     loss = 1/2 (R - sg(V) - tau D)^2 + 1/2 (R - V - tau sg(D))^2           (arXiv 2405.19107, equation 4)
 
     V is not the column `value` but the extra `soft_value`, which is trained along: at the optimum
-    V(x) = tau log E_ref exp(R / tau), no mean.
+    V(x) = tau log E_ref exp(R / tau), which is not a mean.
     """
     logratio, value = log_ratio(batch), batch.extras["soft_value"]
     policy = (batch.reward - value.detach() - settings.tau * logratio).square()

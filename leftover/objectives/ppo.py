@@ -1,7 +1,7 @@
 """The arithmetic of PPO on completions. Pure functions of B completions of at most T tokens.
 
 Every token is an action; its state is the prompt and the tokens before it. `mask` is true at the completion's tokens,
-which stand at the left; what is outside it is ignored, whatever it holds, and comes out as 0.
+which are on the left; entries outside it are ignored and come out as 0.
 
 Sources: PPO, arXiv 1707.06347; generalised advantage estimation, arXiv 1506.02438; both for language models, arXiv
 1909.08593, with the details that Huang et al. list ("The N Implementation Details of RLHF with PPO", ICLR blog, 2024).
@@ -21,7 +21,7 @@ def token_rewards(
     mask: Bool[Tensor, "B T"],
     kl_coef: float,
 ) -> Float[Tensor, "B T"]:
-    """r_t = -beta (log pi(y_t) - log pi_ref(y_t)), and the completion's score R(x, y) at its last token beside it.
+    """r_t = -beta (log pi(y_t) - log pi_ref(y_t)), plus the completion's score R(x, y) at its last token.
 
     Their sum over a completion is R - beta times a sample of KL(pi || pi_ref)          (1909.08593, equation 2)
     """
@@ -47,7 +47,7 @@ def advantages_and_returns(
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # At padding reward and value are 0, and so this: a completion's own last token is followed by nothing.
+        # Rewards and values at padding are 0, so nothing follows a completion's last token.
         next_advantage = delta + gamma * lam * next_advantage
         next_value = values[:, t]
         advantages[:, t] = next_advantage
@@ -71,12 +71,12 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, *, shif
 
 
 def policy_loss(
-    logprobs: Float[Tensor, "*B"],
-    old_logprobs: Float[Tensor, "*B"],
-    advantages: Float[Tensor, "*B"],
+    logprobs: Float[Tensor, "*tokens"],
+    old_logprobs: Float[Tensor, "*tokens"],
+    advantages: Float[Tensor, "*tokens"],
     cliprange: float,
-) -> tuple[Float[Tensor, "*B"], Bool[Tensor, "*B"]]:
-    """The clipped surrogate of every token, and where the clipped side is the larger loss, so that no gradient flows.
+) -> tuple[Float[Tensor, "*tokens"], Bool[Tensor, "*tokens"]]:
+    """The clipped surrogate of every token, and where the clipped loss is the larger one, which has no gradient.
 
     loss_t = -min(r_t A_t, clip(r_t, 1 - eps, 1 + eps) A_t),  r_t = pi(y_t) / pi_old(y_t)           (1707.06347, 7)
     """
@@ -86,14 +86,14 @@ def policy_loss(
 
 
 def value_loss(
-    values: Float[Tensor, "*B"],
-    old_values: Float[Tensor, "*B"],
-    returns: Float[Tensor, "*B"],
+    values: Float[Tensor, "*tokens"],
+    old_values: Float[Tensor, "*tokens"],
+    returns: Float[Tensor, "*tokens"],
     cliprange_value: float | None,
-) -> tuple[Float[Tensor, "*B"], Bool[Tensor, "*B"]]:
-    """The clipped squared error of every value, and where the clipped side is the larger.
+) -> tuple[Float[Tensor, "*tokens"], Bool[Tensor, "*tokens"]]:
+    """The clipped squared error of every value, and where the clipped error is the larger one.
 
-    loss_t = max((V_t - G_t)^2, (clip(V_t, V_old - eps, V_old + eps) - G_t)^2) / 2; None: not clipped.
+    loss_t = max((V_t - G_t)^2, (clip(V_t, V_old - eps, V_old + eps) - G_t)^2) / 2; eps None: not clipped.
     """
     unclipped = (values - returns).square()
     if cliprange_value is None:
@@ -104,7 +104,7 @@ def value_loss(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int, horizon: int) -> float:
-    """The next penalty, in proportion to how far the divergence is from its target.
+    """The next penalty, adapted in proportion to the divergence's distance from its target.
 
     e = clip(KL / target - 1, -0.2, 0.2),  beta <- beta (1 + e episodes / horizon)                (1909.08593, 2.2)
     `kl` and `target` are nats a completion.
@@ -114,12 +114,11 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, num_episodes: int,
 
 
 def entropy(logits: Float[Tensor, "N V"], chunk: int = 2**24) -> Float[Tensor, " N"]:
-    """-sum_v p_v log p_v of softmax(logits) in nats, float32; `chunk` elements at a time are probabilities."""
+    """-sum_v p_v log p_v of softmax(logits) in nats, float32; computed on `chunk` elements at a time."""
     parts = logits.split(max(1, chunk // logits.shape[-1]))
     return torch.cat([torch.special.entr(part.softmax(-1, dtype=torch.float32)).sum(-1) for part in parts])
 
 
 def explained_variance(residual_variance: Tensor, return_variance: Tensor) -> Tensor:
-    """1 - Var(G - V) / Var(G): 1 where the values say the returns exactly, 0 where a constant says as much; NaN where
-    the returns do not vary."""
+    """1 - Var(G - V) / Var(G): 1 for exact values, 0 for those no better than a constant, NaN for constant returns."""
     return torch.where(return_variance > 0, 1 - residual_variance / return_variance, torch.nan)

@@ -1,7 +1,7 @@
 """The objectives where the released code differs from ours (github.com/abaheti95/LoL-RL), for `released_code: true`.
 
 Two scripts were released: `assistant` (lolrl_qlora_llama_hh.py) and `tasks`
-(train_generation_task_with_off_policy_PG.py). What they do and ours does not is told in docs/paper.md.
+(train_generation_task_with_off_policy_PG.py). docs/paper.md lists what they do and ours does not.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ class NoClipSettings(ClipSettings):
 @dataclass(frozen=True, config=CHECKED)
 class AssistantKLSettings:
     beta: NonNegative = 0.0
-    clip: NonNegative | None = 0.9  # used where beta is 0; the script stops where neither is
+    clip: NonNegative | None = 0.9  # used where beta is 0; the script stops where both are 0
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -37,12 +37,12 @@ def _zero_is_no_clip(settings: ClipSettings) -> ClipSettings:
 
 
 def assistant_r_lol(batch: CompletionBatch, settings: ClipSettings) -> Float[Tensor, " B"]:
-    """r_lol, where a clip of 0 is none: the script clips sequence weights only where ppo_clip > 0."""
+    """r_lol, where a clip of 0 means no clipping: the script clips sequence weights only where ppo_clip > 0."""
     return pointwise.r_lol(batch, _zero_is_no_clip(settings))
 
 
 def assistant_a_lol(batch: CompletionBatch, settings: ClipSettings) -> Float[Tensor, " B"]:
-    """a_lol, where a clip of 0 is none."""
+    """a_lol, where a clip of 0 means no clipping."""
     return pointwise.a_lol(batch, _zero_is_no_clip(settings))
 
 
@@ -76,7 +76,7 @@ def released_metrics(batch: CompletionBatch, settings: TasksKLSettings) -> dict[
 
 
 def released_objectives(ours: dict[str, Objective]) -> dict[str, dict[str, Objective]]:
-    """script -> name -> the entry that stands in the place of ours; names that are not here are alike."""
+    """script -> name -> the entry in place of ours; objectives that do not differ are absent."""
     kl = replace(ours["a_lol_kl"], metrics=released_metrics)
     return {
         "assistant": {

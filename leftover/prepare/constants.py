@@ -1,41 +1,43 @@
 """The constants of a row: log pi_ref(y|x), V(x) and A(x, y). Each stage writes one block of the table."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from leftover.errors import UserError
 from leftover.metrics import effective_sample_size
-from leftover.models.reference import reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
-from leftover.prepare.checks import value_targets
+from leftover.prepare.checks import needs_value, value_targets
+from leftover.prepare.reference import Reference
+from leftover.prepare.value.estimate import RowConstants, estimate_values
+from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 log = logging.getLogger(__name__)
+
+# Nats a token below which an instruct model plainly does not write such completions.
+_FAR_FROM_ROWS = -3.0
 
 
 def reference_columns(run: Run) -> None:
     """Block `reference`: log-probabilities of completion tokens and pooled prompt features, in one pass."""
-    key = {
-        "from": {"tokens": run.table.digest("tokens")},
-    } | logprobs_key(run)
-    loaded: list[Any] = []
+    key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
+    reference, description = Reference.of_run(run), "reference log-probabilities"
 
-    def compute(shard: Any, _: Path) -> dict[str, Any]:
-        if not loaded:
-            loaded.append(run.models.reference())
+    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
         rows = list(shard)
-        kept = [row for row in rows if row["kept"]]
-        logprobs, features = reference_pass(
-            loaded[0], run.models.tokenizer, kept, compute_dtype=run.recipe.compute_dtype, description=description
-        )
-        assert features is not None
         where = np.flatnonzero([row["kept"] for row in rows])
+        logprobs, features = reference.read([rows[i] for i in where], features=True, description=description)
+        assert features is not None
         all_features = np.full((len(rows), features.shape[1]), np.nan, np.float32)
         all_features[where] = features
         by_row: list[Any] = [[]] * len(rows)
@@ -43,7 +45,7 @@ def reference_columns(run: Run) -> None:
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
 
-    def conclude(block: Any) -> None:
+    def conclude(block: "Dataset") -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats a completion token on the first rows", -per_token)
@@ -54,19 +56,16 @@ def reference_columns(run: Run) -> None:
                 -per_token,
             )
 
-    source, description = run.table.open("tokens"), "reference log-probabilities"
+    source = run.table.open("tokens")
     run.table.write_columns("reference", key, source, compute, description=description, conclude=conclude)
 
 
-# Nats a token below which an instruct model plainly does not write such completions.
-_FAR_FROM_ROWS = -3.0
-
-
 def value(run: Run) -> None:
-    """Block `value`: V(x), and beside it A = R - V."""
-    from leftover.prepare.value.estimate import RowConstants, estimate_values
-    from leftover.prepare.value.samples import mean_sampled_rewards
-
+    """Block `value`: V(x), and beside it A = R - V, where a policy of the recipe uses them."""
+    if not needs_value(run.recipe):
+        if run.table.has("value"):  # of an earlier recipe of this folder
+            run.note(value=None, leftover=None)
+        return
     table = run.table.open("rows", "split", "tokens", "reference", "reward")
     targets = value_targets(run.recipe, run.reward)
     key = {
@@ -81,49 +80,55 @@ def value(run: Run) -> None:
     def compute() -> dict[str, Any]:
         kept = np.flatnonzero(equals(table, "kept", True))
         inside = table.select(kept)
-        reward = column(inside, "reward")
-        if not np.isfinite(reward).any():
-            raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
-        model = run.models.reference()
         rows = RowConstants(
             column(inside, "group"),
             column(inside, "family_id"),
-            reward,
+            column(inside, "reward"),
             equals(inside, "split", "train"),
             FixedLists(inside, "prompt_features"),
             inside["prompt_ids"],
         )
-
-        def sample_rewards(chosen: np.ndarray) -> np.ndarray:
-            return mean_sampled_rewards(
-                model,
-                run.models.tokenizer,
-                inside,
-                chosen,
-                run.reward,
-                run.recipe.value,
-                run.recipe.max_new_tokens,
-                run.seed,
-                run.recipe.evaluate.batch_size,
-            )
-
-        values, report = estimate_values(
-            rows,
-            run.recipe.value,
-            targets,
-            model=model,
-            tokenizer=run.models.tokenizer,
-            compute_dtype=run.recipe.compute_dtype,
-            seed=run.seed,
-            sample_rewards=sample_rewards,
+        if not np.isfinite(rows.reward).any():
+            raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
+        values, advantages, report = values_and_advantages(
+            rows, inside, Reference.of_run(run), run.recipe.value, targets, run.reward
         )
-        whole = np.full(len(table), np.nan)
-        whole[kept] = values
-        advantages = advantage(torch.from_numpy(column(table, "reward").copy()), torch.from_numpy(whole))
-        run.note(value=report, leftover=leftover_facts(advantages.numpy()[kept][rows.is_train]))
-        return {"value": whole, "advantage": advantages.numpy()}
+        run.note(value=report, leftover=leftover_facts(advantages[rows.is_train]))
+        whole = {name: np.full(len(table), np.nan) for name in ("value", "advantage")}
+        whole["value"][kept], whole["advantage"][kept] = values, advantages
+        return whole
 
     run.table.write_whole("value", key, compute)
+
+
+def values_and_advantages(
+    constants: RowConstants,
+    rows: "Dataset | dict[str, Any]",
+    reference: Reference,
+    settings: ValueSection,
+    targets: str,
+    reward_func: Callable | None,
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """V and A = R - V of every row, [N] each, and the report of `estimate_values`.
+
+    rows: columns `prompt`, `conversational` and `prompt_ids`; the reference samples for these prompts where the
+    targets are its own completions, which `reward_func` scores.
+    """
+
+    def sample_rewards(chosen: np.ndarray) -> np.ndarray:
+        assert reward_func is not None
+        return reference.sampled_rewards(rows, chosen, reward_func, settings).mean(1)
+
+    values, report = estimate_values(
+        constants,
+        settings,
+        targets,
+        seed=reference.seed,
+        hidden=reference.hidden,
+        sample_rewards=sample_rewards,
+    )
+    reward = torch.from_numpy(constants.reward.copy())
+    return values, advantage(reward, torch.from_numpy(values)).numpy(), report
 
 
 def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:

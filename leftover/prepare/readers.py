@@ -1,7 +1,7 @@
 """Rows of the prepared table as training, checkpoint selection and evaluation read them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +11,13 @@ from leftover.recipe.offline import LoLConfig
 from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 def training_rows(
     table: Table, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False, extras: Sequence[str] = ()
-) -> Any:
+) -> "Dataset":
     """Kept rows of one split as a Dataset with the columns that training reads, and with `extras`."""
     rows = table.open("rows", "split", "tokens", *blocks)
     keep = equals(rows, "split", split) & equals(rows, "kept", True)
@@ -43,7 +46,7 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
     return tuple(block for block in ("reward", "reference", *own) if table.has(block))
 
 
-def selection_rows(recipe: Recipe, table: Table) -> Any:
+def selection_rows(recipe: Recipe, table: Table) -> "Dataset":
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
     rows = training_rows(table, "validation", available_blocks(recipe, table))
     groups = column(rows, "group")
@@ -52,7 +55,7 @@ def selection_rows(recipe: Recipe, table: Table) -> Any:
     return rows.select(np.flatnonzero(np.isin(groups, chosen)))
 
 
-def training_mask(table: Any) -> np.ndarray:
+def training_mask(table: "Dataset") -> np.ndarray:
     """[N] bool: the rows of the training split that are kept."""
     return equals(table, "split", "train") & equals(table, "kept", True)
 

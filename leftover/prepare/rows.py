@@ -2,10 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,14 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokens import Limits, Template, refusal, tokenise
 from leftover.data.vocabulary import texts_of, train_tokenizer
 from leftover.errors import UserError
+from leftover.prepare.checks import check_prompts
 from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,8 @@ def fit_tokenizer(run: Run) -> None:
 def tokens(run: Run) -> None:
     """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects.
 
-    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`).
+    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`). Refuses a policy that compares
+    completions where no prompt has two of them.
     """
     fit_tokenizer(run)
     data = run.recipe.data
@@ -107,7 +112,7 @@ def tokens(run: Run) -> None:
     }
     rows = run.table.open("rows")
 
-    def compute(shard: Any, _: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
         prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
         template = Template(run.models.chat, shard["tools"][:])
@@ -125,41 +130,9 @@ def tokens(run: Run) -> None:
             "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
         }
 
-    def conclude(table: Any) -> None:
-        long, cut = int(column(table, "completion_long").sum()), int(column(table, "prompt_cut").sum())
-        dropped = long if data.long_completions == "drop" else 0
-        rejected = np.flatnonzero(equals(table, "kept", False))
-        faulty, systems = len(rejected) - dropped, int(column(table, "system_cut").sum())
-        run.rejects.start("tokens")
-        for i in rejected:
-            row = rows[int(i)]
-            long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
-            reason = table[int(i)]["fault"] or long_reason
-            run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
-        facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
-        run.note(tokens=facts | _nonzero(system_turns_cut=systems, rows_refused=faulty))
-        log.info(
-            "tokens: %d prompts cut on the left, %d completions too long (%s)",
-            cut,
-            long,
-            "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows put aside",
-        )
-        if faulty:
-            log.warning("tokens: %d conversations refused by the chat template put aside", faulty)
-        if systems:
-            log.warning(
-                "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
-                "data.max_prompt_tokens",
-                systems,
-            )
-        if dropped == len(rows):
-            raise UserError(
-                f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
-            )
-        if len(rejected) == len(rows):
-            raise UserError(f"no row is left: see {run.rejects.path}, which says why of every one")
-
-    written = run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude)
+    written = run.table.write_columns(
+        "tokens", key, rows, compute, description="tokenise", conclude=partial(_count_tokens, run, rows)
+    )
     if written and _run_together(rows.select(range(min(len(rows), _SEAMS_READ)))):
         log.warning(
             "tokens: prompts and completions meet without a space between them; where there should be one, set "
@@ -167,21 +140,57 @@ def tokens(run: Run) -> None:
         )
     if written and equals(rows, "conversational", True).any():
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
+    check_prompts(run.recipe, run.table)
 
 
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+
+
+def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:
+    """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
+    data = run.recipe.data
+    counts = {name: int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut")}
+    long, cut, systems = counts.values()
+    dropped = long if data.long_completions == "drop" else 0
+    rejected = np.flatnonzero(equals(block, "kept", False))
+    faulty = len(rejected) - dropped
+    run.rejects.start("tokens")
+    for i in rejected:
+        row = rows[int(i)]
+        long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
+        reason = block[int(i)]["fault"] or long_reason
+        run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
+    some = {"system_turns_cut": systems, "rows_refused": faulty}
+    facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
+    run.note(tokens=facts | {name: count for name, count in some.items() if count})
+    log.info(
+        "tokens: %d prompts cut on the left, %d completions too long (%s)",
+        cut,
+        long,
+        "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
+    )
+    if faulty:
+        log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)
+    if systems:
+        log.warning(
+            "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "
+            "data.max_prompt_tokens",
+            systems,
+        )
+    if dropped == len(rows):
+        raise UserError(
+            f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+        )
+    if len(rejected) == len(rows):
+        raise UserError(f"no row is left: {run.rejects.path} says why for every row")
 
 
 _SEAMS_READ = 1000  # rows whose prompt and completion are looked at
 _RUN_TOGETHER = 0.9
 
 
-def _run_together(rows: Any) -> bool:
+def _run_together(rows: Iterable[dict[str, Any]]) -> bool:
     """Whether nearly all texts meet word to word, as cells of a table do that were not written to be joined."""
     plain = [row for row in rows if not row["conversational"]]
     met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]
     return len(met) > 0 and sum(map(bool, met)) > _RUN_TOGETHER * len(met)
-
-
-def _nonzero(**counts: int) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if count}

@@ -4,7 +4,7 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from leftover.runs.names import slug
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
 from leftover.store.table import column, equals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ def score_component(run: Run, name: str) -> None:
     if learner(reward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
 
-    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
+    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
         if isinstance(reward, ColumnReward):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
         done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
@@ -123,7 +126,7 @@ def sum_rewards(run: Run) -> None:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
         elif np.ptp(found) == 0:
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
-    run.reward.restore(read_json(run.folder / STATE))
+    run.reward.state = read_json(run.folder / STATE)
 
 
 def score_block(name: str) -> str:

@@ -30,8 +30,7 @@ def check_training_fields(recipe: Recipe, where: str) -> None:
 
 def check_policy(fields: dict[str, Any], shared: dict[str, Any], where: str, section: str = "") -> None:
     """The same for one policy and the settings that it shares with the others; `section`: its place in the recipe."""
-    from leftover.objectives import OBJECTIVES
-    from leftover.objectives.online import ONLINE
+    from leftover.objectives import OBJECTIVES, ONLINE
 
     _Fields(where, section, fields, [*OBJECTIVES, *ONLINE]).check(shared | fields)
 
@@ -44,7 +43,7 @@ class _Fields:
 
     def check(self, effective: Mapping[str, Any] | None = None) -> None:
         """`effective`: of a policy, its settings with those that it shares."""
-        from leftover.objectives.online import ONLINE
+        from leftover.objectives import ONLINE
         from leftover.recipe.offline import LoLConfig, declared
         from leftover.recipe.online import PPOConfig
 
@@ -90,8 +89,7 @@ class _Fields:
 
     def _hint(self, name: str, value: Any, objective: str, valid: list[str], is_policy: bool) -> str:
         """Where a setting belongs that is none of the trainer's."""
-        from leftover.objectives import OBJECTIVES
-        from leftover.objectives.online import ONLINE
+        from leftover.objectives import OBJECTIVES, ONLINE
 
         ppo = own_fields()
         if objective in ONLINE:

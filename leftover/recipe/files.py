@@ -1,7 +1,6 @@
 """A recipe <-> one YAML file. An unknown key is an error that names the nearest valid one."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
@@ -59,7 +58,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: list[
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {fault}" for fault in _faults(content, error.errors()))) from None
+        raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
     check_training_fields(recipe, where)
     return recipe
 
@@ -94,15 +93,15 @@ class _Place(NamedTuple):
     union: tuple[int, str] | None
 
 
-def _place(location: tuple[Any, ...]) -> _Place:
+def _place(location: tuple[Any, ...], root: Any) -> _Place:
     """pydantic's location, which holds the branches of unions between the keys."""
     parts, keys, union = list(location), list[Any](), None
-    found: type[BaseModel] | None = Recipe
+    found = root
     while parts:
         keys.append(parts.pop(0))
-        if found is None or keys[-1] not in found.model_fields:
+        if found is None or keys[-1] not in found.__pydantic_fields__:
             continue
-        annotation: Any = found.model_fields[keys[-1]].annotation
+        annotation: Any = found.__pydantic_fields__[keys[-1]].annotation
         is_union = get_origin(annotation) in (Union, UnionType)
         options = [o for o in get_args(annotation) if o is not NoneType] if is_union else [annotation]
         if len(options) > 1 and parts:
@@ -111,15 +110,19 @@ def _place(location: tuple[Any, ...]) -> _Place:
     return _Place(tuple(keys), found, union)
 
 
-def _faults(content: Any, errors: Sequence[Any]) -> list[str]:
-    """What is wrong; of a union only with the branches that take a value of that kind, where there is one."""
-    places = [_place(error["loc"]) for error in errors]
+def faults(refusal: ValidationError, content: Any, root: Any = Recipe) -> list[str]:
+    """What is wrong with each key of `root`, a section or a dataclass of pydantic's.
+
+    Of a union only the branches that take a value of that kind are named, where there is one.
+    """
+    errors = refusal.errors()
+    places = [_place(error["loc"], root) for error in errors]
     fits = [_fits(content, place) for place in places]
     served = {place.keys[: place.union[0]] for place, fit in zip(places, fits, strict=True) if place.union and fit}
     told = []
     for error, place, fit in zip(errors, places, fits, strict=True):
         if fit or place.union is None or place.keys[: place.union[0]] not in served:
-            told.append(_explain(error, place))
+            told.append(_explain(error, place, root))
     return told
 
 
@@ -136,16 +139,18 @@ def _fits(content: Any, place: _Place) -> bool:
     return takes_mapping == isinstance(content, dict) and not branch.startswith("list")
 
 
-def _explain(error: Any, place: _Place) -> str:
+def _explain(error: Any, place: _Place, root: Any) -> str:
     location = ".".join(str(key) for key in place.keys)
-    if error["type"] == "extra_forbidden":
-        section = _place(error["loc"][:-1]).section if len(error["loc"]) > 1 else Recipe
-        valid = list(section.model_fields) if section else []
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        section: Any = _place(error["loc"][:-1], root).section
+        valid = list(section.__pydantic_fields__) if section else []
         close = nearest(str(place.keys[-1]), valid)
-        return f"unknown key '{location}'{close or '; valid here: ' + ', '.join(valid)}"
+        return f"unknown key '{location}'{close or '; valid here: ' + (', '.join(valid) or 'none')}"
     if error["type"] == "missing":
         return f"missing key '{location}'"
-    return f"{location + ': ' if location else ''}{error['msg']} (got {error.get('input')!r})"[:400]
+    text = f"{location + ': ' if location else ''}{error['msg'].removeprefix('Value error, ')}"
+    # A check of ours shows what was given where that helps.
+    return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
 
 
 def reward_section(path: str | None) -> RewardSection | None:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from leftover.objectives import Objective
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE, Objective
 from leftover.recipe.offline import declared
 from leftover.recipe.sections import Recipe
 

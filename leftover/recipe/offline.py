@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from leftover.errors import UserError, nearest
-from leftover.objectives import OBJECTIVES, RELEASED, Objective
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE, RELEASED, Objective
 from leftover.recipe.policy import PolicyConfig
 
 

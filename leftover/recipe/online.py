@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leftover.errors import UserError
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.recipe.policy import PolicyConfig
 
 

@@ -1,55 +1,181 @@
-"""Completions compared with the answer that their row holds: as texts, and as numbers."""
+"""Completions compared with the answers that rows hold (`data.columns.answer`), looked up by prompt."""
 
+import json
+import logging
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from leftover.data.rows import as_prompt, text_hash
 from leftover.errors import UserError
+from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
 from leftover.rewards.numbers import find_numbers
-from leftover.rewards.regex import check_flag
-from leftover.rewards.row_answers import RowAnswerReward
+from leftover.rewards.text import compile_pattern
 
-PUNCTUATION = ("ends", "remove", "keep")
-PERCENT = ("number", "fraction")
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+_FILE = "answers.arrow"
+_BATCH_ROWS = 2048
+_SHOWN = 3
 
 _OPENING = "\"'`*_“‘„«([{"
 _CLOSING = "\"'`*_”’“»)]}.,;:!?…。，、；：！？"
 
+Answer = TypeVar("Answer", str, float)
 
-class AnswerReward(RowAnswerReward):
+
+@dataclass(config=STRICT)
+class RowAnswerReward(TextReward, ABC, Generic[Answer]):
+    """1.0 where a completion gives the answer of the prompt's row, 0.0 where it does not, None where none is known.
+
+    `fit` writes the answers of all splits by a hash of the prompt: it is a lookup and learns nothing. Where rows of
+    one prompt have different answers, each of them counts as right, and the log says so.
+
+    A subclass defines what an answer is: `given`, `expected`, `same`.
+    """
+
+    reads_rows = True
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        self.expression = None if self.pattern is None else compile_pattern("pattern", self.pattern, groups=1)
+        self._keys: np.ndarray | None = None  # sorted; those of one prompt stand together
+        self._answers: pa.ChunkedArray | None = None
+
+    @abstractmethod
+    def given(self, completion: str) -> Answer | None:
+        """The answer that a completion gives; None where it gives none."""
+
+    @abstractmethod
+    def expected(self, text: str) -> Answer | None:
+        """The answer that a row's text holds; None where it cannot be read."""
+
+    def same(self, one: Answer, other: Answer) -> bool:
+        """Whether two answers are equal."""
+        return one == other
+
+    def marked(self, text: str) -> str | None:
+        """The pattern's group where it matched last; None where it does not match, or there is no pattern."""
+        found = None
+        for match in self.expression.finditer(text) if self.expression else ():
+            found = match[1]
+        return found
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        if self._keys is None or self._answers is None:
+            raise not_fitted(f"text reward '{self.function}'")
+        keys = np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
+        first, last = np.searchsorted(self._keys, keys), np.searchsorted(self._keys, keys, side="right")
+        scores: list[float | None] = []
+        for completion, start, stop in zip(completions, first.tolist(), last.tolist(), strict=True):
+            if start == stop:
+                scores.append(None)
+                continue
+            given = self.given(completion)
+            right = self._answers[start:stop].to_pylist()
+            scores.append(float(given is not None and any(self.same(given, answer) for answer in right)))
+        return scores
+
+    def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
+        """Write the answers into `folder`. Raises UserError where no row has one, or one cannot be read."""
+        answers: dict[int, list[Answer]] = {}
+        unreadable: list[str] = []
+        conflicts: dict[int, str] = {}
+        without = 0
+        columns = rows.select_columns(["prompt", "conversational", "answer", "where"])
+        for part in columns.iter(batch_size=_BATCH_ROWS):
+            for prompt, conversational, text, where in zip(*part.values(), strict=True):
+                if text is None or not text.strip():
+                    without += 1
+                elif (answer := self.expected(text)) is None:
+                    unreadable.append(f"  {where}: {text!r:.60}")
+                else:
+                    key = prompt_key(as_prompt(prompt, conversational))
+                    known = answers.setdefault(key, [])
+                    if not any(self.same(other, answer) for other in known):
+                        known.append(answer)
+                    if len(known) > 1:
+                        conflicts.setdefault(key, where)
+        self._check(len(answers), unreadable, list(conflicts.values()))
+        _write(folder / _FILE, answers)
+        return {"prompts": len(answers), "rows_without_answer": without, "conflicting_prompts": len(conflicts)}
+
+    def load(self, folder: Path) -> None:
+        import pyarrow as pa
+
+        table = pa.ipc.open_file(pa.memory_map(str(folder / _FILE))).read_all()
+        self._keys, self._answers = table["key"].to_numpy(), table["answer"]
+
+    def _check(self, num_answers: int, unreadable: list[str], conflicts: list[str]) -> None:
+        if unreadable:
+            raise UserError(
+                f"text reward '{self.function}' cannot read {len(unreadable)} of the rows' answers; the first:\n"
+                + "\n".join(unreadable[:_SHOWN])
+                + "\nMend or remove them"
+            )
+        if not num_answers:
+            raise UserError(
+                f"text reward '{self.function}' compares with the answers of rows, and no row has one: name their "
+                "column in data.columns.answer"
+            )
+        if conflicts:
+            log.warning(
+                "text reward '%s': rows of %d prompts have answers that differ (the first: %s); each counts as right",
+                self.function,
+                len(conflicts),
+                ", ".join(conflicts[:_SHOWN]),
+            )
+
+
+def prompt_key(prompt: Prompt) -> int:
+    """A hash of a prompt, text or messages; the order of a message's keys does not matter."""
+    return text_hash(json.dumps(prompt, sort_keys=True))
+
+
+def _write(path: Path, answers: dict[int, list[Answer]]) -> None:
+    """One row per answer, `key` (uint64, sorted) and `answer`, under a temporary name first."""
+    import pyarrow as pa
+
+    pairs = [(key, answer) for key in sorted(answers) for answer in answers[key]]
+    keys, values = zip(*pairs, strict=True)
+    table = pa.table({"key": pa.array(keys, pa.uint64()), "answer": pa.array(values)})
+    temporary = path.with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    temporary.replace(path)
+
+
+@dataclass(config=STRICT)
+class AnswerReward(RowAnswerReward[str]):
     """Exact match with the row's answer, after the same normalisation of both (and Unicode's NFC).
 
     Args:
         pattern: where given, its group where it matched last is the completion's answer, as in `The answer is (.+)`;
-            a completion that it does not match is wrong. Where it matches the row's answer, that is read alike.
-        strip: leave surrounding white space out.
+            a completion that it does not match is wrong. A row's answer that it matches is read in the same way.
+        strip: remove surrounding white space.
         ignore_case: compare case-folded texts.
-        collapse_space: take a run of white space for one space.
-        punctuation: ends: leave out opening marks (quotes, brackets, emphasis) before the answer, and closing marks
+        collapse_space: treat a run of white space as one space.
+        punctuation: ends: remove opening marks (quotes, brackets, emphasis) before the answer, and closing marks
             after it; remove: all punctuation (Unicode's category P); keep.
     """
 
     function = "answer"
-
-    def __init__(
-        self,
-        pattern: str | None = None,
-        strip: bool = True,
-        ignore_case: bool = True,
-        collapse_space: bool = True,
-        punctuation: str = "ends",
-    ):
-        for name, value in (("strip", strip), ("ignore_case", ignore_case), ("collapse_space", collapse_space)):
-            check_flag(self.function, name, value)
-        if punctuation not in PUNCTUATION:
-            raise UserError(
-                f"text reward 'answer': punctuation is {punctuation!r}, not one of {', '.join(PUNCTUATION)}"
-            )
-        self.strip, self.ignore_case, self.collapse_space = strip, ignore_case, collapse_space
-        self.punctuation = punctuation
-        super().__init__(
-            pattern, strip=strip, ignore_case=ignore_case, collapse_space=collapse_space, punctuation=punctuation
-        )
+    strip: bool = True
+    ignore_case: bool = True
+    collapse_space: bool = True
+    punctuation: Literal["ends", "remove", "keep"] = "ends"
 
     def given(self, completion: str) -> str | None:
         text = self.marked(completion) if self.expression else completion
@@ -81,7 +207,8 @@ class AnswerReward(RowAnswerReward):
         return text
 
 
-class NumericAnswerReward(RowAnswerReward):
+@dataclass(config=STRICT)
+class NumericAnswerReward(RowAnswerReward[float]):
     """Whether the last number of the completion is the row's answer. Numbers are read by `find_numbers`.
 
     A completion without a number is wrong. The row's answer may be a text: its last number counts, or the pattern's.
@@ -90,41 +217,27 @@ class NumericAnswerReward(RowAnswerReward):
         pattern: where given, the completion's answer is the first number in its group where it matched last, as in
             `#### (.+)`; a completion that it does not match is wrong.
         tolerance: the largest absolute difference that counts as equal, beside rounding (1e-9 of the larger one).
-        decimal: the decimal mark, `.` or `,`.
-        percent: what 50% is: `number` 50, or `fraction` 0.5.
+        decimal: the decimal mark.
+        percent: whether 50% is read as 50 or as 0.5.
     """
 
     function = "numeric_answer"
-
-    def __init__(self, pattern: str | None = None, tolerance: float = 0.0, decimal: str = ".", percent: str = "number"):
-        number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-        if not number or not math.isfinite(tolerance) or tolerance < 0:
-            raise UserError(f"text reward 'numeric_answer': tolerance is {tolerance!r}, not a number from 0")
-        if decimal not in (".", ","):
-            raise UserError(f"text reward 'numeric_answer': decimal is {decimal!r}, neither '.' nor ','")
-        if percent not in PERCENT:
-            raise UserError(f"text reward 'numeric_answer': percent is {percent!r}, not one of {', '.join(PERCENT)}")
-        self.tolerance, self.decimal, self.percent = float(tolerance), decimal, percent
-        super().__init__(pattern, tolerance=self.tolerance, decimal=decimal, percent=percent)
+    tolerance: float = Field(default=0.0, ge=0)
+    decimal: Literal[".", ","] = "."
+    percent: Literal["number", "fraction"] = "number"
 
     def given(self, completion: str) -> float | None:
-        return self._after_pattern(completion) if self.expression else self._last(completion)
+        return self._number(self.marked(completion), 0) if self.expression else self._number(completion, -1)
 
     def expected(self, text: str) -> float | None:
-        marked = self._after_pattern(text)
-        number = self._last(text) if marked is None else marked
+        number = self._number(self.marked(text), 0)
+        number = self._number(text, -1) if number is None else number
         return number if number is not None and math.isfinite(number) else None
 
     def same(self, one: float, other: float) -> bool:
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=self.tolerance)
 
-    def _after_pattern(self, text: str) -> float | None:
-        numbers = self._numbers(self.marked(text) or "")
-        return numbers[0] if numbers else None
-
-    def _last(self, text: str) -> float | None:
-        numbers = self._numbers(text)
-        return numbers[-1] if numbers else None
-
-    def _numbers(self, text: str) -> list[float]:
-        return find_numbers(text, self.decimal, self.percent)
+    def _number(self, text: str | None, place: int) -> float | None:
+        """The number at a place among those of a text; None where it has none."""
+        numbers = find_numbers(text or "", self.decimal, self.percent)
+        return numbers[place] if numbers else None

@@ -1,21 +1,36 @@
 """What a reward is, and the types that a recipe can name."""
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError, nearest
+from leftover.recipe.files import faults
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# A reward with settings is a dataclass of them: unknown keys and values of another type are refused.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+# A text, or the messages of a conversation, as the user wrote it.
+Prompt = str | list[dict[str, Any]]
+T = TypeVar("T")
 
 
 class Reward(Protocol):
-    """A scoring function of completions. `prompts` are strings or message lists, as the user wrote them.
+    """A scoring function of completions.
 
-    One that is asked for a batch at a time may have a number `batch_rows`: a run saves its scores after as many rows.
+    One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows.
     """
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> Sequence[float | None]:
-        """One finite number a completion; None where the function has no score for it (`reward.missing`)."""
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
+        """One finite number per completion; None where the function has no score for it (`reward.missing`)."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -25,15 +40,15 @@ class Reward(Protocol):
 
 @runtime_checkable
 class FittedReward(Protocol):
-    """A reward that learns from rows before it can score. What it learnt lives in a folder of the run."""
+    """A reward that learns from rows before it can score. What it learnt is stored in a folder of the run."""
 
     reads_rows: bool  # whether it learns from the run's own rows, so that its key holds them
 
-    def fit(self, folder: Path, rows: Any) -> dict[str, Any]:
-        """Learn and write all that `load` needs into `folder` (empty at first).
+    def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
+        """Learn, and write all that `load` needs into `folder` (empty at first).
 
-        `rows` is the run's table, a `datasets.Dataset` with the columns of ROWS_SCHEMA and `split`; only rows of
-        the split `train` may teach. Returns facts to remember and show (held-out quality, sizes).
+        `rows` is the run's table with the columns of ROWS_SCHEMA and `split`; only rows of the split `train` may
+        teach. Returns facts to remember and show (held-out quality, sizes).
         """
         ...
 
@@ -44,27 +59,30 @@ class FittedReward(Protocol):
         ...
 
 
+@dataclass(config=STRICT)
 class ColumnReward:
     """Scores recorded in the data. They belong to their rows: a new completion has none, unless a stand-in scores it.
 
     Args:
-        column: None is the one that `data.columns.reward` names.
-        new_completions: the specification of a reward on the same scale that scores completions which are no rows,
-            such as a `linear` one fitted on the recorded scores of other rows.
+        column: default: the one that `data.columns.reward` names.
+        new_completions: the specification of a reward on the same scale that scores new completions, such as a
+            `linear` one fitted on the recorded scores of other rows.
     """
 
-    def __init__(self, column: str | None = None, new_completions: dict[str, Any] | None = None):
-        self.column = column
-        self.stand_in = load_reward(new_completions) if new_completions else None
-        if isinstance(self.stand_in, ColumnReward):
-            raise UserError("new_completions of a column cannot be a column: name a reward that scores any text")
+    column: str | None = None
+    new_completions: dict[str, Any] | None = None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> Sequence[float | None]:
-        """Scores of completions that are no rows, by the stand-in."""
+    def __post_init__(self) -> None:
+        self.stand_in = load_reward(self.new_completions) if self.new_completions else None
+        if isinstance(self.stand_in, ColumnReward):
+            raise ValueError("new_completions cannot be a column: name a reward that scores any text")
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
+        """Scores of new completions, by the stand-in."""
         if self.stand_in is None:
             raise UserError(
-                f"the column '{self.column or 'reward'}' holds recorded scores, which say nothing of a new completion; "
-                "set its `new_completions`, or add a reward function (text, classifier, linear, python) instead"
+                f"the column '{self.column or 'reward'}' holds recorded scores, and none for new completions: set its "
+                "`new_completions`, or add a reward function (text, classifier, linear, python) instead"
             )
         return self.stand_in(prompts, completions)
 
@@ -73,8 +91,24 @@ class ColumnReward:
         return {"type": "column", "column": self.column} | stand_in
 
 
-def learner(reward: Any) -> FittedReward | None:
-    """What of a component has to be fitted or loaded before it can score; None where nothing has."""
+@dataclass(config=STRICT)
+class TextReward:
+    """A reward of `type: text`; its fields are its settings."""
+
+    function: ClassVar[str]
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
+        return [self.score(completion) for completion in completions]
+
+    def score(self, completion: str) -> float:
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        return {"type": "text", "function": self.function, **asdict(self)}
+
+
+def learner(reward: object) -> FittedReward | None:
+    """The part of a component that has to be fitted or loaded before it can score; None where there is none."""
     scoring = reward.stand_in if isinstance(reward, ColumnReward) else reward
     return scoring if isinstance(scoring, FittedReward) else None
 
@@ -84,15 +118,31 @@ def load_reward(spec: dict[str, Any]) -> Any:
 
     Raises UserError for an unknown type or setting.
     """
-    settings = dict(spec)
+    settings = {str(name): value for name, value in spec.items()}
     kind = settings.pop("type", None)
-    if kind not in REWARDS:
-        raise UserError(f"unknown reward type {kind!r}{nearest(str(kind), list(REWARDS))}; types: {', '.join(REWARDS)}")
-    module, _, name = REWARDS[kind].partition(":")
+    check_name("reward type", kind, REWARDS)
+    return make(f"{kind} reward", resolve_name(REWARDS[kind]), settings)
+
+
+def make(what: str, reward: Callable[..., T], settings: dict[str, Any]) -> T:
+    """`reward(**settings)`. Raises UserError, which begins with `what`, for settings that it does not have."""
     try:
-        return getattr(importlib.import_module(module), name)(**settings)
-    except TypeError as error:
-        raise UserError(f"reward {spec}: {str(error).replace('__init__() ', '').split('.', 1)[-1]}") from error
+        return reward(**settings)
+    except ValidationError as error:
+        found = faults(error, settings, getattr(reward, "Settings", reward))
+        raise UserError("\n".join(f"{what}: {fault}" for fault in found)) from None
+
+
+def not_fitted(what: str) -> UserError:
+    """The refusal to score before `load`."""
+    return UserError(f"{what} is not fitted yet: use it in a recipe, or call fit and load")
+
+
+def check_name(what: str, name: object, valid: Iterable[str]) -> None:
+    """Raises UserError for a name that is none of the valid ones."""
+    names = list(valid)
+    if name not in names:
+        raise UserError(f"unknown {what} {name!r}{nearest(str(name), names)}; valid here: {', '.join(names)}")
 
 
 # type -> where it is made. Imported when a recipe names it: some need packages that others do without.
@@ -104,5 +154,5 @@ REWARDS: dict[str, str] = {
     "fine_tuned": "leftover.rewards.fine_tuned:FineTunedReward",
     "python": "leftover.rewards.python:PythonReward",
     "http": "leftover.rewards.http:HttpReward",
-    "sum": "leftover.rewards.sum:SumReward",
+    "sum": "leftover.rewards.sum:make_sum_reward",
 }

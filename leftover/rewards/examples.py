@@ -1,37 +1,39 @@
 """What a reward is fitted on: labelled, scored or preferred completions, and the families held out."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
-from leftover.errors import UserError, nearest
+from leftover.errors import UserError
 from leftover.recipe.sections import POLICY_KEYS, DataSection
+from leftover.rewards.base import Prompt, make
 from leftover.store.manifest import file_hash
+from leftover.store.table import equals
 
-TARGETS = ("auto", "label", "score", "pairs")
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _MIN_FAMILIES = 10
 _COLUMNS = ("prompt", "conversational", "completion", "recorded_reward", "family", "user_split", "is_chosen")
 
 
 @dataclass
 class Examples:
-    """Rows to learn from; with `pairs` [P, 2] of rows (chosen, rejected) where preferences are the target."""
+    """Rows to learn from; with `pairs` of rows (chosen, rejected) where preferences are the target."""
 
     target: str  # label, score or pairs
-    prompts: list[Any]
+    prompts: list[Prompt]
     completions: list[str]
     scores: np.ndarray  # [N] float64; NaN for pairs
     families: np.ndarray  # [N] str
-    pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
-    outside: np.ndarray = field(default_factory=lambda: np.empty(0, bool))  # [N] the user's split is not `train`
+    pairs: np.ndarray  # [P, 2] int64; empty for other targets
+    outside: np.ndarray  # [N] bool: the user's split is not `train`
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -46,30 +48,20 @@ class Examples:
             [self.completions[i] for i in rows],
             self.scores[rows],
             self.families[rows],
-            place[self.pairs[mask[self.pairs[:, 0]]]] if len(self.pairs) else self.pairs,
+            place[self.pairs[mask[self.pairs[:, 0]]]],
             self.outside[rows],
         )
 
 
-def data_section(fit: Any) -> DataSection:
-    """The settings of `fit:`; UserError for what a data section does not have, or has for policies alone."""
+def data_section(fit: object) -> DataSection:
+    """The settings of `fit:`; UserError for keys that a data section does not have, or only for policies."""
     if not isinstance(fit, dict):
         raise UserError(
             f"fit is {fit!r:.60}: it takes `rows`, or the keys of a data section (path, format, columns, ...)"
         )
-    valid = [name for name in DataSection.model_fields if name not in POLICY_KEYS]
-    for name in fit:
-        if name in POLICY_KEYS:
-            raise UserError(f"fit.{name} says how policies are trained, not what a reward is fitted on: leave it out")
-        if name not in valid:
-            raise UserError(
-                f"unknown key 'fit.{name}'{nearest(str(name), valid) or '; valid here: ' + ', '.join(valid)}"
-            )
-    try:
-        return DataSection.model_validate(fit)
-    except ValidationError as error:
-        found = (f"fit.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r:.60})" for e in error.errors())
-        raise UserError("\n".join(found)) from None
+    if idle := [name for name in fit if name in POLICY_KEYS]:
+        raise UserError(f"fit: {', '.join(idle)}: for the training of policies alone, not for a reward; remove it")
+    return make("fit", DataSection, {str(name): value for name, value in fit.items()})
 
 
 def data_identity(data: DataSection) -> dict[str, Any]:
@@ -79,55 +71,53 @@ def data_identity(data: DataSection) -> dict[str, Any]:
 
 
 def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:
-    """Rows of a data section as examples, and counts of those read and left out."""
+    """Rows of a data section as examples, and counts of rows read and dropped."""
     stats: dict[str, int] = {}
     remedy = "Mend them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
-    with _keys_of_fit():
+    try:
         rows = list(check_rows(read_rows(data), data, Rejects(rejected), stats, remedy))
+    except UserError as error:  # it names the keys of `data`, which are those of `fit` here
+        keys = "|".join(DataSection.model_fields)
+        raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error
     counts = {name: stats[name] for name in ("read", "rejected", "other_parts")}
-    examples, left_out = make_examples(rows, target, f"column '{data.columns.reward}' (fit.columns.reward)")
-    return examples, {f"rows_{name}": count for name, count in (counts | left_out).items() if count}
+    return make_examples(rows, target, f"column '{data.columns.reward}' (fit.columns.reward)", counts)
 
 
-def run_examples(rows: Any, target: str) -> tuple[Examples, dict[str, int]]:
+def run_examples(rows: "Dataset", target: str) -> tuple[Examples, dict[str, int]]:
     """The training rows of a run's table as examples, and counts."""
-    from leftover.store.table import equals
-
     chosen = rows.select_columns(list(_COLUMNS)).select(np.flatnonzero(equals(rows, "split", "train")))
     # Their split is that of the run: families are held out from the training rows.
-    examples, left_out = make_examples(
-        (row | {"user_split": None} for row in chosen), target, "reward column of the run's rows (data.columns.reward)"
-    )
-    return examples, {f"rows_{name}": count for name, count in ({"read": len(chosen)} | left_out).items() if count}
+    own = [row | {"user_split": None} for row in chosen]
+    return make_examples(own, target, "reward column of the run's rows (data.columns.reward)", {"read": len(own)})
 
 
-def make_examples(rows: Iterable[dict[str, Any]], target: str, column: str) -> tuple[Examples, dict[str, int]]:
-    """Rows of ROWS_SCHEMA as examples; UserError where they have nothing to learn from. `column` names the scores."""
-    rows = list(rows)
+def make_examples(
+    rows: list[dict[str, Any]], target: str, column: str, counts: dict[str, int]
+) -> tuple[Examples, dict[str, int]]:
+    """Rows of ROWS_SCHEMA as examples, and `counts` with the dropped rows added; `column` names the scores.
+
+    Raises UserError where the rows have nothing to learn from.
+    """
     target = _resolve(rows, target, column)
-    if target == "pairs":
-        pairs = _pairs(rows)
-        kept = sorted({i for pair in pairs for i in pair})
-        left_out = {"without_pair": len(rows) - len(kept)}
-        place = {i: n for n, i in enumerate(kept)}
-        rows, pairs = [rows[i] for i in kept], [(place[a], place[b]) for a, b in pairs]
-        scores = np.full(len(rows), np.nan)
-    else:
-        kept = [i for i, row in enumerate(rows) if row["recorded_reward"] is not None]
-        left_out = {"without_score": len(rows) - len(kept)}
-        rows, pairs = [rows[i] for i in kept], []
-        scores = np.array([row["recorded_reward"] for row in rows], np.float64)
-        _check_scores(target, scores, column)
+    pairs = _pairs(rows) if target == "pairs" else np.empty((0, 2), np.int64)
+    scored = [i for i, row in enumerate(rows) if row["recorded_reward"] is not None]
+    kept = np.unique(pairs) if target == "pairs" else np.array(scored, np.int64)
+    counts = counts | {"without_pair" if target == "pairs" else "without_score": len(rows) - len(kept)}
+    rows = [rows[i] for i in kept]
+    scores = np.array([np.nan if target == "pairs" else row["recorded_reward"] for row in rows], np.float64)
+    if np.ptp(scores) == 0:
+        kind = "labels" if target == "label" else "scores"
+        raise UserError(f"all {len(scores)} {kind} in the {column} are {scores[0]:g}: there is nothing to tell apart")
     examples = Examples(
         target,
         [as_prompt(row["prompt"], row["conversational"]) for row in rows],
         [row["completion"] for row in rows],
         scores,
         np.array([row["family"] for row in rows]),
-        np.array(pairs, np.int64).reshape(-1, 2),
+        np.searchsorted(kept, pairs),
         np.array([row["user_split"] not in (None, "train") for row in rows], bool),
     )
-    return examples, left_out
+    return examples, {f"rows_{name}": count for name, count in counts.items() if count}
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> np.ndarray:
@@ -179,7 +169,7 @@ def _resolve(rows: Sequence[dict[str, Any]], target: str, column: str) -> str:
     preferred = any(row["is_chosen"] is not None for row in rows)
     if target == "pairs" and not preferred:
         raise UserError("target: pairs needs rows `chosen` and `rejected`, or rows with `is_chosen` true and false")
-    # A pair without scores of its own is read as 1 and 0: these say no more than which one was chosen.
+    # Readers give the rows of a pair without scores 1 and 0, which only repeat which one was chosen.
     bare = all(row["recorded_reward"] in (None, float(bool(row["is_chosen"]))) for row in rows)
     if target == "pairs" or (target == "auto" and preferred and bare):
         return "pairs"
@@ -192,36 +182,20 @@ def _resolve(rows: Sequence[dict[str, Any]], target: str, column: str) -> str:
     return ("label" if values <= {0.0, 1.0} else "score") if target == "auto" else target
 
 
-def _pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
-    """(chosen, rejected): two rows that follow each other, share prompt and family, and differ in is_chosen."""
+def _pairs(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """[P, 2] (chosen, rejected): two rows that follow each other, share prompt and family, and differ in is_chosen."""
     pairs, i = [], 0
     while i + 1 < len(rows):
         a, b = rows[i], rows[i + 1]
-        alike = all(a[name] == b[name] for name in ("prompt", "family", "conversational"))
-        if alike and {a["is_chosen"], b["is_chosen"]} == {True, False}:
+        same = all(a[name] == b[name] for name in ("prompt", "family", "conversational"))
+        if same and {a["is_chosen"], b["is_chosen"]} == {True, False}:
             pairs.append((i, i + 1) if a["is_chosen"] else (i + 1, i))
             i += 2
         else:
             i += 1
     if not pairs:
         raise UserError(
-            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the rows of a "
-            "pair side by side"
+            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the two rows of "
+            "a pair next to each other"
         )
-    return pairs
-
-
-def _check_scores(target: str, scores: np.ndarray, column: str) -> None:
-    if np.ptp(scores) == 0:
-        kind = "labels" if target == "label" else "scores"
-        raise UserError(f"all {len(scores)} {kind} in the {column} are {scores[0]:g}: there is nothing to tell apart")
-
-
-@contextmanager
-def _keys_of_fit() -> Iterator[None]:
-    """Errors of the row readers name the keys of `data`: here they stand under `fit`."""
-    try:
-        yield
-    except UserError as error:
-        keys = "|".join(DataSection.model_fields)
-        raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error
+    return np.array(pairs, np.int64)

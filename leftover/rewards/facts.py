@@ -1,55 +1,52 @@
-"""What the components of a reward look like beside one another: their spread, correlation and part in the sum."""
+"""Facts about the components of a reward: their spread, correlation and share in the sum."""
 
 import logging
-from typing import Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leftover.monitoring.terminal import console
 from leftover.rewards.sum import SumReward
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 log = logging.getLogger(__name__)
 
-# Share of the summed reward's variance from which one component is said to dominate.
+# Above this share of the summed reward's variance, a warning says that one component dominates.
 _DOMINATES = 0.9
 
 
 def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.ndarray) -> dict[str, Any]:
-    """Of every component on the training rows: mean, spread, rows without a score, its share of the sum's variance.
+    """For every component on the training rows: mean, spread, rows without a score, share of the sum's variance.
 
     The share is cov(weighted component, sum) / var(sum); the shares of rows that have all components add up to 1.
-    `correlation` holds Pearson's of every pair of components, over rows that have both.
+    `correlation` holds Pearson's for every pair of components, over rows that have both.
     """
     parts = reward.weighted(scores)
     summed = np.sum(list(parts.values()), axis=0)  # before the transform
     whole = np.isfinite(summed)
     variance = float(np.var(summed[whole])) if whole.any() else 0.0
-    found: dict[str, Any] = {
-        "components": {},
-        "correlation": {},
-        "rows": len(total),
-        "missing": int(np.isnan(total).sum()),
-    }
-    for name, column_ in scores.items():
-        there = column_[np.isfinite(column_)]
+    components = {}
+    for name, of_rows in scores.items():
+        found = of_rows[np.isfinite(of_rows)]
         share = float(np.cov(parts[name][whole], summed[whole], bias=True)[0, 1]) / variance if variance > 0 else None
-        found["components"][name] = {
+        statistics = (("mean", np.mean), ("sd", np.std), ("min", np.min), ("max", np.max))
+        components[name] = {
             "weight": reward.weights[name],
-            "mean": float(there.mean()) if len(there) else None,
-            "sd": float(there.std()) if len(there) else None,
-            "min": float(there.min()) if len(there) else None,
-            "max": float(there.max()) if len(there) else None,
-            "missing": len(column_) - len(there),
+            **{statistic: float(f(found)) if len(found) else None for statistic, f in statistics},
+            "missing": len(of_rows) - len(found),
             "share_of_variance": share,
         }
-    names = list(scores)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            both = np.isfinite(scores[one]) & np.isfinite(scores[other])
-            a, b = scores[one][both], scores[other][both]
-            known = len(a) > 1 and a.std() > 0 and b.std() > 0
-            found["correlation"][f"{one} | {other}"] = float(np.corrcoef(a, b)[0, 1]) if known else None
-    return found
+    correlation = {}
+    for one, other in combinations(scores, 2):
+        both = np.isfinite(scores[one]) & np.isfinite(scores[other])
+        a, b = scores[one][both], scores[other][both]
+        known = len(a) > 1 and a.std() > 0 and b.std() > 0
+        correlation[f"{one} | {other}"] = float(np.corrcoef(a, b)[0, 1]) if known else None
+    missing = int(np.isnan(total).sum())
+    return {"components": components, "correlation": correlation, "rows": len(total), "missing": missing}
 
 
 def show_facts(facts: dict[str, Any]) -> None:
@@ -60,7 +57,7 @@ def show_facts(facts: dict[str, Any]) -> None:
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(
-                    "reward: '%s' makes %s of the variance of the sum: the other components hardly count. Set "
+                    "reward: '%s' makes up %s of the variance of the sum: the other components hardly count. Set "
                     "normalise: standardise, or weights",
                     name,
                     _percent(of["share_of_variance"]),
@@ -69,7 +66,7 @@ def show_facts(facts: dict[str, Any]) -> None:
         log.info("reward: %d of %d training rows have none", facts["missing"], facts["rows"])
 
 
-def _table(facts: dict[str, Any]) -> Any:
+def _table(facts: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table(title=f"Reward on {facts['rows']:,} training rows", title_justify="left")

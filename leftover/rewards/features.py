@@ -1,24 +1,28 @@
 """Features of a linear reward: TF-IDF of words and characters, and what a completion shares with its prompt."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from leftover.errors import UserError
+from leftover.rewards.base import Prompt
 from leftover.rewards.tokens import Characters, Tokens, Words, tokenise
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 # Each of the first three holds the features of those before it.
-KINDS = ("completion", "both", "pair", "overlap")
+Kind = Literal["completion", "both", "pair", "overlap"]
 
 _CHARACTER_NGRAMS = (3, 4, 5)
-_MIN_TEXTS = 2  # a term of one training text says nothing of others
+_MIN_TEXTS = 2  # a term of a single training text says nothing about others
 _TINY = 1e-12
+
+Terms = TypeVar("Terms", bound=Words | Characters)
 
 _MEASURES = ("share of words", "share of bigrams", "share by IDF", "log IDF not found", "log words", "recall")
 OVERLAPS = [f"{measure}, {source}" for source in ("first part", "whole") for measure in _MEASURES]
-
-Prompt = str | list[dict[str, Any]]
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -34,24 +38,23 @@ def prompt_parts(prompt: Prompt) -> list[str]:
 
 
 class TextFeatures:
-    """Sparse features [N, F] of prompts and completions; `kind` is one of KINDS.
+    """Sparse features [N, F] of prompts and completions.
 
     completion: TF-IDF of its words (1- and 2-grams) and of characters within words (3- to 5-grams). both: also of the
-    prompt's words. pair: also the overlap (see `Overlap`). overlap: nothing but that.
+    prompt's words. pair: also the overlap (see `Overlap`). overlap: only the overlap.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: Kind):
         self.kind = kind
-        self.blocks: dict[str, Tfidf] = {}
+        self.blocks: dict[str, Tfidf[Any]] = {}
         self.overlap = Overlap() if kind in ("pair", "overlap") else None
 
-    def fit(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Any:
+    def fit(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> "csr_array":
         """Learn vocabularies and scales; returns the features of these texts. UserError where no word repeats."""
         tokens = self._tokens(prompts, completions)
         if self.kind != "overlap":
-            sizes = _CHARACTER_NGRAMS
             self.blocks["words"] = Tfidf(Words.learn(tokens["completion"], _MIN_TEXTS))
-            self.blocks["characters"] = Tfidf(Characters.learn(tokens["completion"], _MIN_TEXTS, sizes))
+            self.blocks["characters"] = Tfidf(Characters.learn(tokens["completion"], _MIN_TEXTS, _CHARACTER_NGRAMS))
         if self.kind in ("both", "pair"):
             self.blocks["prompt words"] = Tfidf(Words.learn(tokens["whole"], _MIN_TEXTS))
         for name, block in self.blocks.items():
@@ -60,11 +63,11 @@ class TextFeatures:
             self.overlap.fit(tokens)
         return self._features(tokens)
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Any:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> "csr_array":
         return self._features(self._tokens(prompts, completions))
 
     def names(self) -> list[str]:
-        """What the F columns are."""
+        """The names of the F columns."""
         named = [f"{name}: {term}" for name, block in self.blocks.items() for term in block.terms.names()]
         return named + [f"overlap: {name}" for name in (OVERLAPS if self.overlap else ())]
 
@@ -84,16 +87,13 @@ class TextFeatures:
         return vocabularies, arrays
 
     def restore(self, vocabularies: dict[str, list[str]], arrays: dict[str, np.ndarray]) -> None:
-        """Take up what `state` returned."""
+        """Restore what `state` returned."""
         for name, terms in vocabularies.items():
             known = Characters(terms, _CHARACTER_NGRAMS) if name == "characters" else None
-            block = Tfidf(known or Words(terms, arrays[f"bigrams {name}"]), arrays[f"idf {name}"])
-            if name == "overlap":
-                assert self.overlap is not None
-                self.overlap.words = block
-                self.overlap.mean, self.overlap.scale = arrays["overlap mean"], arrays["overlap scale"]
-            else:
-                self.blocks[name] = block
+            self.blocks[name] = Tfidf(known or Words(terms, arrays[f"bigrams {name}"]), arrays[f"idf {name}"])
+        if self.overlap:
+            self.overlap.words = self.blocks.pop("overlap")
+            self.overlap.mean, self.overlap.scale = arrays["overlap mean"], arrays["overlap scale"]
 
     def _tokens(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, Tokens]:
         """One tokenisation of all texts that the features need."""
@@ -105,7 +105,7 @@ class TextFeatures:
         tokens = tokenise([text for part in texts.values() for text in part])
         return {name: tokens.slice(i * n, (i + 1) * n) for i, name in enumerate(texts)}
 
-    def _features(self, tokens: dict[str, Tokens]) -> Any:
+    def _features(self, tokens: dict[str, Tokens]) -> "csr_array":
         from scipy import sparse
 
         parts = [block(tokens[_SOURCES[name]]) for name, block in self.blocks.items()]
@@ -117,10 +117,10 @@ class TextFeatures:
 _SOURCES = {"words": "completion", "characters": "completion", "prompt words": "whole"}
 
 
-class Tfidf:
+class Tfidf(Generic[Terms]):
     """TF-IDF of `terms`: logarithmic counts, smoothed IDF, unit length, by scikit-learn's TfidfTransformer."""
 
-    def __init__(self, terms: Words | Characters, idf: np.ndarray | None = None):
+    def __init__(self, terms: Terms, idf: np.ndarray | None = None):
         from sklearn.feature_extraction.text import TfidfTransformer
 
         self.terms = terms
@@ -131,10 +131,10 @@ class Tfidf:
     def fit(self, tokens: Tokens) -> None:
         counts = self.terms(tokens)
         if counts.shape[1] == 0:
-            raise UserError("no word stands in two of the texts to learn from: give more rows")
+            raise UserError("no word occurs in two of the texts to learn from: give more rows")
         self._transformer.fit(counts)
 
-    def __call__(self, tokens: Tokens) -> Any:
+    def __call__(self, tokens: Tokens) -> "csr_array":
         counts = self.terms(tokens)
         counts.sort_indices()  # one order of summation whatever the batch
         return self._transformer.transform(counts)
@@ -145,14 +145,14 @@ class Tfidf:
 
 
 class Overlap:
-    """What of a completion is found in its prompt, [N, 12], standardised: six numbers, for each of two sources.
+    """How much of a completion is found in its prompt, [N, 12], standardised: six numbers for each of two sources.
 
     The sources are the prompt's first part (paragraph or message: the knowledge of a grounded dialogue) and the whole
     prompt. Shares are of the completion's words; `recall` is of the source's distinct words.
     """
 
     def __init__(self) -> None:
-        self.words: Any = None  # of completions, for the IDF alone
+        self.words: Tfidf[Words]  # of completions, for the IDF alone
         self.mean, self.scale = np.empty(0), np.empty(0)
 
     def fit(self, tokens: dict[str, Tokens]) -> None:

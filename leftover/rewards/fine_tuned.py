@@ -5,25 +5,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
-from leftover.models.load import max_positions
 from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
 from leftover.monitoring.training_display import shown
-from leftover.rewards.classifier import ClassifierReward
+from leftover.rewards.base import Prompt
+from leftover.rewards.classifier import ClassifierReward, Encoded
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
-from leftover.rewards.fitted import RowsReward
+from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import FORMS, Join
-from leftover.rewards.pretrained import parts_pairs
+from leftover.rewards.pretrained import num_positions, separates_pairs, untrained_classifier
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
@@ -54,12 +55,8 @@ _RESERVED = {"output_dir": "the run's own folder is used", "seed": "set the rewa
 )
 
 
-class FineTunedReward(RowsReward):
-    """Any `AutoModelForSequenceClassification` with one output, fine-tuned by `transformers.Trainer`.
-
-    Labels by binary cross-entropy, scores (standardised) by squared error, pairs by Bradley and Terry's loss. A tenth
-    of the families to learn from chooses the checkpoint and stops the training. See `RowsReward` for where rows come
-    from.
+class FineTuneSettings(FitSettings):
+    """Settings of a `FineTunedReward`.
 
     Args:
         model: folder or Hub id to start from; or
@@ -69,54 +66,67 @@ class FineTunedReward(RowsReward):
         train: fields of `transformers.TrainingArguments`.
     """
 
-    type = "fine_tuned"
-    defaults: ClassVar[dict[str, Any]] = {
-        "model": None, "config": None, "tokenizer": None, "features": "pair", "max_length": 256, "train": {}
-    }  # fmt: skip
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"features": ("pair", "completion")}
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    features: Literal["pair", "completion"] = "pair"
+    max_length: int = Field(default=256, ge=1)
+    train: dict[str, Any] = Field(default_factory=dict)
 
-    def check_settings(self) -> None:
-        super().check_settings()
-        if self.path is not None:
-            return
-        model, config, tokenizer, train = (self.settings[k] for k in ("model", "config", "tokenizer", "train"))
-        if (model is None) == (config is None):
-            raise UserError(
-                "a fine_tuned reward needs exactly one of model (to start from) and config (random weights)"
-            )
-        if config is not None and (tokenizer is None or "model_type" not in config):
-            raise UserError("fine_tuned reward: config needs `model_type`, and `tokenizer` beside it")
-        if tokenizer is not None and not isinstance(tokenizer, str):
-            raise UserError(f"fine_tuned reward: tokenizer is {tokenizer!r:.60}, not a folder or a Hub id of one")
-        length = self.settings["max_length"]
-        if not isinstance(length, int) or length < 1:
-            raise UserError(f"fine_tuned reward: max_length is {length!r}, not a number of tokens")
+    @field_validator("train")
+    @classmethod
+    def _are_training_arguments(cls, train: dict[str, Any]) -> dict[str, Any]:
         valid = [field.name for field in fields(TrainingArguments) if field.init]
         for name in train:
             if name in _RESERVED:
-                raise UserError(f"fine_tuned reward: train.{name} cannot be set: {_RESERVED[name]}")
+                raise ValueError(f"'{name}' cannot be set: {_RESERVED[name]}")
             if name not in valid:
                 close = nearest(name, valid) or "; it takes the fields of transformers.TrainingArguments"
-                raise UserError(f"fine_tuned reward: unknown key train.{name}{close}")
+                raise ValueError(f"unknown key '{name}'{close}")
+        return train
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "FineTuneSettings":
+        if self.path is not None:
+            return self
+        if (self.model is None) == (self.config is None):
+            raise ValueError("needs exactly one of model (to start from) and config (random weights)")
+        if self.config is not None and (self.tokenizer is None or "model_type" not in self.config):
+            raise ValueError("config needs `model_type`, and `tokenizer` beside it")
+        return self
+
+
+class FineTunedReward(RowsReward):
+    """Any `AutoModelForSequenceClassification` with one output, fine-tuned by `transformers.Trainer`.
+
+    Labels by binary cross-entropy, scores (standardised) by squared error, pairs by Bradley and Terry's loss. A tenth
+    of the families to learn from chooses the checkpoint and stops the training. `FitSettings` documents where rows
+    come from.
+    """
+
+    kind = "fine_tuned"
+    Settings = FineTuneSettings
+    settings: FineTuneSettings
 
     def identity(self) -> dict[str, Any]:
         if self.path is not None:
             return super().identity()
-        sources = {name: self.settings[name] for name in ("model", "tokenizer") if self.settings[name]}
-        return super().identity() | {name: model_identity(path) for name, path in sources.items()}
+        sources = {"model": self.settings.model, "tokenizer": self.settings.tokenizer}
+        return super().identity() | {name: model_identity(path) for name, path in sources.items() if path}
 
     def learn(self, folder: Path, examples: Examples) -> dict[str, Any]:
-        tokenizer, model = self._start()
-        length = self._max_length(tokenizer, model)
+        torch.manual_seed(self.settings.seed)
+        tokenizer, model = untrained_classifier(self.settings.model, self.settings.config, self.settings.tokenizer)
+        length = min(self.settings.max_length, tokenizer.model_max_length, num_positions(model) or sys.maxsize)
         offset, scale = 0.0, 1.0
         if examples.target == "score":
             offset, scale = float(examples.scores.mean()), float(examples.scores.std())
-        choosing = family_share(examples.families, _CHOOSING_SHARE, self.settings["seed"], "choosing")
+        choosing = family_share(examples.families, _CHOOSING_SHARE, self.settings.seed, "choosing")
         join = self._join(tokenizer)
         if join not in FORMS:
             tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
         data = [
-            _encode(tokenizer, _texts(tokenizer, join, part.prompts, part.completions), part, length, offset, scale)
+            _encode(tokenizer, Join(join=join), part, length, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
@@ -136,66 +146,31 @@ class FineTunedReward(RowsReward):
 
     def restore(self, folder: Path) -> None:
         self._scoring = read_json(folder / "scoring.json")
-        probability = self.target == "label" and self.settings["output"] == "probability"
         self._classifier = ClassifierReward(
             model=str(folder / "model"),
-            activation="sigmoid" if probability else "none",
+            activation="sigmoid" if self.gives_probability else "none",
             join=self._scoring["join"],
             max_length=self._scoring["max_length"],
         )
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         scores = np.array(self._classifier([prompt_text(prompt) for prompt in prompts], completions))
         return (self._scoring["offset"] + self._scoring["scale"] * scores).tolist()
 
-    def _join(self, tokenizer: Any) -> str:
-        """How `ClassifierReward` is to put prompt and completion together.
+    def _join(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """How `ClassifierReward` puts prompt and completion together.
 
-        A decoder's tokenizer puts nothing between the texts of a pair: an empty line then parts them.
+        Where the tokenizer puts nothing between the texts of a pair, as a decoder's, an empty line separates them.
         """
-        if self.settings["features"] == "completion":
+        if self.settings.features == "completion":
             return "completion"
-        return "pair" if parts_pairs(tokenizer) else "{prompt}\n\n{completion}"
-
-    def _start(self) -> tuple[Any, Any]:
-        """The tokenizer, and the model before training: pretrained with one new output, or of random weights."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-        path, settings = self.settings["model"], dict(self.settings["config"] or {})
-        torch.manual_seed(self.settings["seed"])
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.settings["tokenizer"] or path)
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            if path is not None:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
-                )
-            else:
-                names = ("bos_token_id", "eos_token_id", "pad_token_id")
-                known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
-                config = AutoConfig.for_model(settings.pop("model_type"), **(known | settings))
-                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
-        model.config.pad_token_id = tokenizer.pad_token_id
-        return tokenizer, model
-
-    def _max_length(self, tokenizer: Any, model: Any) -> int:
-        positions = max_positions(model.config)
-        if positions is not None:
-            # RoBERTa counts its positions from the padding id.
-            offsets = [
-                getattr(m, "padding_idx", None) for n, m in model.named_modules() if n.endswith("position_embeddings")
-            ]
-            positions -= max((offset + 1 for offset in offsets if offset is not None), default=0)
-        return min(self.settings["max_length"], tokenizer.model_max_length, positions or sys.maxsize)
+        return "pair" if separates_pairs(tokenizer) else "{prompt}\n\n{completion}"
 
     def _args(self, folder: Path) -> TrainingArguments:
-        defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings["config"] else {}) | _OURS
-        settings = defaults | {"disable_tqdm": False} | self.settings["train"]
+        defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS
+        settings = defaults | {"disable_tqdm": False} | self.settings.train
         try:
-            return TrainingArguments(str(folder / "checkpoints"), seed=self.settings["seed"], **settings)
+            return TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **settings)
         except (TypeError, ValueError) as error:
             raise UserError(f"train is refused by transformers: {first_line(error)}") from error
 
@@ -214,6 +189,13 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean()
 
 
+class _Item(NamedTuple):
+    """A row, or a pair of rows."""
+
+    texts: list[Encoded]
+    label: float
+
+
 class _RewardTrainer(Trainer):
     target: str
 
@@ -225,11 +207,13 @@ class _RewardTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
 
-def _trainer(model: Any, tokenizer: Any, data: list[Any], target: str, args: TrainingArguments) -> _RewardTrainer:
-    def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        texts = [text for side in zip(*(item["texts"] for item in items), strict=True) for text in side]
+def _trainer(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[_Item]], target: str, args: TrainingArguments
+) -> _RewardTrainer:
+    def collate(items: list[_Item]) -> dict[str, Tensor]:
+        texts = [text for side in zip(*(item.texts for item in items), strict=True) for text in side]
         batch = dict(tokenizer.pad(texts, return_tensors="pt"))
-        return batch | {"labels": torch.tensor([item["label"] for item in items])}
+        return batch | {"labels": torch.tensor([item.label for item in items])}
 
     trainer = _RewardTrainer(
         model,
@@ -247,19 +231,13 @@ def _trainer(model: Any, tokenizer: Any, data: list[Any], target: str, args: Tra
     return trainer
 
 
-def _texts(tokenizer: Any, form: str, prompts: Sequence[Any], completions: Sequence[str]) -> list[list[str]]:
-    """The arguments of the tokenizer: texts, or texts and the texts that they are paired with."""
-    rows = [Join(form).texts(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)]
-    return [list(side) for side in zip(*rows, strict=True)]
-
-
 def _encode(
-    tokenizer: Any, texts_of: list[list[str]], examples: Examples, length: int, offset: float, scale: float
-) -> list[dict[str, Any]]:
-    """One item a row, or a pair (its two texts): token ids as `ClassifierReward` makes them, and the label."""
-    encoded = tokenizer(*texts_of, truncation=True, max_length=length)
+    tokenizer: PreTrainedTokenizerBase, join: Join, examples: Examples, length: int, labels: np.ndarray
+) -> list[_Item]:
+    """Token ids, as `ClassifierReward` makes them, and labels."""
+    rows = [join.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
+    encoded = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=length)
     texts = [{name: encoded[name][i] for name in encoded} for i in range(len(examples))]
     if examples.target == "pairs":
-        return [{"texts": [texts[a], texts[b]], "label": 0.0} for a, b in examples.pairs]
-    labels = (examples.scores - offset) / scale
-    return [{"texts": [text], "label": label} for text, label in zip(texts, labels.tolist(), strict=True)]
+        return [_Item([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
+    return [_Item([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]

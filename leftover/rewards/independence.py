@@ -1,11 +1,12 @@
-"""Whether what judges is independent of what was trained on, and whether a fitted scorer says anything."""
+"""Whether judges are independent of what was trained on, and whether a fitted scorer is better than chance."""
 
 from collections.abc import Iterator
 from typing import Any
 
+from leftover.metrics import Interval
 from leftover.recipe.sections import Recipe
 
-# What a scorer that knows nothing gets, by the statistic of `leftover.rewards.quality`.
+# What a scorer without any knowledge gets, by the statistic of `leftover.rewards.quality`.
 _CHANCE = {"held_out_auc": 0.5, "held_out_spearman": 0.0, "held_out_pair_accuracy": 0.5}
 
 
@@ -29,26 +30,27 @@ def dependent_judges(recipe: Recipe) -> Iterator[str]:
 
 def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Fitted rewards and judges whose held-out interval holds chance; `facts` by artifact, as the fit returned them."""
-    for artifact, of in facts.items():
+    for artifact, of_artifact in facts.items():
         for statistic, chance in _CHANCE.items():
-            found = of.get(statistic)
+            found = of_artifact.get(statistic)
             if found and found["low"] is not None and found["low"] <= chance:
-                yield (
-                    f"{artifact} may say nothing: {statistic.replace('_', ' ')} {found['value']:.2f} "
-                    f"[{found['low']:.2f}, {found['high']:.2f}]"
-                )
+                yield f"{artifact} may be no better than chance: {statistic.replace('_', ' ')} {_interval(found)}"
 
 
 def facts_text(facts: dict[str, Any]) -> str:
     """What a fit returned, in one line: numbers, and held-out statistics with their 95 % intervals."""
-    said = []
-    for name, of in facts.items():
+    parts = []
+    for name, fact in facts.items():
         words = name.replace("_", " ")
-        if isinstance(of, (int, float)):
-            said.append(f"{words} {of}")
-        elif name in _CHANCE and of["low"] is not None:
-            said.append(f"{words} {of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}]")
-    return ", ".join(said)
+        if isinstance(fact, (int, float)):
+            parts.append(f"{words} {fact}")
+        elif name in _CHANCE and fact["low"] is not None:
+            parts.append(f"{words} {_interval(fact)}")
+    return ", ".join(parts)
+
+
+def _interval(fact: dict[str, float]) -> Interval:
+    return Interval(fact["value"], fact["low"], fact["high"])
 
 
 def _bare(spec: dict[str, Any]) -> dict[str, Any]:

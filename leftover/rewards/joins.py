@@ -1,11 +1,15 @@
-"""How a classifier is shown a prompt and a completion: text alone, before any tokenizer."""
+"""Settings of a classifier, and how it is shown a prompt and a completion: text alone, before any tokenizer."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError, nearest
+from leftover.rewards.base import STRICT, Prompt
+from leftover.rewards.text import compile_pattern
 
 FORMS = ("pair", "completion", "chat")
 ROLE_TURNS = "{role}: {content}"
@@ -15,82 +19,95 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 
 
-@dataclass(frozen=True)
+@dataclass(config=STRICT, kw_only=True)
 class Join:
-    """What of a row becomes the classifier's text; the settings are those of `ClassifierReward`."""
+    """How a row becomes the classifier's text; `ClassifierSettings` documents the fields."""
 
-    form: str = "pair"
+    join: str = "pair"
     prompt_pattern: str | None = None
-    turns: str | Mapping[str, str] = ROLE_TURNS
+    turns: str | dict[str, str] = ROLE_TURNS
     turn_separator: str = BLANK_LINE
     strip: bool = False
 
+    @field_validator("join")
+    @classmethod
+    def _is_a_form_or_template(cls, form: str) -> str:
+        if form not in FORMS and "{" not in form:
+            raise ValueError(
+                f"{form!r} is neither {', '.join(FORMS)} nor a template with {{completion}}{nearest(form, FORMS)}"
+            )
+        if form not in FORMS:
+            _check_placeholders(form, {"prompt", "completion"}, "completion")
+        return form
+
+    @field_validator("turns")
+    @classmethod
+    def _are_templates(cls, turns: str | dict[str, str]) -> str | dict[str, str]:
+        if not turns:
+            raise ValueError(f"{turns!r} is neither a template with {{content}} nor one for every role")
+        for form in _forms(turns):
+            _check_placeholders(form, {"role", "content"}, "content")
+        return turns
+
     def __post_init__(self) -> None:
-        _check_form(self.form)
-        _check_turns(self.turns)
-        for name in ("turn_separator", "strip"):
-            wanted = bool if name == "strip" else str
-            if not isinstance(getattr(self, name), wanted):
-                raise UserError(f"classifier {name} is {getattr(self, name)!r}, not a {wanted.__name__}")
         if self.prompt_pattern is not None:
-            _check_pattern(self.prompt_pattern)
-        if self.form in ("completion", "chat"):
+            compile_pattern("prompt_pattern", self.prompt_pattern, groups=1)
+        if self.join in ("completion", "chat"):
             defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
             idle = [name for name, default in defaults.items() if getattr(self, name) != default]
             if idle:
-                raise UserError(f"classifier {', '.join(idle)}: without effect under join: {self.form}; leave out")
+                raise ValueError(f"{', '.join(idle)}: without effect under join: {self.join}; remove it")
 
     @property
     def shows_prompt(self) -> bool:
-        return self.form in ("pair", "chat") or "{prompt}" in self.form
+        return self.join in ("pair", "chat") or "{prompt}" in self.join
 
     @property
     def completion_last(self) -> bool:
         """Whether the text ends in the completion, so that cutting on the left takes the prompt first."""
-        return self.form.rfind("{completion}") >= self.form.rfind("{prompt}")
+        return self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
 
     @property
     def special_tokens(self) -> list[str]:
         """The tokens of the form <|...|> that the settings write, in order; each must be one of the tokenizer's."""
-        turns = [self.turns] if isinstance(self.turns, str) else list(self.turns.values())
         # A pattern may take the separators away again.
         separators = [] if self.prompt_pattern else [self.turn_separator]
-        found = [token for text in (self.form, *turns, *separators) for token in _SPECIAL_TOKEN.findall(text)]
-        return list(dict.fromkeys(found))
+        texts = (self.join, *_forms(self.turns), *separators)
+        return list(dict.fromkeys(token for text in texts for token in _SPECIAL_TOKEN.findall(text)))
 
-    def texts(self, prompt: Any, completion: str) -> tuple[str, ...]:
-        """The text, or the pair of texts, that stands for a row; not of the form `chat`."""
+    def texts(self, prompt: Prompt, completion: str) -> tuple[str, ...]:
+        """The text, or the pair of texts, that stands for a row; not for the form `chat`."""
         completion = self._stripped(completion)
-        if self.form == "completion":
+        if self.join == "completion":
             return (completion,)
         shown = self.prompt_text(prompt)
-        if self.form == "pair":
+        if self.join == "pair":
             return shown, completion
-        # In one pass: a completion may hold the text "{prompt}".
-        return (_fill(self.form, {"prompt": shown, "completion": completion}),)
+        # Both are filled at once: a completion may hold the text "{prompt}".
+        return (_fill(self.join, {"prompt": shown, "completion": completion}),)
 
-    def prompt_text(self, prompt: Any) -> str:
+    def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as one text: its turns joined, then the part that `prompt_pattern` picks.
 
         Raises UserError for a role that `turns` has no form for, and where the pattern does not match.
         """
-        if isinstance(prompt, str):
-            text = self._stripped(prompt)
-            if not isinstance(self.turns, str):
-                text = self._turn({"role": "user", "content": prompt})
-        else:
+        if not isinstance(prompt, str):
             text = self.turn_separator.join(self._turn(message) for message in prompt)
+        elif isinstance(self.turns, str):
+            text = self._stripped(prompt)
+        else:
+            text = self._turn({"role": "user", "content": prompt})
         if self.prompt_pattern is None:
             return text
         match = re.search(self.prompt_pattern, text)
         if match is None or match.group(1) is None:
             raise UserError(
                 f"classifier prompt_pattern {self.prompt_pattern!r} matches nothing in the prompt {text!r:.100}: "
-                "mend the pattern, or leave it out (null) to show the whole prompt"
+                "mend the pattern, or remove it to show the whole prompt"
             )
         return self._stripped(match.group(1))
 
-    def messages(self, prompt: Any, completion: str) -> list[dict[str, str]]:
+    def messages(self, prompt: Prompt, completion: str) -> list[dict[str, str]]:
         """The conversation that ends in the completion, for the form `chat`; plain text is a user's turn."""
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         turns.append({"role": "assistant", "content": completion})
@@ -109,42 +126,69 @@ class Join:
         return text.strip() if self.strip else text
 
 
+@dataclass(config=STRICT, kw_only=True)
+class ClassifierSettings(Join):
+    """Settings of a `ClassifierReward`.
+
+    Args:
+        model: folder or Hub id.
+        label: the class whose score is the reward, by name or number; default: the last one.
+        activation: default: none for a declared regression, sigmoid for one output and for several labels that do not
+            exclude each other, else softmax.
+        join: what the classifier is shown. pair: prompt and completion as the tokenizer's text pair; completion: the
+            completion alone; chat: the conversation in the tokenizer's chat template; else a template of text with
+            {prompt} and {completion}, in which special tokens such as <|endoftext|> are written out.
+        prompt_pattern: a regular expression whose first group is the part of the prompt's text that is shown. A
+            prompt that it does not match is an error.
+        turns: how a message of a conversation is written, with {role} and {content}: one template, or one for every
+            role. With the latter, a prompt that is plain text counts as one turn of the role `user`; else plain text
+            stays as it is.
+        turn_separator: text between two messages.
+        strip: remove white space around prompt, messages and completion.
+        truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
+            shown or comes last. In a pair only the prompt is cut, unless the completion leaves it no room.
+        max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
+        batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
+    """
+
+    model: str
+    label: int | str | None = None
+    activation: Literal["softmax", "sigmoid", "none"] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    max_length: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    dtype: str = "float32"
+    device: str | None = None
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _is_not_a_truth_value(cls, label: object) -> object:
+        if isinstance(label, bool):
+            raise ValueError(f"{label}: YAML reads yes, no, on and off as such; put it in quotes")
+        return label
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sparing: Literal["left", "right"] = "left" if self.completion_last else "right"
+        if self.truncation_side is None:
+            self.truncation_side = sparing if self.shows_prompt else "right"
+        elif self.truncation_side != sparing and self.shows_prompt and self.join != "pair":
+            raise ValueError(
+                f"truncation_side {self.truncation_side} would cut the completion of a long row under "
+                f"join: {self.join!r}; set it to {sparing}"
+            )
+
+
+def _forms(turns: str | dict[str, str]) -> list[str]:
+    return [turns] if isinstance(turns, str) else list(turns.values())
+
+
 def _fill(form: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], form)
 
 
-def _check_form(form: Any) -> None:
-    if form in FORMS:
-        return
-    if not isinstance(form, str) or "{" not in form:
-        raise UserError(
-            f"classifier join is {form!r}, neither {', '.join(FORMS)} nor a template with {{completion}}"
-            f"{nearest(str(form), list(FORMS))}"
-        )
-    _check_placeholders("join", form, {"prompt", "completion"}, "completion")
-
-
-def _check_turns(turns: Any) -> None:
-    forms = list(turns.values()) if isinstance(turns, Mapping) else [turns]
-    if not forms or not all(isinstance(form, str) for form in forms):
-        raise UserError(f"classifier turns is {turns!r}, neither a template with {{content}} nor one for every role")
-    for form in forms:
-        _check_placeholders("turns", form, {"role", "content"}, "content")
-
-
-def _check_placeholders(name: str, form: str, known: set[str], needed: str) -> None:
+def _check_placeholders(form: str, known: set[str], needed: str) -> None:
     found = set(_PLACEHOLDER.findall(form))
     if needed not in found or found - known:
-        raise UserError(
-            f"classifier {name} {form!r} must hold {{{needed}}}, and of placeholders only "
-            + ", ".join(f"{{{name}}}" for name in sorted(known))
-        )
-
-
-def _check_pattern(pattern: Any) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except (re.error, TypeError) as error:
-        raise UserError(f"classifier prompt_pattern {pattern!r} is not a regular expression: {error}") from error
-    if groups == 0:
-        raise UserError(f"classifier prompt_pattern {pattern!r} has no group (...) that picks what is shown")
+        valid = ", ".join(f"{{{name}}}" for name in sorted(known))
+        raise ValueError(f"{form!r} must hold {{{needed}}}, and of placeholders only {valid}")

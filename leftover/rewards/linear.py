@@ -1,41 +1,49 @@
 """A linear model of TF-IDF features as a reward: fast, small, readable, and fitted in seconds."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leftover.rewards.base import Prompt
 from leftover.rewards.examples import Examples
-from leftover.rewards.features import KINDS, TextFeatures
-from leftover.rewards.fitted import RowsReward, sigmoid
+from leftover.rewards.features import Kind, TextFeatures
+from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.store.manifest import read_json, write_json
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 # Inverse penalties: C of |w|^2 / 2 + C * (summed loss), as scikit-learn counts.
 _STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _FOLDS = 5
 _TERMS_SHOWN = 10
 
-Fit = Callable[[Any, np.ndarray, float], tuple[np.ndarray, float]]
+Fit = Callable[["csr_array", np.ndarray, float], tuple[np.ndarray, float]]
+Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class LinearSettings(FitSettings):
+    # both: also the prompt's words, where quality depends on them; pair: also how much of the completion is found in
+    # the prompt; overlap: only that (attribution to a given text).
+    features: Kind = "completion"
 
 
 class LinearReward(RowsReward):
     """Logistic regression for labels, ridge for scores, Bradley and Terry's model for pairs, on `TextFeatures`.
 
-    The penalty is the one of the lowest loss in cross-validation that keeps families together. See `RowsReward` for
+    The penalty is the one of the lowest loss in cross-validation that keeps families together. `FitSettings` documents
     where rows come from.
-
-    Args:
-        features: completion; both (also the prompt's words: where what is good depends on them); pair (also how much
-            of the completion is found in the prompt); overlap (that alone: attribution to a given text).
     """
 
-    type = "linear"
-    defaults: ClassVar[dict[str, Any]] = {"features": "completion"}
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"features": KINDS}
+    kind = "linear"
+    Settings = LinearSettings
+    settings: LinearSettings
 
     def learn(self, folder: Path, examples: Examples) -> dict[str, Any]:
-        features = TextFeatures(self.settings["features"])
+        features = TextFeatures(self.settings.features)
         matrix = features.fit(examples.prompts, examples.completions)
         families, target = examples.families, examples.scores
         if examples.target == "pairs":
@@ -59,24 +67,24 @@ class LinearReward(RowsReward):
         }
 
     def restore(self, folder: Path) -> None:
-        self._features = TextFeatures(self.settings["features"])
+        self._features = TextFeatures(self.settings.features)
         with np.load(folder / "arrays.npz", allow_pickle=False) as file:
             arrays = dict(file)
         self._weights, self._intercept = arrays["weights"], float(arrays["intercept"])
         self._features.restore(read_json(folder / "vocabulary.json"), arrays)
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         scores = self._features(prompts, completions) @ self._weights + self._intercept
-        if self.target == "label" and self.settings["output"] == "probability":
-            scores = sigmoid(scores)
+        if self.gives_probability:
+            scores = 0.5 * (1 + np.tanh(0.5 * scores))  # the logistic function, without overflow
         return scores.tolist()
 
 
-def preference_rows(matrix: Any, pairs: np.ndarray) -> tuple[Any, np.ndarray]:
+def preference_rows(matrix: "csr_array", pairs: np.ndarray) -> tuple["csr_array", np.ndarray]:
     """Bradley and Terry's model as logistic regression without intercept: feature differences [P, F], labels [P].
 
-    -log sigmoid(w . (chosen - rejected)). Every second difference is turned round, with label 0: the loss is the same,
-    and both labels are there.
+    -log sigmoid(w . (chosen - rejected)). Every second difference is reversed, with label 0: the loss is the same, and
+    the fit sees both labels.
     """
     from scipy import sparse
 
@@ -86,15 +94,9 @@ def preference_rows(matrix: Any, pairs: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def cross_validate(
-    fit: Fit,
-    loss: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    matrix: Any,
-    target: np.ndarray,
-    families: np.ndarray,
-    *,
-    stratify: bool,
+    fit: Fit, loss: Loss, matrix: "csr_array", target: np.ndarray, families: np.ndarray, *, stratify: bool
 ) -> dict[float, float]:
-    """Mean loss of rows whose family took no part in the fit, for every penalty."""
+    """For every penalty the mean loss of rows whose family took no part in the fit."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     folds = (StratifiedGroupKFold if stratify else GroupKFold)(min(_FOLDS, len(np.unique(families))))
@@ -106,7 +108,9 @@ def cross_validate(
     return {strength: float(of_rows.mean()) for strength, of_rows in losses.items()}
 
 
-def fit_logistic(matrix: Any, labels: np.ndarray, strength: float, intercept: bool = True) -> tuple[np.ndarray, float]:
+def fit_logistic(
+    matrix: "csr_array", labels: np.ndarray, strength: float, intercept: bool = True
+) -> tuple[np.ndarray, float]:
     """Logistic regression: weights [F] and intercept."""
     from sklearn.linear_model import LogisticRegression
 
@@ -114,12 +118,10 @@ def fit_logistic(matrix: Any, labels: np.ndarray, strength: float, intercept: bo
     return model.coef_[0], float(model.intercept_[0]) if intercept else 0.0
 
 
-def fit_preferences(matrix: Any, labels: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    """Logistic regression of `preference_rows`, without intercept."""
-    return fit_logistic(matrix, labels, strength, intercept=False)
+fit_preferences: Fit = partial(fit_logistic, intercept=False)  # of `preference_rows`
 
 
-def fit_ridge(matrix: Any, scores: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+def fit_ridge(matrix: "csr_array", scores: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     """Ridge regression of scores on their own scale; the penalty is alpha = 1 / strength."""
     from sklearn.linear_model import Ridge
 
@@ -135,7 +137,7 @@ def _squared_error(predicted: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.square(predicted - scores)
 
 
-_METHODS: dict[str, tuple[Fit, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+_METHODS: dict[str, tuple[Fit, Loss]] = {
     "label": (fit_logistic, _log_loss),
     "score": (fit_ridge, _squared_error),
     "pairs": (fit_preferences, _log_loss),

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from leftover.errors import UserError, nearest
+from leftover.rewards.base import check_name, make
 from leftover.rewards.classifier import ClassifierReward
 
 # The README of github.com/golsun/DialogRPT and its src/model.py: the stripped turns of the context, each followed by
-# the end of text, then the reply without one; the sigmoid of one logit; what is too long is cut at its start. The
+# the end of text, then the reply without one; the sigmoid of one logit; long texts are cut at their start. The
 # code of the paper cuts at the end instead, that is, the reply. The pattern takes away an end of text that a prompt
 # has already.
 _DIALOGRPT: dict[str, Any] = {
@@ -67,14 +67,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_classifier_reward(preset: str | None = None, **settings: Any) -> ClassifierReward:
-    """The classifier of these settings, those of the `preset` where nothing else is set.
+    """The classifier of these settings, with those of the `preset` where nothing else is set.
 
-    Raises UserError for an unknown preset.
+    Raises UserError for an unknown preset or setting.
     """
-    if preset is None:
-        return ClassifierReward(**settings)
-    if preset not in PRESETS:
-        raise UserError(
-            f"unknown classifier preset {preset!r}{nearest(str(preset), list(PRESETS))}; presets: {', '.join(PRESETS)}"
-        )
-    return ClassifierReward(**(PRESETS[preset] | settings))
+    if preset is not None:
+        check_name("classifier preset", preset, PRESETS)
+        settings = PRESETS[preset] | settings
+    return make("classifier reward", ClassifierReward, settings)

@@ -1,25 +1,64 @@
-"""Loading a published sequence classifier, and what its files say of labels, outputs and lengths."""
+"""Loading a sequence classifier, and finding its labels, activation and lengths in its files."""
 
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from leftover.errors import UserError, first_line
 from leftover.models.load import max_positions, torch_dtype
-from leftover.rewards.joins import Join
+from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
 
-# What a folder that holds something else, or half of it, makes the loaders raise.
+# What the loaders raise for a folder that holds something else, or half of it.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
-def load_classifier(path: str, dtype: str) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Classifier:
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    label: int
+    activation: str
+    max_length: int | None
+    pad_token_id: int | None  # None: the model declares none
+
+
+def load(settings: ClassifierSettings) -> Classifier:
+    """The classifier of the settings, ready to score. Raises UserError where it cannot serve them."""
+    tokenizer, model = _load_files(settings.model, settings.dtype)
+    max_length = _longest_input(settings.max_length, tokenizer, model)
+    _check_tokenizer(settings, tokenizer, max_length)
+    tokenizer.truncation_side = settings.truncation_side
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot be put on the device '{device}': {first_line(error)}") from error
+    return Classifier(
+        tokenizer,
+        model,
+        _label_index(settings.label, model.config),
+        _choose_activation(settings.activation, model.config),
+        max_length,
+        model.config.get_text_config().pad_token_id,
+    )
+
+
+def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     """Tokenizer and model of a folder or Hub id, on the CPU. No code that came with it runs, nothing is unpickled.
 
-    Raises UserError where there is none, or where weights are missing: a head of random numbers scores as well.
+    Raises UserError where there is none, or where weights are missing: a head of random numbers would score as well.
     """
     options: dict[str, Any] = {"dtype": torch_dtype(dtype), "output_loading_info": True, "weights_only": True}
     architecture: Any = AutoModelForSequenceClassification
@@ -27,59 +66,82 @@ def load_classifier(path: str, dtype: str) -> tuple[Any, Any]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(path)
         if fields.get("model_type") == MODEL_TYPE:
-            architecture, config = NeoXRewardModel, {"config": make_config(fields, path)}
+            architecture, config = NeoXRewardModel, {"config": make_config(fields)}
         tokenizer = AutoTokenizer.from_pretrained(path, **config)
         model, info = architecture.from_pretrained(path, **config, **options)
     except _LOAD_ERRORS as error:
-        raise UserError(f"no sequence classifier at '{path}': {first_line(error)}") from error
+        raise UserError(f"no sequence classifier: {first_line(error)}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
-        raise UserError(f"'{path}' is no trained sequence classifier: it has no weights for {missing}")
+        raise UserError(f"not a trained sequence classifier: it has no weights for {missing}")
     # Without its files, transformers makes up a tokenizer that knows no word.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(f"no tokenizer at '{path}': save it beside the model")
+        raise UserError("no tokenizer: save it beside the model")
     return tokenizer, model
 
 
-def parts_pairs(tokenizer: Any) -> bool:
+def untrained_classifier(
+    path: str | None, config: dict[str, Any] | None, tokenizer_path: str | None
+) -> tuple[Any, Any]:
+    """A tokenizer, and a model with one new output: that of `path` otherwise, or one of random weights by `config`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if path is not None:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        else:
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
+            model_config = AutoConfig.for_model(**(known | (config or {})))
+            model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
+
+
+def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts anything between two texts; those of most decoders do not."""
     return tokenizer.num_special_tokens_to_add(pair=True) > 0
 
 
-def check_tokenizer(path: str, tokenizer: Any, join: Join, max_length: int | None) -> None:
-    """UserError where the tokenizer cannot serve `join` within `max_length`."""
-    special = tokenizer.num_special_tokens_to_add(pair=join.form == "pair")
-    if join.form == "pair" and not parts_pairs(tokenizer):
+def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+    """UserError where the tokenizer cannot serve the settings within `max_length`."""
+    special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
+    if settings.join == "pair" and not separates_pairs(tokenizer):
         raise UserError(
-            f"the tokenizer of classifier '{path}' puts nothing between the texts of a pair: set join to the "
-            "template that the model was trained with, or to chat"
+            "its tokenizer puts nothing between the texts of a pair: set join to the template that the model was "
+            "trained with, or to chat"
         )
-    if join.form == "chat" and not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of classifier '{path}' has no chat template: set join to a template of text")
+    if settings.join == "chat" and not tokenizer.chat_template:
+        raise UserError("its tokenizer has no chat template: set join to a template of text")
     known = tokenizer.get_vocab()
-    unknown = [token for token in join.special_tokens if token not in known]
+    unknown = [token for token in settings.special_tokens if token not in known]
     if unknown:
-        raise UserError(f"the tokenizer of classifier '{path}' has no token {', '.join(unknown)}")
+        raise UserError(f"its tokenizer has no token {', '.join(unknown)}")
     if max_length is not None and max_length <= special:
-        raise UserError(f"classifier '{path}': max_length {max_length} leaves nothing beside {special} special tokens")
+        raise UserError(f"max_length {max_length} leaves no room beside {special} special tokens")
 
 
-def longest_input(path: str, max_length: int | None, tokenizer: Any, model: Any) -> int | None:
-    """The setting, or the most tokens that tokenizer and model take; None where neither says."""
-    positions = _positions(model)
+def _longest_input(max_length: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
+    """The setting, or the most tokens that tokenizer and model take; None where neither has a limit."""
+    positions = num_positions(model)
     if max_length is not None:
         if positions is not None and max_length > positions:
-            raise UserError(f"classifier '{path}' takes {positions} tokens, fewer than max_length {max_length}")
+            raise UserError(f"it takes {positions} tokens, fewer than max_length {max_length}")
         return max_length
-    # A tokenizer that does not know says so by a huge number.
+    # A tokenizer without a limit has a huge number in its place.
     limits = [limit for limit in (tokenizer.model_max_length, positions) if limit is not None and limit < 10**6]
     return int(min(limits)) if limits else None
 
 
-def _positions(model: Any) -> int | None:
+def num_positions(model: PreTrainedModel) -> int | None:
     """The longest input that the model's config names; RoBERTa counts its positions from the padding id."""
     positions = max_positions(model.config)
-    if positions is None or positions <= 0:  # XLNet, which has no limit, says -1
+    if positions is None or positions <= 0:  # XLNet, which has no limit, has -1
         return None
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -87,10 +149,10 @@ def _positions(model: Any) -> int | None:
     return positions
 
 
-def choose_activation(path: str, activation: str | None, config: Any) -> str:
-    """The setting, or what the config's kind of problem asks for."""
+def _choose_activation(activation: str | None, config: Any) -> str:
+    """The setting, or the one that goes with the config's kind of problem."""
     if activation == "softmax" and config.num_labels == 1:
-        raise UserError(f"classifier '{path}' has one output, of which the softmax is always 1: set sigmoid or none")
+        raise UserError("it has one output, of which the softmax is always 1: set sigmoid or none")
     if activation is not None:
         return activation
     if config.problem_type == "regression":
@@ -98,23 +160,14 @@ def choose_activation(path: str, activation: str | None, config: Any) -> str:
     return "sigmoid" if config.num_labels == 1 or config.problem_type == "multi_label_classification" else "softmax"
 
 
-def label_index(path: str, label: str | int | None, config: Any) -> int:
+def _label_index(label: str | int | None, config: Any) -> int:
     """The number of the output that `label` means; None means the last one."""
     if label is None:
         return config.num_labels - 1
     if isinstance(label, int):
         if not 0 <= label < config.num_labels:
-            raise UserError(f"classifier '{path}' has labels 0 to {config.num_labels - 1}, not {label}")
+            raise UserError(f"it has labels 0 to {config.num_labels - 1}, not {label}")
         return label
     if label not in config.label2id:
-        raise UserError(f"classifier '{path}' has no label '{label}': {', '.join(config.label2id)}")
+        raise UserError(f"it has no label '{label}': {', '.join(config.label2id)}")
     return config.label2id[label]
-
-
-def place(path: str, model: Any, device: str | None) -> Any:
-    """The model on the device (default: a GPU where there is one), ready to score."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"classifier '{path}' cannot be put on the device '{device}': {first_line(error)}") from error

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
+from leftover.rewards.base import Prompt
 
 
 class PythonReward:
-    """`function: "module:name"`, importable or a file beside the recipe's working folder.
+    """`function: "module:name"`, importable, or in a file of the working folder; called by `call_reward`.
 
-    It is called by `call_reward`. Its key holds the source of its module.
+    Its key holds the source of its module.
     """
 
-    def __init__(self, function: str, **settings: Any):
-        module_name, separator, name = function.partition(":")
+    def __init__(self, function: str = "", **settings: Any):
+        module_name, separator, name = str(function).partition(":")
         if not separator:
             raise UserError(f"python reward '{function}' is not of the form module:function")
         if str(Path.cwd()) not in sys.path:
@@ -33,7 +34,7 @@ class PythonReward:
             raise UserError(f"python reward '{function}' is not a function")
         self.function, self.settings = function, settings
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         return call_reward(self.callable, f"python reward '{self.function}'", prompts, completions, **self.settings)
 
     def identity(self) -> dict[str, Any]:
@@ -47,21 +48,20 @@ class PythonReward:
 
 
 def call_reward(
-    function: Callable[..., Any], name: str, prompts: Sequence[Any], completions: Sequence[str], **settings: Any
+    function: Callable[..., Any], name: str, prompts: Sequence[Prompt], completions: Sequence[str], **settings: Any
 ) -> list[float | None]:
-    """What a user's function says of completions: one number each, None where it has no score.
+    """The scores of a user's function: one number per completion, None where it has no score.
 
-    Where it has the parameters `prompts` and `completions` (or takes any keyword), they are given by name, as TRL's
+    Where it has the parameters `prompts` and `completions` (or takes any keyword), they are passed by name, as TRL's
     reward functions get them; else in this order.
 
-    Raises UserError that names the function where it fails, or returns anything else.
+    Raises UserError that names the function where it fails or returns anything else.
     """
-    given: list[Any] = [list(prompts), list(completions)]
     try:
         if _takes_names(function):
-            returned = function(prompts=given[0], completions=given[1], **settings)
+            returned = function(prompts=list(prompts), completions=list(completions), **settings)
         else:
-            returned = function(*given, **settings)
+            returned = function(list(prompts), list(completions), **settings)
     except Exception as error:  # the user's function may fail in any way
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
@@ -71,26 +71,49 @@ def call_reward(
     try:
         scores = [None if score is None else float(score) for score in returned]
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must return one number (or None) a completion, got {returned!r:.80}") from error
+        raise UserError(f"{name} must return one number (or None) per completion, got {returned!r:.80}") from error
     if len(scores) != len(completions):
         raise UserError(f"{name} returned {len(scores)} scores for {len(completions)} completions")
     return scores
 
 
 def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str]) -> None:
-    """UserError that names the first completion whose score is NaN or infinite; None says that there is none."""
+    """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
-            "scores are not finite numbers); where there is no score give None, for which reward.missing has a rule"
+            "scores are not finite numbers); return None where there is no score: reward.missing has a rule for it"
         )
 
 
 def _takes_names(function: Callable[..., Any]) -> bool:
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a built-in function may have none to see
+    except (TypeError, ValueError):  # a built-in function may show none
         return False
     any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return any_keyword or {"prompts", "completions"} <= parameters.keys()
+
+
+def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
+    """One reward function that adds up one or several, and checks what they return; None where there is none."""
+    if reward_funcs is None:
+        return None
+    functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    for function in functions:
+        if not callable(function):
+            raise UserError(
+                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
+            )
+
+    def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        columns = [
+            call_reward(f, f"reward function '{getattr(f, '__name__', type(f).__name__)}'", prompts, completions)
+            for f in functions
+        ]
+        totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
+        check_finite("reward_funcs", totals, completions)
+        return totals
+
+    return total

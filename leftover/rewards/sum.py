@@ -7,11 +7,13 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.recipe.sections import RewardSection
-from leftover.rewards.base import ColumnReward, learner, load_reward
+from leftover.rewards.base import ColumnReward, Prompt, Reward, learner, load_reward, make
 from leftover.rewards.python import check_finite
-from leftover.rewards.transform import apply_transform, check_transform, fit_transform, needs_fit
+from leftover.rewards.transform import Transform, apply_transform, check_transform, fit_transform, needs_fit
 
 MISSING_RULES = ("drop", "impute", "renormalise")
+
+Scores = Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]  # by component
 
 
 class SumReward:
@@ -21,21 +23,18 @@ class SumReward:
         functions: specifications for `load_reward`, each with a `weight` (1.0), a `name`, and `normalise` (a transform
             of `fit_transform`) beside the settings of its type.
         transform: of the sum, as `fit_transform` takes it.
-        missing: what becomes of a row that a component has no score for. drop: the row has no reward;
-            impute: the component counts with its mean over the training rows; renormalise: the other components'
-            weights are scaled up to the same sum.
+        missing: for rows that a component has no score for. drop: the row has no reward; impute: the component counts
+            with its mean over the training rows; renormalise: the other weights are scaled up to the same sum.
     """
 
-    def __init__(
-        self, functions: list[dict[str, Any]], transform: str | dict[str, float] | None = None, missing: str = "drop"
-    ):
+    def __init__(self, functions: list[dict[str, Any]], transform: Transform = None, missing: str = "drop"):
         if not functions:
             raise UserError("reward.functions is empty: name at least one")
         if missing not in MISSING_RULES:
             raise UserError(f"reward.missing is '{missing}', not one of {', '.join(MISSING_RULES)}")
-        self.components: dict[str, Any] = {}
+        self.components: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
-        self.normalise: dict[str, Any] = {}
+        self.normalise: dict[str, Transform] = {}
         for spec in functions:
             spec = dict(spec)
             weight, normalise = spec.pop("weight", 1.0), spec.pop("normalise", None)
@@ -50,24 +49,24 @@ class SumReward:
         self.transform, self.missing = transform, missing
         self.state: dict[str, Any] = {"components": {}, "total": {"name": "none"}}
         # What needs no fit works from the start, for users outside a run.
-        for name, spec in self.normalise.items():
-            if not needs_fit(spec):
-                self.state["components"][name] = {"transform": fit_transform(spec, np.empty(0)), "mean": None}
+        for name, normalise in self.normalise.items():
+            if not needs_fit(normalise):
+                self.state["components"][name] = {"transform": fit_transform(normalise, np.empty(0)), "mean": None}
         if not needs_fit(transform):
             self.state["total"] = fit_transform(transform, np.empty(0))
 
-    def score_components(self, prompts: Sequence[Any], completions: Sequence[str]) -> dict[str, list[float | None]]:
+    def score_components(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, list[float | None]]:
         """The scores of every component as they are, by name. Raises UserError for one that is not finite."""
         scores = {name: list(reward(prompts, completions)) for name, reward in self.components.items()}
         for name, column in scores.items():
             check_finite(f"reward function '{name}'", column, completions)
         return scores
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """The reward of new completions. Raises UserError where `missing: drop` would leave one without."""
         return self.combine(self.score_components(prompts, completions))
 
-    def combine(self, scores: Mapping[str, Sequence[float | None]]) -> list[float]:
+    def combine(self, scores: Scores) -> list[float]:
         """The reward of new completions from their components' scores."""
         total = self.total(scores)
         if np.isnan(total).any():
@@ -79,28 +78,36 @@ class SumReward:
         return total.tolist()
 
     def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
-        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns the state."""
-        for name, spec in self.normalise.items():
+        """Fit normalisations, means and transform on the training rows (`train` [N] bool).
+
+        Returns `state`, which another reward of the same settings can take over.
+        """
+        for name, normalise in self.normalise.items():
             training = np.asarray(scores[name], np.float64)[train]
-            fitted = fit_transform(spec, training)
+            fitted = fit_transform(normalise, training)
             found = apply_transform(fitted, training[np.isfinite(training)])
             self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
         self.state["total"] = fit_transform(self.transform, self._sum(scores)[train])
         return self.state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state that `fit` returned."""
-        self.state = state
-
-    def total(self, scores: Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]) -> np.ndarray:
+    def total(self, scores: Scores) -> np.ndarray:
         """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
         return apply_transform(self.state["total"], self._sum(scores))
 
-    def weighted(self, scores: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def weighted(self, scores: Scores) -> dict[str, np.ndarray]:
         """Each component's part of the sum, [N] float64, NaN where it has no score."""
-        return {name: self.weights[name] * self._normalised(name, scores[name]) for name in self.components}
+        parts = {}
+        for name, weight in self.weights.items():
+            if name not in self.state["components"]:
+                raise UserError(
+                    f"reward function '{name}' is normalised by {self.normalise[name]}, which is fitted on training "
+                    "rows: use it in a recipe, or call fit"
+                )
+            fitted = self.state["components"][name]["transform"]
+            parts[name] = weight * apply_transform(fitted, as_array(scores[name]))
+        return parts
 
-    def _sum(self, scores: Mapping[str, Any]) -> np.ndarray:
+    def _sum(self, scores: Scores) -> np.ndarray:
         parts = self.weighted(scores)
         if self.missing == "impute":
             for name, part in parts.items():
@@ -115,14 +122,6 @@ class SumReward:
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = np.nansum(stacked, 0) * weights.sum() / present
         return np.where(there.any(0), scaled, np.nan)
-
-    def _normalised(self, name: str, scores: Any) -> np.ndarray:
-        if name not in self.state["components"]:
-            raise UserError(
-                f"reward function '{name}' is normalised by {self.normalise[name]}, which is fitted on training rows: "
-                "use it in a recipe, or call fit"
-            )
-        return apply_transform(self.state["components"][name]["transform"], as_array(scores))
 
     @property
     def scores_new_completions(self) -> bool:
@@ -144,6 +143,12 @@ class SumReward:
         return {name: reward.identity() for name, reward in self.components.items()}
 
 
+def make_sum_reward(**settings: Any) -> SumReward:
+    """The sum by the settings of a recipe's section `reward`. Raises UserError for an unknown one."""
+    section = make("sum reward", RewardSection, settings)
+    return SumReward(section.functions, section.transform, section.missing)
+
+
 def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
     """Scores as float64, None as NaN."""
     if isinstance(scores, np.ndarray):
@@ -157,11 +162,12 @@ def _default_name(spec: dict[str, Any]) -> str:
 
 
 def fitted_parts(reward: SumReward) -> list[str]:
-    """What of a reward is fitted on rows, for messages."""
+    """The parts of a reward that are fitted on rows, for messages."""
     return [name for name, f in reward.components.items() if learner(f)] + reads_scores(reward)
 
 
 def reads_scores(reward: SumReward) -> list[str]:
+    """The transforms and rules of a reward that are fitted on the scores of rows, for messages."""
     fitted = [str(spec) for spec in (*reward.normalise.values(), reward.transform) if needs_fit(spec)]
     return fitted + (["missing: impute"] if reward.missing == "impute" else [])
 

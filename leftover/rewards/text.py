@@ -1,86 +1,133 @@
-"""Rewards computed from the text alone, or from it and what the rows say of it: `type: text`, by `function`.
+"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`.
 
 length            white-space tokens
-ngram_diversity   distinct over all n-grams (`n`, default 2)
+ngram_diversity   distinct over all n-grams
 vader             sentiment in [-1, 1]
-regex             whether, or how often, a regular expression matches (`pattern`, `mode`): RegexReward
+regex             whether, or how often, a regular expression matches
 answer            whether the completion is the row's answer: AnswerReward
-numeric_answer    whether its last number is the row's answer (`pattern`, `tolerance`): NumericAnswerReward
+numeric_answer    whether its last number is the row's answer: NumericAnswerReward
 tfidf_diversity   mean TF-IDF weight of its terms, as in A-LoL: TfidfDiversityReward
 """
 
-import importlib
-from collections.abc import Callable, Sequence
+import re
 from functools import cache
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
 
-from leftover.errors import UserError, nearest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from leftover.metrics import distinct_n
+from leftover.rewards.base import STRICT, Reward, TextReward, check_name, make
+
+if TYPE_CHECKING:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+# function -> its class, imported when a recipe names it.
+FUNCTIONS: dict[str, str] = {
+    "length": "leftover.rewards.text:LengthReward",
+    "ngram_diversity": "leftover.rewards.text:NgramDiversityReward",
+    "vader": "leftover.rewards.text:VaderReward",
+    "regex": "leftover.rewards.text:RegexReward",
+    "answer": "leftover.rewards.answers:AnswerReward",
+    "numeric_answer": "leftover.rewards.answers:NumericAnswerReward",
+    "tfidf_diversity": "leftover.rewards.tfidf:TfidfDiversityReward",
+}
 
 
-def make_text_reward(function: str, **settings: Any) -> Any:
-    """The text reward of that name; `settings` are those of its class. Raises UserError for an unknown name."""
-    if function in _CLASSES:
-        module, _, name = _CLASSES[function].partition(":")
-        return getattr(importlib.import_module(module), name)(**settings)
-    return TextReward(function, **settings)
+def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
+    """The text reward of that name. Raises UserError for an unknown name or setting."""
+    check_name("text reward", function, FUNCTIONS)
+    return make(f"text reward '{function}'", resolve_name(FUNCTIONS[str(function)]), settings)
 
 
-class TextReward:
-    """A function of the completion's text without a state, by name.
+@dataclass(config=STRICT)
+class LengthReward(TextReward):
+    """How many white-space tokens a completion has."""
 
-    length: white-space tokens. ngram_diversity: distinct over all n-grams of the completion (`n`, default 2).
-    vader: compound sentiment in [-1, 1] (Hutto and Gilbert, 2014; package vaderSentiment).
-    """
+    function = "length"
 
-    def __init__(self, function: str, **settings: Any):
-        if function not in _FUNCTIONS:
-            valid = [*_FUNCTIONS, *_CLASSES]
-            raise UserError(
-                f"unknown text reward '{function}'{nearest(function, valid)}; functions: {', '.join(valid)}"
-            )
-        if (function != "ngram_diversity" and settings) or settings.keys() - {"n"}:
-            raise UserError(f"text reward '{function}' does not take {', '.join(settings)}")
-        if not isinstance(settings.get("n", 2), int) or settings.get("n", 2) < 1:
-            raise UserError(f"text reward '{function}': n is {settings['n']!r}, not a whole number from 1")
-        self.function, self.settings = function, settings
+    def score(self, completion: str) -> float:
+        return float(len(completion.split()))
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
-        return [_FUNCTIONS[self.function](completion, **self.settings) for completion in completions]
+
+@dataclass(config=STRICT)
+class NgramDiversityReward(TextReward):
+    """Distinct n-grams over all n-grams of a completion, in [0, 1]; 0.0 where it has none."""
+
+    function = "ngram_diversity"
+    n: int | None = Field(default=None, ge=1)  # default: 2
+
+    def score(self, completion: str) -> float:
+        return distinct_n([completion], self.n or 2)
 
     def identity(self) -> dict[str, Any]:
-        return {"type": "text", "function": self.function, **self.settings}
+        # Keys hold `n` only where a recipe sets it.
+        return {name: value for name, value in super().identity().items() if value is not None}
 
 
-def length(completion: str) -> float:
-    """How many white-space tokens the completion has."""
-    return float(len(completion.split()))
+@dataclass(config=STRICT)
+class VaderReward(TextReward):
+    """Compound sentiment, in [-1, 1] (Hutto and Gilbert, 2014; package vaderSentiment)."""
 
+    function = "vader"
 
-def ngram_diversity(completion: str, n: int = 2) -> float:
-    """Distinct n-grams over all n-grams of one completion, in [0, 1]; 0.0 where it has none."""
-    from leftover.metrics import distinct_n
-
-    return distinct_n([completion], n)
-
-
-def vader(completion: str) -> float:
-    """VADER's compound sentiment, in [-1, 1]."""
-    return float(_analyzer().polarity_scores(completion)["compound"])
+    def score(self, completion: str) -> float:
+        return float(_vader().polarity_scores(completion)["compound"])
 
 
 @cache
-def _analyzer() -> Any:
+def _vader() -> "SentimentIntensityAnalyzer":
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
 
 
-_FUNCTIONS: dict[str, Callable[..., float]] = {"length": length, "ngram_diversity": ngram_diversity, "vader": vader}
+@dataclass(config=STRICT)
+class RegexReward(TextReward):
+    """Whether, or how often, a regular expression (Python's `re`) matches the completion.
 
-# function -> the class of one with settings or a state of its own.
-_CLASSES: dict[str, str] = {
-    "regex": "leftover.rewards.regex:RegexReward",
-    "answer": "leftover.rewards.answers:AnswerReward",
-    "numeric_answer": "leftover.rewards.answers:NumericAnswerReward",
-    "tfidf_diversity": "leftover.rewards.tfidf:TfidfDiversityReward",
-}
+    Args:
+        pattern: the expression.
+        mode: match: 1.0 where it matches anywhere, else 0.0 (anchors `^`, `$`, `\\A`, `\\Z` tie it down); fullmatch:
+            1.0 where it matches the whole completion without surrounding white space; count: the number of matches
+            that do not overlap.
+        ignore_case, multiline, dot_all: the flags of `re` of these names.
+        negate: 1.0 where it does not match; for `count`, a negative weight does that.
+    """
+
+    function = "regex"
+    pattern: str
+    mode: Literal["match", "count", "fullmatch"] = "match"
+    ignore_case: bool = False
+    multiline: bool = False
+    dot_all: bool = False
+    negate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.negate and self.mode == "count":
+            raise ValueError("negate inverts a match, not a count: use a negative weight")
+        flags = {re.IGNORECASE: self.ignore_case, re.MULTILINE: self.multiline, re.DOTALL: self.dot_all}
+        self.expression = compile_pattern("pattern", self.pattern, sum(flag for flag, on in flags.items() if on))
+
+    def score(self, completion: str) -> float:
+        if self.mode == "count":
+            return float(sum(1 for _ in self.expression.finditer(completion)))
+        if self.mode == "match":
+            found = self.expression.search(completion)
+        else:
+            found = self.expression.fullmatch(completion.strip())
+        return float((found is None) == self.negate)
+
+
+def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
+    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
+    try:
+        expression = re.compile(pattern, flags)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from error
+    if expression.groups < groups:
+        raise ValueError(
+            f"{key} {pattern!r} has no group: put parentheses around the part that counts, as in '#### (.+)'"
+        )
+    return expression

@@ -1,47 +1,54 @@
 """TF-IDF diversity of a completion, a reward of A-LoL's dialogue tasks (arXiv 2305.14718)."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError
-from leftover.store.manifest import write_json
+from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
+from leftover.store.manifest import read_json, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 _FEW_TERMS = 5
 _BATCH_ROWS = 2048
 
 
-class TfidfDiversityReward:
+@dataclass(config=STRICT)
+class TfidfDiversityReward(TextReward):
     """How rare the words of a completion are: mean of its non-zero TF-IDF weights, in [0, 1].
 
-    A completion of n < 5 distinct known terms gets n/10 of it: one word alone would have the weight 1. One without a
-    known term gets 0.0. Terms and their document frequencies are those of the training completions, by
+    For a completion of n < 5 distinct known terms it is multiplied by n/10: one word alone would have the weight 1.
+    Without a known term it is 0.0. Terms and their document frequencies are those of the training completions, by
     scikit-learn's TfidfVectorizer with its defaults (lower case, words of two letters or more, smoothed IDF, unit
     length).
     """
 
+    function = "tfidf_diversity"
     reads_rows = True
 
-    def __init__(self) -> None:
-        self._vectorizer: Any = None
+    def __post_init__(self) -> None:
+        self._vectorizer: TfidfVectorizer | None = None
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         if self._vectorizer is None:
-            raise UserError(
-                "text reward 'tfidf_diversity' has not read the training completions: use it in a recipe, or call fit "
-                "and load"
-            )
+            raise not_fitted("text reward 'tfidf_diversity'")
         return diversity(self._vectorizer.transform(completions)).tolist()
 
-    def fit(self, folder: Path, rows: Any) -> dict[str, Any]:
+    def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer()
         try:
-            vectorizer.fit(_training_completions(rows))
+            parts = rows.select_columns(["completion", "split"]).iter(batch_size=_BATCH_ROWS)
+            texts = (zip(part["completion"], part["split"], strict=True) for part in parts)
+            vectorizer.fit(text for part in texts for text, split in part if split == "train")
         except ValueError as error:
             if "empty vocabulary" not in str(error):
                 raise
@@ -55,21 +62,13 @@ class TfidfDiversityReward:
     def load(self, folder: Path) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
+        terms = read_json(folder / "terms.json")
         self._vectorizer = TfidfVectorizer(vocabulary={term: i for i, term in enumerate(terms)})
         self._vectorizer.idf_ = np.load(folder / "idf.npy", allow_pickle=False)
 
-    def identity(self) -> dict[str, Any]:
-        return {"type": "text", "function": "tfidf_diversity"}
 
-
-def diversity(weights: Any) -> np.ndarray:
-    """[N] from TF-IDF weights [N, terms] (sparse rows): the mean of those above 0, n/10 of it where they are n < 5."""
+def diversity(weights: "sparse.csr_matrix") -> np.ndarray:
+    """[N] from TF-IDF weights [N, terms]: the mean of those above 0, times n/10 where there are n < 5 of them."""
     num_terms = np.diff(weights.indptr)
     mean = np.asarray(weights.sum(axis=1)).ravel() / np.maximum(num_terms, 1)
     return mean * np.where(num_terms < _FEW_TERMS, num_terms / 10, 1.0)
-
-
-def _training_completions(rows: Any) -> Iterator[str]:
-    for part in rows.select_columns(["completion", "split"]).iter(batch_size=_BATCH_ROWS):
-        yield from (text for text, split in zip(part["completion"], part["split"], strict=True) if split == "train")

@@ -10,26 +10,28 @@ from leftover.errors import UserError
 # Quantiles kept of the training rewards: enough for a rank, small enough for a JSON file.
 _NUM_QUANTILES = 1001
 
-
 NAMES = ("sigmoid", "quantile", "minmax", "standardise")
 
+Transform = str | dict[str, float] | None  # one of NAMES, `scale` and `offset`, or none
 
-def needs_fit(spec: str | dict[str, float] | None) -> bool:
-    """Whether a transform is read off training rewards."""
+
+def needs_fit(spec: Transform) -> bool:
+    """Whether a transform is fitted on training rewards."""
     return spec in ("quantile", "minmax", "standardise")
 
 
-def check_transform(spec: Any, key: str) -> None:
+def check_transform(spec: object, key: str) -> None:
     """Raises UserError, naming the key, for anything that is not a transform."""
-    if spec is None or spec in ("none", *NAMES):
-        return
-    numbers = isinstance(spec, dict) and all(isinstance(v, (int, float)) for v in spec.values())
-    if not numbers or spec.keys() - {"scale", "offset"}:
+    if isinstance(spec, dict):
+        valid = spec.keys() <= {"scale", "offset"} and all(isinstance(v, (int, float)) for v in spec.values())
+    else:
+        valid = spec is None or spec in ("none", *NAMES)
+    if not valid:
         raise UserError(f"{key} is {spec!r}: none, {', '.join(NAMES)}, or {{scale: a, offset: b}}")
 
 
-def fit_transform(spec: str | dict[str, float] | None, train_rewards: np.ndarray) -> dict[str, Any]:
-    """What `apply_transform` needs, as JSON: the name and what was read off the training rewards (NaN ignored)."""
+def fit_transform(spec: Transform, train_rewards: np.ndarray) -> dict[str, Any]:
+    """What `apply_transform` needs, as JSON: the name and what was fitted on the training rewards (NaN ignored)."""
     rewards = train_rewards[np.isfinite(train_rewards)]
     if spec is None:
         return {"name": "none"}

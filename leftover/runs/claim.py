@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from leftover.errors import UserError
-from leftover.models.load import first_line, is_adapter, max_positions
-from leftover.objectives.online import ONLINE
+from leftover.errors import UserError, first_line
+from leftover.models.load import is_adapter, max_positions
+from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_yaml
 from leftover.recipe.packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe

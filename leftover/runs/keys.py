@@ -1,7 +1,6 @@
 """What stands for a run's models and tokenizer in the keys of what is computed from them."""
 
 from pathlib import Path
-from typing import Any
 
 from leftover.data.tokenizer import read_chat_template
 from leftover.models.reference import model_identity
@@ -20,7 +19,7 @@ def tokenizer_key(run: Run) -> Key:
     """The tokenizer's files, and what the recipe says of templates and end tokens."""
     model = run.recipe.model
     if isinstance(model.tokenizer, TokenizerSection):
-        files: Any = {"fit": run.manifest.digest("tokenizer")}
+        files: Key | str = {"fit": run.manifest.digest("tokenizer")}
     else:
         path = tokenizer_folder(run.recipe, run.folder)
         folder = Path(path)
@@ -34,7 +33,7 @@ def tokenizer_key(run: Run) -> Key:
     }
 
 
-def base_key(run: Run) -> Any:
+def base_key(run: Run) -> Key | str:
     """The model before the reference is fitted."""
     model = run.recipe.model
     if model.path:

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
@@ -12,6 +12,7 @@ from leftover.runs.names import reference_folder, tokenizer_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Models:
@@ -24,7 +25,7 @@ class Models:
         self._reference_path = reference_folder(recipe, folder)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         section = self.section
         return load_tokenizer(
             self._tokenizer_path,
@@ -37,7 +38,7 @@ class Models:
         """The chat template with the recipe's options, and the tokens that end a completion."""
         return Chat(self.tokenizer, self.section.template_options, self.section.end_tokens)
 
-    def base(self) -> Any:
+    def base(self) -> "PreTrainedModel":
         """The model before any training: pretrained, or with random weights from the recipe's config."""
         section = self.section
         if section.path is None:
@@ -45,10 +46,10 @@ class Models:
             return build_model(section.config, self.tokenizer, seed=self.seed, dtype=section.dtype)
         return self.load(section.path)
 
-    def reference(self) -> Any:
+    def reference(self) -> "PreTrainedModel":
         return self.load(self._reference_path)
 
-    def load(self, path: str | Path) -> Any:
+    def load(self, path: str | Path) -> "PreTrainedModel":
         """The model or adapter at `path`; it generates until one of the chat's end tokens."""
         model = load_with(self.section, str(path), self.compute_dtype)
         align_generation_config(model, self.tokenizer, self.chat.ends)

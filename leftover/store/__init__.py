@@ -1,1 +1,1 @@
-"""The table on disk, and the manifest that says what each part was computed from."""
+"""The table on disk, and the manifest: what has been computed, from what."""

@@ -1,9 +1,10 @@
 """What has been computed, from what: the keys that decide between reusing, resuming and recomputing.
 
-A key is a nested dictionary: the digests of the keys it builds on under `from`, and the settings of its own.
-Nothing that the numbers do not depend on is in a key, so a change recomputes what depends on it and no more.
+A key is a nested dictionary: the digests of the keys it builds on under `from`, and its own settings. It holds nothing
+that the numbers do not depend on, so a change recomputes what depends on it and no more.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from leftover.monitoring.costs import StageMeter
+from leftover.monitoring.costs import StageCost, StageMeter
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ Key = dict[str, Any]
 
 
 def digest(key: Any) -> str:
-    """A short hash of anything JSON can hold, independent of the order of dictionary keys."""
+    """A short hash of anything that JSON can hold, whatever the order of dictionary keys."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -45,8 +46,12 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
         return found
     if old == new:
         return []
-    # A digest says nothing to a reader: name the input and leave its value out.
+    # A digest means nothing to a reader: name the input without its value.
     return [prefix.removeprefix("from.")] if prefix.startswith("from.") else [f"{prefix}: {old} -> {new}"]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,7 +69,7 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
 
 @dataclass(frozen=True)
 class Status:
-    """`reused`: finished under this key. `resumed`: begun under it. `stale`: of another key. `new`: not there."""
+    """`reused`: finished under this key. `resumed`: begun under it. `stale`: of another key. `new`: no entry."""
 
     action: str
     reason: str = ""
@@ -75,28 +80,26 @@ class Status:
 
     @property
     def discard(self) -> bool:
-        """What lies in the artifact's place is of another key, or of none that is known: it must go."""
+        """Whatever is in the artifact's place has another key, or no known one, and must be removed."""
         return self.action in ("stale", "new")
 
 
 class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
 
-    `shared`: several processes may write entries of the folder; each changes its own under the lock `manifest.lock`
-    and keeps the others'.
+    `label` precedes every name in the log. `shared`: several processes write entries of the folder, each its own
+    under the lock `manifest.lock`.
     """
 
     def __init__(self, folder: Path, label: str = "", *, shared: bool = False):
-        self.label = label  # before every name in the log
-        self.shared = shared
+        self.label, self.shared = label, shared
         self.path = folder / "manifest.json"
-        self.entries: dict[str, dict[str, Any]] = {}
         self._meters: dict[str, StageMeter] = {}  # of what this process has begun and not finished
         self.reload()
 
     def reload(self) -> None:
-        """Take up what other processes have written."""
-        self.entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        """Read what other processes have written."""
+        self.entries: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
 
     def status(self, name: str, key: Key) -> Status:
         key = as_json(key)
@@ -110,10 +113,10 @@ class Manifest:
         return Status("resumed", "it was begun before")
 
     def begin(self, name: str, key: Key, discard: Callable[[], None] = lambda: None) -> Status:
-        """The status of `name` under `key`, said in the log; unless finished, it is marked as begun.
+        """The status of `name` under `key`, which is logged; unless finished, it is marked as begun.
 
-        `discard` removes what lies in the artifact's place. It is called before the new key is written, so that a
-        run killed in between finds the old key again and discards again.
+        `discard` removes what is in the artifact's place. It is called before the new key is written, so that a run
+        killed in between finds the old key again and discards again.
         """
         key = as_json(key)
         status = self.status(name, key)
@@ -137,16 +140,18 @@ class Manifest:
         log.info("%s%s: done", self.label, name)
 
     def note_costs(self) -> None:
-        """Write down what the stage begun last took so far: work that is kept if the process is killed now.
+        """Write down what the stage begun last took so far, in case the process is killed.
 
-        What is lost then, and done again, is in no sum.
+        Work that is lost then, and done again, counts nowhere.
         """
-        for name, meter in list(self._meters.items())[-1:]:
+        if self._meters:
+            name, meter = next(reversed(self._meters.items()))
             self._write(name, self.entries[name] | {"cost": meter.read()})
 
-    def cost(self, name: str) -> dict[str, Any]:
-        """What `name` took (`leftover.monitoring.costs.StageMeter.read`); empty where that was not recorded."""
-        return self.entries.get(name, {}).get("cost") or {}
+    def cost(self, name: str) -> StageCost:
+        """What `name` took; empty where that was not recorded."""
+        cost: StageCost | None = self.entries.get(name, {}).get("cost")
+        return cost or {}
 
     def digest(self, name: str) -> str:
         """The digest of an artifact's key, for the keys of what is computed from it."""
@@ -160,13 +165,10 @@ class Manifest:
         return bool(self.entries.get(name, {}).get("complete"))
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
-        if not self.shared:
-            self.entries[name] = entry
-            write_json(self.path, self.entries)
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
-            self.reload()
+        with FileLock(self.path.with_suffix(".lock")) if self.shared else contextlib.nullcontext():
+            if self.shared:
+                self.reload()
             self.entries[name] = entry
             write_json(self.path, self.entries)
 
@@ -182,7 +184,7 @@ class FileHashes:
 
     def __init__(self, folder: Path):
         self.path = folder / "hashes.json"
-        self.known: dict[str, list] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.known: dict[str, list] = read_json(self.path) if self.path.is_file() else {}
 
     def of(self, path: str | Path) -> str:
         """The hash of a file, or of all files of a folder with their names."""
@@ -197,7 +199,3 @@ class FileHashes:
         self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, value]
         write_json(self.path, self.known)
         return value
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

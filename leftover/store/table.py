@@ -4,11 +4,11 @@ table/manifest.json          a key for every block, and so for every column
 table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary name and renamed
 """
 
-import logging
+import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,26 +16,31 @@ import pyarrow as pa
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.manifest import Key, Manifest
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SHARD_ROWS = 2048
+Column: TypeAlias = pa.Array | np.ndarray | list
 
 
 class Table:
-    """Columns that are computed once and then only read."""
+    """Columns that are computed once and then only read.
+
+    The `write_*` methods return False where a block that is finished under the same key is reused.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.manifest = Manifest(folder, label="table/")
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
-        """Write a block from a stream of rows. Returns False where the finished block was reused."""
+        """Write a block from a stream of rows."""
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
-        # A stream has no place to resume at: reading is cheap, so it starts again.
+        # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
-        num_rows = 0
-        for number, shard in enumerate(_chunks(rows(), SHARD_ROWS)):
+        num_rows, stream = 0, iter(rows())
+        for number, shard in enumerate(iter(lambda: list(itertools.islice(stream, SHARD_ROWS)), [])):
             self._write_shard(block, number, pa.Table.from_pylist(shard, schema=schema))
             num_rows += len(shard)
         self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
@@ -45,17 +50,17 @@ class Table:
         self,
         block: str,
         key: Key,
-        source: Any,
-        compute: Callable[[Any, Path], dict[str, Any]],
+        source: "Dataset",
+        compute: Callable[["Dataset", Path], Mapping[str, Column]],
         *,
         description: str | None = None,
-        conclude: Callable[[Any], None] = lambda block: None,
+        conclude: Callable[["Dataset"], None] = lambda block: None,
     ) -> bool:
-        """Write a block computed from `source` (a Dataset), shard by shard; finished shards are kept on resume.
+        """Write a block computed from `source`, shard by shard; finished shards are kept on resume.
 
-        `compute` gets the source rows of one shard and returns its columns; beside them a path where it may keep what
-        it has of a shard that takes long, which goes once the shard is written. `conclude` gets the whole block just
-        before it counts as finished, so that what it notes is there whenever the block is. Returns False on reuse.
+        `compute` gets the source rows of one shard, and a path for what it wants to keep of an unfinished shard, which
+        is removed once the shard is written; it returns the shard's columns. `conclude` gets the whole block just
+        before it counts as finished.
         """
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
@@ -66,7 +71,7 @@ class Table:
                 scratch = self._shard(block, number).with_suffix(".scratch")
                 scratch.parent.mkdir(parents=True, exist_ok=True)
                 shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
-                self._write_shard(block, number, pa.table({name: _arrow(column) for name, column in shard.items()}))
+                self._write_shard(block, number, _arrow_table(shard))
                 scratch.unlink(missing_ok=True)
                 self.manifest.note_costs()
                 bar.update()
@@ -75,18 +80,18 @@ class Table:
         self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)
         return True
 
-    def write_whole(self, block: str, key: Key, compute: Callable[[], dict[str, Any]]) -> bool:
-        """Write a block that needs all rows at once (splits, values). Returns False on reuse."""
+    def write_whole(self, block: str, key: Key, compute: Callable[[], Mapping[str, Column]]) -> bool:
+        """Write a block that needs all rows at once (splits, values)."""
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
         columns = compute()
         self._discard(block)
-        whole = pa.table({name: _arrow(column) for name, column in columns.items()})
+        whole = _arrow_table(columns)
         self._write_shard(block, 0, whole)
         self.manifest.finish(block, num_rows=len(whole), columns=list(columns))
         return True
 
-    def open(self, *blocks: str) -> Any:
+    def open(self, *blocks: str) -> "Dataset":
         """The named blocks side by side as one memory-mapped `datasets.Dataset`."""
         import datasets
 
@@ -102,7 +107,7 @@ class Table:
     def _discard(self, block: str) -> None:
         shutil.rmtree(self.folder / block, ignore_errors=True)
 
-    def _open_block(self, block: str) -> Any:
+    def _open_block(self, block: str) -> "Dataset":
         import datasets
 
         shards = sorted((self.folder / block).glob("*.arrow"))
@@ -120,43 +125,33 @@ class Table:
         temporary.replace(path)
 
 
-def _arrow(column: Any) -> pa.Array:
-    if isinstance(column, pa.Array):
-        return column
-    if getattr(column, "ndim", 1) == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
-    return pa.array(column)
+def _arrow_table(columns: Mapping[str, Column]) -> pa.Table:
+    def arrow(column: Column) -> pa.Array:
+        if isinstance(column, np.ndarray) and column.ndim == 2:
+            return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
+        return column if isinstance(column, pa.Array) else pa.array(column)
 
-
-def _chunks(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    chunk: list[dict] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    return pa.table({name: arrow(column) for name, column in columns.items()})
 
 
 def float_lists(sequences: Iterable[Any]) -> pa.Array:
-    """A column of float32 lists of unequal length."""
+    """A column of float32 lists of any length."""
     return pa.array(list(sequences), type=pa.list_(pa.float32()))
 
 
-def column(dataset: Any, name: str) -> np.ndarray:
-    """A column of numbers as an array, a missing one NaN; no Python object is made for a row."""
+def column(dataset: "Dataset", name: str) -> np.ndarray:
+    """A column of numbers as an array, NaN where one is missing, without a Python object for every row."""
     return _chunked(dataset, name).to_numpy()
 
 
-def equals(dataset: Any, name: str, value: Any) -> np.ndarray:
-    """[N] bool: where a column of texts or truth values holds `value`; False where it holds nothing."""
+def equals(dataset: "Dataset", name: str, value: Any) -> np.ndarray:
+    """[N] bool: where a column of texts or truth values holds `value`; False where it is null."""
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.equal(_chunked(dataset, name), value), False).to_numpy()
 
 
-def list_lengths(dataset: Any, name: str) -> np.ndarray:
+def list_lengths(dataset: "Dataset", name: str) -> np.ndarray:
     """[N] int: how long the lists of a column are."""
     import pyarrow.compute as pc
 
@@ -164,9 +159,9 @@ def list_lengths(dataset: Any, name: str) -> np.ndarray:
 
 
 class FixedLists:
-    """A column of lists of one size, of which `lists[rows]` reads the rows asked for: [n, size]."""
+    """A column of lists of one size; `lists[rows]` reads these rows alone: [n, size]."""
 
-    def __init__(self, dataset: Any, name: str):
+    def __init__(self, dataset: "Dataset", name: str):
         self._rows, self._name = dataset.select_columns([name]).with_format("arrow"), name
         self.shape = (len(dataset), dataset.features[name].length)
 
@@ -175,14 +170,14 @@ class FixedLists:
         return lists.flatten().to_numpy().reshape(len(rows), self.shape[1])
 
 
-def _chunked(dataset: Any, name: str) -> pa.ChunkedArray:
+def _chunked(dataset: "Dataset", name: str) -> pa.ChunkedArray:
     if len(dataset) == 0:
         return dataset.select_columns([name]).with_format("arrow")[:].column(name)
-    # Each part is joined: its chunks are views of one row each where `select` has moved rows.
+    # Each part is combined: after a `select` that moves rows, its chunks are views of one row each.
     return pa.chunked_array([part.combine_chunks() for part in _parts(dataset, name)])
 
 
-def _parts(dataset: Any, name: str) -> Iterator[pa.ChunkedArray]:
-    """A column, some thousand rows at a time: `datasets` makes an object for every row that `select` has moved."""
+def _parts(dataset: "Dataset", name: str) -> Iterator[pa.ChunkedArray]:
+    """A column, some thousand rows at a time: `datasets` makes an object for every row after such a `select`."""
     for batch in dataset.select_columns([name]).with_format("arrow").iter(batch_size=2 * SHARD_ROWS):
         yield batch[name]

@@ -1,15 +1,14 @@
 """The order of the data, computed once for a whole run: which rows each batch holds.
 
-Resuming is a slice of a `DrawOrder`, distribution a shard of it, and one seed gives one run on any number of
-processes.
+Resuming is a slice of it, distribution a shard of it, and one seed gives one run on any number of processes.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Batches are formed inside windows of this many batches, so that rows of like length meet while the order of
-# the run stays random. The multiset of rows drawn is settled before: bucketing changes no row's expected count.
+# Batches are formed inside windows of this many batches, so that rows of similar length meet while the order of the run
+# stays random. Which rows are drawn is settled before: bucketing changes no row's expected count.
 _WINDOW_BATCHES = 64
 
 
@@ -42,29 +41,30 @@ def draw_batches(
     """Draw `num_units` rows (or whole groups) and cut them into batches.
 
     Args:
-        weights: [N] non-negative; a row is drawn in proportion to its weight and never where it is 0. None draws
-            all rows alike. For groups, a group's weight is the sum over its rows.
+        weights: [N] non-negative; a row is drawn in proportion to its weight, a group to the sum over its rows. None:
+            all rows weigh the same.
         num_units: how many rows (with `groups`: how many groups) the run draws in all.
-        lengths: [N] tokens a row; given, rows of like length share a batch (see `_WINDOW_BATCHES`).
+        lengths: [N] tokens a row; given, rows of similar length share a batch (see `_WINDOW_BATCHES`).
         groups: [N] ids; given, the unit is a group and all its rows come in one batch.
-        batch_size: the most units a batch holds.
-        max_tokens: the most tokens a batch holds once padded (rows times the longest row); needs `lengths`. A
-            unit that exceeds it alone is a batch of its own.
+        batch_size: the most units in a batch.
+        max_tokens: the most padded tokens in a batch (rows times the longest row); needs `lengths`. A unit that
+            exceeds it forms its own batch.
         replacement: independent draws, or shuffled epochs in which every unit of positive weight comes once, the
             heavier ones tending to come earlier. Epochs do not share batches.
-        seed: of the draw; equal arguments give an equal order.
 
     Returns:
-        The order of the whole run. Raises ValueError for weights that are negative, not finite or all zero, and
-        for contradictory arguments.
+        The order of the whole run. Raises ValueError for weights that are negative, not finite or all zero, and for
+        contradictory arguments.
     """
-    num_rows = _num_rows(weights, lengths, groups)
+    sizes = {len(column) for column in (weights, lengths, groups) if column is not None}
+    if len(sizes) != 1:
+        raise ValueError(f"give at least one of weights, lengths, groups, all of one length; got lengths {sizes}")
     if batch_size is None and max_tokens is None:
         raise ValueError("draw_batches needs batch_size, max_tokens or both")
     if max_tokens is not None and lengths is None:
         raise ValueError("max_tokens needs lengths")
-    rng = np.random.default_rng(seed)
-    members = _members(groups, num_rows)
+    rng, num_rows = np.random.default_rng(seed), sizes.pop()
+    members = _members(groups)
     unit_weights = _unit_weights(weights, members, num_rows)
     unit_lengths = None if lengths is None else _reduce(np.asarray(lengths), members, np.max)
     unit_rows = np.array([len(rows) for rows in members]) if members is not None else np.ones(num_rows, np.int64)
@@ -82,14 +82,7 @@ def draw_batches(
     return DrawOrder(indices.astype(np.int64), offsets)
 
 
-def _num_rows(*columns: np.ndarray | None) -> int:
-    sizes = {len(column) for column in columns if column is not None}
-    if len(sizes) != 1:
-        raise ValueError(f"give at least one of weights, lengths, groups, all of one length; got lengths {sizes}")
-    return sizes.pop()
-
-
-def _members(groups: np.ndarray | None, num_rows: int) -> list[np.ndarray] | None:
+def _members(groups: np.ndarray | None) -> list[np.ndarray] | None:
     if groups is None:
         return None
     groups = np.asarray(groups)
@@ -143,8 +136,8 @@ def _cut(
     units = units[np.argsort(lengths[units], kind="stable")]
     if max_tokens is None:
         assert batch_size is not None
-        # The incomplete batch stands at a random place of the sorted window: were it always the last, the
-        # longest rows would train in smaller batches than the rest.
+        # The incomplete batch is put at a random place of the sorted window: if it were always the last, the longest
+        # rows would train in smaller batches than the rest.
         num_full, rest = divmod(len(units), batch_size)
         sizes = [batch_size] * num_full
         if rest:

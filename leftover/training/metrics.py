@@ -1,19 +1,21 @@
-"""What is logged of a training batch, and what `LoLTrainer.evaluate` measures. Names as TRL's."""
+"""What is logged of a training batch, under TRL's names."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from leftover.errors import UserError
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.batch import sequence_logprobs
+from leftover.recipe.offline import LoLConfig
 
 Weighted = dict[str, tuple[Tensor, int]]
 
-# How values of many batches and processes become one; the mean otherwise.
+# How values of several batches and processes become one, where not by their mean.
 _EXTREMES = {"importance_weight/min": torch.min, "importance_weight/max": torch.max, "logratio/initial_max": torch.max}
 
 
@@ -21,15 +23,15 @@ class MetricSums:
     """Running means and extremes between two log lines, over micro-batches and processes."""
 
     def __init__(self) -> None:
-        self.values: dict[str, list[tuple[Tensor, int]]] = {}
-        self.num_tokens = 0
-        self.tokens_logged_here = 0
+        self.values: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self.num_tokens = 0  # of all processes
+        self.tokens_logged_here = 0  # of this one
 
     def add(self, metrics: Weighted) -> None:
         for name, value in metrics.items():
-            self.values.setdefault(name, []).append(value)
+            self.values[name].append(value)
 
-    def pop(self, accelerator: Any) -> dict[str, float]:
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """The metrics since the last call, as floats."""
         out = {}
         for name, entries in self.values.items():
@@ -47,54 +49,49 @@ class MetricSums:
                 pair = torch.stack([(numbers * counts).sum(), counts.sum()]).to(accelerator.device)
                 total, count = accelerator.gather(pair).reshape(-1, 2).sum(0)
                 out[name] = float(total / count) if count else float("nan")
-        self.values = {}
+        self.values.clear()
         return out
 
     def tokens_of_this_process(self) -> int:
         """Tokens of the batches that this process has trained on since it started. Waits for a GPU between logs."""
-        unlogged = sum(int(value) for value, _ in self.values.get("num_tokens", ()))
-        return self.tokens_logged_here + unlogged
+        return self.tokens_logged_here + sum(int(value) for value, _ in self.values["num_tokens"])
 
 
 @torch.no_grad()
-def training_metrics(objective: Objective, settings: Any, batch: CompletionBatch, inputs: dict) -> Weighted:
+def training_metrics(
+    objective: Objective, settings: object, batch: CompletionBatch, inputs: dict[str, Tensor]
+) -> Weighted:
     """Metrics of one micro-batch on the DRAWN rows: each a value and how many completions or tokens it averages."""
-    rows = len(batch.reward)
-    logprob = sequence_logprobs(batch.logprobs.detach(), batch.mask)
-    metrics: Weighted = {
-        "num_tokens": (inputs["prompt_mask"].sum() + batch.mask.sum(), 1),
-        "logps/policy": (logprob.mean(), rows),
-    }
+    logprob = sequence_logprobs(batch.logprobs, batch.mask)
+    vectors = {"logps/policy": logprob}
     if not torch.isnan(batch.reward).any():
-        metrics["reward/mean"] = (batch.reward.mean(), rows)
+        vectors["reward/mean"] = batch.reward
     if not torch.isnan(batch.advantage).any():
-        metrics["advantage/mean"] = (batch.advantage.mean(), rows)
-        metrics["advantage/frac_positive"] = ((batch.advantage > 0).float().mean(), rows)
+        vectors["advantage/mean"] = batch.advantage
+        vectors["advantage/frac_positive"] = (batch.advantage > 0).float()
     if not torch.isnan(batch.reference_logprobs).any():
-        logratio = logprob - sequence_logprobs(batch.reference_logprobs, batch.mask)
-        metrics["logratio/mean"] = (logratio.mean(), rows)
+        vectors["logratio/mean"] = logprob - sequence_logprobs(batch.reference_logprobs, batch.mask)
     if objective.importance_weights is not None:
         weights, mask = objective.importance_weights(batch, settings)
-        weights, count = weights[mask], int(mask.sum())
-        metrics["importance_weight/mean"] = (weights.mean(), count)
-        metrics["importance_weight/min"] = (weights.min(), count)
-        metrics["importance_weight/max"] = (weights.max(), count)
+        weights = weights[mask]
         clip = getattr(settings, "clip", None)
         outside = (weights - 1).abs() > clip if clip is not None else torch.zeros_like(weights)
-        metrics["importance_weight/clipped_frac"] = (outside.float().mean(), count)
+        vectors["importance_weight/mean"] = weights
+        vectors["importance_weight/min"], vectors["importance_weight/max"] = weights.min()[None], weights.max()[None]
+        vectors["importance_weight/clipped_frac"] = outside.float()
     if objective.metrics is not None:
-        found = objective.metrics(batch, settings)
-        metrics |= {name: (values.detach().mean(), len(values)) for name, values in found.items()}
-    return metrics
+        vectors |= objective.metrics(batch, settings)
+    num_tokens = inputs["prompt_mask"].sum() + batch.mask.sum()
+    return {"num_tokens": (num_tokens, 1)} | {name: (values.mean(), len(values)) for name, values in vectors.items()}
 
 
-def initial_logratio(batch: CompletionBatch, args: Any, model: Any) -> Weighted:
+def initial_logratio(batch: CompletionBatch, args: LoLConfig, model: Any) -> Weighted:
     """The largest difference of a token's log-probability at step 0, where the policy is the reference.
 
-    Raises UserError above `max_initial_logratio`; none is set where the released code's dropout is on.
+    Raises UserError above `max_initial_logratio`, which has no default for the released code with its dropout.
     """
     difference = (batch.logprobs.detach() - batch.reference_logprobs).abs()[batch.mask].max().item()
-    if np.isnan(difference):
+    if math.isnan(difference):
         return {}  # no reference log-probabilities: the objective does not use them
     limit = args.max_initial_logratio
     if limit is None:

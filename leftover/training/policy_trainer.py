@@ -1,43 +1,109 @@
-"""What the trainers of policies share, on scored rows and online: memory, evaluation, what is told of it, the card."""
+"""What LoLTrainer and PPOTrainer share: how they are made, what they log, evaluation, checkpoints, the model card."""
 
 import contextlib
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import Trainer
+from datasets import Dataset
+from peft import PeftConfig
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
+from leftover.data.collate import Collator
+from leftover.data.raw import chat_of
+from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
-from leftover.models.load import is_adapter
+from leftover.models.divergence import FrozenStart
+from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import prepare_evaluation
+from leftover.prepare.in_memory import Rows, prepare_evaluation
+from leftover.recipe.policy import PolicyConfig
+from leftover.rewards.python import summed
+from leftover.training.metrics import MetricSums
 
 
 class PolicyTrainer(Trainer):
-    """A Trainer that keeps freed memory on a CPU, and whose `evaluate` generates and scores.
+    """A Trainer whose model as it is given is the reference, and whose `evaluate` generates and scores.
 
-    Callbacks get what was sampled as `completions` of `on_evaluate`: a list of `Completion`, empty where nothing was.
+    Callbacks get the completions of an evaluation as `completions` of `on_evaluate`: a list of `Completion`, empty
+    where none were generated.
     """
 
+    config: ClassVar[type[PolicyConfig]]
+    default_folder: ClassVar[str]  # `output_dir` where no `args` are given
+
     args: Any
+    model: Any
+    train_dataset: Any
     processing_class: Any
-    reward_func: Any
-    reference: Any = None  # the FrozenStart of the policy, where evaluation measures the divergence from it
+    reference: FrozenStart | None = None  # from which evaluation measures the policy's divergence
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module | str,
+        args: Any = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        reward_funcs: Callable | Sequence[Callable] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        self.args = args or self.config(output_dir=self.default_folder)
+        self.reward_func = summed(reward_funcs)
+        self.sums = MetricSums()
+        # Facts of the whole run that every log line repeats, such as the value's held-out R2.
+        self.run_metrics: dict[str, float] = {}
+        policy, tokenizer = _loaded(model, processing_class, peft_config)
+        align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
+        train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
+        if self.args.disable_dropout:
+            disable_dropout(policy)
+        super().__init__(
+            model=policy,
+            args=self.args,
+            data_collator=kwargs.pop("data_collator", None) or Collator(tokenizer.pad_token_id),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        # compute_loss divides by the units of the whole optimizer step, so the Trainer must not divide again.
+        self.loss_is_scaled_for_ga = True
+        if self.args.n_gpu > 1:
+            raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
         add_completion_tables(self)
+        self._begin()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare(
+        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
+    ) -> tuple[Dataset | None, Dataset | None]:
+        """What the Trainer gets as its two data sets; the policy is still the reference."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """What is left to do once the Trainer has been made."""
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
         on_cpu = self.args.device.type == "cpu"
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
             return super().train(*args, **kwargs)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.sums.pop(self.accelerator), **self.run_metrics}
+        super().log(logs, start_time)
+
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Generate for the evaluation prompts and score; also the rows' own likelihood and log-ratio."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -55,12 +121,12 @@ class PolicyTrainer(Trainer):
         return metrics
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write README.md into `output_dir`: our card, without results; `push_to_hub` uploads it with the model.
+        """Write README.md, our card without results, into `output_dir`; `push_to_hub` uploads it with the model.
 
-        It takes what `Trainer.create_model_card` takes; language, license, tags, model_name, finetuned_from and
-        dataset_tags stand in its header.
+        Takes what `Trainer.create_model_card` takes, of which language, license, tags, model_name, finetuned_from and
+        dataset_tags go into its header.
         """
-        from leftover.publish.card import write_trainer_card  # which reads the objectives' trainers
+        from leftover.publish.card.trainer import write_trainer_card
 
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
         if self.is_world_process_zero():
@@ -78,3 +144,21 @@ class PolicyTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)
             if folder == Path(str(self.args.output_dir)):
                 self.create_model_card()
+
+
+def _loaded(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
+    path = model if isinstance(model, str) else model.config.name_or_path
+    if isinstance(model, str):
+        model = load_model(model)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path)
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    return model, tokenizer

@@ -1,35 +1,33 @@
 """The draws of the released code (github.com/abaheti95/LoL-RL), for `released_code: true`.
 
-Its draws in proportion to a weight come from a generator that the seed does not reach: two runs of one seed differ.
-Here they come from a generator that `seed` and `data_seed` do not reach either, but that is the same in every run, so
-that a killed run can go on.
+Its draws in proportion to a weight do not depend on the seed, so that two runs of one seed differ. Here they do not
+depend on `seed` and `data_seed` either, but are the same in every run, so that a killed run can continue.
 """
-
-from typing import Any
 
 import numpy as np
 
 from leftover.errors import UserError
 from leftover.objectives import Columns, Objective
+from leftover.recipe.offline import LoLConfig
 from leftover.training.draws import DrawOrder
 
-# Rows a draw in proportion to a weight in the assistant script, whatever the batch size.
+# Rows a draw in proportion to a weight in the assistant script, at any batch size.
 _LITERAL_BATCH = 4
 _SEED = 0
 
 
-def run_order(
-    args: Any, objective: Objective, columns: Columns, selected: np.ndarray, weights: np.ndarray, priority: bool
+def released_order(
+    args: LoLConfig, objective: Objective, columns: Columns, selected: np.ndarray, weights: np.ndarray, priority: bool
 ) -> tuple[DrawOrder, int]:
     """The batches of a whole run and its optimizer steps, as the script draws them.
 
-    Draws with replacement: by priority, and in the assistant script also alike among the leftover rows ("good
+    Draws with replacement: by priority, and in the assistant script also uniformly among the leftover rows ("good
     random"). Otherwise epochs are shuffled, by `seed`.
     """
     if args.world_size > 1:
-        raise UserError("released_code draws as scripts of one process do: start it on one")
+        raise UserError("released_code draws as the released scripts do, in one process: start it on one")
     if objective.unit == "group":
-        raise UserError(f"released_code has no '{args.objective}' of this code's kind: leave it out for that policy")
+        raise UserError(f"the released code has no '{args.objective}': leave released_code out for that policy")
     assistant = args.released_script == "assistant"
     among_leftover = args.rows == "leftover" or (args.rows == "auto" and objective.rows == "leftover")
     drawn = priority or (assistant and among_leftover)
@@ -50,7 +48,7 @@ def _positive_share(columns: Columns, assistant: bool) -> float:
     return float((advantage > 0).mean()) if assistant else 1 - float((advantage < 0).mean())
 
 
-def _assistant_length(args: Any, num_rows: int, size: int, share: float) -> tuple[int, int]:
+def _assistant_length(args: LoLConfig, num_rows: int, size: int, share: float) -> tuple[int, int]:
     """`max_steps` (or those of the epochs over all rows), times the leftover share."""
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * num_rows) // per_step
@@ -58,7 +56,7 @@ def _assistant_length(args: Any, num_rows: int, size: int, share: float) -> tupl
     return steps * args.gradient_accumulation_steps, steps
 
 
-def _tasks_length(args: Any, num_rows: int, size: int, share: float) -> tuple[int, int]:
+def _tasks_length(args: LoLConfig, num_rows: int, size: int, share: float) -> tuple[int, int]:
     """Epochs of the leftover share of batches and one more; each drops what does not fill an accumulation."""
     in_epoch = -(-num_rows // size)
     in_epoch = min(in_epoch, int(in_epoch * share) + 1)
@@ -68,7 +66,7 @@ def _tasks_length(args: Any, num_rows: int, size: int, share: float) -> tuple[in
     return steps * accumulation, steps
 
 
-def _shuffled(args: Any, rows: np.ndarray, size: int, num_batches: int, keep_rest: bool) -> DrawOrder:
+def _shuffled(args: LoLConfig, rows: np.ndarray, size: int, num_batches: int, keep_rest: bool) -> DrawOrder:
     """Epochs in random order; the rows that do not fill a batch at its end are kept in a smaller one, or dropped."""
     if len(rows) < size and not keep_rest:
         raise UserError(f"released_code: {len(rows)} rows do not fill a batch of {size}")

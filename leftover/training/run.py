@@ -2,11 +2,14 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedModel
 
 from leftover.errors import UserError
 from leftover.models.load import save_model
@@ -15,7 +18,7 @@ from leftover.monitoring.costs import cost_callback
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, training_rows
 from leftover.recipe.needs import trains_on_chosen
 from leftover.recipe.offline import LoLConfig, declared
@@ -26,7 +29,8 @@ from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
 from leftover.store.table import Table, column, list_lengths
-from leftover.training.batch_extras import row_columns
+from leftover.training.draws import DrawOrder
+from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.settings import effective, policy_settings, reference_args, subject, training_args
 from leftover.training.trainer import LoLTrainer
@@ -122,7 +126,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     )
 
 
-def policy_rows(recipe: Recipe, table: Table, name: str) -> Any:
+def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
     """The training rows that a policy selects from, with the constants and extra columns that its objective reads."""
     fields = recipe.train | recipe.policies[name]
     if fields.get("objective") in ONLINE:
@@ -138,7 +142,7 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Any:
     )
 
 
-def _check_selection_scores(rows: Any) -> None:
+def _check_selection_scores(rows: Dataset) -> None:
     scores = column(rows, "reward")
     scores = scores[np.isfinite(scores)]
     if len(scores) < 3 or np.ptp(scores) == 0:
@@ -152,15 +156,15 @@ def _check_selection_scores(rows: Any) -> None:
 def _train(
     run: Run,
     folder: Path,
-    model: Any,
+    model: PreTrainedModel,
     args: LoLConfig | PPOConfig,
-    rows: Any,
-    validation: Any,
-    reward_func: Any = None,
+    rows: Dataset,
+    validation: Dataset,
+    reward_func: Callable | None = None,
     r2: float | None = None,
 ) -> dict[str, Any]:
     """Train `model`, save the chosen checkpoint in `folder`; returns the facts for the manifest."""
-    trainer_class: Any = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
+    trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
     callbacks = [MetricsFile(folder / "metrics.jsonl"), cost_callback(run.manifest)]
     lora = run.models.lora_config()
     trainer = trainer_class(model, args, rows, validation, reward_func, run.models.tokenizer, lora, callbacks=callbacks)
@@ -190,11 +194,12 @@ def _train(
 
 
 def _offline_facts(trainer: LoLTrainer) -> dict[str, Any]:
+    assert trainer.draw_order is not None
     tokens = trained_tokens(trainer.train_dataset, trainer.draw_order)
     return {"trained_tokens": tokens, **trainer.selection_facts}
 
 
-def trained_tokens(rows: Any, order: Any) -> int:
+def trained_tokens(rows: Dataset, order: DrawOrder) -> int:
     """Tokens of the rows of a whole draw order: of prompts and completions, without padding."""
     lengths = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
     return int(lengths[order.indices].sum())

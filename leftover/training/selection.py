@@ -4,22 +4,24 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.objectives import Columns, Objective
 from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
-from leftover.recipe.offline import objective_of, objective_settings
+from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
 from leftover.store.table import column, list_lengths
-from leftover.training import released_draws as released
 from leftover.training.draws import DrawOrder, draw_batches
+from leftover.training.released_draws import released_order
 
 log = logging.getLogger(__name__)
 
 
 class Selection(NamedTuple):
-    """The rows that may be drawn, [N] bool, and their drawing weights, [N]; 0 outside.
+    """The rows that may be drawn, [N] bool, and their drawing weights, [N], 0 outside.
 
-    With an objective of groups: how many prompts it draws from, and how many it cannot use (one completion, a tie).
+    `facts`, of an objective of groups: how many prompts it draws from, and how many it cannot use (one completion, or
+    all alike).
     """
 
     selected: np.ndarray
@@ -27,8 +29,8 @@ class Selection(NamedTuple):
     facts: dict[str, int]
 
 
-def training_columns(rows: Any) -> Columns:
-    """The numbers of prepared training rows (a Dataset) that selection and draws depend on, [N] each."""
+def training_columns(rows: Dataset) -> Columns:
+    """The numbers of prepared training rows that selection and draws depend on, [N] each."""
     columns = {name: column(rows, name) for name in (*ROW_NUMBERS, "group") if name in rows.column_names}
     if "is_chosen" in rows.column_names:
         columns["is_chosen"] = column(rows, "is_chosen").astype(np.float64)  # true, false or none
@@ -42,8 +44,7 @@ def select_rows(
     """[N] bool, the rows that may be drawn.
 
     rows: all; leftover (advantage > 0); top (the `top_percent` % of highest reward; of equal rewards the earlier
-    rows); auto (what the objective says). Rows that lack a number that a choice or an objective needs are not
-    selected.
+    rows); auto (the objective's own). Rows without a number that this choice or the objective needs are not selected.
     """
     rows = objective.rows if rows == "auto" else rows
     chosen_by = {"leftover": "advantage", "top": "reward"}.get(rows)
@@ -59,9 +60,9 @@ def select_rows(
         if not selected.any():
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
-                f"{_ranges(columns)}. All rewards equal, or the reference's own samples scored higher than the rows? "
-                "There is nothing left over to train on; value targets of the kind 'recorded' compare the rows with "
-                "one another"
+                f"{_ranges(columns)}, so nothing is left over to train on. Are all rewards equal, or did the "
+                "reference's own samples score higher than the rows? Value targets of the kind 'recorded' compare the "
+                "rows with one another"
             )
     if rows == "top":
         scored = np.flatnonzero(selected)
@@ -82,7 +83,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     """[N] drawing weights, 0 outside the selection.
 
     priority and priority_unweighted draw in proportion to the objective's own weight (advantage or reward, its
-    positive part); uniform draws the selected rows alike.
+    positive part); uniform draws the selected rows with equal probability.
     """
     if draw == "uniform" or objective.draw_by is None:
         return selected.astype(np.float64)
@@ -92,70 +93,58 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     return weights
 
 
-def selection(args: Any, columns: Columns) -> Selection:
-    """What `args` (a LoLConfig) selects of the training rows. Raises UserError where they cannot serve it."""
+def selection(args: LoLConfig, columns: Columns) -> Selection:
+    """What the settings select of the training rows. Raises UserError where the rows cannot serve the objective."""
     objective, settings = objective_of(args), objective_settings(args)
     check_requirements(args.objective, objective, columns, settings)
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
-    facts: dict[str, int] = {}
-    if objective.usable is not None:
-        selected, facts = _usable_groups(args.objective, objective, columns, selected)
-    draw = "priority" if by_priority(args) else "uniform"
-    weights = draw_weights(objective, columns, selected, draw)
-    if objective.unit == "group":
-        weights = _alike(columns["group"], selected)
-    return Selection(selected, weights, facts)
-
-
-def _usable_groups(
-    name: str, objective: Objective, columns: Columns, selected: np.ndarray
-) -> tuple[np.ndarray, dict[str, int]]:
-    assert objective.usable is not None
-    check_groups(name, objective, columns["group"][selected])
+    if objective.usable is None:
+        weights = draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
+        return Selection(selected, weights, {})
+    check_groups(args.objective, objective, columns["group"][selected])
     usable = objective.usable(columns, selected)
     given, taken = (len(np.unique(columns["group"][rows])) for rows in (selected, usable))
     if taken == 0:
         raise UserError(
-            f"{called(name)} compares completions of one prompt by their rewards, and in none of the {given} "
+            f"{called(args.objective)} compares completions of one prompt by their rewards, and in none of the {given} "
             "prompts do they differ"
         )
+    dropped = given - taken
     log.info(
-        "%s: %d prompts with completions to compare; %d left out (one alone, or all alike)", name, taken, given - taken
-    )
-    return usable, {"groups": taken, "groups_left_out": given - taken}
+        "%s: %d prompts with completions to compare; %d dropped (one completion, or all alike)",
+        args.objective, taken, dropped,
+    )  # fmt: skip
+    # Groups of any size are drawn with equal probability: the weights of each sum to 1.
+    _, member_of = np.unique(columns["group"], return_inverse=True)
+    sizes = np.bincount(member_of, usable)
+    weights = np.where(usable, 1 / np.maximum(sizes, 1)[member_of], 0.0)
+    return Selection(usable, weights, {"groups": taken, "groups_left_out": dropped})
 
 
-def _alike(group: np.ndarray, selected: np.ndarray) -> np.ndarray:
-    """[N] weights that sum to 1 over the selected rows of every group: groups are drawn alike, whatever their size."""
-    _, member_of = np.unique(group, return_inverse=True)
-    sizes = np.bincount(member_of, selected)
-    return np.where(selected, 1 / np.maximum(sizes, 1)[member_of], 0.0)
-
-
-def by_priority(args: Any) -> bool:
+def by_priority(args: LoLConfig) -> bool:
     """Whether rows are drawn in proportion to the objective's weight, with replacement; groups never are."""
     objective = objective_of(args)
     weighted = args.draw == "auto" and objective.draw_by is not None
     return objective.unit == "completion" and (args.draw.startswith("priority") or weighted)
 
 
-def run_order(args: Any, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
+def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
     """The batches of a whole run and its optimizer steps: `max_steps`, or epochs over the SELECTED rows.
 
-    On several processes every one takes as many batches as the others; an incomplete last round is left out.
+    On several processes each takes as many batches as the others; an incomplete last round is dropped.
     """
     if args.released_code:
-        return released.run_order(args, objective_of(args), columns, selected, weights, by_priority(args))
+        return released_order(args, objective_of(args), columns, selected, weights, by_priority(args))
     if not (args.whole_groups or objective_of(args).unit == "group"):
         return _run_order(args, columns["length"], None, selected, weights)
-    # Of a group only its selected rows come.
+    # Only the selected rows of a group are drawn.
     rows = np.flatnonzero(selected)
     order, steps = _run_order(args, columns["length"][rows], columns["group"][rows], selected[rows], weights[rows])
     return DrawOrder(rows[order.indices], order.offsets), steps
 
 
 def _run_order(
-    args: Any, length: np.ndarray, group: np.ndarray | None, selected: np.ndarray, weights: np.ndarray
+    args: LoLConfig, length: np.ndarray, group: np.ndarray | None, selected: np.ndarray, weights: np.ndarray
 ) -> tuple[DrawOrder, int]:
     per_step = args.gradient_accumulation_steps * args.world_size
     options: dict[str, Any] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.publish.hub import HUB_KEYS
 from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, objective_settings
 from leftover.recipe.online import PPOConfig, own_settings
@@ -41,7 +41,7 @@ def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
     """The whole settings of one policy; UserError for what its config or the objective refuses."""
     metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
     own = policy_settings(run.recipe, name)
-    settings = _cadence(own) | {"metric_for_best_model": metric, "greater_is_better": True} | own
+    settings = cadence(own) | {"metric_for_best_model": metric, "greater_is_better": True} | own
     args = _config(run.recipe, settings, run.folder, policy_folder(run.folder, name, seed), seed)
     if isinstance(args, LoLConfig):
         objective_settings(args)
@@ -52,7 +52,7 @@ def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
     """The whole settings of the reference's training by NLL: the checkpoint of the lowest NLL is kept."""
     own = recipe.reference.train
     best = {"metric_for_best_model": "nll", "greater_is_better": False}
-    settings = _cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
+    settings = cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
     return _config(recipe, settings, run_folder, run_folder / "reference", recipe.seed)
 
 
@@ -61,7 +61,7 @@ def subject(run_folder: Path, folder: Path) -> str:
     return "-".join(folder.relative_to(run_folder).parts[-2:])
 
 
-def _cadence(settings: dict[str, Any]) -> dict[str, Any]:
+def cadence(settings: dict[str, Any]) -> dict[str, Any]:
     """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
 
     Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.

@@ -108,5 +108,5 @@ def test_bad_input_of_the_verb_exits_with_2_and_one_message(rows, tmp_path, caps
             main(["fit-reward", *arguments, "--output", str(tmp_path / "out")])
         assert stopped.value.code == 2
     said = capsys.readouterr().err
-    for message in ("no data file at", "no file at", "unknown setting 'featurs'; did you mean 'features'"):
+    for message in ("no data file at", "no file at", "unknown key 'featurs'; did you mean 'features'"):
         assert message in said

@@ -55,7 +55,7 @@ def loaded(monkeypatch: Any) -> list[dict[str, Any]]:
         return original(path, **{k: v for k, v in options.items() if k not in ("quantization_config", "device_map")})
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
-    monkeypatch.setattr(quantization, "check_quantization", lambda: None)
+    monkeypatch.setattr("leftover.runs.claim.check_quantization", lambda: None)
     return calls
 
 

@@ -11,8 +11,7 @@ import pytest
 import leftover
 from leftover.commands.compare.methods import METHODS
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES, RELEASED
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE, RELEASED
 from leftover.recipe.checks import own_fields
 from leftover.recipe.files import load_yaml, make_recipe
 from leftover.recipe.offline import LoLConfig

@@ -19,7 +19,7 @@ from jaxtyping import TypeCheckError
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.pointwise import ClipSettings, FloorSettings, KLSettings
 from leftover.objectives.requirements import ROW_NUMBERS
-from leftover.training.batch_extras import PROVIDERS
+from leftover.training.extras import PROVIDERS
 from tests.objectives.objective_checks import (
     POLICY,
     REWARD,

@@ -104,7 +104,7 @@ def test_the_facts_of_components_are_their_moments_correlation_and_share_of_the_
 def test_a_component_that_dominates_the_sum_is_warned_of(tmp_path, tiny_recipe, caplog):
     functions = [LENGTH, DIVERSITY | {"weight": 0.001}]
     prepare(tiny_recipe(tmp_path, reward={"functions": functions}))
-    assert "'length' makes 100% of the variance of the sum" in caplog.text
+    assert "'length' makes up 100% of the variance of the sum" in caplog.text
 
 
 def prepare(content: dict, only: str = "score") -> Run:

@@ -1,5 +1,6 @@
 """V(x): the head, the choice between the three estimates, and the three kinds of targets."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -314,9 +315,6 @@ def estimate(rows, targets, sample_rewards=None, seed=0, **settings):
         rows,
         section,
         targets,
-        model=None,
-        tokenizer=None,
-        compute_dtype=None,
         seed=seed,
         sample_rewards=sample_rewards,
     )
@@ -511,10 +509,9 @@ def test_values_by_the_head_do_not_depend_on_the_amount_of_padding(gpt2, monkeyp
     def values_with(prompt_ids):
         found = RowConstants(**vars(rows) | {"prompt_ids": prompt_ids})
         section = ValueSection(candidates=["constant", "head"], num_prompts=20, head_epochs=3)
-        model, tokenizer = gpt2.train(), SimpleNamespace(pad_token_id=0)
+        hidden = partial(prompt_hidden, gpt2.train(), SimpleNamespace(pad_token_id=0))
         return estimate_values(
-            found, section, "reference_samples", model=model, tokenizer=tokenizer, compute_dtype=None, seed=0,
-            sample_rewards=sample,
+            found, section, "reference_samples", seed=0, hidden=hidden, sample_rewards=sample
         )[0]  # fmt: skip
 
     # The last prompts are held out: none of them is fitted to.

@@ -210,10 +210,16 @@ def test_the_identity_changes_with_the_model_and_the_training(tmp_path, word_tok
         ({"model": "a", "config": CONFIG}, "exactly one of model .* and config"),
         ({"config": CONFIG}, "config needs `model_type`, and `tokenizer` beside it"),
         ({"config": {"hidden_size": 3}, "tokenizer": "t"}, "config needs `model_type`"),
-        ({"model": "a", "features": "both"}, "features is 'both', not one of pair, completion"),
-        ({"model": "a", "max_length": 0}, "max_length is 0, not a number of tokens"),
-        ({"model": "a", "train": {"learning_rat": 1}}, "unknown key train.learning_rat; did you mean 'learning_rate'"),
-        ({"model": "a", "train": {"output_dir": "x"}}, "train.output_dir cannot be set: the run's own folder is used"),
+        ({"model": "a", "features": "both"}, "features: Input should be 'pair' or 'completion'"),
+        ({"model": "a", "max_length": 0}, "max_length: Input should be greater than or equal to 1"),
+        (
+            {"model": "a", "train": {"learning_rat": 1}},
+            "train: unknown key 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        (
+            {"model": "a", "train": {"output_dir": "x"}},
+            "train: 'output_dir' cannot be set: the run's own folder is used",
+        ),
         ({"model": "a", "train": {"load_best_model_at_end": False}}, "cannot be set: the reward needs its own value"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_report_says_what_a_judge_and_a_scorer_are_worth(tmp_path: Path, tin
     results = run(make_recipe(recipe))
     report = (tmp_path / "run/report.md").read_text()
     assert "judge 'own' is fitted on the policies' own rows" in report
-    assert any("reward recorded may say nothing" in caveat for caveat in results["scoring_caveats"])
+    assert any("reward recorded may be no better than chance" in caveat for caveat in results["scoring_caveats"])
 
 
 def test_values_of_an_earlier_recipe_of_the_folder_are_not_joined_to_other_rows(

@@ -179,7 +179,7 @@ def test_a_preset_that_is_not_there_is_told_of_its_neighbours():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_names_a_model_and_serves_as_the_name_of_its_component(preset):
     spec = {"type": "classifier", "preset": preset}
-    assert load_reward(spec).path == PRESETS[preset]["model"]
+    assert load_reward(spec).model == PRESETS[preset]["model"]
     assert list(load_reward({"type": "sum", "functions": [spec]}).components) == [preset]
 
 
@@ -204,4 +204,4 @@ def test_a_recipe_may_name_a_preset(tmp_path):
         }
     )
     assert json.loads(recipe.model_dump_json())["reward"]["functions"] == functions
-    assert Path(load_reward({"type": "sum", "functions": functions}).components["fluency"].path) == tmp_path
+    assert Path(load_reward({"type": "sum", "functions": functions}).components["fluency"].model) == tmp_path

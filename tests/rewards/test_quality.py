@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from leftover.metrics import bootstrap_interval
-from leftover.rewards.quality import auc, bootstrap, held_out_facts, same_prompt_accuracy, spearman
+from leftover.metrics import bootstrap_interval, pair_accuracy
+from leftover.rewards.quality import auc, bootstrap, held_out_facts, spearman
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.integers(0, 6, 60).astype(float)  # many ties
@@ -17,20 +17,20 @@ WEIGHTS = RNG.integers(0, 4, 60)
 
 def test_auc_counts_ties_as_one_half():
     # Of label 1 scored 2, 1 against label 0 scored 1, 0: above, above, tie, above = 3.5 of 4.
-    assert auc(np.array([2.0, 1, 1, 0]), np.array([1.0, 1, 0, 0])) == 3.5 / 4
-    assert auc(SCORES, LABELS) == pytest.approx(roc_auc_score(LABELS, SCORES))
+    assert auc(np.array([2.0, 1, 1, 0]), np.array([1.0, 1, 0, 0]))(np.ones(4)) == 3.5 / 4
+    assert auc(SCORES, LABELS)(np.ones(60)) == pytest.approx(roc_auc_score(LABELS, SCORES))
 
 
 def test_a_weight_is_a_row_repeated():
     repeated = np.repeat(np.arange(60), WEIGHTS)
-    assert auc(SCORES, LABELS, WEIGHTS) == pytest.approx(roc_auc_score(LABELS[repeated], SCORES[repeated]))
+    assert auc(SCORES, LABELS)(WEIGHTS) == pytest.approx(roc_auc_score(LABELS[repeated], SCORES[repeated]))
     expected = stats.spearmanr(SCORES[repeated], REWARDS[repeated]).statistic
-    assert spearman(SCORES, REWARDS, WEIGHTS) == pytest.approx(expected)
+    assert spearman(SCORES, REWARDS)(WEIGHTS) == pytest.approx(expected)
 
 
 def test_spearman_is_that_of_scipy():
-    assert spearman(SCORES, REWARDS) == pytest.approx(stats.spearmanr(SCORES, REWARDS).statistic)
-    assert np.isnan(spearman(SCORES, np.ones(60)))
+    assert spearman(SCORES, REWARDS)(np.ones(60)) == pytest.approx(stats.spearmanr(SCORES, REWARDS).statistic)
+    assert np.isnan(spearman(SCORES, np.ones(60))(np.ones(60)))
 
 
 def test_the_bootstrap_of_a_mean_is_that_of_the_metrics():
@@ -40,19 +40,21 @@ def test_the_bootstrap_of_a_mean_is_that_of_the_metrics():
 
 
 def test_rows_that_come_in_families_of_copies_make_no_interval_narrower():
-    once = bootstrap(lambda w: auc(SCORES, LABELS, w), np.arange(60))
-    nine = bootstrap(lambda w: auc(np.tile(SCORES, 9), np.tile(LABELS, 9), w), np.tile(np.arange(60), 9))
+    once = bootstrap(auc(SCORES, LABELS), np.arange(60))
+    nine = bootstrap(auc(np.tile(SCORES, 9), np.tile(LABELS, 9)), np.tile(np.arange(60), 9))
     assert nine == pytest.approx(once, abs=1e-9)
 
 
 def test_what_is_not_defined_has_no_value_and_no_interval():
-    facts = held_out_facts("label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], None)
+    facts = held_out_facts(
+        "label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], np.empty((0, 2), int)
+    )
     assert facts["held_out_auc"] == {"value": None, "low": None, "high": None}
 
 
 def test_the_same_prompt_accuracy_compares_rows_of_one_prompt_alone():
     # p: rewards 2 > 1 in order, 2 > 0 in order, 1 > 0 tied in score: 2.5 of 3. q: wrong. r: equal rewards, no pair.
     scores, rewards = np.array([3.0, 1, 1, 0, 5, 1, 2]), np.array([2.0, 1, 0, 1, 0, 4, 4])
-    assert same_prompt_accuracy(scores, rewards, list("pppqqrr")) == (2.5 / 4, 4)
-    value, pairs = same_prompt_accuracy(scores, rewards, list("abcdefg"))
+    assert pair_accuracy(scores, rewards, list("pppqqrr")) == (2.5 / 4, 4)
+    value, pairs = pair_accuracy(scores, rewards, list("abcdefg"))
     assert np.isnan(value) and pairs == 0

@@ -20,7 +20,8 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
-from leftover.prepare.baseline_constants import mismatch, mismatched_logprobs
+from leftover.prepare.extras import mismatch, mismatched_logprobs
+from leftover.prepare.reference import Reference
 from leftover.recipe.files import make_recipe
 from leftover.recipe.needs import needs_of
 from leftover.runs.claim import open_run
@@ -62,6 +63,7 @@ def complete_rows(path: str, tokenizer: Any) -> datasets.Dataset:
     mismatched = [completions[i] for i in partner]
     model = AutoModelForCausalLM.from_pretrained(path)
     rng = np.random.default_rng(1)
+    reference = Reference(lambda: (model, tokenizer), None, 8, 0)
     lists = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompts, completions, strict=True)]
     logprobs, features = reference_pass(model, tokenizer, lists)
     return datasets.Dataset.from_dict(
@@ -73,7 +75,7 @@ def complete_rows(path: str, tokenizer: Any) -> datasets.Dataset:
             "group": group,
             "reward_quantile": rng.uniform(0, 1, len(rows)),
             "mismatched_ids": mismatched,
-            "mismatched_reference_logprob": mismatched_logprobs(model, tokenizer, prompts, mismatched, None),
+            "mismatched_reference_logprob": mismatched_logprobs(reference, prompts, mismatched),
         }
     )
 
@@ -176,7 +178,7 @@ def test_lone_completions_and_ties_are_left_out_and_counted(
     changed = rows.remove_columns("reward").add_column("reward", reward).select(range(7))
     trainer = make_trainer(tiny_llama_path, tokenizer, changed, tmp_path, objective="dpo")
     assert trainer.selection_facts == {"groups": 1, "groups_left_out": 2}
-    assert "dpo: 1 prompts with completions to compare; 2 left out" in caplog.text
+    assert "dpo: 1 prompts" in caplog.text and "2 dropped" in caplog.text
     assert set(trainer.draw_order.indices) < {3, 4, 5} and trainer.num_selected == 2
     with pytest.raises(UserError, match="in none of the 1 prompts do they differ"):
         make_trainer(tiny_llama_path, tokenizer, changed.select(range(3)), tmp_path, objective="dpo")

@@ -159,7 +159,7 @@ def test_the_tasks_script_heeds_the_batch_size_and_counts_zero_as_left_over(tmp_
 
 
 def test_objectives_of_groups_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="released_code has no 'pro'"):
+    with pytest.raises(UserError, match="'pro': leave released_code out"):
         selected = np.ones(40, bool)
         run_order(config(tmp_path, objective="pro"), columns(), selected, selected.astype(float))
 

@@ -353,7 +353,7 @@ def test_reward_functions_get_prompts_and_completions_by_name_or_in_order(
     ("returned", "message"),
     [
         ([1.0], "returned 1 scores for"),
-        (None, r"must return one number \(or None\) a completion"),
+        (None, r"must return one number \(or None\) per completion"),
         ("many", "must return one number"),
         (float("nan"), "gave nan for the completion"),
     ],

@@ -7,10 +7,10 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.prepare import checks
 from leftover.recipe.files import make_recipe
+from leftover.recipe.offline import LoLConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs import claim
 from leftover.runs.run import Run
@@ -127,6 +127,7 @@ def _plan(run: Run, name: str, fields: dict[str, Any]) -> Planned:
     one = with_policy(run, name, fields)
     rows = policy_rows(one.recipe, one.table, name)
     columns, args = training_columns(rows), training_args(one, name, run.recipe.seeds[0])
+    assert isinstance(args, LoLConfig)  # online methods have no rows to select
     selected, weights, _ = selection(args, columns)
     order, updates = run_order(args, columns, selected, weights)
     num = int(selected.sum())

@@ -17,7 +17,7 @@ from leftover.commands.plan.show import MEANING, memory_table, plain_table, prin
 from leftover.commands.plan.sources import offline
 from leftover.commands.plan.work import GROUPS, LEFTOVER, Sizes, Training, plan_training
 from leftover.monitoring.terminal import console
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.prepare.checks import check_recipe
 from leftover.recipe.offline import LoLConfig
 from leftover.recipe.sections import Recipe

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leftover.errors import UserError, nearest
-from leftover.objectives import OBJECTIVES
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.sections import Recipe
 
 

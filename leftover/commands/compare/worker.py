@@ -45,9 +45,9 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     from leftover.errors import UserError
-    from leftover.monitoring.terminal import _announce
+    from leftover.monitoring.terminal import set_up_logging
 
-    _announce()
+    set_up_logging()
     try:
         work(given.folder, given.policy, given.seed, not given.train_only)
     except UserError as error:

@@ -64,9 +64,9 @@ _GIVEN = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same co
 def judge(run_folder: str, **options: Any) -> None:
     """Completions of a policy against others of the same prompts, judged by a language model or by people."""
     from leftover.errors import UserError
-    from leftover.monitoring.terminal import _announce
+    from leftover.monitoring.terminal import set_up_logging
 
-    _announce()
+    set_up_logging()
     settings = _settings(options)
     if options["human"] and options["ratings"]:
         raise UserError("--human writes a page, --import reads its answers: give one of them")

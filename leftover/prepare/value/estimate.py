@@ -1,7 +1,7 @@
 """V for every row, by one of three kinds of targets; rows that share a prompt share a value (but for group_loo)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from leftover.errors import UserError
-from leftover.models.reference import prompt_hidden
 from leftover.prepare.value.fit import FittedValue, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 
@@ -35,7 +34,7 @@ class RowConstants:
 class Prompts:
     """The unique prompts of the rows: `first[g]` is a row of prompt g, `of_row[i]` the prompt of row i."""
 
-    def __init__(self, rows: RowConstants, hidden: Callable[[list[Sequence[int]]], Any]):
+    def __init__(self, rows: RowConstants, hidden: Callable | None):
         _, self.first, self.of_row = np.unique(rows.group, return_index=True, return_inverse=True)
         self.rows, self._hidden = rows, hidden
         self.family = rows.family[self.first]
@@ -48,6 +47,7 @@ class Prompts:
 
     def hidden(self, prompts: np.ndarray) -> list[Tensor]:
         """Last hidden states of the given prompts; the base runs once over them."""
+        assert self._hidden is not None
         states: dict[int, Tensor] = dict(self._hidden([self.rows.prompt_ids[int(self.first[p])] for p in prompts]))
         return [states[i] for i in range(len(prompts))]
 
@@ -79,20 +79,19 @@ def estimate_values(
     settings: ValueSection,
     targets: str,
     *,
-    model: Any,
-    tokenizer: Any,
-    compute_dtype: str | None,
     seed: int,
+    hidden: Callable[[list[Sequence[int]]], Iterable[tuple[int, Tensor]]] | None = None,
     sample_rewards: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """V of every row, [N] float64, and a report: the targets, the estimate chosen, its held-out R2.
 
     Args:
         targets: reference_samples, recorded or group_loo (docs/paper.md, "The value estimate").
+        hidden: for the attention head; given token ids of prompts, (i, last hidden states [L_i, H]) of each.
         sample_rewards: with reference_samples; given row indices, one for each prompt to sample for, the mean
             reward of completions sampled from the reference.
     """
-    prompts = Prompts(rows, lambda ids: prompt_hidden(model, tokenizer, ids, compute_dtype=compute_dtype))
+    prompts = Prompts(rows, hidden)
     if targets == "group_loo":
         values, report = _group_loo(rows)
     elif targets == "recorded":

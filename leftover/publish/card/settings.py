@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from leftover.objectives import OBJECTIVES
-from leftover.objectives.online import ONLINE
+from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, declared
 from leftover.recipe.online import PPOConfig, own_settings
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leftover.objectives.online import ONLINE
+from leftover.objectives import ONLINE
 from leftover.publish.card.curve import draw_curve
 from leftover.publish.card.facts import versions
 from leftover.publish.card.papers import papers

@@ -76,9 +76,7 @@ def value_of_words(
     features = _word_features(prompts)
     rows = RowConstants(group, family, reward, np.ones(len(reward), bool), features, [[]] * len(reward))
     settings = ValueSection(candidates=["constant", "ridge"])
-    value, about = estimate_values(
-        rows, settings, "recorded", model=None, tokenizer=None, compute_dtype=None, seed=seed
-    )
+    value, about = estimate_values(rows, settings, "recorded", seed=seed)
     return value, about | {"features": "words of the prompt"}
 
 

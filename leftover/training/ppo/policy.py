@@ -1,4 +1,4 @@
-"""What PPO asks of a policy: log-probability, value and entropy of every completion token."""
+"""What PPO needs of a policy: log-probability, value and entropy of every completion token."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from leftover.data.collate import Collator
 from leftover.models.logprobs import head_sees_only, join, selected_logprobs
-from leftover.models.reference import autocast, length_sorted_batches, pass_tokens
+from leftover.models.reference import batches, evaluating
 from leftover.objectives.ppo import entropy
 
 
@@ -33,7 +32,7 @@ VALUE_HEAD = "value_head"
 
 
 def attach_value_head(policy: Any) -> ValueHead:
-    """Give a causal language model a value head: one of its modules, so that it trains along; not saved with it."""
+    """Give a causal language model a value head: a module that trains along and is not saved with the model."""
     output = policy.get_output_embeddings()
     head = ValueHead(getattr(output, "in_features", output.weight.shape[-1])).to(output.weight.device)
     setattr(policy, VALUE_HEAD, head)
@@ -52,11 +51,7 @@ class TokenOutputs(NamedTuple):
 
 
 def token_outputs(
-    model: Any,
-    batch: Mapping[str, Tensor],
-    *,
-    temperature: float = 1.0,
-    entropies: bool = False,
+    model: nn.Module, batch: Mapping[str, Tensor], *, temperature: float = 1.0, entropies: bool = False
 ) -> TokenOutputs:
     """log pi(y_t), V before y_t and, where asked for, the entropy of pi there, in one pass.
 
@@ -86,16 +81,13 @@ def _head_input(model: Any) -> Iterator[dict[str, Tensor]]:
     """Inside, `captured['hidden']` holds what the language model's head was given."""
     captured: dict[str, Tensor] = {}
     head = getattr(model, "module", model).get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, inputs: captured.__setitem__("hidden", inputs[0]))
-    try:
+    with head.register_forward_pre_hook(lambda _, inputs: captured.__setitem__("hidden", inputs[0])):
         yield captured
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()
 def score_tokens(
-    policy: Any,
+    policy: nn.Module,
     pad_token_id: int,
     rows: Sequence[dict[str, Any]],
     *,
@@ -105,20 +97,14 @@ def score_tokens(
 ) -> TokenOutputs:
     """`token_outputs` of rows with `prompt_ids` and `completion_ids`, on the CPU, in batches of bounded size.
 
-    The same rows come in the same batches, so that two policies of equal weights differ by exactly 0.
+    Two policies of equal weights differ by exactly 0.
     """
-    device, was_training = next(policy.parameters()).device, policy.training
-    policy.eval()
-    collate = Collator(pad_token_id)
     longest = max(len(row["completion_ids"]) for row in rows)
     out = TokenOutputs(*(torch.zeros(len(rows), longest) for _ in range(3)))
-    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
-    with autocast(device, compute_dtype):
-        for chosen in length_sorted_batches(lengths, pass_tokens(device)):
-            batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+    with evaluating(policy, compute_dtype) as device:
+        for chosen, batch in batches(rows, pad_token_id, device):
             found = token_outputs(policy, batch, temperature=temperature, entropies=entropies)
             for whole, part in zip(out, found, strict=True):
                 if whole is not None and part is not None:
                     whole[chosen, : part.shape[1]] = part.float().cpu()
-    policy.train(was_training)
     return out if entropies else out._replace(entropies=None)

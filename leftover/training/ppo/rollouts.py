@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from leftover.data.collate import pad
 from leftover.data.rows import as_prompt
@@ -13,22 +15,20 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast
 from leftover.objectives.ppo import advantages_and_returns, explained_variance, moments, token_rewards, whiten
+from leftover.recipe.online import PPOConfig
 from leftover.training.ppo.policy import score_tokens
 
 Summed = Callable[[Tensor], Tensor]
 
 
 def _alone(total: Tensor) -> Tensor:
+    """The sum over one process."""
     return total
-
-
-# Columns of [N, T] that a mini-batch takes along.
-TOKEN_COLUMNS = ("old_logprobs", "old_values", "advantages", "returns")
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """N completions of this process, as the policy was when it wrote them.
+    """N completions of this process, with the policy's numbers from when it wrote them.
 
     Args:
         prompt_ids, completion_ids: N lists of token ids.
@@ -56,19 +56,18 @@ class Rollouts:
 def complete(
     policy: Any,
     reference: FrozenStart,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     reward_func: Callable,
-    args: Any,
+    args: PPOConfig,
     seed: int,
 ) -> Rollouts:
-    """The policy's completions of prompts, as the reward functions, the policy and the reference see them.
+    """The policy's completions of prompts, scored by the reward function, the policy and the reference.
 
     Args:
         policy: a language model with a value head.
         reference: the policy's frozen start.
         rows: with `prompt`, `conversational` and `prompt_ids`.
-        args: a PPOConfig.
     """
     prompt_ids = [list(row["prompt_ids"]) for row in rows]
     with autocast(next(policy.parameters()).device, args.compute_dtype):
@@ -84,10 +83,13 @@ def complete(
         )
     scores = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
     written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    options: dict[str, Any] = {"compute_dtype": args.compute_dtype, "temperature": args.temperature}
-    now = score_tokens(policy, tokenizer.pad_token_id, written, entropies=True, **options)
+    score = partial(
+        score_tokens, policy, tokenizer.pad_token_id, written,
+        compute_dtype=args.compute_dtype, temperature=args.temperature,
+    )  # fmt: skip
+    now = score(entropies=True)
     with reference.in_place():
-        before = score_tokens(policy, tokenizer.pad_token_id, written, **options)
+        before = score()
     assert now.entropies is not None
     ends = end_ids(policy)
     return Rollouts(
@@ -102,11 +104,10 @@ def complete(
     )
 
 
-def shaped_rewards(rollouts: Rollouts, args: Any, kl_coef: float, summed: Summed = _alone) -> Tensor:
+def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: Summed = _alone) -> Tensor:
     """[N, T] rewards a token: score at the end, penalties for divergence and for a missing end.
 
     Args:
-        args: a PPOConfig.
         kl_coef: the penalty on a nat of divergence.
         summed: adds a tensor over processes, so that moments are those of all rollouts.
     """
@@ -120,10 +121,15 @@ def shaped_rewards(rollouts: Rollouts, args: Any, kl_coef: float, summed: Summed
 
 
 def targets(
-    rollouts: Rollouts, rewards: Tensor, args: Any, summed: Summed = _alone
+    rollouts: Rollouts, rewards: Tensor, args: PPOConfig, summed: Summed = _alone
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The columns of `TOKEN_COLUMNS`, [N, T], and what is to be told of the rollouts of all processes."""
+    """The columns [N, T] that a mini-batch trains on, and what is logged of the rollouts of all processes."""
     mask = rollouts.mask
+    everyone = torch.ones(len(mask), dtype=torch.bool)
+
+    def mean(values: Tensor, chosen: Tensor = everyone) -> float:
+        return float(moments(values, chosen, summed)[0])
+
     raw, returns = advantages_and_returns(rewards, rollouts.values, mask, args.gamma, args.lam)
     columns = {
         "old_logprobs": rollouts.logprobs,
@@ -131,26 +137,20 @@ def targets(
         "advantages": whiten(raw, mask, *moments(raw, mask, summed)),
         "returns": returns,
     }
-    _, residual = moments(returns - rollouts.values, mask, summed)
+    reward, reward_variance = moments(rollouts.scores, everyone, summed)
+    _, residual_variance = moments(returns - rollouts.values, mask, summed)
     return_mean, return_variance = moments(returns, mask, summed)
-    return columns, _told(rollouts, mask, summed) | {
-        "value/mean": float(moments(rollouts.values, mask, summed)[0]),
-        "value/returns": float(return_mean),
-        "value/explained_variance": float(explained_variance(residual, return_variance)),
-    }
-
-
-def _told(rollouts: Rollouts, mask: Tensor, summed: Summed) -> dict[str, float]:
-    everyone = torch.ones(len(mask), dtype=torch.bool)
-    reward, variance = moments(rollouts.scores, everyone, summed)
     logratio = (rollouts.logprobs - rollouts.reference_logprobs).masked_fill(~mask, 0.0)
-    return {
+    return columns, {
         "reward/mean": float(reward),
-        "reward/std": float(variance.sqrt()),
-        "kl": float(moments(logratio.sum(1), everyone, summed)[0]),
-        "entropy": float(moments(rollouts.entropies, mask, summed)[0]),
-        "completions/mean_length": float(moments(mask.sum(1), everyone, summed)[0]),
-        "completions/ended": float(moments(rollouts.ended, everyone, summed)[0]),
+        "reward/std": float(reward_variance.sqrt()),
+        "kl": mean(logratio.sum(1)),
+        "entropy": mean(rollouts.entropies, mask),
+        "completions/mean_length": mean(mask.sum(1)),
+        "completions/ended": mean(rollouts.ended),
+        "value/mean": mean(rollouts.values, mask),
+        "value/returns": float(return_mean),
+        "value/explained_variance": float(explained_variance(residual_variance, return_variance)),
     }
 
 
@@ -167,4 +167,4 @@ def collate(
         "completion_mask": completion_mask,
     }
     width = completion_ids.shape[1]
-    return batch | {name: columns[name][list(chosen), :width] for name in TOKEN_COLUMNS}
+    return batch | {name: column[list(chosen), :width] for name, column in columns.items()}

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from leftover.prepare.in_memory import prepare_evaluation
 from leftover.recipe.online import PPOConfig
+from leftover.training.policy_trainer import Rows
 from leftover.training.ppo.rollouts import Rollouts, collate
 
 log = logging.getLogger(__name__)
 
 
-def unique_prompts(tokenizer: Any, args: PPOConfig, rows: Any) -> list[dict[str, Any]]:
+def unique_prompts(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Rows | None) -> list[dict[str, Any]]:
     """The first row of every prompt, with `prompt_ids`."""
     if rows is None:
         return []
@@ -28,7 +30,7 @@ def unique_prompts(tokenizer: Any, args: PPOConfig, rows: Any) -> list[dict[str,
 
 
 def prompt_order(args: PPOConfig, num_prompts: int) -> np.ndarray:
-    """[PPO steps, rollouts a step] indices of prompts: every prompt once, in random order, then all anew."""
+    """[PPO steps, rollouts a step] indices of prompts: every prompt once, in random order, then all again."""
     rng = np.random.default_rng(args.data_seed if args.data_seed is not None else args.seed)
     shape = (args.num_ppo_steps(num_prompts), args.rollouts_per_step)
     passes = math.ceil(shape[0] * shape[1] / num_prompts)
@@ -38,7 +40,7 @@ def prompt_order(args: PPOConfig, num_prompts: int) -> np.ndarray:
 def align_cadence(args: PPOConfig, num_prompts: int) -> None:
     """Set `max_steps`, and make logging, evaluation and saving fall on the ends of PPO steps.
 
-    In the middle of one a checkpoint could not be resumed from: it does not hold the completions. Every PPO step is
+    A checkpoint from the middle of one could not be resumed: it does not hold the completions. Every PPO step is
     logged.
     """
     updates = args.updates_per_step
@@ -54,9 +56,8 @@ def align_cadence(args: PPOConfig, num_prompts: int) -> None:
 
     every = updates
     if args.eval_strategy == IntervalStrategy.STEPS and args.eval_steps:
-        args.eval_steps = every = whole(args.eval_steps, updates)
-    if not args.load_best_model_at_end:
-        every = updates
+        args.eval_steps = evaluated = whole(args.eval_steps, updates)
+        every = evaluated if args.load_best_model_at_end else updates
     args.save_steps = whole(args.save_steps, every)  # the best checkpoint has to be one that was evaluated
     args.max_steps, args.logging_steps, args.logging_strategy = max_steps, updates, IntervalStrategy.STEPS
 
@@ -67,11 +68,10 @@ def rollout_seed(*parts: int) -> int:
 
 
 class RolloutLoader:
-    """A data loader whose every pass is one PPO step: completions first, then their mini-batches, pass by pass.
+    """A data loader whose every pass is one PPO step: completions first, then their mini-batches, `ppo_epochs` times.
 
     Args:
-        rollout: makes the rollouts of a PPO step, by its number, and the columns that it trains on.
-        args: see PPOConfig; every process has its share of a step's rollouts.
+        rollout: makes the rollouts of this process in a PPO step, by its number, and the columns that it trains on.
     """
 
     def __init__(

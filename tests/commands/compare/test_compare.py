@@ -29,6 +29,7 @@ from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
+from leftover.training.settings import cadence
 
 METHODS = "nll,wbc,a_lol_seq"
 RUDE = " That is not our problem."
@@ -231,9 +232,9 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
 
 
 def test_checkpoints_are_saved_where_they_are_evaluated() -> None:
-    assert leftover.training.run.cadence({})["save_steps"] == leftover.training.run.cadence({})["eval_steps"] == 0.1
-    assert leftover.training.run.cadence({"eval_steps": 2})["save_steps"] == 2
-    assert leftover.training.run.cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
+    assert cadence({})["save_steps"] == cadence({})["eval_steps"] == 0.1
+    assert cadence({"eval_steps": 2})["save_steps"] == 2
+    assert cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
 
 
 def test_a_killed_comparison_continues_with_the_runs_that_are_missing(

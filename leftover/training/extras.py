@@ -1,7 +1,7 @@
-"""What only single objectives need of a batch: `CompletionBatch.extras`, one provider a name.
+"""Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name.
 
-A provider gives its extra from the collated batch, from row columns that it names, from the model, or from a module
-that is trained along with the policy.
+A provider gives its extra from the collated batch, from the row columns that it names, from the model, or from a
+module that is trained along with the policy.
 """
 
 from collections.abc import Iterable
@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch
 from leftover.store.table import column
+from leftover.training.policy_trainer import PolicyTrainer
 
 _FILE = "trained_along.safetensors"
 
 
 class Provider:
-    """One extra of a run: `provider(model, inputs, batch)`."""
+    """One extra of a run: `provider(model, inputs, batch)`. This one reads the column of its name, NaN without it."""
 
     columns: tuple[str, ...] = ()  # of the training rows
     module: nn.Module | None = None  # trained along
     learning_rate: float | None = None  # of the module; None: the policy's
 
-    def __init__(self, trainer: Any, name: str):
+    def __init__(self, trainer: "TrainsAlong", name: str):
         self.trainer, self.name = trainer, name
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        raise NotImplementedError
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+        return inputs.get(self.name, torch.full_like(batch.reward, torch.nan))
 
 
 class RewardQuantile(Provider):
@@ -38,17 +39,11 @@ class RewardQuantile(Provider):
 
     columns = ("reward_quantile",)
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        return inputs["reward_quantile"]
-
 
 class IsChosen(Provider):
     """[B] 1 for the chosen of a pair, 0 for the rejected, NaN for rows of no pair."""
 
     columns = ("is_chosen",)
-
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        return inputs.get("is_chosen", torch.full_like(batch.reward, float("nan")))
 
 
 class MismatchedLogratio(Provider):
@@ -60,25 +55,24 @@ class MismatchedLogratio(Provider):
 
     columns = ("mismatched_ids", "mismatched_reference_logprob")
 
-    def __init__(self, trainer: Any, name: str):
+    def __init__(self, trainer: "TrainsAlong", name: str):
         super().__init__(trainer, name)
         self.known: tuple[list, Tensor] | None = None  # a step's batches, and its mean
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
         batches = self.trainer.step_batches or [inputs]
         if self.known is None or self.known[0] is not batches:
             self.known = batches, self._mean(model, batches, inputs["prompt_ids"].device)
         return self.known[1]
 
     @torch.no_grad()
-    def _mean(self, model: Any, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+    def _mean(self, model: nn.Module, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         total = torch.zeros(2, device=device)
         for one in batches:
             inputs = {name: values.to(device) for name, values in one.items()}
-            mask = inputs["mismatched_mask"]
-            pairs = {**inputs, "completion_ids": inputs["mismatched_ids"], "completion_mask": mask}
-            logratio = completion_logprobs(model, pairs).sum(-1) - inputs["mismatched_reference_logprob"]
-            total += torch.stack([logratio.sum(), torch.tensor(float(len(logratio)), device=device)])
+            inputs |= {"completion_ids": inputs["mismatched_ids"], "completion_mask": inputs["mismatched_mask"]}
+            logratio = completion_logprobs(model, inputs).sum(-1) - inputs["mismatched_reference_logprob"]
+            total += torch.stack([logratio.sum(), logratio.new_tensor(len(logratio))])
         summed, count = self.trainer.accelerator.gather(total).reshape(-1, 2).sum(0)
         return summed / count
 
@@ -86,24 +80,24 @@ class MismatchedLogratio(Provider):
 class AdvantageScale(Provider):
     """[] the standard deviation of the training rows' advantages."""
 
-    def __init__(self, trainer: Any, name: str):
+    def __init__(self, trainer: "TrainsAlong", name: str):
         super().__init__(trainer, name)
         advantages = torch.from_numpy(column(trainer.train_dataset, "advantage").copy())
         scale = advantages[advantages.isfinite()].std(correction=0)
         self.scale = torch.where(scale > 0, scale, 1.0).float()
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
         return self.scale.to(batch.advantage.device)
 
 
 class LogNormaliser(Provider):
     """[] log of the mean of exp(R / temperature) over the rows of the whole optimizer step, on all processes."""
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        device = batch.reward.device
-        rewards = torch.cat([b["reward"].to(device) for b in self.trainer.step_batches or [inputs]])
-        parts = [(rewards / self.trainer.settings.temperature).logsumexp(0), torch.tensor(float(len(rewards))).log()]
-        found = self.trainer.accelerator.gather(torch.stack([part.to(device) for part in parts])).reshape(-1, 2)
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+        rewards = torch.cat([b["reward"].to(batch.reward.device) for b in self.trainer.step_batches or [inputs]])
+        log_sum = (rewards / self.trainer.settings.temperature).logsumexp(0)
+        parts = torch.stack([log_sum, rewards.new_tensor(len(rewards)).log()])
+        found = self.trainer.accelerator.gather(parts).reshape(-1, 2)
         log_sum, log_count = found.logsumexp(0)
         return log_sum - log_count
 
@@ -116,7 +110,7 @@ class SoftValue(Provider):
 
     columns = ("prompt_features",)
 
-    def __init__(self, trainer: Any, name: str):
+    def __init__(self, trainer: "TrainsAlong", name: str):
         super().__init__(trainer, name)
         width = len(trainer.train_dataset[0]["prompt_features"])
         rewards = torch.from_numpy(column(trainer.train_dataset, "reward").copy())
@@ -126,7 +120,7 @@ class SoftValue(Provider):
         self.module = nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), linear).to(trainer.args.device)
         self.learning_rate = trainer.settings.value_learning_rate
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
         assert self.module is not None
         return self.module(inputs["prompt_features"]).squeeze(-1)
 
@@ -149,10 +143,10 @@ def row_columns(names: Iterable[str]) -> list[str]:
 class Extras:
     """All extras of a run: `extras(model, inputs, batch)` is the batch with them."""
 
-    def __init__(self, trainer: Any, names: Iterable[str]):
+    def __init__(self, trainer: "TrainsAlong", names: Iterable[str]):
         self.providers = {name: PROVIDERS[name](trainer, name) for name in sorted(set(names) & PROVIDERS.keys())}
 
-    def __call__(self, model: Any, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
+    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
         found = {name: provider(model, inputs, batch) for name, provider in self.providers.items()}
         return batch._replace(extras=found)
 
@@ -162,13 +156,15 @@ class Extras:
         return nn.ModuleDict({name: p.module for name, p in self.providers.items() if p.module is not None})
 
 
-class TrainsAlong:
-    """A mixin for a `Trainer` with `extras`: their modules are in its optimizer, its checkpoints and its resume."""
+class TrainsAlong(PolicyTrainer):
+    """A trainer with extras: their modules are in its optimizer, its checkpoints and its resume."""
 
     extras: Extras
+    settings: Any  # the objective's own
+    step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for provider in self.extras.providers.values():
             if provider.module is None or id(next(provider.module.parameters())) in known:
@@ -176,27 +172,22 @@ class TrainsAlong:
             parameters = list(provider.module.parameters())
             rate = {} if provider.learning_rate is None else {"lr": provider.learning_rate}
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, **rate})
-            # The Trainer averages the policy's gradients over processes, and clears them; these are none of them.
-            optimizer.register_step_pre_hook(lambda *_, p=parameters: _average(p))
+            # The Trainer averages over processes, and clears, the gradients of the policy alone.
+            optimizer.register_step_pre_hook(lambda *_, p=parameters: self._average(p))
             optimizer.register_step_post_hook(lambda *_, m=provider.module: m.zero_grad())
         return optimizer
 
+    def _average(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients over processes."""
+        for parameter in parameters:
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        if self.extras.modules and self.args.should_save:  # type: ignore[attr-defined]
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.extras.modules and self.args.should_save:
             save_file(self.extras.modules.state_dict(), Path(output_dir) / _FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.extras.modules:
             self.extras.modules.load_state_dict(load_file(Path(checkpoint) / _FILE))
-
-
-def _average(parameters: list[nn.Parameter]) -> None:
-    """The mean of the gradients over processes."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        for parameter in parameters:
-            assert parameter.grad is not None
-            distributed.all_reduce(parameter.grad)
-            parameter.grad /= distributed.get_world_size()

@@ -7,19 +7,21 @@ mismatched_*: a completion of another prompt, and its log-probability under the 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from leftover.errors import UserError
-from leftover.models.reference import reference_pass
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
-from leftover.prepare.value.samples import sampled_rewards
+from leftover.prepare.reference import Reference
 from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -27,44 +29,37 @@ log = logging.getLogger(__name__)
 def extra_columns(run: Run) -> None:
     """The blocks that the policies of the recipe ask for."""
     for block in extra_blocks(run.recipe):
-        _COMPUTE[block](run)
+        {"quantile": quantile_block, "mismatched": mismatched_block}[block](run)
 
 
 def quantile_block(run: Run) -> None:
     """Block `quantile`: `reference_rewards` [k] and `reward_quantile` of the training rows; NaN for the others."""
-    samples = num_reference_samples(run.recipe)
+    samples, reference = num_reference_samples(run.recipe), Reference.of_run(run)
     key = {
         "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
         "samples": samples,
-        "max_new_tokens": run.recipe.max_new_tokens,
+        "max_new_tokens": reference.max_new_tokens,
         "seed": run.seed,
     }
-    model: list[Any] = []
 
-    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
-        if not model:
-            model.append(run.models.reference())
+    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
         if chosen.any():
-            # The number of the shard, so that a shard that is computed again gets the same samples.
-            seed = run.seed + samples * _number(scratch)
             rewards[chosen], quantile[chosen] = reward_quantiles(
-                model[0],
-                run.models.tokenizer,
+                reference,
                 shard.select(np.flatnonzero(chosen)),
                 column(shard, "group")[chosen],
                 column(shard, "reward")[chosen],
                 run.reward,
                 samples=samples,
-                max_new_tokens=run.recipe.max_new_tokens,
-                seed=seed,
-                batch_size=run.recipe.evaluate.batch_size,
+                # The number of the shard, so that a shard that is computed again gets the same samples.
+                seed=run.seed + samples * _shard_number(scratch),
             )
         return {"reference_rewards": rewards, "reward_quantile": quantile}
 
-    def conclude(block: Any) -> None:
+    def conclude(block: "Dataset") -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
@@ -77,17 +72,14 @@ def quantile_block(run: Run) -> None:
 
 
 def reward_quantiles(
-    model: Any,
-    tokenizer: Any,
-    rows: Any,
+    reference: Reference,
+    rows: "Dataset | dict[str, Any]",
     group: np.ndarray,
     reward: np.ndarray,
     reward_func: Callable,
     *,
     samples: int,
-    max_new_tokens: int,
     seed: int,
-    batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of completions sampled from the reference, [N, samples], and the share of them <= the row's, [N].
 
@@ -95,9 +87,7 @@ def reward_quantiles(
     """
     _, first, of_row = np.unique(group, return_index=True, return_inverse=True)
     settings = ValueSection(samples_per_prompt=samples)
-    sampled = sampled_rewards(model, tokenizer, rows, first, reward_func, settings, max_new_tokens, seed, batch_size)[
-        of_row
-    ]
+    sampled = reference.sampled_rewards(rows, first, reward_func, settings, seed)[of_row]
     return sampled, (sampled <= reward[:, None]).mean(1)
 
 
@@ -107,26 +97,22 @@ def mismatched_block(run: Run) -> None:
         "from": {name: run.table.digest(name) for name in ("tokens", "split")},
         "seed": run.seed,
     } | logprobs_key(run)
-    source = run.table.open("split", "tokens")
+    source, reference = run.table.open("split", "tokens"), Reference.of_run(run)
     training = np.flatnonzero(training_mask(source))
     partner = np.full(len(source), -1)
     partner[training] = training[mismatch(column(source, "group")[training], run.seed)]
-    model: list[Any] = []
 
-    def compute(shard: Any, scratch: Path) -> dict[str, Any]:
-        if not model:
-            model.append(run.models.reference())
-        start = SHARD_ROWS * _number(scratch)
+    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+        start = SHARD_ROWS * _shard_number(scratch)
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)
         ids: list[Any] = [[]] * len(shard)
         logprob = np.full(len(shard), np.nan)
         if len(chosen):
-            prompts = shard.select(chosen)["prompt_ids"][:]
             completions = source.select(partners[chosen])["completion_ids"][:]
-            found = mismatched_logprobs(model[0], run.models.tokenizer, prompts, completions, run.recipe.compute_dtype)
-            for i, completion, value in zip(chosen, completions, found, strict=True):
-                ids[i], logprob[i] = completion, value
+            logprob[chosen] = mismatched_logprobs(reference, shard.select(chosen)["prompt_ids"][:], completions)
+            for i, completion in zip(chosen, completions, strict=True):
+                ids[i] = completion
         return {
             "mismatched_ids": pa.array(ids, type=pa.list_(pa.int32())),
             "mismatched_reference_logprob": logprob,
@@ -145,7 +131,7 @@ def mismatch(group: np.ndarray, seed: int) -> np.ndarray:
     _, member_of, sizes = np.unique(group, return_inverse=True, return_counts=True)
     if len(sizes) == 1:
         raise UserError("mismatched completions come from other prompts, and all training rows share one prompt")
-    # Prompts in random order, the rows of each side by side: as many places on as the largest prompt has rows lies
+    # Prompts in random order, the rows of each side by side. As many places on as the largest prompt has rows lies
     # another prompt, unless one prompt has more rows than all others together.
     rank = np.random.default_rng(seed).permutation(len(sizes))
     order = np.argsort(rank[member_of], kind="stable")
@@ -159,53 +145,31 @@ def mismatch(group: np.ndarray, seed: int) -> np.ndarray:
 
 
 def mismatched_logprobs(
-    model: Any,
-    tokenizer: Any,
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Sequence[Sequence[int]],
-    compute_dtype: str | None,
+    reference: Reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """log pi_ref of every completion after the prompt in its place, [N]: the sum over its tokens."""
     pairs = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    logprobs, _ = reference_pass(
-        model,
-        tokenizer,
-        pairs,
-        features=False,
-        compute_dtype=compute_dtype,
-        description="mismatched log-probabilities",
-    )
+    logprobs, _ = reference.read(pairs, description="mismatched log-probabilities")
     return np.array([float(lp.sum()) for lp in logprobs])
 
 
-def add_extra_columns(
-    table: dict[str, Any], needs: frozenset[str], model: Any, tokenizer: Any, args: Any, reward_func: Any
+def add_extras(
+    table: dict[str, Any], needs: frozenset[str], reference: Reference, samples: int, reward_func: Callable | None
 ) -> None:
-    """For rows without a recipe: the columns of these blocks that `needs` names join the others of `table`."""
-    group = np.array(table["group"])
+    """For rows without a recipe: add the columns of these blocks that `needs` names to `table`."""
+    group, seed = np.array(table["group"]), reference.seed
     if "reward_quantile" in needs:
+        assert reward_func is not None
         _, quantile = reward_quantiles(
-            model,
-            tokenizer,
-            table,
-            group,
-            table["reward"],
-            reward_func,
-            samples=args.reference_samples,
-            max_new_tokens=args.max_completion_length,
-            seed=args.seed,
+            reference, table, group, table["reward"], reward_func, samples=samples, seed=seed
         )
         table["reward_quantile"] = np.where(np.isfinite(table["reward"]), quantile, np.nan)
     if "mismatched_logratio" in needs:
-        table["mismatched_ids"] = [table["completion_ids"][i] for i in mismatch(group, args.seed)]
+        table["mismatched_ids"] = [table["completion_ids"][i] for i in mismatch(group, seed)]
         table["mismatched_reference_logprob"] = mismatched_logprobs(
-            model, tokenizer, table["prompt_ids"], table["mismatched_ids"], args.compute_dtype
+            reference, table["prompt_ids"], table["mismatched_ids"]
         )
 
 
-def _number(scratch: Path) -> int:
-    """Of the shard that a scratch path is of."""
+def _shard_number(scratch: Path) -> int:
     return int(scratch.name.split(".")[0])
-
-
-_COMPUTE: dict[str, Callable[[Run], None]] = {"quantile": quantile_block, "mismatched": mismatched_block}

@@ -1,0 +1,77 @@
+"""A run's folder: made without touching the disk, claimed, and read back when it is finished."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leftover.errors import UserError
+from leftover.pipeline import run
+from leftover.recipe.files import load_recipe, make_recipe
+from leftover.runs.claim import claim, open_run
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import completions_path, policy_artifact, policy_folder, policy_subject, slug
+from leftover.runs.run import Run
+
+
+def test_making_a_run_reads_and_writes_nothing(tmp_path: Path, tiny_recipe: Callable) -> None:
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    made = Run(recipe)
+    assert made.reward.scores_new_completions and made.judges is None
+    assert made.table.folder == tmp_path / "run/table" and made.manifest.entries == {}
+    assert made.reference_path == str(tmp_path / "run/reference")
+    assert not made.folder.exists()
+
+
+def test_a_run_of_another_folder_keeps_its_recipe(tmp_path: Path, tiny_recipe: Callable) -> None:
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    made = Run(recipe, tmp_path / "copy")
+    assert made.folder == tmp_path / "copy" and made.recipe.output_dir == str(tmp_path / "run")
+    claim(made)
+    assert load_recipe(tmp_path / "copy") == recipe and not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_claimed_by_one_recipe(tmp_path: Path, tiny_recipe: Callable) -> None:
+    content = tiny_recipe(tmp_path)
+    open_run(make_recipe(content))
+    open_run(make_recipe(content | {"seed": 7}))  # another version of the same recipe
+    assert load_recipe(tmp_path / "run").seed == 7
+    with pytest.raises(UserError, match=r"'tiny'.*output_dir"):
+        open_run(make_recipe(content | {"name": "another"}))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds no run.*output_dir"):
+        open_run(make_recipe(content | {"output_dir": str(tmp_path / "notes")}))
+    assert (tmp_path / "notes/mine.txt").read_text() == "mine"
+
+
+def test_faulty_judges_are_refused_when_a_run_is_opened(tmp_path: Path, tiny_recipe: Callable) -> None:
+    content = tiny_recipe(tmp_path, evaluate={"judges": [{"type": "text", "function": "vadr"}]})
+    with pytest.raises(UserError, match="vadr"):
+        open_run(make_recipe(content))
+
+
+def test_a_finished_run_is_read_back_wherever_its_folder_lies(tmp_path: Path, tiny_recipe: Callable) -> None:
+    results = run(make_recipe(tiny_recipe(tmp_path)))
+    assert results is not None
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    before = {path: path.stat().st_mtime_ns for path in moved.rglob("*")}
+    finished = FinishedRun(moved)
+    assert finished.prepared["rows"]["read"] == 60 and finished.table.has("value")
+    assert finished.manifest.facts(policy_artifact("a_lol_seq", 0))["steps"] == 4
+    found = finished.results()
+    assert found is not None and found["main"] == results["main"] == finished.policy(None)
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*")} == before
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"no policy 'dpo'.*a_lol_seq"):
+        finished.policy("dpo")
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        FinishedRun(tmp_path)
+
+
+def test_names_of_files_and_artifacts_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """A renamed file or artifact would be computed again in every folder that exists."""
+    assert policy_folder(tmp_path, "nll", 3) == tmp_path / "policies/nll/seed-3"
+    assert policy_artifact("nll", 3) == "policy nll, seed 3"
+    assert completions_path(tmp_path, policy_subject("nll", 3)) == tmp_path / "evaluation/nll-seed-3.jsonl"
+    assert slug("my reward/2") == "my_reward_2"
