@@ -63,7 +63,7 @@ def _subject(name: str, seed: int) -> str:
 
 
 def scoring_caveats(run: Run) -> list[str]:
-    """What to know of the rewards and judges before believing them."""
+    """What to know about the rewards and judges before believing them."""
     scorers = {f"reward {name}": r for name, r in run.reward.components.items()}
     scorers |= {f"judge {name}": j for name, j in (run.judges.components if run.judges else {}).items()}
     facts = {name: run.manifest.facts(name).get("facts", {}) for name, scorer in scorers.items() if learner(scorer)}

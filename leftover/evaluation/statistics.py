@@ -167,7 +167,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
-    """Of the mean over seeds; `seeds`: for each one number a record."""
+    """Of the mean over seeds; `seeds`: for each one number for each record."""
     mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
     return {"mean": mean, "low": low, "high": high}
 

@@ -1,4 +1,4 @@
-"""What came of a run in a sentence with numbers, and the caveats that a reader should know."""
+"""The outcome of a run in a sentence with numbers, and the caveats that a reader should know."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def verdict(results: Mapping[str, Any]) -> str:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """What came of the main policy, in one or two sentences with numbers and intervals."""
+    """The outcome of the main policy, in one or two sentences with numbers and intervals."""
     main, own = results["main"], results[results["primary"]]
     row = own["table"][main]
     if not results["can_score_new_completions"]:
@@ -69,7 +69,7 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
 
 
 def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
-    """What to know of the completions of one policy, from its row of the result table and the reference's."""
+    """What to know about the completions of one policy, from its row of the result table and the reference's."""
     found = []
     diversity = row.get("distinct_2_relative")
     if diversity is not None and diversity < _LOW_DIVERSITY:
@@ -89,7 +89,7 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
 
 
 def _cuts(prepared: Mapping[str, Any]) -> list[str]:
-    """Shares of rows that the length limits dropped or cut, where they are large."""
+    """Shares of rows that the length limits dropped or cut, if they are large."""
     tokens = prepared.get("tokens", {"rows_dropped": 0, "prompts_cut": 0})
     rows = sum(prepared.get("split", {}).get(split, 0) for split in ("train", "validation", "test"))
     said = {

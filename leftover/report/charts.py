@@ -17,7 +17,7 @@ _MAX_POINTS = 500
 
 
 class Chart(NamedTuple):
-    """A picture with its title, and what it shows in words for those who do not see it."""
+    """A picture with its title, and a description for those who cannot see it."""
 
     title: str
     svg: str
@@ -37,7 +37,7 @@ def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
-    """Reward histograms over the same bins, as outlines: one a policy, and the reference's filled."""
+    """Reward histograms over the same bins: an outline for each policy, filled for the reference."""
     if not rewards:
         return None
     edges = _edges(np.concatenate(list(rewards.values())))
@@ -55,7 +55,7 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
 
 
 def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[str]) -> Chart | None:
-    """One point a policy: mean reward with its interval against distinct-2, relative to the reference's."""
+    """One point for each policy: mean reward with its interval against distinct-2, relative to the reference's."""
     rows = {n: r for n, r in table.items() if "reward" in r and r.get("distinct_2_relative") is not None}
     if not rows:
         return None
@@ -139,7 +139,7 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
 
 
 def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """A point a row (of many, some), and the mean reward of rows of like value with its 95 % interval."""
+    """A point for each row (for some, if there are many), and the mean reward with its 95 % interval by value."""
     if not len(value):
         return None
     chosen = np.arange(len(value))
@@ -165,7 +165,7 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
 
 
 def weight_curve(advantage: np.ndarray) -> Chart | None:
-    """Which part of the drawing weight max(A, 0) the heaviest rows have, beside that of rows of equal weight."""
+    """The share of the drawing weight max(A, 0) that the heaviest rows carry, against rows of equal weight."""
     weights = np.sort(advantage[advantage > 0])[::-1]
     if len(weights) < 2:
         return None
@@ -183,7 +183,7 @@ def weight_curve(advantage: np.ndarray) -> Chart | None:
 
 
 def _edges(values: np.ndarray, num_bins: int = 24) -> np.ndarray:
-    """Bin edges; whole numbers get bins of their own."""
+    """Bin edges; each whole number gets its own bin."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.array([low - 0.5, high + 0.5])

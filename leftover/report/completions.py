@@ -10,11 +10,11 @@ from leftover.runs.records import BySeed, CompletionRecord, Records
 
 
 def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, primary: str) -> dict[str, Any]:
-    """The data of the completions section, JSON through and through.
+    """The data of the completions section, as plain JSON values.
 
     rows: the test rows, one a prompt.
-    names: whose completions, the data's own first; of a policy those of its first seed. main: which of them the gain
-    is of. decodings: the primary one first. components: names of the parts of the reward. prompts: each `id`,
+    names: whose completions, the data's own first; of a policy those of its first seed. main: whose gain is
+    shown. decodings: the primary one first. components: names of the parts of the reward. prompts: each `id`,
     `source`, `prompt`, `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components].
     note: what a page has shortened; empty here.
     """
@@ -45,7 +45,7 @@ def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, pri
 
 
 def examples(rows: Sequence[dict[str, Any]], records: BySeed, decoding: str, seed: int) -> list[dict[str, Any]]:
-    """For report.md: `prompt` and `completions` as (who, text, reward or None), of policies those of `seed`."""
+    """For report.md: `prompt` and `completions`, (who, text, reward or None); of policies those of `seed`."""
     chosen = {name: seeds[seed] if seed in seeds else seeds[min(seeds)] for name, seeds in records.items()}
     found = by_prompt(chosen, decoding)
     return [
@@ -88,5 +88,5 @@ def _cell(record: Mapping[str, Any], parts: Sequence[str]) -> list[Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To what a reader sees, so that the page stays small; None for what is not a number."""
+    """Rounded to what a reader sees, so that the page stays small; None if it is not a number."""
     return round(float(value), 4) if value is not None and value == value else None

@@ -36,7 +36,7 @@ Training = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # policy -> seed -> wh
 
 
 def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The learning curves of all policies; which metrics were not logged, and whether for want of sampling."""
+    """The learning curves of all policies; which were not logged, and whether that is for lack of sampling."""
     training: Training = results["training"]
     logs = {
         p: {int(s): read_log(policy_folder(folder, p, s) / "metrics.jsonl") for s in seeds}

@@ -41,7 +41,7 @@ def _shorten_all(value: Any, limit: int | None) -> Any:
 
 
 class Embedded(NamedTuple):
-    """JSON inside a page: its text, the encoding that page.js undoes, and what was shortened, in words."""
+    """JSON inside a page: its text, the encoding that page.js undoes, and a note of what was shortened."""
 
     text: str
     encoding: str  # "json", or "gzip": base64 of gzip
@@ -49,7 +49,7 @@ class Embedded(NamedTuple):
 
 
 def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
-    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what that took.
+    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what was lost.
 
     As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
     middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are

@@ -56,7 +56,7 @@ class Line(NamedTuple):
 
 
 def over_seeds(curve: Curve) -> Line:
-    """At every step the mean and the range of the seeds that have it."""
+    """The mean and range at every step, over the seeds that have it."""
     steps = sorted({step for points in curve.values() for step in points})
     found = [[points[step] for points in curve.values() if step in points] for step in steps]
     return Line(steps, [float(np.mean(v)) for v in found], [min(v) for v in found], [max(v) for v in found])
@@ -78,7 +78,7 @@ def paint_curve(axis: "Axes", line: Line, chosen: Iterable[int], *, band: bool, 
 
 
 def thinned(values: Sequence[float]) -> np.ndarray:
-    """As they are, or the means of as many neighbouring values each as leave `_MAX_STEPS` of them at most."""
+    """The values, or means of neighbouring ones if there are more than `_MAX_STEPS`."""
     array = np.asarray(values, np.float64)
     width = -(-len(array) // _MAX_STEPS)
     if width <= 1:

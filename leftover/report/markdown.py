@@ -19,7 +19,7 @@ _TEXT_SHOWN = 300
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A template filled in; any number of empty lines is one."""
+    """A template filled in; several empty lines become one."""
     return re.sub(r"\n{3,}", "\n\n", _environment().get_template(template).render(values)).strip() + "\n"
 
 

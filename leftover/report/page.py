@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, that opens from disk and asks for nothing else."""
+"""report.html: one file that opens from disk and loads nothing else."""
 
 import base64
 import hashlib
@@ -92,7 +92,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
 
 
 def _link(target: Path, start: Path) -> str:
-    """The address of a folder as seen from the page's, with a slash at its end."""
+    """The address of a folder relative to the page's, ending in a slash."""
     try:
         path = Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
     except ValueError:  # on another drive
@@ -121,7 +121,7 @@ def _render(template: str, **values: Any) -> str:
 
 
 def source_hash(text: str) -> str:
-    """What a Content-Security-Policy calls an inline script or style by."""
+    """The hash by which a Content-Security-Policy allows an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

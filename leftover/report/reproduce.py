@@ -1,4 +1,4 @@
-"""The last section of the page: what to run again, on what it ran, and what every stage took."""
+"""The last section of the page: how to run it again, the machines it ran on, and the cost of every stage."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ _FILES_SHOWN = 40
 
 
 def reproduce_view(run: FinishedRun) -> dict[str, Any]:
-    """The last section of the page, from what the stages wrote down while they ran."""
+    """The last section of the page, from what the stages recorded while they ran."""
     entries = all_entries(run.table.manifest, run.manifest)
     path = run.folder / "hashes.json"
     hashes = read_json(path) if path.is_file() else {}
@@ -50,7 +50,7 @@ def all_entries(table_manifest: Manifest, manifest: Manifest) -> dict[str, Entry
 
 
 def stages(entries: Mapping[str, Entry]) -> Grid:
-    """Wall time and peak memory of every stage of manifests, and `not recorded` where that is so."""
+    """Wall time and peak memory of every stage, or `not recorded`."""
     costs = {name: _cost(entry) for name, entry in entries.items() if entry.get("complete", True)}
     memory = {"peak_memory": "peak memory"}
     if any("peak_gpu_memory" in cost for cost in costs.values()):
@@ -87,7 +87,7 @@ def _time(cost: Entry) -> str:
 
 
 def machines(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
-    """Every kind of machine and set of versions that stages ran with: `hardware`, `versions` and their `stages`."""
+    """Every machine and set of versions that stages ran with: `hardware`, `versions` and their `stages`."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, entry in entries.items():
         for machine in (entry.get("cost") or {}).get("machines", []):

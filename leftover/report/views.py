@@ -20,7 +20,7 @@ _DISTRIBUTIONS = 4  # more outlines hide one another
 
 
 def with_main(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
-    """Results that name a main policy, as a comparison's do not: the one of highest reward (or rank correlation)."""
+    """Results with a main policy; a comparison has none, so the one with the highest reward (or rank correlation)."""
     found: dict[str, Any] = json.loads(
         json.dumps(results)
     )  # seeds are texts, whether the results were just made or read
@@ -48,7 +48,7 @@ def verdict_view(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(number, what it is, what stands beside it)."""
+    """(number, its name, a note beside it)."""
     table = results[results["primary"]]["table"]
     row, reference, leftover = table[results["main"]], table["reference"], results["prepare"].get("leftover")
 

@@ -40,7 +40,7 @@ def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
 
 
 def print_table(results: Mapping[str, Any], table: Grid) -> "Console":
-    """Print a table of results on stdout, as wide as it must be where that is no terminal; returns its console."""
+    """Print a table of results on stdout, at full width if that is no terminal; returns its console."""
     from rich import box
     from rich.table import Table
 
@@ -59,7 +59,7 @@ def print_table(results: Mapping[str, Any], table: Grid) -> "Console":
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    """The short result table, the leftover share and the verdict."""
+    """Print the short result table, the leftover share and the verdict."""
     terminal = print_table(results, result_grid(results, results["primary"], short=True))
     leftover = results["prepare"].get("leftover")
     if leftover:

@@ -36,7 +36,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
 
 
 def _data_completions(rows: list[dict[str, Any]]) -> list[DataRecord]:
-    """The data's own completions of the test prompts: the text of one a prompt, the rewards of all."""
+    """The data's own completions of the test prompts: one text for each prompt, and the rewards of all."""
     rewards: dict[int, list[float]] = {row["group"]: [] for row in rows}
     for row in rows:
         if np.isfinite(row.get("reward", np.nan)):
@@ -65,7 +65,7 @@ def _marks(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> dic
 
 
 def flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One dictionary of plain numbers a method and decoding, the content of comparison.csv; the primary one first."""
+    """A dictionary of numbers for each method and decoding, the rows of comparison.csv; the primary decoding first."""
     return [
         {"method": name, "decoding": decoding}
         | _flat(row, results["training"].get(name, {}))
@@ -91,7 +91,7 @@ _MEANS = ("trained_tokens", "rollout_tokens", "selected_rows", "effective_sample
 
 
 def training_cost(runs: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the runs of one method took: means over seeds, of memory the most; empty without runs."""
+    """The cost of the runs of one method: means over seeds, the maximum for memory; empty without runs."""
 
     def known(fact: str) -> list[Any]:
         return [facts[fact] for facts in runs.values() if facts.get(fact) is not None]

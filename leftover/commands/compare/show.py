@@ -8,7 +8,7 @@ from leftover.report.write import print_table
 
 
 def print_comparison(results: dict[str, Any], folder: str) -> None:
-    """The short table, what did not apply, and where the files are."""
+    """Print the short table, the methods that do not apply, and where the files are."""
     console = print_table(results, short_grid(results))
     for name, reason in results["not_applicable"].items():
         console.print(f"{name}: n/a, {reason}")

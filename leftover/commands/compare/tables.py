@@ -64,7 +64,7 @@ def method_caveats(results: Mapping[str, Any], decoding: str) -> dict[str, list[
 
 
 def cost_grid(results: Mapping[str, Any]) -> Grid:
-    """What a run of each method took, as Markdown."""
+    """The cost of a run of each method, as Markdown."""
     costs = {name: training_cost(runs) for name, runs in results["training"].items()}
     return grid({name: cost for name, cost in costs.items() if "updates" in cost}, _COST, "method", _marker({}))
 

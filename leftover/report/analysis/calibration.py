@@ -1,4 +1,4 @@
-"""Does V(x) predict the mean reward of the rows of its prompts?"""
+"""How well V(x) predicts the mean reward of a prompt's rows."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) -> dict[str, Any]:
-    """Rows in bins of equally many by value: mean value against mean reward.
+    """Mean value against mean reward, in bins of equally many rows by value.
 
     Args:
         values, rewards: [N]; rows without either are skipped.

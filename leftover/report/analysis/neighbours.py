@@ -25,7 +25,7 @@ def neighbour_disagreement(
 
     Args:
         rewards: [N], finite.
-        max_rows: of more rows so many are drawn by the seed, since the cost grows with their square.
+        max_rows: if there are more rows, this many are drawn by the seed, since the cost grows with their square.
 
     Returns:
         rows: [n] indices of the rows compared, n <= max_rows; fewer where rows are like no other.

@@ -81,7 +81,7 @@ def value_of_words(
 
 
 def _word_features(prompts: Sequence[str]) -> np.ndarray:
-    """[N, at most 100] float32; computed once a distinct prompt."""
+    """[N, at most 100] float32; computed once for each distinct prompt."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
