@@ -109,7 +109,7 @@ def generation_rate(turns: int = 3) -> dict[str, Any] | None:
     from leftover.data.tokenizer import load_tokenizer
     from leftover.models.generate import generate
     from leftover.models.load import align_generation_config, load_model
-    from leftover.recipe.sections import DataSection
+    from leftover.recipe.data_section import DataSection
 
     folder, stories = SHARED / "models/stories260k", SHARED / "data/stories/v2_train_head.txt.gz"
     if not (folder.is_dir() and stories.is_file()):

@@ -31,7 +31,7 @@ _PUSH = (
 
 
 def _show_plan(recipe: Any, until: str) -> None:
-    from leftover.commands.plan.show import dry_run
+    from leftover.commands.dry_run.show import dry_run
 
     dry_run(recipe, until)
 

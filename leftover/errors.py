@@ -1,21 +1,32 @@
 """The one exception that means: the user can mend this."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Bad input, named with its file, row or key and the remedy; the CLI prints it and exits with 2."""
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the valid name closest to `name`, whatever its case, or an empty string."""
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name`, whatever its case; None where none is close."""
     import difflib
 
     by_lower = {choice.lower(): choice for choice in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+    return by_lower[close[0]] if close else None
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest valid name, or an empty string."""
+    close = closest(name, valid)
+    return f"; did you mean '{close}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """An error's message without its line breaks."""
+    return " ".join(str(error).split())[:limit]

@@ -40,6 +40,12 @@ def prepare(run: Run, only: str | None = None) -> None:
             return
 
 
+def tokens(run: Run) -> None:
+    """Token ids. Refuses a policy that compares completions where no prompt has two of them."""
+    rows.tokens(run)
+    checks.check_prompts(run.recipe, run.table)
+
+
 def reference(run: Run) -> None:
     """The frozen reference, fitted where the recipe asks for one."""
     from leftover.training.run import fit_reference
@@ -51,7 +57,7 @@ def reference(run: Run) -> None:
 STEPS: dict[str, Callable[[Run], None]] = {
     "rows": rows.read,
     "split": rows.split,
-    "tokens": rows.tokens,
+    "tokens": tokens,
     "score": scores.score,
     "reference": reference,
     "logprobs": constants.reference_columns,

@@ -12,7 +12,7 @@ import torch
 
 import leftover.prepare.rows
 from leftover import pipeline
-from leftover.data.vocabulary import train_tokenizer
+from leftover.data.tokenizer import train_tokenizer
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.prepare.checks import value_targets

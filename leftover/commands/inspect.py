@@ -9,8 +9,9 @@ import numpy as np
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe, reward_section
-from leftover.recipe.sections import DataSection, RewardSection
+from leftover.recipe.sections import RewardSection
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import ScoredRows, _prompts, rows_of_table, value_of_words
 

@@ -6,52 +6,73 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leftover.data.records import Row
 from leftover.data.rows import as_prompt
-from leftover.errors import UserError, nearest
+from leftover.data.tokenizer import single_token
+from leftover.errors import UserError, first_line, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 log = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
+Options = dict[str, Any]  # keywords of a chat template, such as `enable_thinking`
 
 SYSTEM_ROLES = ("system", "developer")
 
-# Stands for a completion where only what the template writes around one is of interest.
+# Stands for a completion where only what the template writes around one matters.
 _PROBE = "a completion"
-_PROBED = ([{"role": "user", "content": "Hello"}], [{"role": "system", "content": "Be brief."}])
 
 _CLOSING_TAG = re.compile(r"</[^<>]+>")
 
 
 class ConversationFault(ValueError):
-    """What is wrong with one conversation under this template, and the remedy."""
+    """Why this template cannot write a conversation, and the remedy."""
+
+
+class Conversation(NamedTuple):
+    """Messages that ask for a completion, and what the template gets beside them."""
+
+    messages: Messages
+    tools: Tools | None = None
+    options: Options | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> "Conversation":
+        """That of a row of the table, which may have tools (as JSON text) and its own options."""
+        tools = json.loads(row["tools"]) if row.get("tools") else None
+        return cls(as_prompt(row["prompt"], True), tools, row.get("chat_template_kwargs"))
+
+    @property
+    def continues(self) -> bool:
+        """Whether the completion continues the last message."""
+        return self.messages[-1]["role"] == "assistant"
+
+    def answered(self, completion: str) -> "Conversation":
+        *earlier, last = self.messages
+        if self.continues:
+            return self._replace(messages=[*earlier, last | {"content": last["content"] + completion}])
+        return self._replace(messages=[*self.messages, {"role": "assistant", "content": completion}])
 
 
 class Turn(NamedTuple):
-    asked: str  # all that stands before the completion
-    told: str  # that, the completion, and the end of its turn
-
-
-class Probed(NamedTuple):
-    end: str | None  # the token that closes an assistant's turn; None for a template that closes none
-    opening: str  # what stands between the generation prompt and a completion
-    dated: bool  # whether prompts hold the date of today
+    asked: str  # everything before the completion
+    whole: str  # that, the completion, and the end of its turn
 
 
 class Chat:
-    """A tokenizer's chat template with its options, and the tokens that end a completion.
-
-    Args:
-        options: keywords of the template, such as `enable_thinking`.
-        end_tokens: further tokens, as text, that end a completion.
+    """A tokenizer's chat template with its options, and the tokens that end a completion (`end_tokens`: further ones).
 
     Raises UserError for an option that the template does not read and for an end that is not one token.
     """
 
-    def __init__(self, tokenizer: Any, options: dict[str, Any] | None = None, end_tokens: Sequence[str] = ()):
+    def __init__(self, tokenizer: "Tokenizer", options: Options | None = None, end_tokens: Sequence[str] = ()):
         self.tokenizer, self.options = tokenizer, options or {}
-        self.end_tokens = {text: _single_token(tokenizer, text) for text in end_tokens}
+        self.end_tokens = {text: single_token(tokenizer, text) for text in end_tokens}
         self.check_options(self.options)
         self._closings: dict[str, str] = {}
 
@@ -59,92 +80,87 @@ class Chat:
     def ends(self) -> list[int]:
         """Ids that end a completion: the tokenizer's end of sequence, the template's end of turn, `end_tokens`."""
         ids = [self.tokenizer.eos_token_id, *self.end_tokens.values()]
-        if self.tokenizer.chat_template is not None and self.probed.end is not None:
-            ids.append(_single_token(self.tokenizer, self.probed.end))
+        if self.tokenizer.chat_template is not None and self._probe:
+            end = self._end(self._closing(self._probe))[1]
+            ids += [single_token(self.tokenizer, end)] if end is not None else []
         return list(dict.fromkeys(ids))
 
     @cached_property
-    def probed(self) -> Probed:
-        """What the template does to a conversation of one turn."""
-        for messages in (_PROBED[0], _PROBED[1] + _PROBED[0]):
-            try:
-                asked, whole = self.asked(messages), self._render(_answered(messages, _PROBE))
-                end = self._end(self._closing(messages, None, {}))[1]
-                dated = "strftime_now" in self._source and self._raises(messages, strftime_now=None)
-            except ConversationFault:
-                continue
-            opening = whole[len(asked) : whole.rfind(_PROBE)] if whole.startswith(asked) else ""
-            return Probed(end, opening, dated)
-        return Probed(None, "", False)
+    def _probe(self) -> Conversation | None:
+        """A conversation of one turn that the template takes; None where there is none."""
+        user, system = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
+        for probe in (Conversation([user]), Conversation([system, user])):
+            if not (self._raises(probe, add_generation_prompt=True) or self._raises(probe.answered(_PROBE))):
+                return probe
+        return None
 
-    def asked(self, messages: Messages, tools: list[dict] | None = None, options: dict | None = None) -> str:
+    def asked(self, conversation: Conversation) -> str:
         """The prompt as the model is asked to continue it; one that ends in an assistant's turn continues that turn."""
-        continues = {"continue_final_message": True} if _continues(messages) else {"add_generation_prompt": True}
-        return self._render(messages, tools=tools, **(options or {}), **continues)
+        return self._render(
+            conversation, **{"continue_final_message" if conversation.continues else "add_generation_prompt": True}
+        )
 
-    def turn(
-        self, messages: Messages, completion: str, tools: list[dict] | None = None, options: dict | None = None
-    ) -> Turn:
+    def turn(self, conversation: Conversation, completion: str) -> Turn:
         """The prompt, and the whole conversation up to the end of the completion's turn.
 
-        Raises ConversationFault where the template refuses the conversation, or writes it in a way that the
-        completion cannot be told apart in.
+        Raises ConversationFault where the template refuses the conversation, or writes it so that the completion
+        cannot be told apart.
         """
-        options = options or {}
-        asked = self.asked(messages, tools, options)
-        whole = self._render(_answered(messages, completion), tools=tools, **options)
+        asked, whole = self.asked(conversation), self._render(conversation.answered(completion))
         if not whole.startswith(asked):
             at = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(whole))
             raise ConversationFault(
                 f"the chat template writes a prompt differently once a completion follows it ({asked[at:][:40]!r} "
-                f"becomes {whole[at:][:40]!r}), so the tokens of the completion cannot be told apart; set an option of "
-                "the template (model.template_options, such as enable_thinking), or model.chat_template to a template "
-                "whose generation prompt is a prefix of the whole conversation"
+                f"becomes {whole[at:][:40]!r}), which hides where the completion begins; set model.template_options "
+                "(such as enable_thinking), or model.chat_template to one that keeps the generation prompt as it is"
             )
-        closing = self._closing(messages, tools, options)
+        closing = self._closing(conversation)
         body = whole.removesuffix(closing)
         if not whole.endswith(closing) or not _squash(body).endswith(_squash(completion)):
             raise ConversationFault(
-                f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that the "
-                "text trained on is not the text scored; take out of the completion what the template drops (often "
+                f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that "
+                "another text is trained on than scored; take out of the completion what the template drops (often "
                 "thoughts), or set model.chat_template to a template that writes it whole"
             )
         answer = body[len(asked) :]
         if twice := [tag for tag in _CLOSING_TAG.findall(completion) if answer.count(tag) > completion.count(tag)]:
             raise ConversationFault(
-                f"the completion holds {twice[0]}, and the chat template writes one of its own: take the thoughts out "
+                f"the completion holds {twice[0]}, and the chat template writes another one: take the thoughts out "
                 "of the completion, or set model.chat_template to a template that reads them there"
             )
         return Turn(asked, body + self._end(closing)[0])
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Refuse what is no option of the template: Jinja ignores an unknown name in silence."""
+    def check_options(self, options: Options) -> None:
+        """Refuse options that the template does not have: Jinja silently ignores an unknown name."""
         key = "model.template_options (LoLConfig: chat_template_kwargs)"
         taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"documents"}
         words = set(re.findall(r"[A-Za-z_]\w*", self._source)) if options else set()
         for name, value in options.items():
             if name in taken or name not in words:
-                close = nearest(name, sorted(words - taken))
-                raise UserError(f"{key}: the chat template has no option '{name}'{close}")
+                raise UserError(
+                    f"{key}: the chat template has no option '{name}'{nearest(name, sorted(words - taken))}"
+                )
             try:
                 json.dumps(value)
             except TypeError:
                 raise UserError(f"{key}: '{name}' is a {type(value).__name__}: write it as a text, in quotes") from None
 
     def warn(self, tools: bool) -> None:
-        """Say in the log what a user would not expect of this template; `tools`: whether any row has some."""
+        """Log what would surprise a user of this template; `tools`: whether any row has some."""
         if tools and not re.search(r"\btools\b", self._source):
+            log.warning("the rows have tools, which the chat template does not read: set model.chat_template")
+        if (probe := self._probe) is None:
+            return
+        asked, whole = self.asked(probe), self._render(probe.answered(_PROBE))
+        opening = whole[len(asked) : whole.rfind(_PROBE)] if whole.startswith(asked) else ""
+        if opening.strip():
             log.warning(
-                "the rows have tools, but the chat template reads none: set model.chat_template to one that does"
-            )
-        if self.probed.opening.strip():
-            log.warning(
-                "the chat template writes %r before completions that do not hold it: it is trained on, and stands in "
-                "what the model generates; where an option of the template has it in the prompt, set that in "
+                "the chat template writes %r before completions that do not hold it: it is trained on, and the model "
+                "generates it; where an option of the template puts it into the prompt, set that in "
                 "model.template_options (Qwen 3: enable_thinking: false)",
-                self.probed.opening,
+                opening,
             )
-        if self.probed.dated:
+        if "strftime_now" in self._source and self._raises(probe, strftime_now=None):
             log.warning(
                 "the chat template writes today's date into every prompt, so that rows tokenised another day differ; "
                 "fix it by an option of the template (Llama 3: model.template_options: {date_string: 26 Jul 2024}), "
@@ -165,10 +181,10 @@ class Chat:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def _end(self, closing: str) -> tuple[str, str | None]:
-        """Of what stands behind a completion the part that ends its turn, and the token that it ends in.
+        """The part of the text behind a completion that ends its turn, and the token that it ends in.
 
         That is the first control token and those that adjoin it, up to the end of sequence or one of `end_tokens`:
-        what follows, often a line break, is never generated. Without a control token it is all the text there.
+        what follows, often a line break, is never generated. Without a control token it is the whole text.
         """
         if not (first := self._control.search(closing)):
             return closing.rstrip(), None
@@ -177,60 +193,47 @@ class Chat:
             token = after
         return closing[: token.end()], token.group()
 
-    def _closing(self, messages: Messages, tools: list[dict] | None, options: dict[str, Any]) -> str:
-        """What the template writes behind a completion to this conversation: its shape decides, not its text."""
-        shape = json.dumps([[message["role"] for message in messages], bool(tools), options], sort_keys=True)
+    def _closing(self, conversation: Conversation) -> str:
+        """What the template writes behind a completion: the shape of the conversation decides, not its text."""
+        roles = [message["role"] for message in conversation.messages]
+        shape = json.dumps([roles, bool(conversation.tools), conversation.options], sort_keys=True)
         if shape not in self._closings:
-            whole = self._render(_answered(messages, _PROBE), tools=tools, **options)
+            whole = self._render(conversation.answered(_PROBE))
             self._closings[shape] = whole.rpartition(_PROBE)[2] if _PROBE in whole else ""
         return self._closings[shape]
 
-    def _render(self, messages: Messages, **keywords: Any) -> str:
+    def _render(self, conversation: Conversation, **keywords: Any) -> str:
         from jinja2 import TemplateError, TemplateSyntaxError
-
-        from leftover.errors import first_line
 
         if self.tokenizer.chat_template is None:
             raise UserError(
                 "the rows are conversations, but the tokenizer has no chat template; set model.chat_template in the "
                 "recipe (a template, a file, or 'plain'), or chat_template on the tokenizer you pass"
             )
+        messages, tools, options = conversation
+        keywords = {"tools": tools, **self.options, **(options or {}), **keywords}
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **(self.options | keywords))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **keywords))
         except TemplateSyntaxError as error:
             raise UserError(f"model.chat_template is not valid Jinja: {first_line(error)}") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            remedy = "mend its turns, or set model.chat_template to a template that takes them"
+            rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
+            if 0 < len(rest) < len(messages) and not self._raises(conversation._replace(messages=rest), **keywords):
+                remedy = (
+                    "it knows no system turn here: put that text at the start of the first user message, or set "
+                    "model.chat_template to a template that has one"
+                )
             roles = ", ".join(message["role"] for message in messages)
-            raise ConversationFault(
-                f"the chat template refuses a conversation of {roles}: {first_line(error)}; "
-                f"{self._remedy(messages, keywords)}"
-            ) from error
+            fault = f"the chat template refuses a conversation of {roles}: {first_line(error)}; {remedy}"
+            raise ConversationFault(fault) from error
 
-    def _remedy(self, messages: Messages, keywords: dict[str, Any]) -> str:
-        rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
-        if 0 < len(rest) < len(messages) and not self._raises(rest, **keywords):
-            return (
-                "it knows no system turn here: put that text at the start of the first user message, or set "
-                "model.chat_template to a template that has one"
-            )
-        return "mend its turns, or set model.chat_template to a template that takes them"
-
-    def _raises(self, messages: Messages, **keywords: Any) -> bool:
+    def _raises(self, conversation: Conversation, **keywords: Any) -> bool:
         try:
-            self._render(messages, **keywords)
+            self._render(conversation, **keywords)
         except ConversationFault:
             return True
         return False
-
-
-def _continues(messages: Messages) -> bool:
-    return messages[-1]["role"] == "assistant"
-
-
-def _answered(messages: Messages, completion: str) -> Messages:
-    if _continues(messages):
-        return [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + completion}]
-    return [*messages, {"role": "assistant", "content": completion}]
 
 
 def _squash(text: str) -> str:
@@ -238,20 +241,10 @@ def _squash(text: str) -> str:
     return "".join(text.split())
 
 
-def _single_token(tokenizer: Any, text: str) -> int:
-    known = tokenizer.convert_tokens_to_ids(text)
-    if known is not None and known != tokenizer.unk_token_id:
-        return known
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise UserError(
-            f"model.end_tokens: {text!r} is not one token of this tokenizer but {len(ids)}, "
-            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
-        )
-    return ids[0]
-
-
-def readable(row: dict[str, Any], between: str = " ") -> str:
-    """A prompt as text: `role: content` of every message of a conversation, with `between` between them."""
+def readable(row: Row, between: str = " ", *, tools: bool = False) -> str:
+    """A prompt as text: of a conversation `role: content` of its messages, after its `tools` where asked for."""
     prompt = as_prompt(row["prompt"], row["conversational"])
-    return prompt if isinstance(prompt, str) else between.join(f"{m['role']}: {m['content']}" for m in prompt)
+    if isinstance(prompt, str):
+        return prompt
+    listed = [f"tools: {row['tools']}"] if tools and row.get("tools") else []
+    return between.join([*listed, *(f"{message['role']}: {message['content']}" for message in prompt)])

@@ -1,13 +1,14 @@
 """Rows of the table -> padded tensors in the aligned layout."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Constants of a row that objectives read, with the value that marks one the table lacks.
+# Constants of a row that objectives read; NaN marks one that the table lacks.
 ROW_SCALARS = ("reward", "value", "advantage")
 # Columns that single objectives read (`leftover.training.extras`): they are in the batch where rows have them.
 EXTRA_SCALARS = ("is_chosen", "reward_quantile", "mismatched_reference_logprob")
@@ -25,31 +26,25 @@ class Collator:
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], self.pad_token_id, left=True)
-        completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], self.pad_token_id)
-        batch = {
-            "prompt_ids": prompt_ids,
-            "prompt_mask": prompt_mask,
-            "completion_ids": completion_ids,
-            "completion_mask": completion_mask,
-        }
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        def padded(name: str, left: bool = False) -> tuple[Tensor, Tensor]:
+            return pad([row[name] for row in rows], self.pad_token_id, left=left)
+
+        batch: dict[str, Tensor] = {}
+        batch["prompt_ids"], batch["prompt_mask"] = padded("prompt_ids", left=True)
+        batch["completion_ids"], batch["completion_mask"] = padded("completion_ids")
         if rows[0].get("reference_logprobs") is not None:
-            values, _ = pad([row["reference_logprobs"] for row in rows], 0.0, dtype=torch.float32)
+            batch["reference_logprobs"], _ = pad([row["reference_logprobs"] for row in rows], 0.0, dtype=torch.float32)
         else:
-            values = torch.full(completion_ids.shape, float("nan"))
-        batch["reference_logprobs"] = values
-        for name in ROW_SCALARS:
-            batch[name] = torch.tensor([_number(row.get(name)) for row in rows], dtype=torch.float32)
+            batch["reference_logprobs"] = torch.full(batch["completion_ids"].shape, math.nan)
+        for name in (*ROW_SCALARS, *(name for name in EXTRA_SCALARS if name in rows[0])):
+            values = [math.nan if row.get(name) is None else float(row[name]) for row in rows]
+            batch[name] = torch.tensor(values, dtype=torch.float32)
         batch["group"] = torch.tensor([row.get("group", -1) for row in rows], dtype=torch.int64)
-        for name in EXTRA_SCALARS:
-            if name in rows[0]:
-                batch[name] = torch.tensor([_number(row[name]) for row in rows], dtype=torch.float32)
         if "prompt_features" in rows[0]:
             batch["prompt_features"] = torch.tensor([row["prompt_features"] for row in rows], dtype=torch.float32)
         if "mismatched_ids" in rows[0]:
-            ids = [row["mismatched_ids"] for row in rows]
-            batch["mismatched_ids"], batch["mismatched_mask"] = pad(ids, self.pad_token_id)
+            batch["mismatched_ids"], batch["mismatched_mask"] = padded("mismatched_ids")
         return batch
 
 
@@ -65,7 +60,3 @@ def pad(
         out[i, where] = torch.as_tensor(np.asarray(sequence), dtype=dtype)
         mask[i, where] = True
     return out, mask
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from leftover.data.records import LEFT_OUT, Located, Record, fill, kept_columns, text_of
-from leftover.recipe.sections import DataSection, DialogueSection
+from leftover.data.records import LEFT_OUT, Located, Record, Row, fill, layout_row, text_of
+from leftover.recipe.data_section import DataSection, DialogueSection
 
 Turns = list[dict[str, str]]
 
@@ -21,7 +20,7 @@ class Reply(NamedTuple):
     knowledge: str
     text: str
     original: str = ""  # FaithDial: what the reply was edited from
-    fields: Mapping[str, Any] = MappingProxyType({})  # columns that belong to this turn
+    fields: Mapping[str, Any] | None = None  # columns that belong to this turn
 
 
 def expand_dialogue(record: Record, data: DataSection) -> Iterator[Located]:
@@ -38,30 +37,24 @@ def expand_dialogue(record: Record, data: DataSection) -> Iterator[Located]:
         )
     for turn, reply in enumerate(form(record.row), start=1):
         where = record.where if isinstance(record.row.get("response"), str) else f"{record.where} reply {turn}"
-        fields = record.row | dict(reply.fields)
-        if left_out := _left_out(reply, settings):
-            yield where, {LEFT_OUT: left_out}
+        if not reply.knowledge and settings.without_knowledge == "drop":
+            yield where, {LEFT_OUT: "without knowledge (data.dialogue.without_knowledge: drop)"}
             continue
-        kept = {columns.family: _family(record, reply)} | kept_columns(fields, columns)
-        if fields.get(columns.reward) is not None:
-            kept[columns.reward] = fields[columns.reward]
-        kept[columns.prompt] = _prompt(reply, fields, settings)
+        if not reply.history and settings.without_history == "drop":
+            yield where, {LEFT_OUT: "that open a conversation (data.dialogue.without_history: drop)"}
+            continue
+        fields = record.row | dict(reply.fields or {})
+        made = {columns.reward: fields[columns.reward]} if fields.get(columns.reward) is not None else {}
+        made[columns.prompt] = _prompt(reply, fields, settings)
+        row = layout_row(fields, columns, made, family=_family(record, reply))
         for text, is_chosen in _texts(reply, settings):
-            yield where, kept | {columns.completion: text} | ({} if is_chosen is None else {"is_chosen": is_chosen})
-
-
-def _left_out(reply: Reply, settings: DialogueSection) -> str | None:
-    if not reply.knowledge and settings.without_knowledge == "drop":
-        return "without knowledge (data.dialogue.without_knowledge: drop)"
-    if not reply.history and settings.without_history == "drop":
-        return "that open a conversation (data.dialogue.without_history: drop)"
-    return None
+            yield where, row | {columns.completion: text} | ({} if is_chosen is None else {"is_chosen": is_chosen})
 
 
 def _family(record: Record, reply: Reply) -> str:
-    """The conversation by its number or id; a reply that comes with neither is told by its knowledge.
+    """The conversation by its number or id; that of a reply without either by its knowledge.
 
-    The systems that replied in BEGIN were given one passage in several spellings: case and marks are left aside.
+    The systems that replied in BEGIN were given one passage in several spellings: case and marks do not count.
     """
     row = record.row
     if row.get("dialog_idx") is not None:
@@ -71,7 +64,7 @@ def _family(record: Record, reply: Reply) -> str:
     return f"{record.source}#{record.number if row.get('id') is None else row['id']}"
 
 
-def _prompt(reply: Reply, row: dict[str, Any], settings: DialogueSection) -> Turns | str:
+def _prompt(reply: Reply, row: Row, settings: DialogueSection) -> Turns | str:
     knowledge = fill(settings.knowledge, row | {"knowledge": reply.knowledge}) if reply.knowledge else None
     history = reply.history[-settings.max_history_turns :] if settings.max_history_turns else reply.history
     if settings.style == "chat":
@@ -89,7 +82,7 @@ def _texts(reply: Reply, settings: DialogueSection) -> list[tuple[str, bool | No
     return [(reply.text, True), (reply.original, False)]
 
 
-def _wizard(row: dict[str, Any]) -> Iterator[Reply]:
+def _wizard(row: Row) -> Iterator[Reply]:
     """Wizard of Wikipedia (arXiv 1811.01241): the turns of the Wizard, with the sentence it chose."""
     history: Turns = []
     for turn in _list(row, "dialog"):
@@ -105,7 +98,7 @@ def _wizard(row: dict[str, Any]) -> Iterator[Reply]:
         history.append({"role": "assistant" if is_reply else "user", "content": text})
 
 
-def _parallel(row: dict[str, Any]) -> Iterator[Reply]:
+def _parallel(row: Row) -> Iterator[Reply]:
     """Wizard of Wikipedia as lists of the same length: post, response, knowledge shown, number of the one chosen."""
     history: Turns = []
     columns = [_list(row, name, dict | list | str | int) for name in ("post", "response", "knowledge", "labels")]
@@ -120,32 +113,28 @@ def _parallel(row: dict[str, Any]) -> Iterator[Reply]:
         history.append({"role": "assistant", "content": response.strip()})
 
 
-def _faithdial(row: dict[str, Any]) -> Iterator[Reply]:
+def _faithdial(row: Row) -> Iterator[Reply]:
     """FaithDial (arXiv 2204.10757): utterances that each hold their history."""
     for utterance in _list(row, "utterances"):
         if "response" in utterance:
             yield from _flat(utterance)
 
 
-def _topical(row: dict[str, Any]) -> Iterator[Reply]:
+def _topical(row: Row) -> Iterator[Reply]:
     """Topical-Chat (arXiv 2308.11995): two agents without roles, so that every turn is a reply to the other's."""
-    turns = [(text_of(turn, "agent"), _joined(turn.get("message")), turn) for turn in _list(row, "content")]
-    for i, (agent, text, turn) in enumerate(turns):
-        history = [{"role": "assistant" if other == agent else "user", "content": said} for other, said, _ in turns[:i]]
-        knowledge = turn.get("knowledge")
-        yield Reply(history, knowledge.strip() if isinstance(knowledge, str) else "", text, fields=turn)
+    said: list[tuple[str, str]] = []
+    for turn in _list(row, "content"):
+        agent, message, knowledge = text_of(turn, "agent"), turn.get("message"), turn.get("knowledge")
+        if isinstance(message, list):  # enriched Topical-Chat gives it in segments
+            message = " ".join(message)
+        if not isinstance(message, str):
+            raise ValueError(f"'message' is not a text: {message!r:.60}")
+        history = [{"role": "assistant" if other == agent else "user", "content": text} for other, text in said]
+        yield Reply(history, knowledge.strip() if isinstance(knowledge, str) else "", message.strip(), fields=turn)
+        said.append((agent, message.strip()))
 
 
-def _joined(message: Any) -> str:
-    """A message as one text: enriched Topical-Chat gives it in segments."""
-    if isinstance(message, list):
-        message = " ".join(message)
-    if not isinstance(message, str):
-        raise ValueError(f"'message' is not a text: {message!r:.60}")
-    return message.strip()
-
-
-def _flat(row: dict[str, Any]) -> Iterator[Reply]:
+def _flat(row: Row) -> Iterator[Reply]:
     """One reply: knowledge, response, and history (a list of turns) or message (the last one)."""
     if isinstance(row["response"], list):
         yield from _parallel(row)
@@ -161,12 +150,12 @@ def _flat(row: dict[str, Any]) -> Iterator[Reply]:
     yield Reply(history, text_of(row, "knowledge"), text_of(row, "response"), original, row)
 
 
-def _list(row: dict[str, Any], name: str, of: Any = dict) -> list[Any]:
+def _list(row: Row, name: str, of: Any = dict) -> list[Any]:
     value = row.get(name)
     if not isinstance(value, list) or not all(isinstance(item, of) for item in value):
         raise ValueError(f"'{name}' is not a list of {'turns' if of is dict else 'the expected kind'}: {value!r:.60}")
     return value
 
 
-# The column that tells each form.
+# The column by which each form is known.
 _FORMS = {"dialog": _wizard, "utterances": _faithdial, "content": _topical, "response": _flat}

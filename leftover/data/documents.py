@@ -6,40 +6,36 @@ from pathlib import Path
 
 from leftover.data.files import Source, read_lines
 from leftover.data.records import Located
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
 
 def read_documents(source: Source, data: DataSection) -> Iterator[Located]:
     """Plain text cut into prompts of a few sentences and the sentences that follow; a document is a family."""
-    settings = data.documents
+    settings, columns = data.documents, data.columns
     needed = settings.prompt_sentences + settings.completion_sentences
-    stride = settings.stride or needed
-    for number, document in _split_documents(source.path, settings.separator):
+    for number, document in enumerate(_documents(source.path, settings.separator), start=1):
         sentences = split_sentences(document)
-        for start in range(0, len(sentences) - needed + 1, stride):
+        for start in range(0, len(sentences) - needed + 1, settings.stride or needed):
             middle = start + settings.prompt_sentences
-            yield (
-                f"{source.path} document {number}",
-                {
-                    data.columns.prompt: " ".join(sentences[start:middle]),
-                    data.columns.completion: " " + " ".join(sentences[middle : start + needed]),
-                    data.columns.family: f"{Path(source.path).name}#{number}",
-                },
-            )
+            row = {
+                columns.prompt: " ".join(sentences[start:middle]),
+                columns.completion: " " + " ".join(sentences[middle : start + needed]),
+                columns.family: f"{Path(source.path).name}#{number}",
+            }
+            yield f"{source.path} document {number}", row
 
 
-def _split_documents(path: str, separator: str) -> Iterator[tuple[int, str]]:
+def _documents(path: str, separator: str) -> Iterator[str]:
     lines: list[str] = []
-    number = 1
     for _, line in read_lines(path):
         if line.strip() == separator:
-            yield number, "".join(lines)
-            lines, number = [], number + 1
+            yield "".join(lines)
+            lines = []
         else:
             lines.append(line)
-    yield number, "".join(lines)
+    yield "".join(lines)
 
 
 def split_sentences(text: str) -> list[str]:

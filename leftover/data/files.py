@@ -6,13 +6,17 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
-from leftover.data.records import FAULT, Located, parse_number
-from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.data.records import FAULT, Located, Row, parse_number
+from leftover.errors import UserError, one_line
+from leftover.recipe.data_section import DataSection
 
 log = logging.getLogger(__name__)
+
+# Columns of numbers or truth values.
+_SCORES = {"chosen_score", "chosen_reward", "rejected_score", "rejected_reward", "is_chosen"}
 
 
 class Source(NamedTuple):
@@ -20,7 +24,7 @@ class Source(NamedTuple):
 
     path: str
     kind: str
-    name: str  # short, unlike that of any other source of the run
+    name: str  # short, and distinct among the sources of a run
     config: str | None = None
     data_dir: str | None = None
     split: str | None = None
@@ -29,17 +33,14 @@ class Source(NamedTuple):
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file, plain or gzip; an empty or undecodable file is an error that names it."""
-    opener: Any = gzip.open if path.endswith(".gz") else open
     number = 0
     try:
-        with opener(path, "rb") as file:
+        with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 # Some editors begin a file with a byte-order mark.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file, for example with iconv"
-        ) from error
+        raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}); convert it, as with iconv") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file: {error}") from error
     if number == 0:
@@ -47,7 +48,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def read_jsonl(source: Source, data: DataSection) -> Iterator[Located]:
-    """One JSON object a line; a line that is none is a fault of its own."""
+    """One JSON object a line; any other line is a faulty row."""
     for number, line in read_lines(source.path):
         if not line.strip():
             continue
@@ -57,9 +58,7 @@ def read_jsonl(source: Source, data: DataSection) -> Iterator[Located]:
             row = {FAULT: f"malformed JSON: {error.msg} at column {error.colno}"}
         if not isinstance(row, dict):
             row = {FAULT: f"expected one JSON object a line, found a {type(row).__name__}"}
-        if FAULT in row:
-            row["line"] = line.rstrip("\r\n")
-        yield f"{source.path}:{number}", row
+        yield f"{source.path}:{number}", row | ({"line": line.rstrip("\r\n")} if FAULT in row else {})
 
 
 def read_json(source: Source, data: DataSection) -> Iterator[Located]:
@@ -77,7 +76,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; where every line is "
-            "a record, set data.format: jsonl, so that this line is a faulty row"
+            "a record, set data.format: jsonl"
         ) from error
     if _is_mapping(content):
         content = [{"id": name} | row for name, row in content.items()]
@@ -89,7 +88,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
         yield f"{source.path} record {number}", row
 
 
-def _is_mapping(content: Any) -> bool:
+def _is_mapping(content: object) -> TypeGuard[dict[str, Row]]:
     return isinstance(content, dict) and bool(content) and all(isinstance(row, dict) for row in content.values())
 
 
@@ -98,7 +97,7 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
     path, names = source.path, data.table.names
     quotes = source.kind == "csv" if data.table.quotes is None else data.table.quotes
     delimiter = data.table.delimiter or ("," if source.kind == "csv" else "\t")
-    scores = _score_columns(data)
+    scores = _SCORES if data.labels else {*_SCORES, data.columns.reward}
     first_row = 1 if names else 2
     looks_quoted = 0
     for number, cells in (_quoted if quotes else _unquoted)(path, delimiter):
@@ -111,7 +110,7 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
             first_row = 1
         elif number == 1 and cells == data.table.names:
             raise UserError(f"{path}: its first line is a header with the names in data.table.names: leave the key out")
-        # Of quoted rows, one may take several lines.
+        # A quoted row may take several lines.
         where = f"{path} row {number - first_row + 1}" if quotes else f"{path}:{number}"
         if isinstance(cells, str):
             yield where, {FAULT: cells}
@@ -119,19 +118,19 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
             yield where, {FAULT: f"{len(cells)} cells for the {len(names)} columns {', '.join(names)}", "cells": cells}
         else:
             looks_quoted += not quotes and any(len(c) > 1 and c[0] == c[-1] == '"' for c in cells)
-            row: dict[str, Any] = dict(zip(names, (cell or None for cell in cells), strict=True))
+            row: Row = dict(zip(names, (cell or None for cell in cells), strict=True))
             yield where, row | {name: parse_number(row[name]) for name in scores & row.keys() if row[name] is not None}
     if looks_quoted:
         log.warning(
-            "%s: %d rows have cells that begin and end with a double quote, which is read as part of the text; if it "
-            "encloses them, set data.table.quotes: true",
+            "%s: %d rows have cells that begin and end with a double quote, read as text; if they enclose cells, set "
+            "data.table.quotes: true",
             path,
             looks_quoted,
         )
 
 
 def _quoted(path: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Numbered rows by the rules of CSV; a text says why one breaks them."""
+    """Numbered rows by the rules of CSV; for a row that breaks them a text with the reason."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
     number = 1
@@ -157,22 +156,13 @@ def _unquoted(path: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]
 
 
 def _header(path: str, cells: list[str], published: tuple[str, ...]) -> list[str]:
-    """The names of the columns: the first line itself, or where that is a row the published names."""
+    """The names of the columns: the first line, or the published names where that line is a row."""
     if published and not set(published) <= set(cells):
         return list(published)
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
-        raise UserError(
-            f"{path}: the header line names the column '{repeated[0]}' twice; if it is a row, name the columns in "
-            "data.table.names"
-        )
+        raise UserError(f"{path}: the header names '{repeated[0]}' twice; if it is a row, set data.table.names")
     return cells
-
-
-def _score_columns(data: DataSection) -> set[str]:
-    """Columns whose cells are numbers or truth values by their meaning."""
-    scores = {f"{side}_{kind}" for side in ("chosen", "rejected") for kind in ("score", "reward")}
-    return scores | {"is_chosen"} | (set() if data.labels else {data.columns.reward})
 
 
 def read_parquet(source: Source, data: DataSection) -> Iterator[Located]:
@@ -180,31 +170,24 @@ def read_parquet(source: Source, data: DataSection) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(source.path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{source.path} row {number}", row
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"{source.path} row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{source.path}: cannot be read as parquet: {_one_line(error)}") from error
+        raise UserError(f"{source.path}: cannot be read as parquet: {one_line(error)}") from error
 
 
 def read_hub(source: Source, data: DataSection) -> Iterator[Located]:
     """Rows of a data set on the Hub, streamed."""
     import datasets
 
-    named = " ".join(str(part) for part in (source.path, source.config, source.data_dir, source.split) if part)
+    path, config, folder, split = source.path, source.config, source.data_dir, source.split
+    named = " ".join(part for part in (path, config, folder, split) if part)
     try:
-        rows = datasets.load_dataset(
-            source.path, source.config, data_dir=source.data_dir, split=source.split, streaming=True
-        )
+        rows = datasets.load_dataset(path, config, data_dir=folder, split=split, streaming=True)
         for number, row in enumerate(rows, start=1):
             yield f"{named} row {number}", row
     except Exception as error:  # datasets raises a different type for every cause
-        raise UserError(f"{named}: cannot be read as hub: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"{named}: cannot be read as hub: {one_line(error)}") from error

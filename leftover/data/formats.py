@@ -1,27 +1,19 @@
 """From `data` of a recipe to rows: which file is read how, and which layout makes rows of its records."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from leftover.data import comet, dialogue, hh, reddit
-from leftover.data.documents import read_documents, split_sentences
-from leftover.data.files import Source, read_hub, read_json, read_jsonl, read_lines, read_parquet, read_table
-from leftover.data.generic import expand_pair, expand_record
+from leftover.data.comet import HEADER, comet_row
+from leftover.data.dialogue import expand_dialogue
+from leftover.data.documents import read_documents
+from leftover.data.files import Source, read_hub, read_json, read_jsonl, read_parquet, read_table
+from leftover.data.generic import expand_record
+from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
+from leftover.data.reddit import reddit_row
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
-
-__all__ = [
-    "Located",
-    "check_files",
-    "data_files",
-    "expand",
-    "expand_pair",
-    "read_lines",
-    "read_rows",
-    "split_sentences",
-]
+from leftover.recipe.data_section import DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "jsonl": read_jsonl,
@@ -32,33 +24,21 @@ _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "hub": read_hub,
     "documents": read_documents,
 }
-# A published layout, over whatever kind of file; all other formats hold rows in the user's own columns.
-_LAYOUTS: dict[str, Callable[[Record, DataSection], Iterator[Located]]] = {
-    "hh": hh.expand_hh,
-    "comet": comet.expand_comet,
-    "reddit": reddit.expand_reddit,
-    "dialogue": dialogue.expand_dialogue,
-}
-_HEADERS = {"comet": comet.HEADER}
-_ENDINGS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
+# Published layouts, over any kind of file; with all other formats rows are in the user's own columns.
+_ONE_ROW = {"comet": comet_row, "reddit": reddit_row}
+_SEVERAL_ROWS = {"hh": expand_hh, "dialogue": expand_dialogue}
+_ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
 
 
 def read_rows(data: DataSection) -> Iterator[Located]:
     """Every row of every file of `data`, with the place it came from (`file:line` or `file row n`).
 
-    A row that cannot be one holds the reason under `__fault__`, one that a declared rule leaves out under
-    `__left_out__`: `check_rows` deals with both. Where several files or subsets are read, each row says which it is of.
+    A faulty row holds the reason under `__fault__`, one that a declared rule drops under `__left_out__`: `check_rows`
+    deals with both. Where several files or subsets are read, each row names its own.
     """
     check_files(data)
     sources = list_sources(data)
-    dropped = hh.listed_rows(sources, data.drop_listed) if data.drop_listed else {}
+    dropped = listed_rows(sources, data.drop_listed) if data.drop_listed else {}
     for source in sources:
         for number, (where, row) in enumerate(_READERS[source.kind](source, data)):
             if len(sources) > 1 and row.get(data.columns.source) is None:
@@ -72,50 +52,46 @@ def read_rows(data: DataSection) -> Iterator[Located]:
 
 
 def expand(record: Record, data: DataSection) -> list[Located]:
+    """The rows of one record; a faulty record gives its fault alone."""
     try:
-        # As a list: a record that turns out to be faulty gives no rows at all.
-        return list(_LAYOUTS.get(data.format, expand_record)(record, data))
+        if data.format in _ONE_ROW:
+            return [(record.where, _ONE_ROW[data.format](record, data))]
+        return list(_SEVERAL_ROWS.get(data.format, expand_record)(record, data))
     except ValueError as error:
         return [(record.where, record.row | {FAULT: str(error)})]
 
 
 def check_files(data: DataSection) -> None:
-    """UserError where a file of `data` is not there; a path that cannot be a file is taken for a Hub id."""
-    for path in _paths(data):
+    """UserError where a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
+    for path in data.paths:
         if _kind(path, data.format) != "hub" and not Path(path).is_file():
             raise UserError(f"no data file at '{path}' (key data.path)")
 
 
 def data_files(data: DataSection) -> list[str]:
     """The files that the rows come from, for keys; a Hub id stands for itself."""
-    return _paths(data) + ([data.drop_listed] if data.drop_listed else [])
+    return data.paths + ([data.drop_listed] if data.drop_listed else [])
 
 
 def list_sources(data: DataSection) -> list[Source]:
-    """What is read, in order, each under a name of its own: a file's without its ending, or what tells a subset."""
-    paths = _paths(data)
-    files = _distinct_names([path for path in paths if _kind(path, data.format) != "hub"])
-    hub = [path for path in dict.fromkeys(paths) if path not in files]
+    """What is read, in order, each under a distinct name: a file's without its ending, or what tells subsets apart."""
+    kinds = {path: _kind(path, data.format) for path in data.paths}
+    files = _distinct_names([path for path, kind in kinds.items() if kind != "hub"])
+    hub = [path for path in kinds if path not in files]
     subsets = list(itertools.product(hub, [data.hub_config], _listed(data.hub_data_dir), _listed(data.hub_split)))
     telling = [i for i in range(4) if len({subset[i] for subset in subsets}) > 1] or [0]
+    header = HEADER if data.format == "comet" else ()
     sources: list[Source] = []
-    for path in paths:
+    for path in data.paths:
         if path in files:
-            kind = _kind(path, data.format)
-            sources.append(Source(path, kind, files[path], header=_HEADERS.get(data.format, ())))
-        for subset in subsets:
-            if subset[0] == path:
-                name = "/".join(str(subset[i]) for i in telling)
-                sources.append(Source(path, "hub", name, *subset[1:], header=()))
+            sources.append(Source(path, kinds[path], files[path], header=header))
+        for subset in (subset for subset in subsets if subset[0] == path):
+            sources.append(Source(path, "hub", "/".join(str(subset[i]) for i in telling), *subset[1:]))
     return sources
 
 
-def _paths(data: DataSection) -> list[str]:
-    return [data.path] if isinstance(data.path, str) else list(data.path)
-
-
-def _listed(value: str | list[str] | None) -> list[str | None]:
-    return list(value) if isinstance(value, list) else [value]
+def _listed(value: str | list[str] | None) -> Sequence[str | None]:
+    return value if isinstance(value, list) else [value]
 
 
 def _kind(path: str, declared: str) -> str:
@@ -124,24 +100,22 @@ def _kind(path: str, declared: str) -> str:
     for suffix in Path(path).suffixes[-2:]:
         if suffix in _ENDINGS:
             return _ENDINGS[suffix]
-    if Path(path).exists() and declared in _LAYOUTS:
-        raise UserError(
-            f"cannot tell what kind of file '{path}' is by its name, as data.format: {declared} needs; let it end in "
-            f"one of {', '.join(_ENDINGS)}, or these and .gz"
-        )
-    if Path(path).exists():
-        raise UserError(f"cannot tell the format of '{path}' by its name; set data.format")
-    return "hub"
+    if not Path(path).exists():
+        return "hub"
+    remedy = "set data.format"
+    if declared != "auto":
+        remedy = f"as data.format: {declared} needs; let it end in one of {', '.join(_ENDINGS)}, or these and .gz"
+    raise UserError(f"cannot tell the kind of the file '{path}' by its name: {remedy}")
 
 
-def _distinct_names(paths: list[str]) -> dict[str, str]:
+def _distinct_names(paths: Iterable[str]) -> dict[str, str]:
     """File names without their endings; where two are alike, with as many folders before them as it takes."""
     parts = {path: [*Path(path).parent.parts, _stem(path)] for path in paths}
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {path: "/".join(whole[-depth:]) for path, whole in parts.items()}
         if len(set(names.values())) == len(names):
             return names
-    return {path: path for path in paths}
+    return {path: path for path in parts}
 
 
 def _stem(path: str) -> str:

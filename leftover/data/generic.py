@@ -1,16 +1,17 @@
 """Records in the users' own columns -> rows: pairs, groups of completions, conversations, templates."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from leftover.data.records import FAULT, LEFT_OUT, Located, Record, fill_templates
-from leftover.recipe.sections import ColumnsSection, DataSection
+from leftover.data.records import LEFT_OUT, Located, Record, Row, fill_templates
+from leftover.recipe.data_section import ColumnsSection, DataSection
+
+_SIDES = ("chosen", "rejected")
 
 
 def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
     """The rows of one record: itself, two of a pair, one a completion of a group, or the last turn of a conversation.
 
-    Raises ValueError for a record that says two things.
+    Raises ValueError for a record that contradicts itself.
     """
     columns = data.columns
     row = fill_templates(record.row, columns)
@@ -26,28 +27,22 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
         yield record.where, row
 
 
-def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None = None) -> Iterator[Located]:
-    """One row as it is; a `chosen`/`rejected` pair as two rows that share a prompt.
+def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:
+    """A `chosen`/`rejected` pair as two rows that share a prompt.
 
-    Scores come from `chosen_reward` and `rejected_reward` (or `_score`); a pair that has neither says that the
-    chosen one is better and no more: 1 and 0.
+    Scores come from `chosen_reward` and `rejected_reward` (or `_score`). A pair without scores only ranks the two: 1
+    and 0.
     """
-    columns = columns or ColumnsSection()
-    if "chosen" not in row or "rejected" not in row or columns.completion in row:
-        yield where, row
-        return
     if row.get(columns.reward) is not None:
-        one = f"a chosen/rejected pair with one '{columns.reward}': give chosen_reward and rejected_reward"
-        yield where, row | {FAULT: one}
-        return
-    rest = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
-    scores = {side: row.get(f"{side}_score", row.get(f"{side}_reward")) for side in ("chosen", "rejected")}
+        raise ValueError(f"a chosen/rejected pair with one '{columns.reward}': give chosen_reward and rejected_reward")
+    rest = {name: value for name, value in row.items() if not name.startswith(_SIDES)}
+    scores = {side: row.get(f"{side}_score", row.get(f"{side}_reward")) for side in _SIDES}
     if scores == {"chosen": None, "rejected": None}:
         scores = {"chosen": 1.0, "rejected": 0.0}
     if row["chosen"] == row["rejected"] and len(set(scores.values())) > 1:
         yield where, {LEFT_OUT: "whose chosen and rejected completion are the same"}
         return
-    for side in ("chosen", "rejected"):
+    for side in _SIDES:
         prompt, completion = rest.get(columns.prompt), row[side]
         if isinstance(completion, list) and prompt is None:  # implicit prompt: all turns but the last
             prompt, completion = completion[:-1], completion[-1:]
@@ -55,31 +50,30 @@ def expand_pair(where: str, row: dict[str, Any], columns: ColumnsSection | None 
         yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
 
 
-def _group(where: str, row: dict[str, Any], columns: ColumnsSection) -> Iterator[Located]:
+def _group(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:
     """`completions` and, where there are scores, `rewards` of the same length: one row a completion."""
-    completions, rewards = row["completions"], row.get("rewards")
+    rest = dict(row)
+    completions, rewards = rest.pop("completions"), rest.pop("rewards", None)
     if not isinstance(completions, list) or not completions:
         raise ValueError(f"'completions' is not a list of completions: {completions!r:.60}")
     if rewards is not None and (not isinstance(rewards, list) or len(rewards) != len(completions)):
         raise ValueError(f"'rewards' is not a list of {len(completions)} scores, one a completion: {rewards!r:.60}")
     if row.get(columns.reward) is not None:
         raise ValueError(f"a group of completions with one '{columns.reward}': give 'rewards', one a completion")
-    rest = {name: value for name, value in row.items() if name not in ("completions", "rewards")}
-    for i, completion in enumerate(completions):
-        scored = {columns.completion: completion, columns.reward: rewards[i] if rewards is not None else None}
-        yield f"{where} completion {i}", rest | scored
+    for i, (completion, reward) in enumerate(zip(completions, rewards or [None] * len(completions), strict=True)):
+        yield f"{where} completion {i}", rest | {columns.completion: completion, columns.reward: reward}
 
 
-def _conversation(row: dict[str, Any], columns: ColumnsSection) -> dict[str, Any]:
+def _conversation(row: Row, columns: ColumnsSection) -> Row:
     """`messages` that end in an assistant turn: the turns before it are the prompt; either may hold the score."""
-    messages = row["messages"]
+    rest = dict(row)
+    messages = rest.pop("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or len(messages) < 2:
         raise ValueError(f"'messages' is not a list of at least two {{role, content}} messages: {messages!r:.60}")
     if messages[-1].get("role") != "assistant":
-        raise ValueError(f"the last of 'messages' is of the role {messages[-1].get('role')!r}, not 'assistant'")
-    rest = {name: value for name, value in row.items() if name != "messages"}
+        raise ValueError(f"the last of 'messages' has the role {messages[-1].get('role')!r}, not 'assistant'")
     if rest.get(columns.reward) is None:
         rest[columns.reward] = messages[-1].get(columns.reward)
-    # Scores of turns are no part of the prompt: rows of one prompt would no longer be of one group.
+    # Without the scores of turns, which would put rows of one prompt into several groups.
     turns = [{name: value for name, value in turn.items() if name != columns.reward} for turn in messages]
     return rest | {columns.prompt: turns[:-1], columns.completion: turns[-1:]}

@@ -1,22 +1,20 @@
 """Helpful and Harmless: PRO's form with reward logits (arXiv 2306.17492), and Anthropic's transcripts (2204.05862)."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from leftover.data.files import Source
 from leftover.data.generic import expand_pair
-from leftover.data.records import Located, Record, kept_columns
-from leftover.errors import UserError
-from leftover.recipe.sections import ColumnsSection, DataSection
+from leftover.data.records import Located, Record, Row, layout_row
+from leftover.errors import UserError, one_line
+from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _TAGS = {"<|prompter|>": "user", "<|assistant|>": "assistant"}
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(rf"\n\n({'|'.join(_SPEAKERS)}):")
-
-Messages = list[dict[str, str]]
 
 
 def expand_hh(record: Record, data: DataSection) -> Iterator[Located]:
@@ -26,8 +24,7 @@ def expand_hh(record: Record, data: DataSection) -> Iterator[Located]:
     """
     row = record.row
     if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
-        pair = _transcripts(row, data.columns)
-        return expand_pair(record.where, pair, data.columns)
+        return expand_pair(record.where, _transcripts(row, data.columns), data.columns)
     try:
         return iter(_pro(record, data.columns))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -38,18 +35,16 @@ def expand_hh(record: Record, data: DataSection) -> Iterator[Located]:
 
 
 def _pro(record: Record, columns: ColumnsSection) -> list[Located]:
-    """Prefix turns, suffixes and their reward logits; the suffix that people chose stands first."""
+    """Prefix turns, suffixes and their reward logits; the suffix that people chose comes first."""
     row, rows = record.row, []
+    meta = row.get("meta")
+    # `harmless-base` of meta.path `.../harmless-base/dev.jsonl`
+    subset = Path(meta["path"]).parent.name or None if isinstance(meta, dict) and "path" in meta else None
     for i, (turns, suffix) in enumerate(zip(row["prefix"], row["suffix"], strict=True)):
         messages = [_tagged(turn) for turn in turns[:-1]]  # the last turn is the bare assistant tag
-        made = {
-            columns.prompt: messages,
-            columns.completion: suffix,
-            columns.reward: row["reward"][i],
-            "is_chosen": i == 0,
-        }
-        defaults = {columns.family: messages[0]["content"], columns.source: _subset(row)}
-        rows.append((f"{record.where} completion {i}", defaults | kept_columns(row, columns) | made))
+        made = {columns.prompt: messages, columns.completion: suffix, columns.reward: row["reward"][i]}
+        made = layout_row(row, columns, made, family=messages[0]["content"], source=subset)
+        rows.append((f"{record.where} completion {i}", made | {"is_chosen": i == 0}))
     return rows
 
 
@@ -60,13 +55,7 @@ def _tagged(turn: str) -> dict[str, str]:
     raise ValueError(f"a turn starts with neither {' nor '.join(_TAGS)}")
 
 
-def _subset(row: dict[str, Any]) -> str | None:
-    """`harmless-base` of meta.path `.../harmless-base/dev.jsonl`."""
-    meta = row.get("meta")
-    return Path(meta["path"]).parent.name or None if isinstance(meta, dict) and "path" in meta else None
-
-
-def _transcripts(row: dict[str, Any], columns: ColumnsSection) -> dict[str, Any]:
+def _transcripts(row: Row, columns: ColumnsSection) -> Row:
     """Two transcripts with all turns but the last in common, as a pair of completions."""
     chosen, rejected = parse_transcript(row["chosen"]), parse_transcript(row["rejected"])
     for turns, name in ((chosen, "chosen"), (rejected, "rejected")):
@@ -80,16 +69,12 @@ def _transcripts(row: dict[str, Any], columns: ColumnsSection) -> dict[str, Any]
             f"the two transcripts differ before their last turn, from turn {same + 1} on "
             f"(of {len(chosen)} and {len(rejected)}): they are no pair of completions"
         )
-    scores = {name: value for name, value in row.items() if name.startswith(("chosen_", "rejected_"))}
-    return (
-        {columns.family: chosen[0]["content"]}
-        | kept_columns(row, columns)
-        | scores
-        | {columns.prompt: chosen[:-1], "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
-    )
+    made = {name: value for name, value in row.items() if name.startswith(("chosen_", "rejected_"))}
+    made |= {columns.prompt: chosen[:-1], "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
+    return layout_row(row, columns, made, family=chosen[0]["content"])
 
 
-def parse_transcript(text: str) -> Messages:
+def parse_transcript(text: str) -> list[dict[str, str]]:
     r"""Messages of "\n\nHuman: ...\n\nAssistant: ...". Raises ValueError where the text starts otherwise."""
     before, *parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip() or not parts:
@@ -103,13 +88,12 @@ def parse_transcript(text: str) -> Messages:
 def listed_rows(sources: list[Source], listing: str) -> dict[str, set[int]]:
     """The row numbers (from 0) of every source, by its path, that the authors' list drops.
 
-    Raises UserError where the list is none, or names none of the files.
+    Raises UserError where the list cannot be read or names none of the files.
     """
     try:
-        by_file = json.loads(Path(listing).read_text(encoding="utf-8"))
-        dropped = {name: {int(number) for number in numbers} for name, numbers in by_file.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"'{listing}' (key data.drop_listed) cannot be read as JSON: {error}") from error
+        dropped = TypeAdapter(dict[str, set[int]]).validate_json(Path(listing).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"'{listing}' (key data.drop_listed) cannot be read as JSON: {one_line(error)}") from error
     found = {s.path: dropped.get(f"{s.name.rpartition('/')[2].removeprefix('test_')}.json") for s in sources}
     if all(numbers is None for numbers in found.values()):
         raise UserError(

@@ -2,96 +2,86 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from leftover.data.chat import Chat
+from leftover.data.chat import Chat, Options
 from leftover.data.formats import expand
-from leftover.data.records import Record
-from leftover.data.rows import Rejects, check_rows
-from leftover.data.tokens import Limits, Template, Tokenised, cut_prompt, encode_prompts, refusal, tokenise
+from leftover.data.records import Located, Record, Row
+from leftover.data.rows import check_rows
+from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from leftover.recipe.policy_config import PolicyConfig
 
 log = logging.getLogger(__name__)
 
-_REMEDY = "Mend them, leave them out, or rename your columns (Dataset.rename_column)"
-_CHAT_REMEDY = "Mend them, leave them out, or give the tokenizer another chat_template"
+_REMEDY = "Mend or drop them, or rename your columns (Dataset.rename_column)"
+_CHAT_REMEDY = "Mend or drop them, or give the tokenizer another chat_template"
 
 
-def checked_rows(rows: Iterable[dict], name: str = "train_dataset") -> list[dict]:
+def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
     """Rows of the table from a user's dictionaries; faults are raised together.
 
     Each has beside the columns of ROWS_SCHEMA its own `chat_template_kwargs`, as TRL's trainers read them.
     """
-    options: list[dict[str, Any]] = []
+    options: list[Options] = []
     data = DataSection(path=name)
 
-    def located() -> Iterator[tuple[str, dict]]:
+    def located() -> Iterator[Located]:
         for i, row in enumerate(rows):
             for where, one in expand(Record(f"{name}[{i}]", row, name, i), data):
                 options.append(_options(one, where))
                 yield where, one
 
-    with tempfile.TemporaryDirectory() as folder:
-        rejects = Rejects(Path(folder) / "rejects")
-        checked = list(check_rows(located(), data, rejects, {}, _REMEDY))
+    checked = list(check_rows(located(), data, None, {}, _REMEDY))
     return [row | {"chat_template_kwargs": own} for row, own in zip(checked, options, strict=True)]
 
 
-def chat_of(tokenizer: Any, args: Any) -> Chat:
-    """The tokenizer's chat template with the options and ends of a LoLConfig."""
+def chat_of(tokenizer: "Tokenizer", args: "PolicyConfig") -> Chat:
+    """The tokenizer's chat template with the options and ends of a configuration."""
     return Chat(tokenizer, args.chat_template_kwargs, args.end_tokens)
 
 
-def tokenise_checked(tokenizer: Any, args: Any, checked: list[dict]) -> Tokenised:
-    """Token ids of rows of `checked_rows`; what is wrong with conversations is raised together."""
-    faults: dict[int, str] = {}
-    prompts, completions = [row["prompt"] for row in checked], [row["completion"] for row in checked]
-    conversational = [row["conversational"] for row in checked]
-    limits, template = Limits(args.max_prompt_length, args.max_completion_length), _template(tokenizer, args, checked)
-    tokens = tokenise(tokenizer, prompts, completions, conversational, limits, template, faults)
-    _raise(faults, checked)
+def tokenise_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Tokenised:
+    """Token ids of rows of `checked_rows`; faults of conversations are raised together."""
+    limits = Limits(args.max_prompt_length, args.max_completion_length)
+    tokens = tokenise(_chat_of_rows(tokenizer, args, checked), checked, limits, remedy=_CHAT_REMEDY)
     if any(tokens.system_cut):
         log.warning(
-            "%d of the prompts lost their system turn or tools, which stand first, to max_prompt_length=%d",
+            "%d prompts lost their system turn or tools, which come first, to max_prompt_length=%d",
             sum(tokens.system_cut),
             args.max_prompt_length,
         )
     return tokens
 
 
-def encode_checked(tokenizer: Any, args: Any, checked: list[dict]) -> list[list[int]]:
+def encode_checked(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> list[list[int]]:
     """Token ids of the prompts of `checked_rows`, cut on the left."""
-    faults: dict[int, str] = {}
-    prompts, conversational = ([row[name] for row in checked] for name in ("prompt", "conversational"))
-    encoded = encode_prompts(tokenizer, prompts, conversational, _template(tokenizer, args, checked), faults)
-    _raise(faults, checked)
+    encoded = encode_prompts(_chat_of_rows(tokenizer, args, checked), checked, remedy=_CHAT_REMEDY)
     return [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
 
 
-def asked(row: dict[str, Any]) -> str:
+def asked(row: Row) -> str:
     """What the model is asked: the same messages with other tools or template options are another prompt."""
     options = json.dumps(row["chat_template_kwargs"], sort_keys=True) if row["chat_template_kwargs"] else ""
     return "\0".join([row["prompt"], row["tools"] or "", options])
 
 
-def _template(tokenizer: Any, args: Any, checked: list[dict]) -> Template:
-    chat, options = chat_of(tokenizer, args), [row["chat_template_kwargs"] for row in checked]
-    chat.check_options({name: value for own in options for name, value in own.items()})
-    return Template(chat, [row["tools"] for row in checked], options)
+def _chat_of_rows(tokenizer: "Tokenizer", args: "PolicyConfig", checked: list[Row]) -> Chat:
+    """`chat_of`, once the rows' own options are known to be options of the template."""
+    chat = chat_of(tokenizer, args)
+    chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
+    return chat
 
 
-def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _options(row: Row, where: str) -> Options:
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise UserError(f"{where}: 'chat_template_kwargs' is a {type(options).__name__}, not a dictionary of options")
-    # A data set gives every row the keys of all rows, and None for those it has not.
+    # A data set gives every row the keys of all rows, with None for those that it lacks.
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _raise(faults: dict[int, str], checked: list[dict]) -> None:
-    if faults:
-        raise UserError(refusal({checked[i]["where"]: fault for i, fault in faults.items()}, _CHAT_REMEDY))

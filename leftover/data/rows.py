@@ -1,4 +1,4 @@
-"""Located rows of any format -> checked rows of the table; faulty ones are refused or set aside, never lost."""
+"""Located rows of any format -> checked rows of the table; faulty ones are refused or put aside, never lost."""
 
 import hashlib
 import itertools
@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.data.checks import check_row
-from leftover.data.records import FAULT, LEFT_OUT, Located
+from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 # Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
 ROWS_SCHEMA = pa.schema(
@@ -35,7 +35,7 @@ ROWS_SCHEMA = pa.schema(
 )
 
 _FAULTS_SHOWN = 5
-_SOURCES_SHOWN = 100  # a column of the user's may hold one for every row
+_SOURCES_SHOWN = 100  # a user's column may hold one for every row
 
 
 def text_hash(text: str) -> int:
@@ -44,7 +44,7 @@ def text_hash(text: str) -> int:
 
 
 class Rejects:
-    """Rows that are set aside, with the reason, in `rejected_rows.jsonl` of the run."""
+    """Rows that are put aside, with the reason, in `rejected_rows.jsonl` of the run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,18 +52,15 @@ class Rejects:
     def start(self, stage: str) -> None:
         """Forget what an earlier pass of this stage rejected."""
         if self.path.is_file():
-            kept = [line for line in self._lines() if json.loads(line)["stage"] != stage]
+            with self.path.open(encoding="utf-8", newline="\n") as lines:  # ends of lines are line feeds alone
+                kept = [line for line in lines if json.loads(line)["stage"] != stage]
             self.path.write_text("".join(kept), encoding="utf-8")
 
-    def add(self, stage: str, where: str, reason: str, row: dict[str, Any]) -> None:
+    def add(self, stage: str, where: str, reason: str, row: Row) -> None:
         record = {"stage": stage, "where": where, "reason": reason, "row": row}
         # Half of a surrogate pair has no UTF-8 form; its escape is what JSON writes for it anyway.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-
-    def _lines(self) -> list[str]:
-        with self.path.open(encoding="utf-8", newline="\n") as lines:  # at line feeds alone
-            return list(lines)
 
 
 REMEDY = (
@@ -72,32 +69,41 @@ REMEDY = (
 )
 
 
+def first_of(faults: Iterable[str]) -> str:
+    """The first of many faults, for the message that refuses them."""
+    return "the first:\n" + "\n".join(f"  {fault}" for fault in itertools.islice(faults, _FAULTS_SHOWN))
+
+
 def check_rows(
-    located: Iterable[Located], data: DataSection, rejects: Rejects, stats: dict[str, Any], remedy: str = REMEDY
-) -> Iterator[dict]:
+    located: Iterable[Located],
+    data: DataSection,
+    rejects: Rejects | None,
+    stats: dict[str, Any],
+    remedy: str = REMEDY,
+) -> Iterator[Row]:
     """Yield rows of `ROWS_SCHEMA`.
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
-    input was read; with `skip` they go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows of
-    the largest sources, and what declared rules left out before, by reason.
+    input was read; with `skip` faulty rows go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows
+    of the largest sources, and by reason the rows that declared rules drop.
     """
     left_out, sources = Counter[str](), Counter[str]()
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
     faults: list[str] = []
-    first_fault = ""
+    refuses = data.on_bad_row == "error"
     fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
-    rejects.start("rows")
+    if rejects:
+        rejects.start("rows")
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):
         stats["read"] += 1
         try:
             row = check_row(raw, data)
         except ValueError as error:
             stats["rejected"] += 1
-            first_fault = first_fault or f"{where}: {error}"
-            if data.on_bad_row == "skip":
+            faults.append(f"{where}: {error}")
+            del faults[_FAULTS_SHOWN:]
+            if rejects and not refuses:
                 rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
-            elif len(faults) < _FAULTS_SHOWN:
-                faults.append(f"  {where}: {error}")
             continue
         if not _in_part(row["family"], data.part):
             stats["other_parts"] += 1
@@ -106,20 +112,13 @@ def check_rows(
         stats["without_reward"] += row["recorded_reward"] is None
         if row["source"] is not None:
             sources[row["source"]] += 1
-        if not faults:
+        if not (faults and refuses):
             yield row | {"where": where}
     stats["sources"] = dict(sources.most_common(_SOURCES_SHOWN))
     stats["duplicates"] = len(fingerprints) - len(np.unique(np.frombuffer(fingerprints, np.uint64)))
-    if faults:
-        raise UserError(
-            f"{stats['rejected']} of {stats['read']} rows are faulty; the first:\n" + "\n".join(faults) + f"\n{remedy}"
-        )
-    if stats["read"] == stats["rejected"] > 0:
-        raise UserError(
-            f"no usable row in {data.path} ({stats['read']} read, all rejected: see {rejects.path}); the first:\n"
-            f"  {first_fault}"
-        )
-    _check_any_left(data, stats)
+    if faults and refuses:
+        raise UserError(f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}\n{remedy}")
+    _check_any_left(data, stats, rejects, faults[:1])
 
 
 def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Iterator[Located]:
@@ -130,22 +129,24 @@ def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Ite
             yield where, raw
 
 
-def _check_any_left(data: DataSection, stats: dict[str, Any]) -> None:
-    if stats["read"] == 0 and stats["left_out"]:
+def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str]) -> None:
+    read = stats["read"]
+    if rejects and read == stats["rejected"] > 0:
+        raise UserError(
+            f"no usable row in {data.path} ({read} read, all rejected: see {rejects.path}); {first_of(faults)}"
+        )
+    if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
-        raise UserError(f"{data.path} (key data.path) holds no row that is not left out: {reasons}")
-    if stats["read"] == 0:
-        raise UserError(f"{data.path} (key data.path) holds no row")
-    if stats["read"] == stats["other_parts"]:
-        raise UserError(f"none of the {stats['read']} rows of {data.path} is in data.part {list(data.part)}: widen it")
+        raise UserError(
+            f"{data.path} (key data.path) holds no row{' except dropped ones: ' if reasons else ''}{reasons}"
+        )
+    if read == stats["other_parts"]:
+        raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 
 
 def _in_part(family: str, part: tuple[float, float]) -> bool:
-    """Whether a family's hash lies in [low, high) of the unit interval; that of splits is another."""
-    if part == (0.0, 1.0):
-        return True
-    place = text_hash(f"part\0{family}") / 2**64
-    return part[0] <= place < part[1]
+    """Whether a family's hash lies in [low, high) of the unit interval; splits use another hash."""
+    return part == (0.0, 1.0) or part[0] <= text_hash(f"part\0{family}") / 2**64 < part[1]
 
 
 def as_prompt(text: str, conversational: bool) -> Any:

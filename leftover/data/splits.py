@@ -3,15 +3,18 @@
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from leftover.data.checks import SPLITS
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -21,41 +24,44 @@ _EVAL_PROMPTS_CHECKED = 2000
 _TRAIN_CHUNK = 256  # training prompts compared at a time
 
 
-def assign_splits(rows: Any, data: DataSection, seed: int) -> dict[str, np.ndarray]:
+def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np.ndarray]:
     """Columns `group` [N] int64, `family_id` [N] int64 and `split` [N] (a name of `SPLITS`).
 
-    The user's splits are taken where every row has one. Else families are ranked by a hash of their id and the
-    seed, so that most of them keep their side when rows are added.
+    The user's splits hold where every row has one. Otherwise families are ranked by a hash of their id and the seed,
+    so that most of them keep their side when rows are added.
     """
     groups, families = unique_ids(_asked(rows)), unique_ids(rows["family"])
-    user_splits = rows["user_split"]
-    given = sum(split is not None for split in user_splits)
-    if given and given < len(rows):
-        raise UserError(
-            f"{len(rows) - given} of {len(rows)} rows have no '{data.columns.split}': give every row one, or none"
-        )
+    given = [split for split in rows["user_split"] if split is not None]
+    column = data.columns.split
+    if given and len(given) < len(rows):
+        raise UserError(f"{len(rows) - len(given)} of {len(rows)} rows have no '{column}': give every row one, or none")
     if given:
-        splits = np.array([str(split) for split in user_splits])
-        _check_user_splits(splits, families)
+        splits = np.array(given)
+        held_out = [np.unique(families[splits == split]) for split in ("validation", "test")]
+        crossing = int(np.isin(np.concatenate(held_out), families[splits == "train"]).sum())
+        if crossing:
+            log.warning(
+                "%d prompt families are in the given train split and in another split too: held-out results will "
+                "look better than they are",
+                crossing,
+            )
+        remedy = (
+            f"the rows' own splits (column '{column}', or data.source_splits) do not name it; give rows of it, or set "
+            "data.columns.split: null to have the rows split anew"
+        )
     else:
         splits = _split_families(rows["family"], families, data, seed)
+        remedy = (
+            f"{len(rows)} rows of {families.max() + 1} prompt families are too few to keep whole families apart; give "
+            f"more rows, or the splits yourself (column '{column}')"
+        )
     for split in SPLITS:
-        if given and not (splits == split).any():
-            raise UserError(
-                f"the {split} split has no row: the rows' own splits (column '{data.columns.split}', or "
-                "data.source_splits) do not name it; give rows of it, or set data.columns.split: null to have the "
-                "rows split anew"
-            )
         if not (splits == split).any():
-            raise UserError(
-                f"the {split} split has no row: {len(rows)} rows of {families.max() + 1} prompt families are too few "
-                "to keep whole families apart; give more rows, or the splits yourself (column "
-                f"'{data.columns.split}')"
-            )
+            raise UserError(f"the {split} split has no row: {remedy}")
     return {"group": groups, "family_id": families, "split": splits}
 
 
-def _asked(rows: Any) -> Iterable[str]:
+def _asked(rows: "Dataset") -> Iterable[str]:
     """What the model is asked in every row: the same messages with other tools are another prompt."""
     if "tools" not in rows.column_names:
         return rows["prompt"]
@@ -66,36 +72,26 @@ def unique_ids(values: Iterable[str]) -> np.ndarray:
     """[N] int64: integers in order of first appearance; equal strings share one."""
     hashes = np.fromiter((text_hash(value) for value in values), np.uint64)
     _, first, ids = np.unique(hashes, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[ids]
+    return _ranks(first)[ids]
 
 
-def _split_families(names: Any, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
-    num_families = int(families.max()) + 1
+def _ranks(keys: np.ndarray) -> np.ndarray:
+    """[N] int64: the place of each key in their order."""
+    ranks = np.empty(len(keys), np.int64)
+    ranks[np.argsort(keys)] = np.arange(len(keys))
+    return ranks
+
+
+def _split_families(names: Sequence[str], families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
     first_row = np.unique(families, return_index=True)[1]
     keys = [hashlib.blake2b(f"{seed}\0{names[int(i)]}".encode(), digest_size=8).digest() for i in first_row]
-    rank = np.empty(num_families, np.int64)
-    rank[np.argsort(np.array(keys))] = np.arange(num_families)
-    num_test = round(data.test_size * num_families)
-    num_validation = round(data.validation_size * num_families)
-    side = np.where(rank < num_test, "test", np.where(rank < num_test + num_validation, "validation", "train"))
+    ranks = _ranks(np.array(keys))
+    num_test, num_validation = (round(share * len(keys)) for share in (data.test_size, data.validation_size))
+    side = np.where(ranks < num_test, "test", np.where(ranks < num_test + num_validation, "validation", "train"))
     return side[families]
 
 
-def _check_user_splits(splits: np.ndarray, families: np.ndarray) -> None:
-    crossing = 0
-    for split in ("validation", "test"):
-        crossing += len(np.intersect1d(families[splits == split], families[splits == "train"]))
-    if crossing:
-        log.warning(
-            "%d prompt families stand in the given train split and in another split too: held-out results will "
-            "look better than they are",
-            crossing,
-        )
-
-
-def count_near_duplicates(prompts: Any, splits: np.ndarray) -> int:
+def count_near_duplicates(prompts: Sequence[str], splits: np.ndarray) -> int:
     """How many held-out prompts (of at most 2,000) nearly repeat a training prompt: shingle Jaccard >= 0.8."""
     from sklearn.feature_extraction.text import HashingVectorizer
 

@@ -1,11 +1,17 @@
-"""Loading a tokenizer and its chat template."""
+"""Tokenizers: one is loaded with its chat template, or trained on the rows for a model of random weights."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError, first_line
 
-# A plain transcript for base models without a chat template of their own. The generation prompt ends in the colon:
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# A plain transcript for base models without a chat template. The generation prompt ends in the colon:
 # a space after it would be a token of its own there, and part of the next word's in a whole transcript.
 PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -16,7 +22,7 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(path: str, *, chat_template: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(path: str, *, chat_template: str | None = None, trust_remote_code: bool = False) -> "Tokenizer":
     """The tokenizer at `path` (folder or Hub id), with a padding token; `chat_template: plain` names ours."""
     from transformers import AutoTokenizer
 
@@ -41,3 +47,51 @@ def read_chat_template(setting: str | None) -> str | None:
     if not Path(setting).is_file():
         raise UserError(f"model.chat_template '{setting}' is neither 'plain', nor a file, nor a Jinja template")
     return Path(setting).read_text(encoding="utf-8")
+
+
+def single_token(tokenizer: "Tokenizer", text: str) -> int:
+    """The id of a text of `model.end_tokens`. Raises UserError where it is not one token."""
+    known = tokenizer.convert_tokens_to_ids(text)
+    if isinstance(known, int) and known != tokenizer.unk_token_id:
+        return known
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise UserError(
+            f"model.end_tokens: {text!r} is not one token of this tokenizer but {len(ids)}, "
+            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
+        )
+    return ids[0]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """A byte-level BPE tokenizer trained on the texts, with beginning, end and padding tokens.
+
+    It begins every text with its beginning token; every byte is a token, so that none is unknown.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
+    )
+
+
+def texts_of(rows: "Dataset") -> Iterator[str]:
+    """The text of every row as a model would read it: prompt (its messages' contents) and completion."""
+    for batch in rows.select_columns(["prompt", "conversational", "completion"]).iter(batch_size=2048):
+        for prompt, conversational, completion in zip(*batch.values(), strict=True):
+            if conversational:
+                prompt = "\n".join(message["content"] for message in as_prompt(prompt, True)) + "\n"
+            yield prompt + completion

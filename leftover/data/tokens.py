@@ -1,15 +1,15 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-import itertools
-import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from leftover.data.chat import SYSTEM_ROLES, Chat, ConversationFault, Turn
-from leftover.data.rows import as_prompt
+from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
+from leftover.data.records import Row
+from leftover.data.rows import first_of
 from leftover.errors import UserError
 
-_FAULTS_SHOWN = 5
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Limits(NamedTuple):
@@ -29,86 +29,55 @@ class Tokenised(NamedTuple):
     system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
 
 
-class Template(NamedTuple):
-    """What the chat template gets beside the messages: `tools` as JSON text, and options of a row, for each row."""
-
-    chat: Chat
-    tools: Sequence[str | None] | None = None
-    options: Sequence[dict[str, Any]] | None = None
-
-    def keywords(self, i: int) -> dict[str, Any]:
-        tools = self.tools[i] if self.tools is not None else None
-        return {"tools": json.loads(tools) if tools else None, "options": self.options[i] if self.options else {}}
-
-
 def tokenise(
-    tokenizer: Any,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    conversational: Sequence[bool],
-    limits: Limits,
-    template: Template | None = None,
-    faults: dict[int, str] | None = None,
+    chat: Chat, rows: Sequence[Row], limits: Limits, faults: dict[int, str] | None = None, remedy: str = ""
 ) -> Tokenised:
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
-    A conversational completion ends in the token that the chat template closes its turn with. One that ends in none
-    of `Chat.ends` then (a plain one, or under a template that closes no turn) gets the tokenizer's end of sequence.
+    A conversational completion ends in the token that the chat template closes its turn with. A completion without
+    any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; where that is not possible, apart.
+    both sides; apart only where a token spans the seam.
 
-    `faults` gets what is wrong with a row, by its number, and the row is not kept; without it the first is raised
-    as UserError.
+    `faults` gets the faults of rows by their numbers, and such a row is not kept. Without it they are raised together
+    as UserError, with the remedy.
     """
-    template = template or Template(Chat(tokenizer))
 
-    def turn(i: int) -> Turn:
-        if not conversational[i]:
-            return Turn(prompts[i], prompts[i] + completions[i])
-        return template.chat.turn(as_prompt(prompts[i], True), completions[i], **template.keywords(i))
+    def write(row: Row) -> Turn:
+        if row["conversational"]:
+            return chat.turn(Conversation.of(row), row["completion"])
+        return Turn(row["prompt"], row["prompt"] + row["completion"])
 
-    wrong: dict[int, str] = {} if faults is None else faults
-    turns = _each(turn, len(prompts), Turn("", ""), faults)
-    prompt_ids = _encode_prompts(tokenizer, [turn.asked for turn in turns], conversational)
-    whole_ids = _encode(tokenizer, [turn.told for turn in turns], conversational)
-    ends = set(template.chat.ends)
+    faults, turns = _turns(rows, write, faults, remedy)
+    prompt_ids = _encode(chat, [turn.asked for turn in turns], rows)
+    whole_ids = _encode(chat, [turn.whole for turn in turns], rows)
+    ends = set(chat.ends)
     out = Tokenised([], [], [], [], [], [])
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        completion = _completion(tokenizer, turns[i], prompt, whole, ends, conversational[i]) if i not in wrong else []
+        completion = [] if i in faults else _completion(chat, turns[i], prompt, whole, ends)
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
-        out.prompt_ids.append(cut_prompt(tokenizer, prompt, limits.max_prompt_tokens))
+        out.prompt_ids.append(cut_prompt(chat.tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
-        out.kept.append(i not in wrong and (not long or limits.long_completions == "cut"))
+        out.kept.append(i not in faults and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
-        out.system_cut.append(cut and conversational[i] and _has_system(prompts[i], template.keywords(i)))
+        out.system_cut.append(cut and rows[i]["conversational"] and _has_system(Conversation.of(rows[i])))
     return out
 
 
 def encode_prompts(
-    tokenizer: Any,
-    prompts: Sequence[str],
-    conversational: Sequence[bool],
-    template: Template | None = None,
-    faults: dict[int, str] | None = None,
+    chat: Chat, rows: Sequence[Row], faults: dict[int, str] | None = None, remedy: str = ""
 ) -> list[list[int]]:
     """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
-    template = template or Template(Chat(tokenizer))
 
-    def asked(i: int) -> str:
-        chat = conversational[i]
-        return template.chat.asked(as_prompt(prompts[i], True), **template.keywords(i)) if chat else prompts[i]
+    def write(row: Row) -> Turn:
+        return Turn(chat.asked(Conversation.of(row)) if row["conversational"] else row["prompt"], "")
 
-    return _encode_prompts(tokenizer, _each(asked, len(prompts), "", faults), conversational)
-
-
-def refusal(faults: dict[str, str], remedy: str) -> str:
-    """One message for the faults of rows, by the place of the row: the first few, and how many."""
-    first = "\n".join(f"  {where}: {fault}" for where, fault in itertools.islice(faults.items(), _FAULTS_SHOWN))
-    return f"{len(faults)} conversations cannot be written by the chat template; the first:\n{first}\n{remedy}"
+    _, turns = _turns(rows, write, faults, remedy)
+    return _encode(chat, [turn.asked for turn in turns], rows)
 
 
-def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
+def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
     """The last `limit` tokens of a prompt; a leading beginning-of-sequence token is kept in front."""
     if len(ids) <= limit:
         return ids
@@ -118,7 +87,7 @@ def cut_prompt(tokenizer: Any, ids: list[int], limit: int) -> list[int]:
 
 
 def decode_completions(
-    tokenizer: Any, completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
+    tokenizer: "Tokenizer", completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
 ) -> list[str]:
     """Text of completions, without their end, special tokens and outer white space: what rewards and readers see."""
     # An end need not be a special token, which decoding would leave out.
@@ -126,55 +95,44 @@ def decode_completions(
     return [text.strip() for text in tokenizer.batch_decode(inside, skip_special_tokens=True)]
 
 
-_T = TypeVar("_T")
-
-
-def _each(make: Callable[[int], _T], num_rows: int, default: _T, faults: dict[int, str] | None) -> list[_T]:
-    """`make(i)` for every row; `default` for a row whose fault goes to `faults`, UserError without these."""
-    made = []
-    for i in range(num_rows):
+def _turns(
+    rows: Sequence[Row], write: Callable[[Row], Turn], faults: dict[int, str] | None, remedy: str
+) -> tuple[dict[int, str], list[Turn]]:
+    """The faults of rows by their numbers, and all rows as text; a faulty one is empty."""
+    found, turns = {} if faults is None else faults, list[Turn]()
+    for i, row in enumerate(rows):
         try:
-            made.append(make(i))
+            turns.append(write(row))
         except ConversationFault as fault:
-            if faults is None:
-                raise UserError(f"row {i}: {fault}") from fault
-            faults[i] = str(fault)
-            made.append(default)
-    return made
+            found[i] = str(fault)
+            turns.append(Turn("", ""))
+    if faults is None and found:
+        first = first_of(f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in found.items())
+        raise UserError(f"{len(found)} conversations cannot be written by the chat template; {first}\n{remedy}".strip())
+    return found, turns
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
-    """Token ids; a template has written the special tokens of a conversation already."""
+def _encode(chat: Chat, texts: Sequence[str], rows: Sequence[Row]) -> list[list[int]]:
+    """Token ids, none closed by the tokenizer; a template has written the special tokens of a conversation already."""
     ids: list[list[int]] = [[] for _ in texts]
-    for chat in (False, True):
-        chosen = [i for i in range(len(texts)) if bool(conversational[i]) is chat]
+    for of_chat in (False, True):
+        chosen = [i for i, row in enumerate(rows) if bool(row["conversational"]) is of_chat]
         if chosen:
-            encoded = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat)["input_ids"]
+            encoded = chat.tokenizer([texts[i] for i in chosen], add_special_tokens=not of_chat)["input_ids"]
             for i, sequence in zip(chosen, encoded, strict=True):
-                ids[i] = sequence
+                # Some tokenizers close every text.
+                closed = not of_chat and len(sequence) > 1 and sequence[-1] == chat.tokenizer.eos_token_id
+                ids[i] = sequence[:-1] if closed else sequence
     return ids
 
 
-def _encode_prompts(tokenizer: Any, texts: Sequence[str], conversational: Sequence[bool]) -> list[list[int]]:
-    ids = _encode(tokenizer, texts, conversational)
-    for i, sequence in enumerate(ids):
-        # Some tokenizers close every text; a prompt is not closed.
-        if not conversational[i] and len(sequence) > 1 and sequence[-1] == tokenizer.eos_token_id:
-            ids[i] = sequence[:-1]
-    return ids
-
-
-def _completion(
-    tokenizer: Any, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int], chat: bool
-) -> list[int]:
+def _completion(chat: Chat, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]) -> list[int]:
     """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
-    if not chat and whole[-1:] == [tokenizer.eos_token_id]:
-        whole = whole[:-1]  # of a tokenizer that closes every text
     completion = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt or not completion:
-        completion = tokenizer(turn.told.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
-    return completion if completion[-1:] and completion[-1] in ends else [*completion, tokenizer.eos_token_id]
+        completion = chat.tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
+    return completion if completion[-1:] and completion[-1] in ends else [*completion, chat.tokenizer.eos_token_id]
 
 
-def _has_system(prompt: str, keywords: dict[str, Any]) -> bool:
-    return bool(keywords["tools"]) or as_prompt(prompt, True)[0]["role"] in SYSTEM_ROLES
+def _has_system(conversation: Conversation) -> bool:
+    return bool(conversation.tools) or conversation.messages[0]["role"] in SYSTEM_ROLES

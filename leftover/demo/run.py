@@ -75,6 +75,6 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
 
 def train_tokenizer(texts: list[str]) -> Any:
     """The demonstration's tokenizer."""
-    from leftover.data import vocabulary
+    from leftover.data.tokenizer import train_tokenizer
 
-    return vocabulary.train_tokenizer(texts, _VOCABULARY)
+    return train_tokenizer(texts, _VOCABULARY)

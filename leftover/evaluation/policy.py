@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from leftover.models.divergence import FrozenStart
-    from leftover.recipe.policy import PolicyConfig
+    from leftover.recipe.policy_config import PolicyConfig
 
 
 def evaluate_policy(

@@ -20,6 +20,7 @@ from leftover.runs.names import (
     DECODINGS,
     completions_path,
     evaluation_artifact,
+    logprob_columns,
     metrics_path,
     policy_artifact,
     policy_folder,
@@ -63,8 +64,8 @@ class Evaluation:
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":
         """Column of the records -> the model whose log-probabilities it holds."""
-        models, has_base = self.run.models, self.run.recipe.model.path is not None
-        return {"reference_logprob": models.reference()} | ({"base_logprob": models.base()} if has_base else {})
+        load = {"reference_logprob": self.run.models.reference, "base_logprob": self.run.models.base}
+        return {column: load[column]() for column in logprob_columns(self.run.recipe) if column in load}
 
     def key(self, subject: str) -> Key:
         """What the evaluation of a subject depends on."""

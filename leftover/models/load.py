@@ -64,18 +64,25 @@ def build_model(
     config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", *, seed: int, dtype: str = "float32"
 ) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if config.get("model_type") is None:
-        raise UserError("model.config needs 'model_type' (for example: llama)")
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    try:
-        model_config = AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | special | config))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.config is refused by transformers: {first_line(error)}") from error
+    model_config = make_config({"vocab_size": len(tokenizer)} | special | config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype(dtype))
+
+
+def make_config(settings: dict[str, Any]) -> Any:
+    """The transformers config of `model_type` and its settings; UserError for what transformers refuses."""
+    from transformers import AutoConfig
+
+    if settings.get("model_type") is None:
+        raise UserError("model.config needs 'model_type' (for example: llama)")
+    try:
+        return AutoConfig.for_model(**settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model.config is refused by transformers: {first_line(error)}") from error
 
 
 def is_adapter(path: str | Path) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 # How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
 # temporaries small.
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 def completion_logprobs(
@@ -114,7 +114,7 @@ class _SelectedLogprobs(torch.autograd.Function):
 
 
 def _chunks(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Views of a few rows each, as many as hold `_CHUNK_ELEMENTS` of `like` (default: of `rows` itself)."""
+    """Views of a few rows each, as many as hold `CHUNK_ELEMENTS` of `like` (default: of `rows` itself)."""
     like = rows if like is None else like
-    elements = _CHUNK_ELEMENTS.get(like.device.type, _CHUNK_ELEMENTS["cuda"])
+    elements = CHUNK_ELEMENTS.get(like.device.type, CHUNK_ELEMENTS["cuda"])
     return rows.split(max(1, elements // like.shape[1]))

@@ -7,7 +7,7 @@ from leftover.monitoring.trackers import check_trackers
 from leftover.objectives import Columns
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
-from leftover.recipe.needs import declared_by, needs_of, offline_policies, trains_on_chosen
+from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.store.table import Table, column
@@ -52,7 +52,7 @@ def check_prompts(recipe: Recipe, table: Table) -> None:
     rows = table.open("rows", "split", "tokens")
     group = column(rows, "group")[training_mask(rows)]
     for name in offline_policies(recipe):
-        check_groups(name, declared_by(recipe, name)[0], group)
+        check_groups(name, policy_objective(recipe, name)[0], group)
 
 
 def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
@@ -65,13 +65,13 @@ def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
     }
     trains = training_mask(rows)
     for name in offline_policies(recipe):
-        objective, _ = declared_by(recipe, name)
+        objective, _ = policy_objective(recipe, name)
         chosen = trains & (everything["is_chosen"] == 1) if trains_on_chosen(recipe, objective) else trains
         _check_policy(recipe, reward, name, {column: values[chosen] for column, values in everything.items()})
 
 
 def _check_policy(recipe: Recipe, reward: SumReward, name: str, columns: Columns) -> None:
-    objective, _ = declared_by(recipe, name)
+    objective, _ = policy_objective(recipe, name)
     needs, scores = needs_of(recipe, name), columns["reward"]
     if "reward" in needs and not np.isfinite(scores).any():
         raise UserError(

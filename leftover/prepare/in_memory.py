@@ -20,8 +20,8 @@ from leftover.prepare.constants import values_and_advantages
 from leftover.prepare.extras import add_extras
 from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants
-from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
-from leftover.recipe.policy import PolicyConfig
+from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
+from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import ValueSection
 
 log = logging.getLogger(__name__)

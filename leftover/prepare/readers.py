@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leftover.errors import UserError
+from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.needs import needs_of, offline_policies
-from leftover.recipe.offline import LoLConfig
 from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
 
@@ -24,7 +24,7 @@ def training_rows(
     if chosen_only:
         is_chosen = equals(rows, "is_chosen", True)
         if not is_chosen.any():
-            raise UserError("data.rows: chosen needs rows that say which completion was chosen; none does")
+            raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
         keep &= is_chosen
     if not keep.any():
         raise UserError(f"the {split} split has no row left after truncation")

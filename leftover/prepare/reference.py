@@ -73,8 +73,7 @@ class Reference:
         """
         prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
         prompts = [as_prompt(rows["prompt"][int(i)], rows["conversational"][int(i)]) for i in chosen]
-        # Greedy decoding has one completion a prompt, however many are asked for.
-        repeats = settings.samples_per_prompt if settings.decoding == "sample" else 1
+        repeats = settings.num_samples
         rewards = np.empty((len(chosen), repeats))
         for repeat in range(repeats):
             _, texts = generate(

@@ -14,11 +14,11 @@ from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
-from leftover.data.tokens import Limits, Template, refusal, tokenise
-from leftover.data.vocabulary import texts_of, train_tokenizer
+from leftover.data.tokenizer import texts_of, train_tokenizer
+from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import check_prompts
-from leftover.recipe.sections import LAYOUTS, POLICY_KEYS, DataSection, TokenizerSection
+from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
+from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
@@ -99,8 +99,7 @@ def fit_tokenizer(run: Run) -> None:
 def tokens(run: Run) -> None:
     """Block `tokens`: token ids under the truncation rule; rows that it drops go to the rejects.
 
-    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`). Refuses a policy that compares
-    completions where no prompt has two of them.
+    Conversations that the chat template refuses are faulty rows (`data.on_bad_row`).
     """
     fit_tokenizer(run)
     data = run.recipe.data
@@ -114,11 +113,8 @@ def tokens(run: Run) -> None:
 
     def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
-        prompts, completions, conversational = (shard[name][:] for name in ("prompt", "completion", "conversational"))
-        template = Template(run.models.chat, shard["tools"][:])
-        done = tokenise(run.models.tokenizer, prompts, completions, conversational, limits, template, faults)
-        if faults and data.on_bad_row == "error":
-            raise UserError(refusal({shard[i]["where"]: fault for i, fault in faults.items()}, _SKIP))
+        texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
+        done = tokenise(run.models.chat, texts, limits, faults if data.on_bad_row == "skip" else None, _SKIP)
         ids = pa.list_(pa.int32())
         return {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
@@ -140,7 +136,6 @@ def tokens(run: Run) -> None:
         )
     if written and equals(rows, "conversational", True).any():
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
-    check_prompts(run.recipe, run.table)
 
 
 _SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"

@@ -1,16 +1,22 @@
 """A recipe <-> one YAML file. An unknown key is an error that names the nearest valid one."""
 
+import logging
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from leftover.errors import UserError, nearest
-from leftover.recipe.checks import check_training_fields
+from leftover.errors import UserError, nearest, one_line
+from leftover.recipe.forms import LIST, MAPPING, TEXT
 from leftover.recipe.sections import Recipe, RewardSection
+
+log = logging.getLogger(__name__)
+
+_FORMS = (TEXT.tag, LIST.tag, MAPPING.tag)
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,7 +38,15 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file. Raises UserError that names it where it is not YAML."""
+    try:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not valid YAML in UTF-8: {one_line(error)}") from error
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Read a recipe from YAML, or that of a run from its folder; `overrides` are `dotted.key=value` with YAML values.
 
     Raises UserError that names the file, the key and the nearest valid key.
@@ -41,24 +55,26 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no recipe at '{path}'") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
-    return make_recipe(content, where=str(path), overrides=overrides)
+    return make_recipe(content, str(path), overrides)
 
 
-def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: list[str] | None = None) -> Recipe:
+def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Sequence[str] | None = None) -> Recipe:
     """Validate a recipe given as a dictionary, which `overrides` change."""
-    for override in overrides or []:
+    from leftover.recipe.training_fields import check_training_fields  # transformers: two seconds
+
+    content = _with_new_names(content, where)
+    for override in overrides or ():
         set_key(content, override)
+        content = _with_new_names(content, f"--set {override}", overrides=True)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
+        raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error))) from None
     check_training_fields(recipe, where)
     return recipe
 
@@ -82,75 +98,7 @@ def set_key(content: dict[str, Any], override: str) -> None:
     try:
         section[last] = load_yaml(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-class _Place(NamedTuple):
-    """Where a fault is: the keys of the recipe, and of a union how many of them lead to it and which branch it is."""
-
-    keys: tuple[Any, ...]
-    section: type[BaseModel] | None  # the last of them
-    union: tuple[int, str] | None
-
-
-def _place(location: tuple[Any, ...], root: Any) -> _Place:
-    """pydantic's location, which holds the branches of unions between the keys."""
-    parts, keys, union = list(location), list[Any](), None
-    found = root
-    while parts:
-        keys.append(parts.pop(0))
-        if found is None or keys[-1] not in found.__pydantic_fields__:
-            continue
-        annotation: Any = found.__pydantic_fields__[keys[-1]].annotation
-        is_union = get_origin(annotation) in (Union, UnionType)
-        options = [o for o in get_args(annotation) if o is not NoneType] if is_union else [annotation]
-        if len(options) > 1 and parts:
-            union = (len(keys), str(parts.pop(0)))
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return _Place(tuple(keys), found, union)
-
-
-def faults(refusal: ValidationError, content: Any, root: Any = Recipe) -> list[str]:
-    """What is wrong with each key of `root`, a section or a dataclass of pydantic's.
-
-    Of a union only the branches that take a value of that kind are named, where there is one.
-    """
-    errors = refusal.errors()
-    places = [_place(error["loc"], root) for error in errors]
-    fits = [_fits(content, place) for place in places]
-    served = {place.keys[: place.union[0]] for place, fit in zip(places, fits, strict=True) if place.union and fit}
-    told = []
-    for error, place, fit in zip(errors, places, fits, strict=True):
-        if fit or place.union is None or place.keys[: place.union[0]] not in served:
-            told.append(_explain(error, place, root))
-    return told
-
-
-def _fits(content: Any, place: _Place) -> bool:
-    """Whether the value is of the kind, mapping, list or neither, that the branch of the union takes."""
-    if place.union is None:
-        return True
-    length, branch = place.union
-    for key in place.keys[:length]:
-        content = content[key]
-    if isinstance(content, list):
-        return branch.startswith("list")
-    takes_mapping = branch.startswith("dict") or branch.endswith("Section")
-    return takes_mapping == isinstance(content, dict) and not branch.startswith("list")
-
-
-def _explain(error: Any, place: _Place, root: Any) -> str:
-    location = ".".join(str(key) for key in place.keys)
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        section: Any = _place(error["loc"][:-1], root).section
-        valid = list(section.__pydantic_fields__) if section else []
-        close = nearest(str(place.keys[-1]), valid)
-        return f"unknown key '{location}'{close or '; valid here: ' + (', '.join(valid) or 'none')}"
-    if error["type"] == "missing":
-        return f"missing key '{location}'"
-    text = f"{location + ': ' if location else ''}{error['msg'].removeprefix('Value error, ')}"
-    # A check of ours shows what was given where that helps.
-    return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
+        raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
 
 
 def reward_section(path: str | None) -> RewardSection | None:
@@ -158,11 +106,64 @@ def reward_section(path: str | None) -> RewardSection | None:
     if path is None:
         return None
     try:
-        content = load_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--reward {path}: not a YAML file: {' '.join(str(error).split())}") from error
+        content = read_yaml(Path(path))
+    except OSError as error:
+        raise UserError(f"--reward {path}: not a YAML file: {one_line(error)}") from error
     if isinstance(content, dict) and "type" in content:  # one function alone
         content = [content]
     content = {"functions": content} if isinstance(content, list) else content
     minimal = {"name": "x", "output_dir": ".", "model": {"path": "x"}, "data": {"path": "x"}}
-    return make_recipe(minimal | {"reward": content}, where=f"--reward {path}").reward
+    return make_recipe(minimal | {"reward": content}, f"--reward {path}").reward
+
+
+def _with_new_names(content: dict[str, Any], where: str, overrides: bool = False) -> dict[str, Any]:
+    """The recipe with `data.train_on` under its old name `data.rows` too; an override may replace one by the other."""
+    data = content.get("data")
+    if not isinstance(data, dict) or "rows" not in data:
+        return content
+    if "train_on" in data and not overrides:
+        raise UserError(f"{where}: 'data.rows' is the old name of 'data.train_on': give only data.train_on")
+    log.warning("%s: 'data.rows' is now called 'data.train_on'; the old name is still read", where)
+    kept = {name: value for name, value in data.items() if name != "rows"}
+    return content | {"data": kept | {"train_on": data["rows"]}}
+
+
+def faults(refusal: ValidationError, root: Any = Recipe) -> list[str]:
+    """What pydantic found wrong with each key of `root`, a model or a dataclass; an unknown key with the nearest."""
+    return list(dict.fromkeys(_explain(error, root) for error in refusal.errors()))
+
+
+def _explain(error: ErrorDetails, root: Any) -> str:
+    keys = [str(key) for key in error["loc"] if key not in _FORMS and not _BRANCH.fullmatch(str(key))]
+    location = ".".join(keys)
+    if error["type"] == "missing":
+        return f"missing key '{location}'"
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        valid = list(_section(keys[:-1], root).__pydantic_fields__)
+        return f"unknown key '{location}'{nearest(keys[-1], valid) or '; valid here: ' + (', '.join(valid) or 'none')}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "union_tag_invalid":
+        forms = error["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
+        message = f"Input should be {forms}"
+    text = f"{location + ': ' if location else ''}{message}"
+    # A check of ours shows what was given where that helps.
+    return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
+
+
+# pydantic's names for the branches of a union, which stand between the keys.
+_BRANCH = re.compile(r"(str|int|float|bool)|(dict|list|tuple|literal|function-[a-z]+)\[.*\]")
+
+
+def _section(keys: Sequence[str], root: Any) -> Any:
+    """The section that these keys of `root` lead to."""
+
+    def sections(annotation: Any) -> Iterator[Any]:
+        if hasattr(annotation, "__pydantic_fields__"):
+            yield annotation
+        for part in get_args(annotation):
+            yield from sections(part)
+
+    found = root
+    for key in keys:
+        found = next(sections(found.__pydantic_fields__[key].annotation))
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leftover.recipe.policy import PolicyConfig
+from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import Recipe
 from leftover.report import charts
 from leftover.report.figures import Curve, figure, over_seeds, paint_curve, series_style

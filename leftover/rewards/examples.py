@@ -11,7 +11,7 @@ import numpy as np
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
 from leftover.errors import UserError
-from leftover.recipe.sections import POLICY_KEYS, DataSection
+from leftover.recipe.data_section import POLICY_KEYS, DataSection
 from leftover.rewards.base import Prompt, make
 from leftover.store.manifest import file_hash
 from leftover.store.table import equals

@@ -6,7 +6,7 @@ from leftover.errors import UserError, first_line
 from leftover.models.load import is_adapter, max_positions
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_yaml
-from leftover.recipe.packages import check_optimizer, check_quantization
+from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
 from leftover.rewards import ColumnReward
 from leftover.runs.run import Run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
 from leftover.models.load import align_generation_config, build_model, is_adapter, load_with
-from leftover.recipe.sections import Recipe
+from leftover.recipe.sections import LoraSection, Recipe
 from leftover.runs.names import reference_folder, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -60,12 +60,17 @@ class Models:
         lora = self.section.lora
         if lora is None or is_adapter(self._reference_path):
             return None
-        from peft import LoraConfig
+        return adapter_config(lora)
 
-        return LoraConfig(
-            r=lora.r,
-            lora_alpha=int(lora.alpha),
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
+
+def adapter_config(lora: LoraSection) -> "LoraConfig":
+    """The peft config of a recipe's `model.lora`."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha),
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )

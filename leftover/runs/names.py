@@ -17,6 +17,11 @@ def decodings(primary: str) -> tuple[str, ...]:
     return tuple(sorted(DECODINGS, key=lambda decoding: decoding != primary))
 
 
+def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
+    """Columns of a completion's log-probabilities: under its policy, the reference and, where pretrained, the base."""
+    return ("logprob", "reference_logprob", *(() if recipe.model.path is None else ("base_logprob",)))
+
+
 def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
     """Where a trained policy is saved."""
     return run_folder / "policies" / name / f"seed-{seed}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from leftover.errors import UserError
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.batch import sequence_logprobs
-from leftover.recipe.offline import LoLConfig
+from leftover.recipe.lol_config import LoLConfig
 
 Weighted = dict[str, tuple[Tensor, int]]
 

@@ -22,7 +22,7 @@ from leftover.models.load import align_generation_config, disable_dropout, is_ad
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, prepare_evaluation
-from leftover.recipe.policy import PolicyConfig
+from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
 

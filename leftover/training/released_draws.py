@@ -8,7 +8,7 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.objectives import Columns, Objective
-from leftover.recipe.offline import LoLConfig
+from leftover.recipe.lol_config import LoLConfig
 from leftover.training.draws import DrawOrder
 
 # Rows a draw in proportion to a weight in the assistant script, at any batch size.

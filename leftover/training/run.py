@@ -20,9 +20,9 @@ from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, training_rows
+from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.needs import trains_on_chosen
-from leftover.recipe.offline import LoLConfig, declared
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
 from leftover.runs.names import policy_artifact, policy_folder
@@ -58,7 +58,7 @@ def fit_reference(run: Run) -> None:
         "from": {name: run.table.digest(name) for name in ("tokens", "split")},
         "base": base_key(run),
         "model": recipe.model.model_dump(include={"dtype", "attn_implementation", "lora"}),
-        "rows": recipe.data.rows,
+        "rows": recipe.data.train_on,
         "train": effective(recipe.reference.train),
         "seed": run.seed,
     } | recipe.quantization_key
@@ -71,7 +71,7 @@ def fit_reference(run: Run) -> None:
         folder,
         run.models.base(),
         reference_args(recipe, run.folder),
-        training_rows(run.table, "train", (), chosen_only=recipe.data.rows == "chosen"),
+        training_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
         validation.select(np.sort(chosen)),
     )
     run.manifest.finish("reference", **facts)
@@ -100,7 +100,7 @@ def policy_key(run: Run, name: str, seed: int) -> Key:
         "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table, name))},
         "settings": effective(policy_settings(recipe, name)),
         "lora": recipe.model.lora.model_dump() if recipe.model.lora else None,
-        "rows": recipe.data.rows,
+        "rows": recipe.data.train_on,
         "selection": recipe.evaluate.max_selection_prompts,
         "seed": seed,
     }
@@ -130,9 +130,9 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
     """The training rows that a policy selects from, with the constants and extra columns that its objective reads."""
     fields = recipe.train | recipe.policies[name]
     if fields.get("objective") in ONLINE:
-        chosen_only = recipe.data.rows == "chosen"
+        chosen_only = recipe.data.train_on == "chosen"
         return training_rows(table, "train", available_blocks(recipe, table), chosen_only=chosen_only)
-    objective, settings = declared(fields)
+    objective, settings = objective_and_settings(fields)
     return training_rows(
         table,
         "train",

@@ -9,7 +9,7 @@ from datasets import Dataset
 from leftover.errors import UserError
 from leftover.objectives import Columns, Objective
 from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
-from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.store.table import column, list_lengths
 from leftover.training.draws import DrawOrder, draw_batches
 from leftover.training.released_draws import released_order

@@ -6,8 +6,8 @@ from typing import Any
 from leftover.errors import UserError
 from leftover.objectives import ONLINE
 from leftover.publish.hub import HUB_KEYS
-from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, objective_settings
-from leftover.recipe.online import PPOConfig, own_settings
+from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_settings
+from leftover.recipe.ppo_config import PPOConfig, own_settings
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
@@ -52,7 +52,7 @@ def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
     """The whole settings of the reference's training by NLL: the checkpoint of the lowest NLL is kept."""
     own = recipe.reference.train
     best = {"metric_for_best_model": "nll", "greater_is_better": False}
-    settings = cadence(own) | _REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
+    settings = cadence(own) | REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
     return _config(recipe, settings, run_folder, run_folder / "reference", recipe.seed)
 
 

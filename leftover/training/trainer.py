@@ -15,7 +15,7 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.requirements import check_columns
 from leftover.prepare.in_memory import prepare_rows
-from leftover.recipe.offline import LoLConfig, objective_of, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.draws import DrawOrder
 from leftover.training.extras import Extras, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics

@@ -10,7 +10,7 @@ import pytest
 from leftover.data.checks import check_row
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 SHARED = Path("../shared/data")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from leftover.data.chat import Chat
-from leftover.data.tokens import Limits, Template, Tokenised, encode_prompts, tokenise
+from leftover.data.tokens import Limits, Tokenised, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.models.generate import generate
 from leftover.models.load import align_generation_config, load_model
@@ -83,8 +83,12 @@ def with_template(tokenizer: Any, template: str | None) -> Any:
 
 def one(tokenizer: Any, messages: list, completion: str = ANSWER, limits: Limits = ROOMY, **chat: Any) -> Tokenised:
     tools = chat.pop("tools", None)
-    template = Template(Chat(tokenizer, **chat), [json.dumps(tools) if tools else None])
-    return tokenise(tokenizer, [json.dumps(messages)], [completion], [True], limits, template)
+    row = asking(messages) | {"completion": completion, "tools": json.dumps(tools) if tools else None}
+    return tokenise(Chat(tokenizer, **chat), [row], limits)
+
+
+def asking(messages: list) -> dict[str, Any]:
+    return {"prompt": json.dumps(messages), "conversational": True}
 
 
 def trained(tokenizer: Any, messages: list, completion: str = ANSWER, **chat: Any) -> tuple[str, str]:
@@ -154,8 +158,9 @@ def test_a_line_break_ends_a_turn_where_the_recipe_says_so(tokenizer: Any) -> No
 
 def test_a_plain_completion_that_is_closed_already_is_not_closed_twice(tokenizer: Any) -> None:
     own = with_template(tokenizer, None)
-    texts = [["Hi."] * 3, [" Yes.", " Yes.</s>", " Yes.<|turn|>"], [False] * 3]
-    out = tokenise(own, *texts, ROOMY, Template(Chat(own, end_tokens=["<|turn|>"])))
+    completions = [" Yes.", " Yes.</s>", " Yes.<|turn|>"]
+    rows = [{"prompt": "Hi.", "completion": text, "conversational": False} for text in completions]
+    out = tokenise(Chat(own, end_tokens=["<|turn|>"]), rows, ROOMY)
     assert [own.decode(ids) for ids in out.completion_ids] == [" Yes.</s>", " Yes.</s>", " Yes.<|turn|>"]
 
 
@@ -175,7 +180,7 @@ def test_a_prompt_that_ends_in_an_assistants_turn_continues_that_turn(tokenizer:
     out = one(own, messages, " the fuse.")
     prompt, completion = own.decode(out.prompt_ids[0]), own.decode(out.completion_ids[0])
     assert prompt.endswith("<|turn|><|head|>assistant<|/head|>\n\nCheck") and completion == " the fuse.<|turn|>"
-    assert encode_prompts(own, [json.dumps(messages)], [True]) == out.prompt_ids
+    assert encode_prompts(Chat(own), [asking(messages)]) == out.prompt_ids
 
 
 # Thinking.
@@ -232,7 +237,7 @@ def test_thoughts_behind_those_of_the_template_are_refused(tokenizer: Any) -> No
     )
     own = with_template(tokenizer, template)
     assert trained(own, [USER])[1] == "</think>Check the fuse.<|im_end|>"
-    with pytest.raises(UserError, match="the completion holds </think>, and the chat template writes one of its own"):
+    with pytest.raises(UserError, match=r"holds </think>.* take the thoughts out"):
         one(own, [USER], "<think>It leaks.</think>Check.")
 
 
@@ -275,7 +280,7 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
     Chat(with_template(tokenizer, CHATML)).warn(tools=True)
     assert not caplog.text
     Chat(with_template(tokenizer, HEADERS)).warn(tools=True)
-    assert "the rows have tools, but the chat template reads none" in caplog.text
+    assert "tools" in caplog.text and "set model.chat_template" in caplog.text
 
 
 # Conversations that a template refuses.
@@ -284,9 +289,9 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
 def test_a_template_without_a_system_turn_says_what_to_do(tokenizer: Any) -> None:
     own = with_template(tokenizer, NO_SYSTEM)
     assert trained(own, [USER])[1] == "Check the fuse.<|turn|>"
-    with pytest.raises(UserError, match="system, user: System role not supported; it knows no system turn here: put"):
+    with pytest.raises(UserError, match=r"system, user: System role not supported; .* first user message"):
         one(own, [SYSTEM, USER])
-    with pytest.raises(UserError, match="user, user: Roles must alternate; mend its turns"):
+    with pytest.raises(UserError, match=r"user, user: Roles must alternate; .*model\.chat_template"):
         one(own, [USER, USER])
 
 
@@ -375,7 +380,7 @@ def test_generation_stops_at_every_end_and_its_text_holds_none(chat_model: Calla
     path = chat_model(HEADERS, ends=["<|im_end|>"])
     own, model = AutoTokenizer.from_pretrained(path), load_model(path)
     align_generation_config(model, own, Chat(own, end_tokens=["."]).ends)
-    prompt_ids = encode_prompts(own, [json.dumps([USER])], [True])
+    prompt_ids = encode_prompts(Chat(own), [asking([USER])])
     words = own("Check it now", add_special_tokens=False)["input_ids"]
     # The tokenizer's, the template's, the model's own, the recipe's.
     for text in ("</s>", "<|turn|>", "<|im_end|>", "."):
@@ -603,7 +608,7 @@ def test_what_a_completion_holds_beside_its_text_is_not_dropped_in_silence(
     tmp_path: Path, chat_model: Callable
 ) -> None:
     completion = [{"role": "assistant", "content": ANSWER, "reasoning_content": "It leaks."}]
-    with pytest.raises(UserError, match="'completion' holds reasoning_content beside its content"):
+    with pytest.raises(UserError, match="'completion' holds reasoning_content"):
         standalone(chat_model(HEADERS), tmp_path, [{"prompt": [USER], "completion": completion}])
 
 

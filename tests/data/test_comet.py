@@ -91,7 +91,7 @@ def test_tails_that_say_none_may_be_kept_and_empty_ones_be_faults(tmp_path):
 def test_a_file_of_which_every_row_is_left_out_says_by_which_rule(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("a\tb\tnone\n" * 3)
-    with pytest.raises(UserError, match="holds no row that is not left out: 3 with the tail 'none'"):
+    with pytest.raises(UserError, match=r"holds no row .*: 3 with the tail 'none'"):
         read(str(path), format="comet")
 
 
@@ -133,7 +133,7 @@ def test_the_real_triples_are_read_with_labels_heads_and_splits(tmp_path):
 def test_triples_without_a_training_split_say_so_until_their_splits_are_not_looked_at(tmp_path):
     import datasets
 
-    from leftover.recipe.sections import DataSection
+    from leftover.recipe.data_section import DataSection
 
     path = tmp_path / "triples.csv"
     lines = [f"head {i},xNeed,tail,1,{'tst' if i % 4 else 'dev'}" for i in range(40)]

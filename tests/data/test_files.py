@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from leftover.data.formats import list_sources
 from leftover.errors import UserError
 from leftover.prepare.rows import row_settings
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 from tests.data.adapters import SHARED, needs, read, texts
 
 COLA = {
@@ -45,7 +45,7 @@ def test_tsv_whose_quotes_enclose_cells_is_told_of_and_read_by_a_setting(tmp_pat
     path = write(tmp_path / "b.tsv", 'prompt\tcompletion\nWhy?\t"a"\n')
     with caplog.at_level(logging.WARNING, "leftover"):
         assert texts(read(path)) == [("Why?", '"a"', None)]
-    assert f"{path}: 1 rows have cells that begin and end with a double quote" in caplog.text
+    assert f"{path}: 1 rows have cells" in caplog.text
     assert "data.table.quotes: true" in caplog.text
 
 
@@ -60,12 +60,12 @@ def test_a_file_without_a_header_line_is_read_under_given_names(name, tmp_path):
 
 def test_names_for_a_file_that_has_a_header_line_are_refused(tmp_path):
     path = write(tmp_path / "a.csv", "prompt,completion\na,b\n")
-    with pytest.raises(UserError, match=r"a\.csv: its first line is a header .* leave the key out"):
+    with pytest.raises(UserError, match=r"a\.csv: .* data\.table\.names: leave the key out"):
         read(path, table={"names": ["prompt", "completion"]})
 
 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match="names the column '1' twice; if it is a row, name the columns in"):
+    with pytest.raises(UserError, match=r"names '1' twice; if it is a row, .*data\.table\.names"):
         read(write(tmp_path / "a.tsv", "1\t1\tx\n2\t2\ty\n"))
 
 
@@ -149,7 +149,7 @@ def test_a_json_file_that_is_cut_off_is_named_with_the_line(tmp_path):
 
 
 def test_a_json_file_of_one_pretty_record_says_what_it_may_hold(tmp_path):
-    with pytest.raises(UserError, match="holds a list of records or a mapping from ids to records"):
+    with pytest.raises(UserError, match="a list of records or a mapping"):
         read(write(tmp_path / "a.json", '{\n"prompt": "a",\n"completion": "b"}\n'))
 
 
@@ -185,10 +185,9 @@ def test_splits_of_other_names_are_mapped_and_null_looks_at_none(rows_file):
     path = rows_file([{"prompt": "a", "completion": "b", "split": split} for split in splits])
     rows = read(path, split_names={"holdout": "test", 0: "train"})
     assert [row["user_split"] for row in rows] == ["train", "test", "test", "train"]
-    assert read(path).reasons == [
-        f"'split' is {name}; use one of train, validation, test, or say in data.split_names what it means"
-        for name in ("'holdout'", "0")
-    ]
+    for reason, name in zip(read(path).reasons, ("'holdout'", "0"), strict=True):
+        assert reason.startswith(f"'split' is {name}; use one of train, validation, test")
+        assert "data.split_names" in reason
     assert [row["user_split"] for row in read(path, columns={"split": None})] == [None] * 4
 
 
@@ -207,7 +206,7 @@ def test_scores_that_labels_give_are_read_beside_them_and_truth_values_are_expla
     path = rows_file([{"prompt": "a", "completion": "b", "reward": "yes"}])
     with pytest.raises(UserError, match="quote them"):
         read(path, labels={True: 1, False: 0})
-    with pytest.raises(UserError, match=r"say in data\.labels"):
+    with pytest.raises(UserError, match=r"not a number; .* data\.labels"):
         read(path)
 
 
@@ -234,7 +233,7 @@ def test_settings_that_contradict_the_format_are_refused(settings, message):
 
 
 def test_a_layout_over_a_file_of_unknown_kind_asks_for_an_ending(tmp_path):
-    with pytest.raises(UserError, match=r"as data\.format: comet needs; let it end in one of \.jsonl"):
+    with pytest.raises(UserError, match=r"data\.format: comet .* one of \.jsonl"):
         read(write(tmp_path / "train.txt", "a\tb\tc\n"), format="comet")
 
 
@@ -313,7 +312,14 @@ def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch):
 
 @pytest.mark.parametrize("name", DataSection.model_fields)
 def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_other_layouts(name):
-    later = {"max_prompt_tokens", "max_completion_tokens", "long_completions", "rows", "validation_size", "test_size"}
+    later = {
+        "max_prompt_tokens",
+        "max_completion_tokens",
+        "long_completions",
+        "train_on",
+        "validation_size",
+        "test_size",
+    }
     layouts = {"documents", "comet", "reddit", "dialogue"}
     assert (name in row_settings(DataSection(path="a.jsonl"))) == (name not in later | layouts)
     if name in layouts:

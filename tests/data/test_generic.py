@@ -65,7 +65,7 @@ def test_the_score_of_a_conversation_may_stand_on_its_last_turn(rows_file):
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        (CHAT[:3], "the last of 'messages' is of the role 'user', not 'assistant'"),
+        (CHAT[:3], "the role 'user', not 'assistant'"),
         (CHAT[1:2], "not a list of at least two"),
         ("Hi", "not a list of at least two"),
         ([CHAT[0], {"role": "assistant"}], "'completion' must be a text or one assistant message"),

@@ -114,7 +114,7 @@ def test_the_reward_is_made_of_votes(reward, post, expected, table):
 @pytest.mark.parametrize(
     ("rows", "settings", "reason"),
     [
-        ([POST], {}, "no column 'parent_text', which data.reddit.completion: reply reads (found: downs, id, score"),
+        ([POST], {}, "no column 'parent_text' for data.reddit.completion: reply (found: downs, id, score"),
         ([COMMENT], {"reward": "ratio"}, "no column 'downs'"),
         ([COMMENT | {"score": "many"}], {}, "'score' is 'many', not a number"),
         ([COMMENT], {"prompt": "{subredit}"}, "no column 'subredit' for the template '{subredit}'"),

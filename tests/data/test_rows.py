@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.data.formats import read_rows, split_sentences
+from leftover.data.documents import split_sentences
+from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
-from leftover.recipe.sections import DataSection
+from leftover.recipe.data_section import DataSection
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "completion": " Four.", "reward": 1.0},
@@ -287,11 +288,11 @@ def test_splits_of_the_user_are_taken_and_a_family_across_them_is_said(caplog):
         assert out["split"].tolist() == splits
         assert not caplog.records
         assign_splits(columns(["a", "b", "b", "d", "a"], splits=splits), DATA, seed=0)
-    assert "2 prompt families stand in the given train split and in another split too" in caplog.text
+    assert "2 prompt families" in caplog.text
 
 
 def test_splits_given_for_some_rows_only_are_refused():
-    with pytest.raises(UserError, match="1 of 3 rows have no 'split': give every row one, or none"):
+    with pytest.raises(UserError, match="1 of 3 rows have no 'split'"):
         assign_splits(columns(["a", "b", "c"], splits=["train", None, "test"]), DATA, seed=0)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from leftover.data.chat import Chat
 from leftover.data.rows import as_prompt
 from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from leftover.data.tokens import Limits, Tokenised, cut_prompt, decode_completions, encode_prompts, tokenise
@@ -29,7 +30,11 @@ CHAT = '[{"role": "user", "content": "My kettle leaks."}]'
 
 
 def one(tokenizer: Any, prompt: str, completion: str, limits: Limits = ROOMY, chat: bool = False) -> Tokenised:
-    return tokenise(tokenizer, [prompt], [completion], [chat], limits)
+    return tokenise(Chat(tokenizer), [row(prompt, completion, chat)], limits)
+
+
+def row(prompt: str, completion: str = "", chat: bool = False) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "conversational": chat}
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ def test_rows_do_not_depend_on_the_rows_beside_them(tokenizer):
         ["Hi.", "My kettle leaks. Please help.", "Any idea?"],
         [" Yes.", " No, never.", " So."],
     )
-    together = tokenise(tokenizer, prompts, completions, [False] * 3, ROOMY)
+    together = tokenise(Chat(tokenizer), list(map(row, prompts, completions)), ROOMY)
     for i in range(3):
         alone = one(tokenizer, prompts[i], completions[i])
         assert together.prompt_ids[i] == alone.prompt_ids[0]
@@ -132,12 +137,12 @@ def test_the_tokens_trained_on_are_exactly_those_the_template_produces(chat_toke
 @pytest.mark.parametrize("chat_tokenizer", TEMPLATES, indirect=True)
 def test_a_prompt_is_the_same_whether_it_is_trained_on_or_generated_for(chat_tokenizer):
     out = one(chat_tokenizer, CHAT, "Check the fuse.", chat=True)
-    assert encode_prompts(chat_tokenizer, [CHAT], [True]) == out.prompt_ids
+    assert encode_prompts(Chat(chat_tokenizer), [row(CHAT, chat=True)]) == out.prompt_ids
 
 
 @pytest.mark.parametrize("chat_tokenizer", ["plain"], indirect=True)
 def test_plain_and_conversational_rows_may_stand_side_by_side(chat_tokenizer):
-    out = tokenise(chat_tokenizer, ["Hi.", CHAT], [" Yes.", "No."], [False, True], ROOMY)
+    out = tokenise(Chat(chat_tokenizer), [row("Hi.", " Yes."), row(CHAT, "No.", chat=True)], ROOMY)
     assert chat_tokenizer.decode(out.prompt_ids[0][1:]) == "Hi."
     assert chat_tokenizer.decode(out.completion_ids[1]).strip() == "No.</s>"
 
@@ -150,7 +155,7 @@ def test_a_conversation_without_a_chat_template_says_what_to_set(tokenizer):
 def test_a_template_that_rewrites_its_prompt_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages|length }} messages{% if add_generation_prompt %}: {% endif %}"
     try:
-        with pytest.raises(UserError, match="the chat template writes a prompt differently"):
+        with pytest.raises(UserError, match=r"writes a prompt differently .* model\.chat_template"):
             one(tokenizer, CHAT, "Check the fuse.", chat=True)
     finally:
         tokenizer.chat_template = None

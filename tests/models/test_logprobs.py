@@ -65,7 +65,7 @@ def test_their_gradients_equal_those_of_a_plain_forward(model):
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("elements", [1, 1000, 2**30])
 def test_the_size_of_the_chunks_changes_nothing(elements, overwrite, monkeypatch):
-    monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", elements)
     torch.manual_seed(0)
     logits = (5 * torch.randn(37, 300)).requires_grad_()
     targets, upstream = torch.randint(300, (37,)), torch.randn(37)

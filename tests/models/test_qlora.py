@@ -17,7 +17,7 @@ from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe import packages as quantization
+from leftover.recipe import optional_packages as quantization
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.training.metrics import initial_logratio
@@ -65,7 +65,7 @@ def loaded(monkeypatch: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"path": "x", "quantization": "nf4"}, "give model.lora as well"),
+        ({"path": "x", "quantization": "nf4"}, "model.lora"),
         ({"config": {}, "tokenizer": "x", "quantization": "nf4", "lora": {}}, "give model.path"),
         ({"path": "x", "quantization": "int8", "lora": {}}, "Input should be 'nf4'"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from leftover import LoLConfig, pipeline
-from leftover.commands.plan.sources import missing_packages
+from leftover.commands.dry_run.sources import missing_packages
 from leftover.errors import UserError
 from leftover.monitoring.trackers import CompletionTables, check_trackers, own_run
 from leftover.monitoring.training_display import Completion

@@ -12,10 +12,10 @@ import leftover
 from leftover.commands.compare.methods import METHODS
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES, ONLINE, RELEASED
-from leftover.recipe.checks import own_fields
 from leftover.recipe.files import load_yaml, make_recipe
-from leftover.recipe.offline import LoLConfig
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.ppo_config import PPOConfig
+from leftover.recipe.training_fields import own_fields
 from tests.conftest import scored_rows
 
 TEXT = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
@@ -126,7 +126,7 @@ def test_an_objective_that_is_no_name_is_told_how_to_register_one(tmp_path: Path
     with pytest.raises(UserError, match=r"it takes a name.*OBJECTIVES\['mine'\] = Objective\(loss\)"):
         LoLConfig(output_dir=str(tmp_path), objective=mine)  # type: ignore[arg-type]
     monkeypatch.setitem(OBJECTIVES, "mine", mine)
-    with pytest.raises(UserError, match=r"OBJECTIVES\['mine'\] is <function .*, no Objective"):
+    with pytest.raises(UserError, match=r"OBJECTIVES\['mine'\] is <function .*, not an Objective"):
         LoLConfig(output_dir=str(tmp_path), objective="mine")
 
 

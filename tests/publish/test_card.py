@@ -19,7 +19,7 @@ from leftover.publish.card.papers import OTHERS, papers
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.publish.export import export_policy
 from leftover.recipe.files import make_recipe
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.training.ppo.trainer import PPOTrainer
 from tests.conftest import scored_rows
 

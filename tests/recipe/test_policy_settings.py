@@ -40,8 +40,8 @@ def test_a_setting_of_other_objectives_names_these():
 
 def test_settings_of_ppo_stand_on_the_policy():
     said = of_policy(objective="ppo", objective_settings={"kl_coeff": 0.1})
-    assert "stand on the policy itself" in said and "'kl_coeff' as 'policies.x.kl_coef'" in said
-    assert "there are num_rollouts_per_step, " in of_policy(objective="ppo", objective_settings={"zzz": 0.1})
+    assert "belong to the policy itself" in said and "'kl_coeff' as 'policies.x.kl_coef'" in said
+    assert "num_rollouts_per_step, " in of_policy(objective="ppo", objective_settings={"zzz": 0.1})
     assert "fields of PPOConfig, its own being num_rollouts_per_step, " in of_policy(objective="ppo", rows="all")
 
 
@@ -51,7 +51,7 @@ def test_settings_of_ppo_stand_on_the_policy():
         ("dpo", {"beta": "abc"}, "policies.x.objective_settings.beta of dpo: Input should be a valid number"),
         ("awr", {"temperature": -1}, "policies.x.objective_settings.temperature of awr: Input should be greater"),
         ("dpo", {"betta": 1}, "policies.x.objective_settings: objective 'dpo' has no setting 'betta'; did you mean"),
-        ("awr", 3, "policies.x.objective_settings: names settings with their values"),
+        ("awr", 3, "policies.x.objective_settings: takes settings"),
     ],
 )
 def test_values_of_an_objectives_settings_are_checked_when_the_recipe_is_read(objective, given, expected):
@@ -89,5 +89,17 @@ def test_names_are_found_whatever_their_case():
     ],
 )
 def test_of_a_key_of_several_kinds_only_the_fault_of_the_given_kind_is_told(sections: Any, expected: str) -> None:
+    said = refusal(**sections)
+    assert expected in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"model": {"path": "m", "tokenizer": ["t"]}}, "model.tokenizer: Input should be a text or a mapping"),
+        ({"data": {"path": {"a": "b"}}}, "data.path: Input should be a text or a list"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_those_that_the_key_takes(sections: Any, expected: str) -> None:
     said = refusal(**sections)
     assert expected in said and "\n" not in said

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from leftover import cli
-from leftover.commands.plan.settings import _portable
-from leftover.commands.plan.sources import data_paths, on_the_hub
+from leftover.commands.dry_run.checks import _portable
+from leftover.commands.dry_run.sources import on_the_hub
+from leftover.data.formats import data_files
 from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
 from leftover.recipe.files import load_recipe, load_yaml
-from leftover.recipe.offline import LoLConfig, objective_settings
+from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.recipe.sections import Recipe
 from leftover.rewards import load_reward
 
@@ -78,10 +79,10 @@ def test_rewards_exist_and_cannot_be_negative(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_plan_is_printed_before_anything_is_downloaded(
+def test_the_dry_run_is_printed_before_anything_is_downloaded(
     name: str, capsys: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)  # what takes time
+    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)  # what takes time
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "run"
     cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
@@ -92,11 +93,11 @@ def test_the_plan_is_printed_before_anything_is_downloaded(
 
 
 @pytest.mark.parametrize("name", ["hh_small", "stories_small"])
-def test_the_plan_of_rows_that_are_here_counts_them(name: str, capsys: Any, monkeypatch: Any) -> None:
+def test_the_dry_run_of_rows_that_are_here_counts_them(name: str, capsys: Any, monkeypatch: Any) -> None:
     recipe = recipe_of(name)
-    if not all(Path(path).exists() or on_the_hub(path) for path in data_paths(recipe.data)):
+    if not all(Path(path).exists() or on_the_hub(path) for path in data_files(recipe.data)):
         pytest.skip("the rows are not here")
-    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)
     monkeypatch.setenv("COLUMNS", "200")
     cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
     said = capsys.readouterr().out

@@ -17,8 +17,8 @@ from leftover.data.rows import ROWS_SCHEMA, Rejects, check_rows
 from leftover.errors import UserError
 from leftover.prepare import rows as stage
 from leftover.prepare.scores import score
+from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.files import make_recipe
-from leftover.recipe.sections import ColumnsSection, DataSection
 from leftover.rewards import FittedReward, load_reward
 from leftover.rewards.numbers import find_numbers
 from leftover.runs.claim import open_run

@@ -395,7 +395,7 @@ def test_chosen_and_rejected_pairs_serve_dpo_where_the_others_take_the_chosen(
         for i, row in enumerate(singles)
     ]
     policies = {"dpo": {"objective": "dpo"}, "nll": {"objective": "nll"}}
-    content = tiny_recipe(tmp_path, rows=rows, data={"rows": "chosen"}, policies=policies)
+    content = tiny_recipe(tmp_path, rows=rows, data={"train_on": "chosen"}, policies=policies)
     run(make_recipe(content), until="train")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     pairs, chosen = (manifest[f"policy {name}, seed 0"]["selected_rows"] for name in ("dpo", "nll"))

@@ -19,7 +19,7 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import OBJECTIVES, RELEASED
 from leftover.objectives.pointwise import ClipSettings
 from leftover.objectives.released import AssistantKLSettings, TasksKLSettings
-from leftover.recipe.offline import objective_of, objective_settings
+from leftover.recipe.lol_config import objective_of, objective_settings
 from leftover.training.selection import run_order, selection
 from tests.objectives.objective_checks import L, assert_all_close, check, loss_and_gradient, make_batch
 from tests.training.test_methods import make_trainer, parameters

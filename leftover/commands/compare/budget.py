@@ -7,10 +7,10 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry
 from leftover.errors import UserError
-from leftover.objectives import OBJECTIVES, ONLINE
+from leftover.objectives import OBJECTIVES
 from leftover.prepare import checks
 from leftover.recipe.files import make_recipe
-from leftover.recipe.offline import LoLConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs import claim
 from leftover.runs.run import Run
@@ -21,16 +21,18 @@ from leftover.training.settings import training_args
 log = logging.getLogger(__name__)
 
 BUDGETS = ("equal", "paper")
+_OWN_BUDGET = ("max_steps", "num_train_epochs")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What one run of a method takes: tokens of its rows, prompts included, without padding."""
+    """One run of a method; None is what is known later: when rows can be read, or completions have been sampled."""
 
-    updates: int
-    tokens: int | None  # None: of completions that are sampled along the way
+    updates: int | None
+    tokens: float | None  # of its rows, prompts included, without padding
     selected_rows: int | None = None
-    share: float = 1.0  # of the training rows that are selected
+    share: float | None = 1.0  # of the training rows that are selected
+    batch_size: int = 0  # rows; 0 where it writes its own
 
 
 def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: list[int] | None = None) -> Recipe:
@@ -39,99 +41,92 @@ def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: li
     return make_recipe(recipe.model_dump() | changed, where="compare")
 
 
-def with_policy(run: Run, name: str, fields: dict[str, Any]) -> Run:
+def with_policy(run: Run, entry: Entry) -> Run:
     """The run as if its recipe had this one policy."""
-    return Run(with_policies(run.recipe, {name: fields}), run.folder)
+    return Run(with_policies(run.recipe, {entry.name: entry.fields}), run.folder)
+
+
+def refuse(entries: list[Entry], check: Callable[[Entry], None]) -> None:
+    """Every entry that `check` raises a UserError for gets it as its `reason`; those that have one are passed over."""
+    for entry in entries:
+        if entry.reason is None:
+            try:
+                check(entry)
+            except UserError as error:
+                entry.reason = str(error)
 
 
 def check_scored(run: Run, entries: list[Entry]) -> None:
     """Find the methods that the scored rows cannot serve (`reason`), before a reference or a value is computed."""
-    for entry in entries:
-        if entry.reason is None:
-            entry.reason = refusal(_check, run, entry)
 
+    def check(entry: Entry) -> None:
+        one = with_policy(run, entry)
+        claim.check_packages(one.recipe)
+        claim.check_rewards(one)
+        training_args(one, entry.name, run.recipe.seeds[0])
+        checks.check_recipe(one.recipe, one.reward)
+        checks.check_prompts(one.recipe, one.table)
+        checks.check_rewards(one.recipe, one.reward, one.table)
 
-def _check(run: Run, entry: Entry) -> None:
-    one = with_policy(run, entry.name, entry.fields)
-    claim.check_packages(one.recipe)
-    claim.check_rewards(one)
-    training_args(one, entry.name, run.recipe.seeds[0])
-    checks.check_recipe(one.recipe, one.reward)
-    checks.check_prompts(one.recipe, one.table)
-    checks.check_rewards(one.recipe, one.reward, one.table)
-
-
-def refusal(check: Callable[..., None], *arguments: Any) -> str | None:
-    """Why `check` refuses its arguments; None where it does not."""
-    try:
-        check(*arguments)
-    except UserError as error:
-        return str(error)
-    return None
+    refuse(entries, check)
 
 
 def plan_updates(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
+    """The updates of every method that the prepared rows of `run` can serve (see `give_updates`)."""
+    for entry in entries:
+        for key in _OWN_BUDGET:
+            if entry.reason is None and key in entry.fields:
+                log.warning("compare: %s.%s is not used: all methods have one budget", entry.name, key)
+
+    def plan(entry: Entry) -> Planned:
+        one = with_policy(run, entry)
+        args = training_args(one, entry.name, run.recipe.seeds[0])
+        if isinstance(args, PPOConfig):
+            return Planned(entry.fields["max_steps"], None)
+        rows = policy_rows(one.recipe, one.table, entry.name)
+        columns = training_columns(rows)
+        selected, weights, _ = selection(args, columns)
+        order, updates = run_order(args, columns, selected, weights)
+        number, tokens = int(selected.sum()), trained_tokens(rows, order)
+        return Planned(updates, tokens, number, number / len(selected), args.per_device_train_batch_size)
+
+    return give_updates(entries, budget, plan)
+
+
+def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Planned]) -> dict[str, Planned]:
     """Give every applicable method its updates (`max_steps`) and, where it draws whole prompts, fewer of them a batch.
 
     equal: all take as many updates, of about as many tokens. paper: updates are scaled by the share of the training
-    rows that a method selects (A-LoL, section 4). Methods that select no row get a `reason`.
+    rows that a method selects (A-LoL, section 4). Methods that `plan` refuses, since they select no row, get a
+    `reason`.
     """
-    base = _plan(run, "nll", {"objective": "nll", "rows": "all", "draw": "uniform"})
-    found: dict[str, Planned] = {}
-    for entry in entries:
-        if entry.reason is None:
-            entry.reason = refusal(_give, run, entry, base, budget, found)
+    base, found = plan(Entry("nll", {"objective": "nll", "rows": "all", "draw": "uniform"}, "")), dict[str, Planned]()
+
+    def give(entry: Entry) -> None:
+        for key in _OWN_BUDGET:
+            entry.fields.pop(key, None)
+        if base.updates is not None:
+            entry.fields["max_steps"] = base.updates
+        planned = plan(entry)
+        if budget == "paper" and base.updates is not None and planned.share is not None:
+            entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
+            planned = plan(entry)
+        if _sized_by_tokens(entry) and base.tokens and base.updates and planned.tokens and planned.updates:
+            # An update trains on as many tokens as one of NLL does.
+            ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
+            entry.fields["per_device_train_batch_size"] = max(1, round(planned.batch_size * ratio))
+            planned = plan(entry)
+        found[entry.name] = planned
+
+    refuse(entries, give)
     return found
 
 
-def _give(run: Run, entry: Entry, base: Planned, budget: str, found: dict[str, Planned]) -> None:
-    for key in ("max_steps", "num_train_epochs"):
-        if key in entry.fields:
-            log.warning("compare: %s.%s is not used: all methods have one budget", entry.name, key)
-            del entry.fields[key]
-    entry.fields["max_steps"] = base.updates
-    if entry.objective in ONLINE:
-        found[entry.name] = Planned(base.updates, None)
-        return
-    planned = _plan(run, entry.name, entry.fields)
-    if budget == "paper":
-        entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
-        planned = _plan(run, entry.name, entry.fields)
-    if sized_by_tokens(entry):
-        assert planned.tokens is not None and base.tokens is not None
-        ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
-        take_as_many_tokens(entry, _args(run, entry.name, entry.fields).per_device_train_batch_size, ratio)
-        planned = _plan(run, entry.name, entry.fields)
-    found[entry.name] = planned
-
-
-def sized_by_tokens(entry: Entry) -> bool:
+def _sized_by_tokens(entry: Entry) -> bool:
     """Whether a method draws whole prompts, and leaves open how many a batch."""
-    whole_groups = OBJECTIVES[entry.objective].unit == "group" or entry.fields.get("whole_groups")
+    objective = OBJECTIVES.get(entry.objective)  # None: it samples its own completions
+    whole_groups = objective is not None and (objective.unit == "group" or entry.fields.get("whole_groups"))
     return bool(whole_groups) and "per_device_train_batch_size" not in entry.fields
-
-
-def take_as_many_tokens(entry: Entry, rows: int, ratio: float) -> None:
-    """Give a method of whole prompts the batch size at which an update trains on as many tokens as NLL's.
-
-    `ratio`: NLL's tokens an update, of the method's own at `rows` a batch.
-    """
-    entry.fields["per_device_train_batch_size"] = max(1, round(rows * ratio))
-
-
-def _args(run: Run, name: str, fields: dict[str, Any]) -> Any:
-    return training_args(with_policy(run, name, fields), name, run.recipe.seeds[0])
-
-
-def _plan(run: Run, name: str, fields: dict[str, Any]) -> Planned:
-    one = with_policy(run, name, fields)
-    rows = policy_rows(one.recipe, one.table, name)
-    columns, args = training_columns(rows), training_args(one, name, run.recipe.seeds[0])
-    assert isinstance(args, LoLConfig)  # online methods have no rows to select
-    selected, weights, _ = selection(args, columns)
-    order, updates = run_order(args, columns, selected, weights)
-    num = int(selected.sum())
-    return Planned(updates, trained_tokens(rows, order), num, num / len(selected))
 
 
 def applicable(entries: list[Entry]) -> list[Entry]:
@@ -143,9 +138,8 @@ def applicable(entries: list[Entry]) -> list[Entry]:
     return found
 
 
-def tell_refused(entries: list[Entry], told: set[str]) -> None:
-    """Say which methods do not apply, the ones that the user named loudly; each once."""
+def log_refused(entries: list[Entry]) -> None:
+    """Log which methods do not apply: a warning for those that the user named."""
     for entry in entries:
-        if entry.reason is not None and entry.name not in told:
-            told.add(entry.name)
+        if entry.reason is not None:
             log.log(logging.WARNING if entry.named else logging.INFO, "compare: %s n/a: %s", entry.name, entry.reason)

@@ -1,5 +1,6 @@
-"""The runs of a comparison, one after the other in this process or several at once in processes of their own."""
+"""The runs of a comparison: one after the other in this process, or several at once, each in its own."""
 
+import json
 import logging
 import os
 import subprocess
@@ -7,9 +8,8 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from leftover.errors import UserError
 from leftover.evaluation.run import Evaluation
@@ -35,7 +35,7 @@ class Job:
         return "reference" if self.policy is None else policy_subject(self.policy, self.seed)
 
     def work(self, evaluation: Evaluation) -> None:
-        """Train and evaluate, as far as that is not done already."""
+        """Train and evaluate, unless that is done already."""
         if self.policy is not None:
             train_one(evaluation.run, self.policy, self.seed)
         if self.evaluate:
@@ -52,7 +52,7 @@ class Job:
 
 
 def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job, str]:
-    """Do what is missing; a run that fails does not stop the others. Returns job -> what its log says last."""
+    """Do the jobs that are not done; one that fails does not stop the others. Returns job -> the end of its log."""
     evaluation = Evaluation(run)
     missing = [job for job in jobs if not job.is_done(evaluation)]
     if not missing:
@@ -65,7 +65,7 @@ def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job,
 
 
 def log_path(folder: Path, job: Job) -> Path:
-    """Where a run in a process of its own writes what it says, and any run why it failed."""
+    """The log of a run in its own process; of any other, why it failed."""
     return folder / "logs" / f"{slug(str(job))}.log"
 
 
@@ -74,7 +74,7 @@ def _here(evaluation: Evaluation, jobs: Sequence[Job]) -> dict[Job, str]:
     for job in jobs:
         try:
             job.work(evaluation)
-        except Exception as error:  # one run's fault, whatever it is, is told and leaves the others alone
+        except Exception as error:  # whatever it is, the other runs go on
             path = log_path(evaluation.run.folder, job)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(traceback.format_exc(), encoding="utf-8")
@@ -95,12 +95,12 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
                 if process.poll() is None:
                     continue
                 del running[job]
-                _close(process.stdin)
-                seconds = time.monotonic() - started
+                if process.stdin is not None:
+                    process.stdin.close()
                 if process.returncode:
                     failed[job] = _tail(log_path(run.folder, job), process.returncode)
                 else:
-                    left = len(waiting) + len(running)
+                    seconds, left = time.monotonic() - started, len(waiting) + len(running)
                     log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(left))
     finally:
         for process, _ in running.values():
@@ -114,20 +114,11 @@ def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job
 def _start(folder: Path, job: Job, num_processes: int) -> subprocess.Popen:
     path = log_path(folder, job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    policy = [] if job.policy is None else ["--policy", job.policy]
-    command = [
-        sys.executable,
-        "-m",
-        "leftover.commands.compare.worker",
-        str(folder),
-        *policy,
-        "--seed",
-        str(job.seed),
-    ]
+    command = [sys.executable, "-m", "leftover.commands.compare.worker", str(folder), json.dumps(asdict(job))]
     with path.open("w", encoding="utf-8") as said:
         # The worker ends when its standard input does, so that none outlives this process.
         return subprocess.Popen(
-            command + ([] if job.evaluate else ["--train-only"]),
+            command,
             stdin=subprocess.PIPE,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -144,20 +135,15 @@ def threads_each(num_processes: int) -> int:
 
 def _tail(path: Path, status: int) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return "\n".join(lines[-_TAIL_LINES:]) or f"it ended with status {status} and said nothing"
-
-
-def _close(stream: IO[Any] | None) -> None:
-    if stream is not None:
-        stream.close()
+    return "\n".join(lines[-_TAIL_LINES:]) or f"it ended with status {status} and printed nothing"
 
 
 def raise_for(failed: dict[Job, str], num_jobs: int) -> None:
-    """UserError that tells which runs failed, where any did."""
+    """UserError with the runs that failed, where any did."""
     if failed:
-        told = "; ".join(f"{job}: {said.splitlines()[-1]}" for job, said in failed.items())
+        reasons = "; ".join(f"{job}: {said.splitlines()[-1]}" for job, said in failed.items())
         again = "it" if len(failed) == 1 else "them"
-        raise UserError(f"{len(failed)} of {counted(num_jobs)} failed, the same command tries {again} again. {told}")
+        raise UserError(f"{len(failed)} of {counted(num_jobs)} failed, the same command tries {again} again. {reasons}")
 
 
 def counted(runs: int) -> str:

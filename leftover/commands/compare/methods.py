@@ -1,4 +1,4 @@
-"""The methods that can be compared: the settings each starts from, where those come from, and what a grid tries."""
+"""The methods that can be compared: their settings, where those come from, and what the declared grid tries."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -87,8 +87,8 @@ class Entry:
 def resolve(asked: str | None, recipe: Recipe) -> list[Entry]:
     """The methods that `asked` names (comma-separated: methods, policies of the recipe, sets), each once.
 
-    None: the policies of the recipe. A policy of the recipe keeps its settings also where it has a method's name.
-    Raises UserError for a name that stands for nothing.
+    None: the policies of the recipe. A policy of the recipe keeps its settings even under a method's name.
+    Raises UserError for an unknown name.
     """
     if asked is None:
         return [_entry(name, recipe, True) for name in recipe.policies]
@@ -116,14 +116,9 @@ def _entry(name: str, recipe: Recipe, named: bool) -> Entry:
         raise UserError(f"--methods: no method '{name}'{nearest(name, known)}; known: {', '.join(known)}")
     method = METHODS.get(name, Method("defaults of the objective"))
     entry = Entry(name, {"objective": name} | method.fields, method.source, named)
-    if not is_available(entry.objective):
+    if entry.objective not in OBJECTIVES and entry.objective not in ONLINE:
         entry.reason = f"this version of Leftover has no objective '{entry.objective}'"
     return entry
-
-
-def is_available(objective: str) -> bool:
-    """Whether this version can train by an objective."""
-    return objective in OBJECTIVES or objective in ONLINE
 
 
 # Learning rates of the declared grid, as factors of the method's own; the last for methods without an own trial.
@@ -131,7 +126,7 @@ _FACTORS, _FURTHER = (1.0, 1 / 3, 3.0), 10.0
 
 
 def declared_trials(entry: Entry) -> list[dict[str, Any]]:
-    """The grid of a method: its settings at three learning rates, and one trial of its own; as many for all."""
+    """The grid of a method: its settings at three learning rates, and one that it declares; as many for all."""
     trials = [{"learning_rate_factor": factor} if factor != 1 else {} for factor in _FACTORS]
     method = METHODS.get(entry.name) or METHODS.get(entry.objective)
     return [*trials, (method and method.own_trial) or {"learning_rate_factor": _FURTHER}]
@@ -139,19 +134,18 @@ def declared_trials(entry: Entry) -> list[dict[str, Any]]:
 
 def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """The method's fields with one trial's in their place; `shared`: the recipe's `train`."""
-    from leftover.recipe.offline import LoLConfig
+    from leftover.recipe.lol_config import LoLConfig
 
     fields = dict(entry.fields)
     for key, value in trial.items():
-        section, _, name = key.partition(".")
+        own = shared | fields
         if key == "learning_rate_factor":
             if not isinstance(value, (int, float)):
                 raise UserError(f"compare: the grid of '{entry.name}': {key} is a number, got {value!r}")
-            rate = fields.get("learning_rate", shared.get("learning_rate", LoLConfig.learning_rate))
-            fields["learning_rate"] = rate * value
-        elif section == "objective_settings" and name:
-            own = fields.get("objective_settings", shared.get("objective_settings", {}))
-            fields["objective_settings"] = own | {name: value}
+            fields["learning_rate"] = own.get("learning_rate", LoLConfig.learning_rate) * value
+        elif key.startswith("objective_settings."):
+            setting = {key.removeprefix("objective_settings."): value}
+            fields["objective_settings"] = own.get("objective_settings", {}) | setting
         else:
             fields[key] = value
     return fields

@@ -11,8 +11,8 @@ from leftover.commands.compare.budget import (
     Planned,
     applicable,
     check_scored,
+    log_refused,
     plan_updates,
-    tell_refused,
     with_policies,
 )
 from leftover.commands.compare.gather import gather
@@ -69,14 +69,13 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
         with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
     run = open_run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
-    training_args(run, "nll", seeds[0])  # a fault of the settings that all share is none of the rows
+    training_args(run, "nll", seeds[0])  # faulty settings that all share are refused first
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)
     trials = make_trials(chosen, grid)
     records = _tune(run, chosen, trials, options.jobs)
     chosen = applicable(entries)
-    _take(run, _policies(chosen))
-    _constants(run, again=True)
+    _take(run, {entry.name: entry.fields for entry in chosen})
     for entry in chosen:
         if entry.name in records:
             adopt(run, trial_policy(entry.name, records[entry.name]["chosen"]), entry.name, seeds[0])
@@ -88,40 +87,33 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
     results["num_runs"] = len(jobs) - 1
     from leftover.commands.compare.write import write_comparison
 
-    _tell_left_out(run.folder, results)
+    _warn_of_lost(run.folder, results)
     write_comparison(FinishedRun(run.folder, run.recipe), results)
     return results, failed
 
 
-def _tell_left_out(folder: Path, results: dict[str, Any]) -> None:
-    """Say what the comparison that is replaced told of, and this one does not."""
+def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
+    """Warn of methods and seeds that only the comparison before had, whose files are replaced."""
     path = folder / "comparison.json"
     before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
-    methods = [name for name in before["methods"] if name not in results["methods"]]
-    seeds = [str(seed) for seed in before["seeds"] if seed not in results["seeds"]]
-    lost = [f"{what} {', '.join(of)}" for what, of in (("methods", methods), ("seeds", seeds)) if of]
-    if lost:
+    gone = {what: [str(one) for one in before[what] if one not in results[what]] for what in ("methods", "seeds")}
+    if lost := [f"{what} {', '.join(names)}" for what, names in gone.items() if names]:
         log.warning(
-            "compare: comparison.md told of %s before and does not now; name them and they are back, without training",
+            "compare: comparison.md no longer shows %s; name them to have them back, without training",
             " and ".join(lost),
         )
 
 
-def _policies(entries: list[Entry]) -> dict[str, dict[str, Any]]:
-    return {entry.name: entry.fields for entry in entries}
+def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> None:
+    """Make these the policies of the run, also for processes that read its folder, and compute what they use.
 
-
-def _take(run: Run, policies: dict[str, dict[str, Any]]) -> None:
-    """Make these the policies of the run, also for processes that read its folder."""
+    That is the reference and all constants of rows; `quiet`: nothing is logged of those that are reused.
+    """
     run.recipe = with_policies(run.recipe, policies)
     claim(run)
-
-
-def _constants(run: Run, again: bool = False) -> None:
-    """The reference and all constants of rows that the policies of the recipe use; `again` says nothing of reuse."""
     steps, reuse = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
     before = reuse.level
-    reuse.setLevel(logging.WARNING if again else before)
+    reuse.setLevel(logging.WARNING if quiet else before)
     try:
         for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
             pipeline.STEPS[name](run)
@@ -131,14 +123,13 @@ def _constants(run: Run, again: bool = False) -> None:
 
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     """The prepared table; methods that it cannot serve are found as early as the rows tell."""
-    told: set[str] = set()
     pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
-    tell_refused(entries, told)
-    _take(run, _policies(applicable(entries)))
-    _constants(run)
-    planned = plan_updates(run, entries, budget)
-    tell_refused(entries, told)
+    log_refused(entries)
+    chosen = applicable(entries)
+    _take(run, {entry.name: entry.fields for entry in chosen}, quiet=False)
+    planned = plan_updates(run, chosen, budget)
+    log_refused(chosen)
     for entry in applicable(entries):
         plan = planned[entry.name]
         tokens = "on completions that it samples" if plan.tokens is None else f"of {plan.tokens:,} tokens in all"
@@ -156,7 +147,6 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
     seed, shared = run.recipe.seeds[0], run.recipe.train
     policies = trial_policies(entries, trials, shared)
     _take(run, policies)
-    _constants(run, again=True)
     failed = run_jobs(run, [Job(policy, seed, evaluate=False) for policy in policies], jobs)
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:
@@ -177,20 +167,18 @@ def _settings(
     recipe: Recipe, entries: list[Entry], planned: dict[str, Planned], trials: Trials, records: dict, options: Options
 ) -> dict[str, Any]:
     """What the comparison was made of, for comparison.json."""
-    methods = {}
-    for entry in entries:
-        if entry.reason is not None:
-            continue
-        plan = planned[entry.name]
-        methods[entry.name] = {
+    methods = {
+        entry.name: {
             "source": entry.source,
             "settings": effective(policy_settings(recipe, entry.name)),
-            "updates": plan.updates,
-            "planned_tokens": plan.tokens,
-            "selected_rows": plan.selected_rows,
-            "selected_share": plan.share,
+            "updates": planned[entry.name].updates,
+            "planned_tokens": planned[entry.name].tokens,
+            "selected_rows": planned[entry.name].selected_rows,
+            "selected_share": planned[entry.name].share,
             **records.get(entry.name, {}),
         }
+        for entry in applicable(entries)
+    }
     return {
         "budget": options.budget,
         "num_trials": len(next(iter(trials.values()))) if trials else 1,

@@ -5,9 +5,9 @@ from typing import Any
 
 from leftover.commands.compare.methods import Entry, declared_trials, with_trial
 from leftover.errors import UserError
-from leftover.recipe.checks import check_policy
 from leftover.recipe.files import load_yaml
 from leftover.recipe.sections import Recipe
+from leftover.recipe.training_fields import check_policy
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.training.run import discard, policy_key
@@ -19,7 +19,7 @@ Trials = dict[str, list[dict[str, Any]]]
 
 
 def read_grid(options: tuple[str, ...], recipe: Recipe) -> str | dict[str, Any]:
-    """What `--grid` says, or else the recipe: none, declared, method -> trials, or {"*": trials of every method}."""
+    """`--grid`, or else the recipe's: none, declared, method -> trials, or {"*": trials of every method}."""
     if not options:
         return recipe.compare.grid
     if options in (("none",), ("declared",)):
@@ -47,9 +47,9 @@ def make_trials(entries: list[Entry], grid: str | dict[str, Any]) -> Trials:
     trials = {e.name: list(grid.get(e.name, grid.get("*")) or declared_trials(e)) for e in entries}
     counts = {name: len(listed) for name, listed in trials.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(
-            f"compare.grid: every method gets as many trials as the others, found {told} (methods without an entry "
+            f"compare.grid: every method gets as many trials as the others, found {found} (methods without an entry "
             "have the declared grid)"
         )
     return trials
@@ -76,31 +76,28 @@ def choose(run: Run, name: str, trials: list[dict[str, Any]], seed: int) -> tupl
 
     None where no trial was finished. The recipe of `run` has the trials as its policies.
     """
-    record, best, chosen = [], None, None
-    for i, trial in enumerate(trials):
-        policy = trial_policy(name, i)
-        facts = run.manifest.facts(policy_artifact(policy, seed))
-        score = facts.get("best_metric")
-        record.append({"settings": trial, "selection": score, "best_step": facts.get("best_step")})
-        if score is None:
-            continue
-        higher = training_args(run, policy, seed).greater_is_better
-        if best is None or (score > best if higher else score < best):
-            best, chosen = score, i
-    return chosen, record
+    facts = [run.manifest.facts(policy_artifact(trial_policy(name, i), seed)) for i in range(len(trials))]
+    record: list[dict[str, Any]] = [
+        {"settings": trial, "selection": found.get("best_metric"), "best_step": found.get("best_step")}
+        for trial, found in zip(trials, facts, strict=True)
+    ]
+    finished = [i for i, trial in enumerate(record) if trial["selection"] is not None]
+    if not finished:
+        return None, record
+    higher = training_args(run, trial_policy(name, finished[0]), seed).greater_is_better
+    return (max if higher else min)(finished, key=lambda i: record[i]["selection"]), record
 
 
 def adopt(run: Run, trial: str, name: str, seed: int) -> None:
     """Make a finished trial the policy `name` of its seed: it was trained from the same rows by the same settings."""
-    artifact, source = policy_artifact(name, seed), policy_folder(run.folder, trial, seed)
-    target = policy_folder(run.folder, name, seed)
-    key = policy_key(run, name, seed)
-    entry = policy_artifact(trial, seed)
-    finished = run.manifest.status(artifact, key).finished
-    if finished or not run.manifest.status(entry, key).finished or not any(source.glob("*.safetensors")):
+    manifest, key = run.manifest, policy_key(run, name, seed)
+    artifact, tried = policy_artifact(name, seed), policy_artifact(trial, seed)
+    source, target = (policy_folder(run.folder, policy, seed) for policy in (trial, name))
+    done = manifest.status(artifact, key).finished or not manifest.status(tried, key).finished
+    if done or not any(source.glob("*.safetensors")):
         return
-    run.manifest.begin(artifact, key, lambda: discard(target))
+    manifest.begin(artifact, key, lambda: discard(target))
     discard(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    run.manifest.finish(artifact, **run.manifest.facts(entry), cost=run.manifest.cost(entry))
+    manifest.finish(artifact, **manifest.facts(tried), cost=manifest.cost(tried))

@@ -1,55 +1,44 @@
-"""One run of a comparison in a process of its own.
+"""One run of a comparison in its own process.
 
-`python -m leftover.commands.compare.worker RUN --policy NAME --seed N`
+`python -m leftover.commands.compare.worker RUN JOB`, the fields of a Job as JSON
 
-The run has to be prepared, and its recipe.yaml to name the policy. Ends when standard input does.
+The folder holds a prepared run whose recipe.yaml names the policy. The process ends when its standard input does.
 """
 
-import argparse
+import json
 import logging
 import os
 import sys
 import threading
 
 
-def work(folder: str, policy: str | None, seed: int, evaluate: bool) -> None:
-    """Do one job of the run in `folder`."""
-    from leftover import pipeline
-    from leftover.commands.compare.jobs import Job
-    from leftover.evaluation.run import Evaluation
-    from leftover.recipe.files import load_recipe
-    from leftover.runs.run import Run
-
-    run = Run(load_recipe(folder), folder)
-    said = logging.getLogger("leftover")
-    said.setLevel(logging.WARNING)  # all of it is reused
-    pipeline.prepare(run)
-    said.setLevel(logging.INFO)
-    Job(policy, seed, evaluate).work(Evaluation(run))
-
-
 def _end_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # not buffered: no lock that the interpreter would want at its end
+    while os.read(sys.stdin.fileno(), 1):  # unbuffered: the interpreter wants no lock at its end
         pass
     os._exit(1)
 
 
 def main() -> None:
-    """Exit status 0, or 1 with the reason as the last thing that is written."""
-    parser = argparse.ArgumentParser(prog="leftover.commands.compare.worker")
-    parser.add_argument("folder")
-    parser.add_argument("--policy")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-only", action="store_true")
-    given = parser.parse_args()
+    """Exit status 0, or 1 with the reason as the last line."""
+    folder, job = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    from leftover import pipeline
+    from leftover.commands.compare.jobs import Job
     from leftover.errors import UserError
+    from leftover.evaluation.run import Evaluation
     from leftover.monitoring.terminal import set_up_logging
+    from leftover.recipe.files import load_recipe
+    from leftover.runs.run import Run
 
     set_up_logging()
+    log = logging.getLogger("leftover")
     try:
-        work(given.folder, given.policy, given.seed, not given.train_only)
+        run = Run(load_recipe(folder), folder)
+        log.setLevel(logging.WARNING)  # all of it is reused
+        pipeline.prepare(run)
+        log.setLevel(logging.INFO)
+        Job(**json.loads(job)).work(Evaluation(run))
     except UserError as error:
         sys.exit(f"error: {error}")
 

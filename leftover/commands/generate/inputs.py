@@ -18,8 +18,9 @@ from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.publish.export import trained_policy
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe, reward_section
-from leftover.recipe.sections import DataSection, Recipe
+from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
 from leftover.runs.claim import open_run
@@ -38,6 +39,11 @@ class Prompt:
     split: str | None = None
     tools: str | None = None
     answer: str | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The prompt as columns of the table."""
+        return {"prompt": self.text, "conversational": self.conversational, "tools": self.tools}
 
     @property
     def asked(self) -> Any:

@@ -9,10 +9,10 @@ import numpy as np
 
 from leftover.commands.generate.inputs import Prompt, Source
 from leftover.data.rows import as_prompt
-from leftover.data.tokens import Limits, Template, tokenise
+from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast, reference_pass
-from leftover.recipe.sections import ColumnsSection
+from leftover.recipe.data_section import ColumnsSection
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,8 @@ def make_rows(source: Source, model: Any, decoding: Decoding, samples: list[Samp
     if not samples:
         return
     columns, tokenizer = plain_names(source.recipe.data.columns), source.tokenizer
-    again = tokenise(
-        tokenizer,
-        [s.prompt.text for s in samples],
-        [s.text for s in samples],
-        [s.prompt.conversational for s in samples],
-        Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"),
-        Template(source.chat, [s.prompt.tools for s in samples]),
-    )
+    texts = [s.prompt.row | {"completion": s.text} for s in samples]
+    again = tokenise(source.chat, texts, Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"))
     view = [{"prompt_ids": s.prompt_ids, "completion_ids": s.completion_ids} for s in samples]
     temperature = decoding.temperature if decoding.sample else 1.0
     logprobs, _ = reference_pass(

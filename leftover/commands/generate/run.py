@@ -12,7 +12,7 @@ import numpy as np
 from leftover.commands.generate.inputs import Prompt, Source, open_source
 from leftover.commands.generate.rows import Decoding, Sample, draw, make_rows
 from leftover.commands.generate.rows_file import RowsFile
-from leftover.data.tokens import Template, cut_prompt, encode_prompts
+from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
 from leftover.models.load import max_positions
 from leftover.monitoring.terminal import progress_bar
@@ -116,9 +116,7 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
 
 
 def _encode(source: Source, prompts: Sequence[Prompt], limit: int) -> tuple[list[list[int]], list[bool]]:
-    template = Template(source.chat, [p.tools for p in prompts])
-    conversational = [p.conversational for p in prompts]
-    encoded = encode_prompts(source.tokenizer, [p.text for p in prompts], conversational, template)
+    encoded = encode_prompts(source.chat, [p.row for p in prompts])
     return [cut_prompt(source.tokenizer, ids, limit) for ids in encoded], [len(ids) > limit for ids in encoded]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from leftover.objectives import OBJECTIVES, ONLINE
-from leftover.recipe.offline import _REFERENCE_DEFAULTS, LoLConfig, declared
-from leftover.recipe.online import PPOConfig, own_settings
+from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_and_settings
+from leftover.recipe.ppo_config import PPOConfig, own_settings
 
 Settings = dict[str, str]
 
@@ -26,7 +26,7 @@ def settings_of_policy(recipe: Any, policy: str | None) -> Settings:
     limits: dict[str, Any] = {"max_prompt_length": data.max_prompt_tokens}
     limits["max_completion_length"] = data.max_completion_tokens
     if policy is None:
-        fields = limits | _REFERENCE_DEFAULTS | recipe.reference.train | {"objective": "nll"}
+        fields = limits | REFERENCE_DEFAULTS | recipe.reference.train | {"objective": "nll"}
     else:
         own = recipe.policies[policy]
         online = own.get("objective") in ONLINE
@@ -47,7 +47,7 @@ def settings_of_fields(fields: Mapping[str, Any]) -> Settings:
     values = defaults | dict(fields)
     found = {"objective": objective}
     if objective not in ONLINE:
-        declared_as, own = declared(values)
+        declared_as, own = objective_and_settings(values)
         found |= {name: _shown(value) for name, value in dataclasses.asdict(own).items()}
         found["rows"] = OBJECTIVES[objective].rows if values["rows"] == "auto" else values["rows"]
         weighed = declared_as.draw_by is not None and declared_as.unit == "completion"

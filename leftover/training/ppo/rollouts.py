@@ -15,7 +15,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast
 from leftover.objectives.ppo import advantages_and_returns, explained_variance, moments, token_rewards, whiten
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.training.ppo.policy import score_tokens
 
 Summed = Callable[[Tensor], Tensor]

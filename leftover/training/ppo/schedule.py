@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
 from leftover.prepare.in_memory import prepare_evaluation
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.training.policy_trainer import Rows
 from leftover.training.ppo.rollouts import Rollouts, collate
 

@@ -17,7 +17,7 @@ from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.in_memory import prepare_evaluation
-from leftover.recipe.online import PPOConfig
+from leftover.recipe.ppo_config import PPOConfig
 from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, Rows
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs

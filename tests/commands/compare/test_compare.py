@@ -214,9 +214,9 @@ def test_what_a_smaller_comparison_leaves_out_is_said(
     trained = trained_runs(monkeypatch)
     recipe = make_recipe(elsewhere(content, finished[0], tmp_path / "run", ("nll", "a_lol_seq")))
     compare(recipe, Options(methods=METHODS, seeds=2))
-    assert "comparison.md told of" not in caplog.text
+    assert "comparison.md no longer shows" not in caplog.text
     compare(recipe, Options(methods="nll", seeds=1))
-    assert "comparison.md told of methods a_lol_seq and seeds 1 before and does not now" in caplog.text
+    assert "comparison.md no longer shows methods a_lol_seq and seeds 1" in caplog.text
     assert "what another would change is unknown" in (tmp_path / "run/comparison.md").read_text()
     assert not trained
 
@@ -296,7 +296,7 @@ def test_processes_give_the_same_numbers_and_a_failure_does_not_lose_the_others(
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "leftover.commands.compare.worker", str(tmp_path), "--policy", "nll"],
+        [sys.executable, "-m", "leftover.commands.compare.worker", str(tmp_path), '{"policy": "nll"}'],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from leftover.evaluation.statistics import against_data, describe_data
 from leftover.monitoring.memory import peak_memory
 from leftover.objectives import OBJECTIVES
 from leftover.recipe.files import make_recipe
-from leftover.recipe.offline import LoLConfig
+from leftover.recipe.lol_config import LoLConfig
 from leftover.store.manifest import Manifest
 from tests.evaluation.test_results import make_records
 

@@ -126,9 +126,9 @@ def test_a_policy_is_trained_anew_for_completions_of_another_length(tmp_path: Pa
 
 
 def test_the_dry_run_counts_its_completions(tmp_path: Path, tiny_recipe: Callable) -> None:
-    from leftover.commands.plan.build import build_plan
+    from leftover.commands.dry_run.estimate import estimate_run
 
-    plan = build_plan(make_recipe(ppo_recipe(tiny_recipe, tmp_path)))
+    plan = estimate_run(make_recipe(ppo_recipe(tiny_recipe, tmp_path)))
     training = next(t for t in plan.trainings if t.name == "ppo")
     assert training.steps == 4 and training.rows_per_step == 4 and training.evaluations == 4
     assert training.seen is not None and training.seen.rows == 16 * 2  # written and judged, and one pass

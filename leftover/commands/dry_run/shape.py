@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from leftover.commands.plan.published_sizes import CONFIGS
+from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
+from leftover.models.load import make_config
 from leftover.recipe.sections import ModelSection, TokenizerSection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -21,7 +25,7 @@ class Shape:
 
     parameters: int
     trainable: int
-    trunk: int  # weights that every token is multiplied with: all but embeddings and head
+    trunk: int  # weights that every token is multiplied with: all except embeddings and head
     head: int  # the head's, which completion tokens alone reach
     hidden: int
     layers: int
@@ -29,7 +33,17 @@ class Shape:
     key_values: int  # numbers that a token leaves in a layer's cache
     weight_bytes: int
     trainable_bytes: int
-    largest_layer: int  # weights of the largest one; what 4-bit weights are unpacked to at a time
+    largest_layer: int  # weights of the largest 4-bit one
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
+        return 2 * self.largest_layer
+
+    @property
+    def adapter(self) -> int:
+        """Trained weights beside frozen ones; 0 where all are trained."""
+        return self.trainable if self.trainable < self.parameters else 0
 
     def forward_operations(self, tokens: float, squared_tokens: float, head_tokens: float) -> float:
         """Floating-point operations of one pass, two a multiply-add: trunk, causal attention, head.
@@ -39,29 +53,26 @@ class Shape:
         return 2 * (self.trunk * tokens + self.layers * self.hidden * squared_tokens + self.head * head_tokens)
 
 
-def find_config(model: ModelSection) -> tuple[Any, str]:
-    """A transformers config and where it comes from; (None, the reason) where there is none without the network."""
+def find_config(model: ModelSection) -> tuple["PretrainedConfig | None", str]:
+    """The config of a model and where it comes from; (None, the reason) where there is none without the network."""
     from transformers import AutoConfig
 
     if model.path is None:
-        settings = _vocabulary(model) | (model.config or {})
-        return _from_settings(settings, "model.config"), "model.config"
+        return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
-        config = AutoConfig.from_pretrained(
-            model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
-        )
-        return config, "its config"
+        options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "local_files_only": True}
+        return AutoConfig.from_pretrained(model.path, **options), "its config"
     except (OSError, ValueError) as error:
         if (Path(model.path) / "config.json").is_file():
             raise UserError(f"the config of '{model.path}' (key model.path) is refused: {error}") from error
     for name in (model.path, Path(model.path).name):
         if name in CONFIGS:
-            return _from_settings(dict(CONFIGS[name]), name), "published sizes"
+            return make_config(CONFIGS[name]), "published sizes"
     return None, f"unknown until '{model.path}' is here"
 
 
 def _vocabulary(model: ModelSection) -> dict[str, int]:
-    """How many words random weights will have, as far as the tokenizer says it here."""
+    """The vocabulary of random weights, where the tokenizer is known here."""
     if isinstance(model.tokenizer, TokenizerSection):
         return {"vocab_size": model.tokenizer.vocab_size}
     if model.tokenizer is not None and Path(model.tokenizer).is_dir():
@@ -69,20 +80,8 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
     return {}
 
 
-def _from_settings(settings: dict[str, Any], where: str) -> Any:
-    from transformers import AutoConfig
-
-    model_type = settings.pop("model_type", None)
-    if model_type is None:
-        raise UserError("model.config needs 'model_type' (for example: llama)")
-    try:
-        return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where} is refused by transformers: {' '.join(str(error).split())[:300]}") from error
-
-
-def measure(model: Any, config: Any, quantised: bool) -> Shape:
-    """The shape of a skeleton (see `leftover.commands.plan.trace.skeleton`)."""
+def measure(model: Any, config: "PretrainedConfig", quantised: bool) -> Shape:
+    """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
     head = base.get_output_embeddings().weight

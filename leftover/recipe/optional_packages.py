@@ -7,8 +7,6 @@ from leftover.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_INSTALL = "pip install 'leftover[qlora]'"
-
 # Values of TrainingArguments.optim that transformers takes from bitsandbytes.
 BITSANDBYTES_OPTIMIZERS = {
     "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
@@ -29,10 +27,10 @@ def check_quantization() -> None:
 
     if "cpu" not in getattr(bitsandbytes, "supported_torch_devices", ()):
         raise UserError(
-            "model.quantization: nf4 needs a GPU, and there is none; this version of bitsandbytes has no 4-bit kernels "
+            "model.quantization: nf4 needs a GPU, and this machine has none; this bitsandbytes has no 4-bit kernels "
             "for the CPU: upgrade it, or remove model.quantization"
         )
-    log.warning("model.quantization: nf4 without a GPU works, and is slow: it is there to try a recipe out")
+    log.warning("model.quantization: nf4 is slow without a GPU: use it there only to try out a recipe")
 
 
 def check_optimizer(name: str, key: str = "optim") -> None:
@@ -43,4 +41,4 @@ def check_optimizer(name: str, key: str = "optim") -> None:
 
 def _check_package(what: str) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{what} needs the package bitsandbytes: {_INSTALL}")
+        raise UserError(f"{what} needs the package bitsandbytes: pip install 'leftover[qlora]'")

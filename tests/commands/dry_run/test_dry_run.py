@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from benchmarks.models import training_flops
 from leftover import cli
-from leftover.commands.plan import memory, rows, sources
-from leftover.commands.plan.build import Plan, build_plan
-from leftover.commands.plan.published_sizes import CONFIGS
-from leftover.commands.plan.rows import Lengths
-from leftover.commands.plan.shape import Shape, find_config, measure
-from leftover.commands.plan.trace import Traced, skeleton
+from leftover.commands.dry_run import memory, rows, sources
+from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.published_sizes import CONFIGS
+from leftover.commands.dry_run.rows import Lengths
+from leftover.commands.dry_run.shape import Shape, find_config, measure
+from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
@@ -53,7 +53,7 @@ def no_network(monkeypatch: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def untraced(monkeypatch: Any) -> None:
     """Memory is left out where a test is about something else: it takes most of the time."""
-    monkeypatch.setattr("leftover.commands.plan.holding._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)
 
 
 def write_recipe(folder: Path, content: dict[str, Any]) -> str:
@@ -123,9 +123,9 @@ def test_a_recipe_error_exits_with_2(
 def test_a_faulty_row_is_refused_as_by_the_run(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
     faulty: list[Any] = [*scored_rows(20), {"prompt": "no completion"}]
     with pytest.raises(UserError, match="1 of 21 rows are faulty"):
-        build_plan(make_recipe(tiny_recipe(tmp_path, faulty)))
-    plan = build_plan(make_recipe(tiny_recipe(tmp_path, faulty, data={"on_bad_row": "skip"})), "prepare")
-    assert isinstance(plan.rows, rows.Rows) and rows.left_out(plan.rows.stats) == {"rejected": 1}
+        estimate_run(make_recipe(tiny_recipe(tmp_path, faulty)))
+    estimate = estimate_run(make_recipe(tiny_recipe(tmp_path, faulty, data={"on_bad_row": "skip"})), "prepare")
+    assert isinstance(estimate.rows, rows.Rows) and estimate.rows.dropped == {"rejected": 1}
 
 
 # Counts, against a real run.
@@ -146,17 +146,20 @@ def epochs_recipe(tmp_path: Path, tiny_recipe: Callable) -> Any:
 
 def test_rows_tokens_and_steps_are_those_of_the_run(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
     recipe = epochs_recipe(tmp_path, tiny_recipe)
-    plan = build_plan(recipe)
+    estimate = estimate_run(recipe)
     run(recipe, until="train")
     done = open_run(recipe)
     table = done.table.open("split", "tokens")
-    assert isinstance(plan.rows, rows.Rows) and plan.rows.lengths is not None
-    assert plan.rows.split.tolist() == list(table["split"])
-    assert plan.rows.group.tolist() == column(table, "group").tolist()
+    assert isinstance(estimate.rows, rows.Rows) and estimate.rows.lengths is not None
+    assert estimate.rows.split.tolist() == list(table["split"])
+    assert estimate.rows.group.tolist() == column(table, "group").tolist()
     kept = np.array(table["kept"])
-    assert 0 < plan.rows.lengths.kept_share < 1 and plan.rows.lengths.kept.tolist() == kept.tolist()
-    assert plan.rows.lengths.total(plan.rows.lengths.prompts) == (list_lengths(table, "prompt_ids")[kept].sum(), 0)
-    by_name = {training.name: training for training in plan.trainings}
+    assert 0 < estimate.rows.lengths.kept_share < 1 and estimate.rows.lengths.kept.tolist() == kept.tolist()
+    assert estimate.rows.lengths.total(estimate.rows.lengths.prompts) == (
+        list_lengths(table, "prompt_ids")[kept].sum(),
+        0,
+    )
+    by_name = {training.name: training for training in estimate.trainings}
     for name, artifact in {
         "reference": "reference", "nll": "policy nll, seed 0", "top": "policy top, seed 0",
     }.items():  # fmt: skip
@@ -171,23 +174,23 @@ def test_steps_of_the_leftover_are_a_bound_and_max_steps_are_not(
     policies = {"bound": {"objective": "a_lol"}, "told": {"objective": "a_lol", "max_steps": 5}}
     content = tiny_recipe(tmp_path, policies=policies, seeds=[0, 1])
     content["train"] = {"num_train_epochs": 1, "per_device_train_batch_size": 4}
-    plan = build_plan(make_recipe(content))
-    bound, told = plan.trainings[1:]
-    assert isinstance(plan.rows, rows.Rows)
-    training_rows = int(plan.rows.where("train").sum())
+    estimate = estimate_run(make_recipe(content))
+    bound, told = estimate.trainings[1:]
+    assert isinstance(estimate.rows, rows.Rows)
+    training_rows = int(estimate.rows.where("train").sum())
     assert (bound.qualifier, bound.steps, bound.runs) == ("at most", -(-training_rows // 4), 2)
     assert (told.qualifier, told.steps) == ("", 5)
-    assert any("positive advantage" in note for note in plan.notes)
+    assert any("positive advantage" in note for note in estimate.notes)
 
 
 def test_without_the_rows_costs_are_bounds_or_unknown(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
     content = tiny_recipe(tmp_path, data={"path": "somebody/rows"}, policies={"nll": {"objective": "nll"}})
     content["train"] = {"num_train_epochs": 1, "per_device_train_batch_size": 4}
-    unknown = build_plan(make_recipe(content))
+    unknown = estimate_run(make_recipe(content))
     assert isinstance(unknown.rows, str) and "on the Hub" in unknown.rows
     assert unknown.trainings[1].steps is None
     assert {line.what: line.operations for line in unknown.work}["train policies"] is None
-    bounded = build_plan(make_recipe(content | {"data": content["data"] | {"max_rows": 100}}))
+    bounded = estimate_run(make_recipe(content | {"data": content["data"] | {"max_rows": 100}}))
     assert (bounded.trainings[1].qualifier, bounded.trainings[1].steps) == ("at most", 25)
     # 4 rows of 48 + 64 - 1 fed tokens a step.
     assert bounded.trainings[1].seen is not None and bounded.trainings[1].seen.tokens == 100 * 111
@@ -197,12 +200,12 @@ def test_generations_are_counted_by_prompt_model_and_decoding(
     tmp_path: Path, tiny_recipe: Callable, untraced: None
 ) -> None:
     content = tiny_recipe(tmp_path, policies={"a": {"objective": "a_lol"}, "b": {"objective": "nll"}}, seeds=[0, 1])
-    lines = {line.what: line.amount for line in build_plan(make_recipe(content)).work}
+    lines = {line.what: line.amount for line in estimate_run(make_recipe(content)).work}
     # 4 steps are evaluated 4 times a run; 2 policies with 2 seeds; 60 prompts, a tenth of them held out each.
     assert lines["validation: completions"] == "16 x 4 completions of at most 8 tokens"
     assert lines["test: completions"] == "10 x 6 completions of at most 8 tokens"
     assert lines["value: samples of the reference"] == "24 completions of at most 8 tokens"
-    recorded = build_plan(make_recipe(content | {"reward": {"functions": [{"type": "column"}]}}))
+    recorded = estimate_run(make_recipe(content | {"reward": {"functions": [{"type": "column"}]}}))
     assert not any("validation: completions" in line.what for line in recorded.work)
 
 
@@ -210,9 +213,9 @@ def test_many_rows_are_sampled_and_the_error_is_told(
     tmp_path: Path, tiny_recipe: Callable, untraced: None, monkeypatch: Any
 ) -> None:
     recipe = make_recipe(tiny_recipe(tmp_path, scored_rows(150)))
-    whole = build_plan(recipe, "prepare").rows
+    whole = estimate_run(recipe, "prepare").rows
     monkeypatch.setattr(rows, "SAMPLE_ROWS", 100)
-    sampled = build_plan(recipe, "prepare")
+    sampled = estimate_run(recipe, "prepare")
     assert isinstance(whole, rows.Rows) and isinstance(sampled.rows, rows.Rows)
     assert whole.lengths is not None and sampled.rows.lengths is not None
     assert sampled.rows.group.tolist() == whole.group.tolist()
@@ -240,16 +243,16 @@ def test_files_hub_ids_and_the_cache_are_told_apart(tmp_path: Path, monkeypatch:
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     states = {
-        name: sources._model("model", name) for name in ("somebody/model", "somebody/other", "a/b/c", str(tmp_path))
+        name: sources._locate("model", name) for name in ("somebody/model", "somebody/other", "a/b/c", str(tmp_path))
     }
     assert states["somebody/model"].state == sources.DOWNLOAD  # its config alone
     (snapshot / "model.safetensors").write_bytes(b"12345")
-    cached = sources._model("model", "somebody/model")
+    cached = sources._locate("model", "somebody/model")
     assert (cached.state, cached.size) == (sources.CACHED, 5)
     assert states["somebody/other"].state == sources.DOWNLOAD
     assert states["a/b/c"].state == sources.MISSING and states[str(tmp_path)].state == sources.LOCAL
-    assert sources._data_file("folder/rows.jsonl").state == sources.MISSING
-    assert sources._data_file("somebody/rows").state == sources.DOWNLOAD
+    assert sources._locate("data", "folder/rows.jsonl").state == sources.MISSING
+    assert sources._locate("data", "somebody/rows").state == sources.DOWNLOAD
 
 
 # The model.
@@ -369,16 +372,16 @@ def test_optimizer_states_are_those_that_adamw_keeps() -> None:
 def test_a_model_that_cannot_be_traced_leaves_its_memory_unknown(
     tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any
 ) -> None:
-    from leftover.commands.plan import show as dry_run
+    from leftover.commands.dry_run import show as dry_run
 
     def data_dependent(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("a value is asked for")
 
     monkeypatch.setattr(Traced, "_logprobs", data_dependent)
-    plan = build_plan(make_recipe(tiny_recipe(tmp_path)))
-    assert plan.memory[0].passing is None and plan.memory[0].total is None
-    assert isinstance(plan, Plan)
-    dry_run.show(plan, dry_run.console())
+    estimate = estimate_run(make_recipe(tiny_recipe(tmp_path)))
+    assert estimate.memory[0].passing is None and estimate.memory[0].total is None
+    assert isinstance(estimate, Estimate)
+    dry_run.show(estimate, dry_run.console())
 
 
 def test_random_weights_have_the_vocabulary_of_the_tokenizer_that_the_run_will_train(
@@ -387,12 +390,14 @@ def test_random_weights_have_the_vocabulary_of_the_tokenizer_that_the_run_will_t
     content = tiny_recipe(tmp_path)
     content["model"] = {"config": SIZES["gpt2"] | {"model_type": "gpt2"}, "tokenizer": {"vocab_size": 300}}
     del content["model"]["config"]["vocab_size"]
-    plan = build_plan(make_recipe(content))
-    assert plan.rows is not None
+    estimate = estimate_run(make_recipe(content))
+    assert estimate.rows is not None
     assert find_config(make_recipe(content).model)[0].vocab_size == 300
 
 
-def test_the_plan_counts_what_single_objectives_compute(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
+def test_the_dry_run_counts_what_single_objectives_compute(
+    tmp_path: Path, tiny_recipe: Callable, untraced: None
+) -> None:
     rows_of_pairs = [row | {"completion": row["completion"] + end} for row in scored_rows(30) for end in ("", " Yes.")]
     policies = {
         "q": {"objective": "qrpo", "reference_samples": 3},
@@ -400,14 +405,14 @@ def test_the_plan_counts_what_single_objectives_compute(tmp_path: Path, tiny_rec
         "d": {"objective": "dpo"},
         "n": {"objective": "nll"},
     }
-    plan = build_plan(make_recipe(tiny_recipe(tmp_path, rows=rows_of_pairs, policies=policies)))
-    lines = {work.what: work.amount for work in plan.work}
+    estimate = estimate_run(make_recipe(tiny_recipe(tmp_path, rows=rows_of_pairs, policies=policies)))
+    lines = {work.what: work.amount for work in estimate.work}
     assert lines["reward quantiles: samples of the reference"].startswith("3 x 24 completions")
     assert lines["mismatched log-probabilities"] == "48 rows"
-    by_name = {training.name: training for training in plan.trainings}
+    by_name = {training.name: training for training in estimate.trainings}
     assert by_name["d"].selected == "prompts with several rows" and by_name["k"].further_passes == 1
-    assert plan.shape is not None
-    kto, nll = (by_name[name].operations(plan.shape, False) / by_name[name].seen.tokens for name in ("k", "n"))
+    assert estimate.shape is not None
+    kto, nll = (by_name[name].operations(estimate.shape, False) / by_name[name].seen.tokens for name in ("k", "n"))
     assert kto / nll == pytest.approx(4 / 3, rel=0.05)
 
 
@@ -415,9 +420,9 @@ def test_the_plan_counts_what_single_objectives_compute(tmp_path: Path, tiny_rec
     ("objective", "message"),
     [("qrpo", "ranks rewards among those of the reference"), ("pro", "compares completions of one prompt")],
 )
-def test_the_plan_refuses_an_objective_that_the_recipe_cannot_serve(
+def test_the_dry_run_refuses_an_objective_that_the_recipe_cannot_serve(
     objective: str, message: str, tmp_path: Path, tiny_recipe: Callable, untraced: None
 ) -> None:
     recorded = {"reward": {"functions": [{"type": "column"}]}}
     with pytest.raises(UserError, match=message):
-        build_plan(make_recipe(tiny_recipe(tmp_path, policies={"p": {"objective": objective}}, **recorded)))
+        estimate_run(make_recipe(tiny_recipe(tmp_path, policies={"p": {"objective": objective}}, **recorded)))

@@ -1,6 +1,6 @@
-"""How far the memory that `--dry-run` tells is from a real peak: small models on a CPU, each in a process of its own.
+"""How far the memory that `--dry-run` prints is from a real peak: small models on a CPU, each in a process of its own.
 
-python -m benchmarks.plan_memory
+python -m benchmarks.dry_run_memory
 
 A process's resident memory is its tensors only where freed memory goes back to the system at once, which is measured
 first; then with the settings of a run, which keeps it for the next step.
@@ -46,7 +46,7 @@ def _run(case: tuple, what: str) -> float:
     environment = (
         os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (_HANDED_BACK if what == "tensors" else {})
     )
-    command = [sys.executable, "-m", "benchmarks.plan_memory", what, json.dumps(case)]
+    command = [sys.executable, "-m", "benchmarks.dry_run_memory", what, json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return float(done.stdout.splitlines()[-1]) / 2**20
 
@@ -88,18 +88,19 @@ def _settings(case: tuple, folder: str, rows: int, steps: int) -> Any:
 def planned_bytes(case: tuple, folder: str) -> int:
     import torch
 
-    from leftover.commands.plan import memory
-    from leftover.commands.plan.shape import measure
-    from leftover.commands.plan.trace import Traced, skeleton
+    from leftover.commands.dry_run import memory
+    from leftover.commands.dry_run.checks import Settings
+    from leftover.commands.dry_run.shape import measure
+    from leftover.commands.dry_run.trace import Traced, skeleton
     from leftover.recipe.sections import LoraSection
 
     kind, adapter, _, bf16, prompt, completion, _ = case
     config = _config(kind)
     model = skeleton(config, LoraSection() if adapter else None, torch.float32)
     shape, tokens = measure(model, config, quantised=False), (prompt + completion - 1, completion)
-    args, dtype = _settings(case, folder, ROWS, 3), "bfloat16" if bf16 else None
-    passing = memory.training_bytes(Traced(model), shape, args, tokens, dtype)
-    return shape.weight_bytes + memory.optimizer_bytes(shape, "adamw_torch") + passing
+    settings = Settings(_settings(case, folder, ROWS, 3), "bfloat16" if bf16 else None, "adamw_torch")
+    passing = memory.training_bytes(Traced(model), shape, settings, tokens)
+    return shape.weight_bytes + memory.optimizer_bytes(shape, settings.optimizer) + passing
 
 
 def measured_bytes(case: tuple, folder: str) -> int:

@@ -1,36 +1,45 @@
 """`PolicyConfig`: what the settings of both trainers share, on top of transformers' `TrainingArguments`."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from leftover.errors import UserError, nearest
 from leftover.monitoring.trackers import check_trackers
-from leftover.recipe.packages import check_optimizer
+from leftover.recipe.optional_packages import check_optimizer
+
+_T = TypeVar("_T")
+
+
+def setting(default: _T, text: str) -> _T:
+    """A field of a configuration with its default and its help text."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class PolicyConfig(TrainingArguments):
     """Base of LoLConfig and PPOConfig: how rows become tokens, and how a policy is evaluated."""
 
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"eval_decoding": ("greedy", "sample")}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "eval_decoding": ("greedy", "sample"),
+        "optim": tuple(name.value for name in OptimizerNames),
+    }
 
-    max_prompt_length: int = field(default=512, metadata={"help": "Tokens; longer prompts are cut on the left."})
-    max_completion_length: int = field(default=128, metadata={"help": "Tokens, end of sequence included."})
+    max_prompt_length: int = setting(512, "Tokens; longer prompts are cut on the left.")
+    max_completion_length: int = setting(128, "Tokens, end of sequence included.")
     chat_template_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, as enable_thinking."}
+        default_factory=dict, metadata={"help": "Options of the chat template for raw rows, such as enable_thinking."}
     )
     end_tokens: list[str] = field(
         default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
     )
-    disable_dropout: bool = field(default=True, metadata={"help": "So that importance weights are 1 at step 0."})
-    eval_decoding: str = field(
-        default="sample",
-        metadata={
-            "help": "sample or greedy, for evaluate(), by which the checkpoint is chosen; greedy rewards are often at "
-            "their ceiling from the first checkpoint on, and of greedy completions no KL can be told."
-        },
+    disable_dropout: bool = setting(True, "So that importance weights are 1 at step 0.")
+    eval_decoding: str = setting(
+        "sample",
+        "sample or greedy: how evaluate() generates, by which the checkpoint is chosen. Greedy rewards are often at "
+        "their ceiling from the first checkpoint on, and greedy completions give no KL.",
     )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from leftover.errors import UserError
 from leftover.objectives import ONLINE
-from leftover.recipe.policy import PolicyConfig
+from leftover.recipe.policy_config import PolicyConfig, setting
 
 
 @dataclass
@@ -19,45 +19,43 @@ class PPOConfig(PolicyConfig):
     completions. `max_steps`, `eval_steps` and `save_steps` count optimizer steps, as everywhere, and become whole PPO
     steps. Without `max_steps` a run makes `total_episodes` completions, by default `num_train_epochs` a prompt.
 
-    Defaults are those of lm-human-preferences (arXiv 1909.08593), but for kl_coef, whiten_rewards (TRL's) and
+    Defaults are those of lm-human-preferences (arXiv 1909.08593), except kl_coef, whiten_rewards (TRL's) and
     temperature: completions are drawn from the distribution that evaluation samples from. Its runs made 512
     completions a step.
     """
 
-    objective: str = field(default="ppo", metadata={"help": "ppo."})
-    num_rollouts_per_step: int | None = field(
-        default=None, metadata={"help": "Completions a PPO step, over all processes (None: num_mini_batches' worth)."}
+    objective: str = setting("ppo", "ppo.")
+    num_rollouts_per_step: int | None = setting(
+        None, "Completions per PPO step, over all processes (None: num_mini_batches' worth)."
     )
-    num_mini_batches: int = field(
-        default=4, metadata={"help": "Optimizer steps a pass, where num_rollouts_per_step does not say."}
+    num_mini_batches: int = setting(4, "Optimizer steps per pass, where num_rollouts_per_step is None.")
+    total_episodes: int | None = setting(None, "Completions of the whole run.")
+    ppo_epochs: int = setting(4, "Passes over the completions of a step.")
+    kl_coef: float = setting(0.05, "Penalty per nat of divergence from the reference.")
+    adaptive_kl: bool = setting(False, "Adapt kl_coef to target_kl (1909.08593, 2.2).")
+    target_kl: float = setting(6.0, "With adaptive_kl: nats per completion.")
+    horizon: int = setting(10_000, "With adaptive_kl: episodes of one adaptation.")
+    cliprange: float = setting(0.2, "Of importance ratios: [1 - c, 1 + c].")
+    cliprange_value: float | None = setting(
+        0.2, "How far a value moves in a PPO step, in units of the reward (None: freely)."
     )
-    total_episodes: int | None = field(default=None, metadata={"help": "Completions of the whole run."})
-    ppo_epochs: int = field(default=4, metadata={"help": "Passes over the completions of a step."})
-    kl_coef: float = field(default=0.05, metadata={"help": "Penalty on a nat of divergence from the reference."})
-    adaptive_kl: bool = field(default=False, metadata={"help": "Adapt kl_coef to target_kl (1909.08593, 2.2)."})
-    target_kl: float = field(default=6.0, metadata={"help": "With adaptive_kl: nats a completion."})
-    horizon: int = field(default=10_000, metadata={"help": "With adaptive_kl: episodes of one adaptation."})
-    cliprange: float = field(default=0.2, metadata={"help": "Of importance ratios: [1 - c, 1 + c]."})
-    cliprange_value: float | None = field(
-        default=0.2, metadata={"help": "How far a value moves in a PPO step, in units of the reward (None: freely)."}
+    vf_coef: float = setting(0.1, "Weight of the value loss.")
+    value_learning_rate: float | None = setting(
+        None, "Of the value head alone (None: learning_rate); a new head may need more."
     )
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    value_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the value head alone (None: learning_rate); a new head may need more."}
+    gamma: float = setting(1.0, "Discount per token.")
+    lam: float = setting(0.95, "Lambda of generalised advantage estimation.")
+    whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.")
+    missing_eos_penalty: float | None = setting(
+        None, "Subtracted from the reward of a completion that was cut before its end."
     )
-    gamma: float = field(default=1.0, metadata={"help": "Discount a token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of generalised advantage estimation."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "Divide rewards by their standard deviation."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken off the reward of a completion that was cut before its end."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Of the completions, and of every log-probability."})
-    rollout_batch_size: int = field(default=64, metadata={"help": "Completions a process writes at a time."})
+    temperature: float = setting(1.0, "Of the completions, and of every log-probability.")
+    rollout_batch_size: int = setting(64, "Completions that a process generates at a time.")
     # Defaults that differ here.
     learning_rate: float = 1e-5
     lr_scheduler_type: str = "linear"
     adam_epsilon: float = 1e-5
-    # The value head stands beside the model's own outputs, where the search for unused weights does not look.
+    # The search for unused weights only follows the model's own outputs, not the value head's.
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
@@ -107,14 +105,13 @@ _RANGES = {
     "max_completion_length": (1, math.inf), "rollout_batch_size": (1, math.inf),
 }  # fmt: skip
 
-_BUDGETS = ("max_steps", "total_episodes", "num_train_epochs")
+_BUDGETS = {"max_steps", "total_episodes", "num_train_epochs"}
 
 
 def own_settings(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """What holds for an online policy: of the settings that all policies share those that it has, and its own.
+    """All settings of an online policy: its own, and of those that all policies share the ones that PPOConfig has.
 
-    A budget of its own (max_steps, total_episodes, num_train_epochs) takes the place of the shared one.
+    Its own budget (max_steps, total_episodes, num_train_epochs) replaces the shared one.
     """
-    valid = {entry.name for entry in dataclasses.fields(PPOConfig)}
-    dropped = set(_BUDGETS) if own.keys() & set(_BUDGETS) else set[str]()
-    return {name: value for name, value in shared.items() if name in valid - dropped} | own
+    valid = {entry.name for entry in dataclasses.fields(PPOConfig)} - (_BUDGETS if own.keys() & _BUDGETS else set())
+    return {name: value for name, value in shared.items() if name in valid} | own

@@ -1,0 +1,188 @@
+"""What a recipe would download, compute and hold: everything that the dry run prints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from leftover.commands.dry_run.checks import Settings, check_recorded, checked_reward, training_settings
+from leftover.commands.dry_run.memory import Holding, Memory
+from leftover.commands.dry_run.rows import Rows, read
+from leftover.commands.dry_run.shape import Shape, find_config, measure
+from leftover.commands.dry_run.sources import LOCAL, Source, list_sources, missing_packages
+from leftover.commands.dry_run.trace import Traced, skeleton
+from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, estimate_training
+from leftover.data.tokenizer import read_chat_template
+from leftover.models.load import torch_dtype
+from leftover.pipeline import STAGES
+from leftover.prepare.checks import needs_value, value_targets
+from leftover.prepare.readers import extra_blocks, num_reference_samples
+from leftover.recipe.sections import Recipe
+from leftover.rewards import SumReward
+from leftover.runs.names import DECODINGS, logprob_columns
+from leftover.training.run import MAX_LIKELIHOOD_ROWS
+
+
+@dataclass(frozen=True)
+class Work:
+    """What, how much of it, and floating-point operations (None: unknown). `bound`: they are the most there can be."""
+
+    what: str
+    amount: str
+    operations: float | None
+    bound: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    recipe: Recipe
+    sources: list[Source]
+    packages: list[str]  # needed and not installed
+    rows: Rows | str  # or why they are unknown
+    shape: Shape | None
+    shape_from: str
+    trainings: list[Training]
+    work: list[Work]
+    memory: list[Memory]
+    disk: list[tuple[str, float | None]]
+    notes: list[str]
+
+
+def estimate_run(
+    recipe: Recipe, until: str = "report", rows: Rows | str | None = None, num_runs: int | None = None
+) -> Estimate:
+    """The estimate of a run up to and including the stage `until`.
+
+    Args:
+        rows: the result of `dry_run.rows.read`, where it is known already.
+        num_runs: how often every policy is trained; default: once a seed.
+
+    Raises UserError for a recipe or rows that the run would refuse before it computes anything.
+    """
+    stages = list(STAGES)
+    trains, evaluates = (stages.index(until) >= stages.index(stage) for stage in ("train", "evaluate"))
+    section, reward = recipe.model, checked_reward(recipe)
+    read_chat_template(section.chat_template)
+    settings = training_settings(recipe, policies=trains)
+    rows = read(recipe) if rows is None else rows
+    check_recorded(recipe, rows)
+    sizes, sources = Sizes(recipe, rows), list_sources(recipe, judges=evaluates)
+    runs = {"reference": 1} | dict.fromkeys(recipe.policies, num_runs or len(recipe.seeds))
+    trainings = {name: estimate_training(name, own.args, sizes, runs[name]) for name, own in settings.items()}
+    config, shape_from = find_config(section)
+    shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
+    if config is not None:
+        model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
+        shape = measure(model, config, section.quantization is not None)
+        holding = Holding(shape, sources, sizes, settings)
+        memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
+        disk = list(holding.disk(trains))
+    costs = _Costs(shape, sources, sizes)
+    costs.prepare(reward, trainings.get("reference"), settings)
+    if trains:
+        policies = [training for name, training in trainings.items() if name != "reference"]
+        costs.train(policies, settings, reward.scores_new_completions)
+    if evaluates:
+        costs.evaluate()
+    trained, packages = list(trainings.values()), missing_packages(recipe)
+    notes = list(_notes(reward, sizes, sources, trained))
+    return Estimate(recipe, sources, packages, rows, shape, shape_from, trained, costs.lines, memory, disk, notes)
+
+
+def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
+    """What a reader has to know of these numbers."""
+    if sizes.rows is None and sizes.data.max_rows is None:
+        yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
+    if sizes.tokens is None:
+        yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
+    if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):
+        yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
+    if not reward.scores_new_completions:
+        yield "The rewards are recorded: no completion is scored, and checkpoints are chosen on recorded rewards."
+    models = [s for s in sources if s.purpose in ("reward", "judge")]
+    if models:
+        yield "Reward models are named, not loaded: whether they load and what they score is not checked here."
+    unknown = sorted({s.name for s in models if s.parameters is None and s.state != LOCAL})
+    if unknown:
+        yield f"Of unknown size, and so in no sum: {', '.join(unknown)}."
+
+
+class _Costs:
+    """Collects the lines of the cost table: what each stage computes."""
+
+    def __init__(self, shape: Shape | None, sources: list[Source], sizes: Sizes):
+        self.recipe, self.shape, self.sources, self.sizes = sizes.recipe, shape, sources, sizes
+        self.lines: list[Work] = []
+
+    def prepare(self, reward: SumReward, reference: Training | None, settings: dict[str, Settings]) -> None:
+        recipe, sizes, value = self.recipe, self.sizes, self.recipe.value
+        rows = sizes.amount(None)
+        self._rewards("rewards of the rows", rows)
+        if reference is not None:
+            self._training("reference", [reference], settings)
+            validation = sizes.amount("validation", most_rows=MAX_LIKELIHOOD_ROWS)
+            self._passes("validation of the reference", validation, reference.evaluations)
+        self._passes("reference log-probabilities", rows)
+        if needs_value(recipe) and value_targets(recipe, reward) == "reference_samples":
+            prompts = sizes.prompts("train", value.num_prompts)
+            self._generation("value: samples of the reference", prompts, value.num_samples)
+        blocks, training_rows = extra_blocks(recipe), sizes.amount("train")
+        if "quantile" in blocks:
+            most = None if training_rows is None else sizes.prompts("train", training_rows.rows)
+            self._generation("reward quantiles: samples of the reference", most, num_reference_samples(recipe))
+        if "mismatched" in blocks:
+            self._passes("mismatched log-probabilities", training_rows)
+
+    def train(self, policies: list[Training], settings: dict[str, Settings], scores_new_completions: bool) -> None:
+        self._training("policies", policies, settings)
+        most = self.recipe.evaluate.max_selection_prompts
+        evaluations = sum(training.evaluations * training.runs for training in policies)
+        self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
+        if scores_new_completions:
+            self._generation("validation: completions", self.sizes.prompts("validation", most), evaluations)
+
+    def evaluate(self) -> None:
+        recipe, sizes, most = self.recipe, self.sizes, self.recipe.evaluate.max_prompts
+        subjects = 1 + len(recipe.policies) * len(recipe.seeds)
+        prompts, times = sizes.prompts("test", most), subjects * len(DECODINGS)
+        self._passes("test: likelihood", sizes.amount("test", most), subjects)
+        self._generation("test: completions", prompts, times, judges=True)
+        written = sizes.generated(prompts * times)
+        self._passes("test: log-probabilities of completions", written, len(logprob_columns(recipe)))
+
+    def _training(self, what: str, trainings: list[Training], settings: dict[str, Settings]) -> None:
+        operations, steps, bound = 0.0, 0, False
+        for training in trainings:
+            one = training.operations(self.shape, bool(settings[training.name].args.gradient_checkpointing))
+            if one is None or training.steps is None or training.seen is None:
+                self.lines.append(Work(f"train {what}", "unknown", None, False))
+                return
+            operations, steps = operations + one * training.runs, steps + training.steps * training.runs
+            bound = bound or training.seen.bound
+        qualifiers = {training.qualifier for training in trainings}
+        qualifier = next((word for word in ("at most", "about") if word in qualifiers), "")
+        self.lines.append(Work(f"train {what}", f"{qualifier} {steps:,} steps".strip(), operations, bound))
+
+    def _passes(self, what: str, over: Amount | None, times: int = 1, unit: str = "rows") -> None:
+        """`times` forward passes."""
+        if times == 0:
+            return
+        operations = None if over is None or self.shape is None else times * over.operations(self.shape)
+        repeated = "" if times == 1 else f"{times} x "
+        amount = "unknown" if over is None else f"{repeated}{over.rows:,} {unit}"
+        self.lines.append(Work(what, amount, operations, over is not None and over.bound))
+
+    def _generation(self, what: str, prompts: int | None, times: int, judges: bool = False) -> None:
+        """As much as a pass over the completions, and their rewards."""
+        written = None if prompts is None else self.sizes.generated(prompts)
+        self._passes(what, written, times, f"completions of at most {self.recipe.max_new_tokens} tokens")
+        if written is not None and times > 0:
+            self._rewards("  their rewards" + (" and judges" if judges else ""), written, times, judges)
+
+    def _rewards(self, what: str, over: Amount | None, times: int = 1, judges: bool = False) -> None:
+        """Two operations a parameter and token, taken to be as many as the policy's own."""
+        purposes = ("reward", "judge") if judges else ("reward",)
+        models = [source.parameters for source in self.sources if source.purpose in purposes]
+        if models:
+            known = None if over is None or None in models else over.tokens * times
+            operations = None if known is None else 2.0 * sum(filter(None, models)) * known
+            count = f"{len(models)} model{'s' if len(models) > 1 else ''}"
+            self.lines.append(Work(what, count, operations, over is not None and over.bound))

@@ -1,0 +1,170 @@
+"""The lines of the memory and disk tables: what each stage holds at once, in bytes."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from leftover.commands.dry_run.checks import Settings
+from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.sources import Source
+from leftover.commands.dry_run.trace import Traced
+from leftover.commands.dry_run.work import Sizes
+from leftover.models.load import torch_dtype
+from leftover.models.logprobs import CHUNK_ELEMENTS
+from leftover.models.reference import pass_tokens
+from leftover.recipe.ppo_config import PPOConfig
+from leftover.runs.names import logprob_columns
+
+log = logging.getLogger(__name__)
+
+# Bytes of optimizer states a trained parameter, where they are not two numbers of the parameter's own size. Those of
+# bitsandbytes: 32 or 8 bits a number. Adafactor keeps sums of rows and columns, which hardly count.
+_STATES = {
+    "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adafactor": 0, "sgd": 0,
+    "rmsprop": 4, "lion_8bit": 1, "lion_32bit": 4, "paged_lion_8bit": 1, "paged_lion_32bit": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is held at once in a stage, in bytes. `passing`: activations, gradients, logits or a generation's cache."""
+
+    stage: str
+    weights: int
+    optimizer: int
+    passing: int | None  # None: the model's forward pass cannot be traced
+    rewards: int
+
+    @property
+    def total(self) -> int | None:
+        return None if self.passing is None else self.weights + self.optimizer + self.passing + self.rewards
+
+
+def optimizer_bytes(shape: Shape, optimizer: str) -> int:
+    """Of the states that an optimizer keeps of the trained parameters (AdamW: two numbers each)."""
+    per_parameter = _STATES.get(optimizer)
+    return 2 * shape.trainable_bytes if per_parameter is None else per_parameter * shape.trainable
+
+
+def training_bytes(traced: Traced, shape: Shape, settings: Settings, tokens: tuple[int, int]) -> int:
+    """The peak of a training step beside weights and optimizer; `tokens`: fed and with logits, of every row."""
+    args = settings.args
+    rows = args.per_device_train_batch_size
+    if max_tokens := getattr(args, "max_tokens_per_batch", None):
+        rows = max(1, max_tokens // (tokens[0] + 1))
+    peak = traced.training_step(
+        rows,
+        *tokens,
+        checkpointing=bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or True),
+        compute_dtype=settings.dtype,
+        accumulated=args.gradient_accumulation_steps > 1,
+    )
+    return peak + shape.unpacked_bytes
+
+
+def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_dtype: str | None) -> int:
+    """The peak of a pass without gradients over a whole batch on a GPU."""
+    rows = max(1, pass_tokens(torch.device("cuda")) // (tokens[0] + 1))
+    chunk = 4 * min(CHUNK_ELEMENTS["cuda"], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
+    return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + shape.unpacked_bytes
+
+
+class Holding:
+    """What the stages of one run hold at once."""
+
+    def __init__(self, shape: Shape, sources: list[Source], sizes: Sizes, settings: dict[str, Settings]):
+        self.recipe, self.shape, self.sources = sizes.recipe, shape, sources
+        self.sizes, self.settings = sizes, settings
+
+    def memory(self, traced: Traced, generates: bool, evaluates: bool) -> Iterator[Memory]:
+        """One line a stage; trainings that hold the same share one. `generates`: validation writes completions."""
+        recipe, shape, weights = self.recipe, self.shape, self.shape.weight_bytes
+        for names in self._alike():
+            settings, fitted = self.settings[names[0]], names == ["reference"]
+            args, states = settings.args, optimizer_bytes(shape, settings.optimizer)
+            rewards = 0 if fitted else self._rewards("reward")
+            # Online, the reference is a copy of the weights that train.
+            held = weights + (shape.trainable_bytes if isinstance(args, PPOConfig) else 0)
+            who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
+            for label, tokens in self._row_sizes().items():
+                passing = _traced(training_bytes, traced, shape, settings, tokens)
+                yield Memory(f"training step, {label}: {who}", held, states, passing, rewards)
+            if generates and not fitted:
+                cache = self._cache(args.per_device_eval_batch_size, settings.dtype)
+                yield Memory(f"validation while training: {who}", held, states, cache, rewards)
+        tokens = next(iter(self._row_sizes().values()))
+        passing = _traced(_pass_bytes, traced, shape, tokens, recipe.compute_dtype)
+        yield Memory("reference log-probabilities", weights, 0, passing, self._rewards("reward"))
+        if evaluates:
+            cache = self._cache(recipe.evaluate.batch_size, None)
+            models = len(logprob_columns(recipe))
+            yield Memory("evaluation", models * weights, 0, cache, self._rewards("reward", "judge"))
+
+    def disk(self, trains: bool) -> Iterator[tuple[str, float | None]]:
+        yield "table of the run", self._table()
+        shape, number = self.shape, len(self.recipe.policies) * len(self.recipe.seeds)
+        model = shape.trainable_bytes if shape.adapter else shape.weight_bytes  # of an adapter, it alone is saved
+        if "reference" in self.settings:
+            yield "reference", model
+        if trains:
+            yield f"{number} policies", number * model
+        if self.settings:
+            states = max(optimizer_bytes(shape, settings.optimizer) for settings in self.settings.values())
+            # The best and the last, or as many as are asked for, and the new one before the oldest goes.
+            kept = 1 + max(max(2, settings.args.save_total_limit or 0) for settings in self.settings.values())
+            yield f"checkpoints, while training (at most {kept})", kept * (model + states)
+
+    def _table(self) -> float | None:
+        """The table on disk: texts, ids (4 bytes), reference log-probabilities, prompt features, scores, row facts."""
+        rows, amount = self.sizes.rows, self.sizes.amount(None)
+        if rows is None or amount is None:
+            return None
+        ids = amount.tokens + amount.rows  # the last token of a row is not fed
+        # Reward, value, advantage; group, family, split, place.
+        facts = 8 * (len(self.recipe.reward.functions) + 3) + 100
+        row = 8 * self.shape.hidden + facts
+        return round(rows.text_bytes + 4 * ids + 4 * amount.completion_tokens + amount.rows * row)
+
+    def _alike(self) -> list[list[str]]:
+        """Names of the trainings, those whose memory depends on the same together."""
+        found: dict[tuple[object, ...], list[str]] = {}
+        for name, settings in self.settings.items():
+            args, rewards = settings.args, 0 if name == "reference" else self._rewards("reward")
+            max_tokens = getattr(args, "max_tokens_per_batch", None)
+            batch = (args.per_device_train_batch_size, max_tokens, args.gradient_accumulation_steps > 1)
+            key = (settings.dtype, settings.optimizer, rewards, *batch, type(args), args.gradient_checkpointing)
+            found.setdefault(key, []).append(name)
+        return list(found.values())
+
+    def _row_sizes(self) -> dict[str, tuple[int, int]]:
+        """Tokens fed and with logits, of the rows of a batch: rows of like length share one, so the longest do."""
+        data, known = self.recipe.data, self.sizes.tokens
+        limits = (data.max_prompt_tokens + data.max_completion_tokens - 1, data.max_completion_tokens)
+        if known is None:
+            return {"rows at the limits": limits}
+        longest = int(np.where(known.kept, known.prompts + known.completions, 0).max()) - 1
+        sizes = (longest, int(known.completions[known.kept].max()))
+        return ({"longest rows found": sizes} if sizes != limits else {}) | {"rows at the limits": limits}
+
+    def _cache(self, rows: int, compute_dtype: str | None) -> int:
+        """Keys and values of `rows` completions in the making, and the logits of their last positions."""
+        shape, number_bytes = self.shape, torch_dtype(compute_dtype or self.recipe.model.dtype).itemsize
+        tokens = self.recipe.data.max_prompt_tokens + self.recipe.max_new_tokens
+        row = tokens * shape.layers * shape.key_values * number_bytes + 4 * shape.vocabulary
+        return rows * row + shape.unpacked_bytes
+
+    def _rewards(self, *purposes: str) -> int:
+        """Weights of the reward models whose size is known; once loaded they stay."""
+        models = {s.name: s for s in self.sources if s.purpose in purposes and s.parameters}
+        return sum(getattr(torch, s.dtype, torch.float32).itemsize * (s.parameters or 0) for s in models.values())
+
+
+def _traced(measured: Callable[..., int], *args: object) -> int | None:
+    try:
+        return measured(*args)
+    except Exception as error:  # a model's own code may look at values, which tensors without data have not
+        log.debug("the model's passes cannot be traced", exc_info=error)
+        return None

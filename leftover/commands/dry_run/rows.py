@@ -1,0 +1,170 @@
+"""The rows of a recipe where they can be read: counted exactly, and tokenised in a sample where they are many."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+
+from leftover.commands.dry_run.published_sizes import ROWS
+from leftover.commands.dry_run.sources import on_the_hub
+from leftover.data.chat import Chat
+from leftover.data.formats import data_files, read_rows
+from leftover.data.rows import Rejects, check_rows, text_hash
+from leftover.data.splits import assign_splits
+from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
+from leftover.data.tokens import Limits, tokenise
+from leftover.errors import UserError
+from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Rows that are tokenised; the error of the totals is printed beside them.
+SAMPLE_ROWS = 2000
+_Z95 = 1.96
+
+
+@dataclass
+class Lengths:
+    """Tokens of the sampled rows, after the truncation rule."""
+
+    prompts: np.ndarray  # [n]
+    completions: np.ndarray  # [n]
+    kept: np.ndarray  # [n] bool: not dropped for a completion that is too long
+    num_rows: int  # that the sample stands for
+
+    @property
+    def exact(self) -> bool:
+        return len(self.kept) == self.num_rows
+
+    @property
+    def kept_share(self) -> float:
+        return float(self.kept.mean())
+
+    def total(self, values: np.ndarray) -> tuple[float, float]:
+        """The sum over the kept rows, and half its 95 % interval (simple random sample, finite population)."""
+        per_row = np.where(self.kept, values, 0.0)
+        n, rows = len(per_row), self.num_rows
+        spread = float(per_row.std(ddof=1)) if n > 1 else 0.0
+        return rows * float(per_row.mean()), _Z95 * rows * spread * ((1 - n / rows) / n) ** 0.5
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt and completion tokens of the kept rows among `rows` [N] bool; as many draws from a sample."""
+        if self.exact:
+            chosen = np.flatnonzero(rows & self.kept)
+        else:
+            sampled = np.flatnonzero(self.kept)
+            chosen = np.random.default_rng(0).choice(sampled, round(self.kept_share * rows.sum()))
+        return self.prompts[chosen], self.completions[chosen]
+
+
+@dataclass
+class Rows:
+    """Rows that were read; arrays [N]."""
+
+    stats: dict[str, Any]
+    group: np.ndarray
+    family: np.ndarray
+    split: np.ndarray  # train, validation or test
+    chosen: np.ndarray  # bool
+    recorded: np.ndarray  # the recorded score, NaN where there is none
+    text_bytes: int
+    lengths: Lengths | None  # None: the tokenizer is not downloaded
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[N] bool: has a recorded score."""
+        return np.isfinite(self.recorded)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of rows that were read but are not used, by reason."""
+        found = {"rejected": self.stats["rejected"], "outside data.part": self.stats["other_parts"]}
+        return {reason: count for reason, count in (found | self.stats["left_out"]).items() if count}
+
+    def where(self, split: str, chosen_only: bool = False) -> np.ndarray:
+        """[N] bool: the rows of a split."""
+        inside = self.split == split
+        return inside & self.chosen if chosen_only else inside
+
+    def prompts(self, split: str) -> int:
+        return len(np.unique(self.group[self.where(split)]))
+
+
+def read(recipe: Recipe) -> Rows | str:
+    """The rows, or the reason why they cannot be read yet. Raises UserError for rows that a run would refuse."""
+    data = recipe.data
+    absent = next((path for path in data_files(data) if not Path(path).is_file()), None)
+    if absent is not None:
+        key = "data.drop_listed" if absent == data.drop_listed else "data.path"
+        state = "is on the Hub" if on_the_hub(absent) else f"(key {key}) does not exist"
+        splits = ", ".join(f"{split} {number:,}" for split, number in ROWS.get(absent, {}).items())
+        published = f" (published records: {splits})" if splits else ""
+        return f"unknown until downloaded: '{absent}' {state}{published}"
+    stats: dict[str, Any] = {}
+    names = ("family", "tools", "user_split", "is_chosen", "recorded_reward")
+    columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
+    sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
+    for row in check_rows(read_rows(data), data, _NoRejects(Path("rejected_rows.jsonl")), stats):
+        # A simple random sample of the stream (Vitter's algorithm R), in its order where all of it fits.
+        if len(sample) < SAMPLE_ROWS:
+            sample.append(row)
+        elif (place := draws.randrange(len(columns["prompt"]) + 1)) < SAMPLE_ROWS:
+            sample[place] = row
+        columns["prompt"].append(str(text_hash(row["prompt"])))  # equal for equal prompts, and short
+        for name in names:
+            columns[name].append(row[name])
+        text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
+    sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
+    chosen = np.array(columns["is_chosen"], bool)  # False where it is unknown
+    if data.train_on == "chosen" and not chosen.any():
+        raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
+    recorded = np.array(columns["recorded_reward"], np.float64)  # NaN where there is none
+    arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
+    return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
+
+
+def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Lengths | None:
+    model, data = recipe.model, recipe.data
+    tokenizer = _tokenizer(model, sample)
+    if tokenizer is None:
+        return None
+    limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
+    done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
+    prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
+    lengths = Lengths(prompts, completions, np.array(done.kept), num_rows)
+    if not lengths.kept.any():
+        raise UserError(
+            f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+        )
+    return lengths
+
+
+def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of the run; None where it is not downloaded yet."""
+    if isinstance(model.tokenizer, TokenizerSection):
+        # The run trains its own on all training rows; the sample's is much like it.
+        texts = (row["completion"] if row["conversational"] else row["prompt"] + row["completion"] for row in sample)
+        tokenizer = train_tokenizer(texts, model.tokenizer.vocab_size)
+        tokenizer.chat_template = read_chat_template(model.chat_template)
+        return tokenizer
+    path = model.tokenizer or str(model.path)
+    try:
+        return load_tokenizer(path, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code)
+    except UserError:
+        if Path(path).exists():
+            raise
+        return None
+
+
+class _NoRejects(Rejects):
+    """Rejects that leave no file."""
+
+    def start(self, stage: str) -> None:
+        return
+
+    def add(self, stage: str, where: str, reason: str, row: dict[str, Any]) -> None:
+        return

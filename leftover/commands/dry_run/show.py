@@ -1,0 +1,166 @@
+"""`--dry-run`: what a recipe would download, compute and cost, printed without the network and without a run folder."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.rows import Rows
+from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
+from leftover.data.checks import SPLITS
+from leftover.monitoring.terminal import console, size_text
+from leftover.recipe.sections import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MEANING = (
+    "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
+    "sustains a second x 3,600).",
+    "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its allocator"
+    " leaves unused; reward models count with their weights. Of small models on a CPU it was 1 to 7 % below the peak of"
+    " the tensors, and the process, which keeps freed memory, held 1.3 to 3.4 times as much.",
+)
+
+_LONG_WORD = 24
+
+
+def dry_run(recipe: Recipe, until: str = "report") -> None:
+    """Print the estimate of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
+    with offline():
+        show(estimate_run(recipe, until), console(width=140))
+
+
+def show(estimate: Estimate, terminal: "Console") -> None:
+    """The tables, in the order in which the numbers are needed."""
+    before = (_needed(estimate), _data(estimate), _model(estimate), _trainings(estimate))
+    print_tables(terminal, *before, work_table(estimate), memory_table(estimate), _disk(estimate))
+    for note in (*estimate.notes, *MEANING):
+        terminal.print(f"- {note}")
+
+
+def plain_table(title: str, *columns: str, left: int = 1, rows: Iterable[tuple[str, ...]] = ()) -> Table:
+    """A table, the first `left` columns of text and the others of numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_tables(terminal: "Console", *tables: Table | None) -> None:
+    """Those that are not None; no word is broken for want of width, except long ones such as paths."""
+    for table in filter(None, tables):
+        for column in table.columns:
+            words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+            column.min_width = max((len(word) for word in words if len(word) <= _LONG_WORD), default=1)
+        terminal.print(table)
+
+
+def _needed(estimate: Estimate) -> Table:
+    rows = [(source.purpose, source.name, source.state, _source_size(estimate, source)) for source in estimate.sources]
+    rows += [("package", package, "not installed", "") for package in estimate.packages]
+    return plain_table("Needed", "for", "what", "where", "size", left=3, rows=rows)
+
+
+def _source_size(estimate: Estimate, source: Source) -> str:
+    """Of a download of unknown size a range: repositories hold 2 or 4 bytes a parameter."""
+    if source.size is not None or source.state != DOWNLOAD:
+        return size_text(source.size) if source.size is not None else ""
+    parameters = source.parameters
+    if source.purpose == "model" and estimate.shape is not None:
+        parameters = estimate.shape.parameters - estimate.shape.adapter
+    return "unknown" if parameters is None else f"{size_text(2 * parameters)} to {size_text(4 * parameters)}"
+
+
+def _data(estimate: Estimate) -> Table:
+    rows = estimate.rows
+    if not isinstance(rows, Rows):
+        return plain_table("Data", "", "rows", "unique prompts", rows=[("rows", rows, "")])
+    lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in SPLITS]
+    counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
+    if estimate.recipe.data.train_on == "chosen":
+        counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts
+    counts |= {"prompt families": int(rows.family.max()) + 1, "with a recorded score": int(rows.scored.sum())}
+    lines += [(name, f"{count:,}", "") for name, count in counts.items()]
+    return plain_table("Data", "", "rows", "unique prompts", rows=lines)
+
+
+def _model(estimate: Estimate) -> Table:
+    lines = list(_token_lines(estimate.rows)) if isinstance(estimate.rows, Rows) else []
+    shape = estimate.shape
+    if shape is None:
+        lines.append(("model", estimate.shape_from))
+    else:
+        lines += [
+            ("parameters", f"{shape.parameters:,} (from {estimate.shape_from})"),
+            ("trained", f"{shape.trainable:,} ({shape.trainable / shape.parameters:.1%})"),
+            ("layers, hidden size, vocabulary", f"{shape.layers}, {shape.hidden:,}, {shape.vocabulary:,}"),
+            ("weights in memory", size_text(shape.weight_bytes)),
+        ]
+    return plain_table("Model and tokens", "", "", left=2, rows=lines)
+
+
+def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
+    lengths = rows.lengths
+    if lengths is None:
+        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead"
+        return
+    for name, values in (("prompt", lengths.prompts), ("completion", lengths.completions)):
+        total, error = lengths.total(values)
+        margin = "" if lengths.exact else f" ± {error:,.0f} (95 %, {len(values):,} rows sampled)"
+        mean = values[lengths.kept].mean()
+        yield f"{name} tokens", f"{total:,.0f}{margin}; mean {mean:.1f}, longest found {values.max():,}"
+    if lengths.kept_share < 1:
+        yield "dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"
+
+
+def _trainings(estimate: Estimate) -> Table | None:
+    if not estimate.trainings:
+        return None
+    table = plain_table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
+    for training in estimate.trainings:
+        known = training.steps is not None
+        steps = f"{training.qualifier} {training.steps:,}".strip() if known else "unknown"
+        runs = "" if training.name == "reference" else str(training.runs)
+        evaluations = str(training.evaluations) if known else "unknown"
+        table.add_row(training.name, training.selected, steps, str(training.rows_per_step), runs, evaluations)
+    return table
+
+
+def work_table(estimate: Estimate) -> Table:
+    """Floating-point operations of every stage, and together."""
+    work = estimate.work
+    lines = [(line.what, line.amount, _operations(line.operations, line.bound)) for line in work]
+    table = plain_table("Work", "", "how much", "floating-point operations", left=2, rows=lines)
+    table.add_section()
+    known = [line for line in work if line.operations is not None]
+    name = "together" if len(known) == len(work) else "together, as far as known"
+    total = sum(line.operations or 0.0 for line in known)
+    table.add_row(name, "", _operations(total, any(line.bound for line in known)))
+    return table
+
+
+def _operations(operations: float | None, bound: bool) -> str:
+    if operations is None:
+        return "unknown"
+    return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"
+
+
+def memory_table(estimate: Estimate) -> Table | None:
+    """What every stage holds at once; None where the model is unknown."""
+    columns = ("", "weights", "optimizer", "passing", "reward models", "together")
+    parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total) for m in estimate.memory)
+    lines = [(stage, *map(_size, sizes)) for stage, *sizes in parts]
+    return plain_table("Memory on the device, approximate", *columns, rows=lines) if estimate.shape else None
+
+
+def _disk(estimate: Estimate) -> Table | None:
+    lines = [(name, _size(size)) for name, size in estimate.disk]
+    return plain_table("Disk, approximate", "", "size", rows=lines) if estimate.shape else None
+
+
+def _size(size: float | None) -> str:
+    return "unknown" if size is None else size_text(size)

@@ -1,0 +1,139 @@
+"""The section `data` of a recipe."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from leftover.recipe.forms import OneOrMore, Section, TextKeys
+
+
+class ColumnsSection(Section):
+    """Names of the user's columns; one that holds a brace is a template over them: "{title}: {body}"."""
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    reward: str = "reward"  # a recorded score; rows may lack it
+    split: str | None = "split"  # the user's own splits: train, validation, test; null ignores them
+    answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
+    tools: str = "tools"  # of a conversation: tools as the chat template takes them
+    family: str = "family"  # rows of one story or conversation, kept on one side of every split
+    source: str = "source"  # which set a row is of; default where several files or subsets are read: which of them
+
+
+class TableSection(Section):
+    """How CSV and TSV files are read, where their ending does not tell."""
+
+    names: list[str] | None = Field(None, min_length=1)  # of the columns, for a file without a header line
+    delimiter: str | None = Field(None, min_length=1, max_length=1)  # default: a comma, a tab in TSV
+    quotes: bool | None = None  # whether double quotes enclose cells; default: in CSV yes, in TSV no
+
+
+class DocumentsSection(Section):
+    """How `format: documents` cuts plain text: sentences of prompt, then sentences of completion."""
+
+    separator: str = "<|endoftext|>"
+    prompt_sentences: int = Field(3, gt=0)
+    completion_sentences: int = Field(1, gt=0)
+    stride: int | None = Field(None, gt=0)  # sentences between two rows; default: they do not overlap
+
+
+class CometSection(Section):
+    """How `format: comet` writes a head, relation, tail triple of ATOMIC as text: templates over its columns."""
+
+    # COMET-distill was taught "<head> {head} </head> <relation> {relation} </relation> [GEN]".
+    prompt: str = "{head} {relation} [GEN]"
+    completion: str = " {tail}"
+    relations: list[str] | None = None  # the only ones to read; default: all
+    # The column of the score. Default: data.columns.reward, or else p_valid_model (ATOMIC-10x), label or valid.
+    score: str | None = None
+    empty_tails: Literal["drop", "fault"] = "drop"
+    none_tails: Literal["drop", "keep"] = "drop"  # the word "none": the annotator saw nothing to say
+
+
+class RedditSection(Section):
+    """How `format: reddit` makes rows of comments or posts that have a score."""
+
+    # A reply to its parent comment; the body of a titled post; or the title after its first `split_words` words.
+    completion: Literal["reply", "body", "title"] = "reply"
+    split_words: int = Field(5, gt=0)
+    # A template over the columns, {subreddit} and {title_start}. Default, in the order above: "{parent_text}\n",
+    # "r/{subreddit}: {title}\n\n", "r/{subreddit}: {title_start}". DialoGPT takes "{parent_text}<|endoftext|>".
+    prompt: str | None = None
+    style: Literal["text", "chat"] = "text"  # chat: the prompt is a user's message
+    # score: votes up less votes down; ratio: ups / (ups + downs); log_score: log(1 + score), odd about zero.
+    reward: Literal["score", "ratio", "log_score"] = "score"
+    deleted: Literal["drop", "keep"] = "drop"  # texts of which only the sign [deleted] or [removed] is left
+
+
+class DialogueSection(Section):
+    """How `format: dialogue` makes rows of conversations about a piece of knowledge: one a reply."""
+
+    style: Literal["chat", "text"] = "chat"  # messages, the knowledge in a system turn; or turns joined to one text
+    separator: str = "<|endoftext|>"  # text: after the knowledge and every turn
+    knowledge: str = "Knowledge: {knowledge}"  # how the prompt gives the knowledge
+    max_history_turns: int | None = Field(None, gt=0)  # default: all turns before the reply
+    # FaithDial holds the edited reply and the one it was edited from; both: two rows of one prompt.
+    response: Literal["edited", "original", "both"] = "edited"
+    without_knowledge: Literal["drop", "keep"] = "drop"  # replies for which no knowledge was used
+    without_history: Literal["drop", "keep"] = "drop"  # replies that open the conversation
+
+
+Split = Literal["train", "validation", "test"]
+
+
+class DataSection(Section):
+    path: OneOrMore  # files, or ids of data sets on the Hub
+    # The kind of the files (auto: by their names), or a published layout, over any kind except documents.
+    format: Literal[
+        "auto", "jsonl", "json", "parquet", "csv", "tsv", "hub", "documents", "hh", "comet", "reddit", "dialogue"
+    ] = "auto"
+    columns: ColumnsSection = ColumnsSection()
+    labels: Annotated[dict[str, float], TextKeys] = {}  # what classes in the reward column are worth: {good: 1, bad: 0}
+    split_names: Annotated[dict[str, Split], TextKeys] = {}  # further names in the split column, as {holdout: test}
+    source_splits: dict[str, Split] = {}  # the split of every source, where files or subsets are splits
+    table: TableSection = TableSection()
+    documents: DocumentsSection = DocumentsSection()
+    comet: CometSection = CometSection()
+    reddit: RedditSection = RedditSection()
+    dialogue: DialogueSection = DialogueSection()
+    drop_listed: str | None = None  # format hh: the authors' JSON of bad rows, by file name
+    hub_config: str | None = None  # of a data set on the Hub: its configuration,
+    hub_data_dir: OneOrMore | None = None  # its subfolders (the subsets of Anthropic/hh-rlhf),
+    hub_split: OneOrMore = "train"  # its splits
+    max_prompt_tokens: int = Field(512, gt=0)  # longer prompts are cut on the left
+    max_completion_tokens: int = Field(128, gt=0)
+    long_completions: Literal["drop", "cut"] = "drop"
+    on_bad_row: Literal["error", "skip"] = "error"
+    train_on: Literal["all", "chosen"] = "all"  # chosen: one completion of a pair, except for methods that compare
+    validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
+    test_size: float = Field(0.1, gt=0, lt=1)
+    max_rows: int | None = Field(None, gt=0)
+    # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
+    part: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
+    @model_validator(mode="after")
+    def _goes_with_the_format(self) -> Self:
+        if self.drop_listed is not None and self.format != "hh":
+            raise ValueError("data.drop_listed goes with data.format: hh, and only with it")
+        if self.format in LAYOUTS and "{" in self.columns.prompt + self.columns.completion:
+            raise ValueError(f"data.format: {self.format} makes prompt and completion itself: no template of columns")
+        return self
+
+
+# Settings of `data` that do not change the rows, only how policies are trained on them.
+POLICY_KEYS = {
+    "max_prompt_tokens",
+    "max_completion_tokens",
+    "long_completions",
+    "train_on",
+    "validation_size",
+    "test_size",
+}
+
+
+# Formats that make prompts and completions themselves.
+LAYOUTS = ("documents", "hh", "comet", "reddit", "dialogue")

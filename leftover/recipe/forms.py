@@ -1,0 +1,40 @@
+"""What sections of a recipe share: their base, and values that may be written in several forms."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
+
+
+class Section(BaseModel):
+    """A part of a recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+# A value's form chooses its branch of a union, so that pydantic reports the faults of that branch alone.
+TEXT, LIST, MAPPING = (Tag(form) for form in ("a text", "a list", "a mapping"))
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return LIST.tag
+    return MAPPING.tag if isinstance(value, (dict, BaseModel)) else TEXT.tag
+
+
+BY_FORM = Discriminator(_form)
+
+OneOrMore = Annotated[Annotated[str, TEXT] | Annotated[list[str], LIST], BY_FORM]
+
+_Transform = Literal["sigmoid", "quantile", "minmax", "standardise"]
+Transform = Annotated[Annotated[_Transform, TEXT] | Annotated[dict[str, float], MAPPING], BY_FORM]
+
+_Trials = dict[str, list[dict[str, Any]]]
+Grid = Annotated[Annotated[Literal["none", "declared"], TEXT] | Annotated[_Trials, MAPPING], BY_FORM]
+
+
+def _with_text_keys(value: Any) -> Any:
+    return {str(name): what for name, what in value.items()} if isinstance(value, dict) else value
+
+
+# YAML reads the names 1 and yes as a number and a truth value.
+TextKeys = BeforeValidator(_with_text_keys)

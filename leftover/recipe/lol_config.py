@@ -1,0 +1,143 @@
+"""`LoLConfig`: the settings of a run, on top of transformers' `TrainingArguments`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from leftover.errors import UserError, nearest
+from leftover.objectives import OBJECTIVES, ONLINE, RELEASED, Objective
+from leftover.recipe.policy_config import PolicyConfig, setting
+
+
+@dataclass
+class LoLConfig(PolicyConfig):
+    """Settings of a run: those of `TrainingArguments`, and these.
+
+    Without `max_steps` a run takes `num_train_epochs` passes over the rows that it SELECTS, so that a leftover
+    share of 67 % trains 33 % fewer steps than all rows would (A-LoL, section 4).
+    """
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = PolicyConfig.CHOICES | {
+        "rows": ("auto", "all", "leftover", "top"),
+        "draw": ("auto", "priority", "priority_unweighted", "uniform"),
+        "released_script": tuple(RELEASED),
+        "value_targets": ("auto", "recorded", "reference_samples", "group_loo"),
+    }
+
+    objective: str = setting("a_lol_seq", f"One of {', '.join(OBJECTIVES)}.")
+    objective_settings: dict = field(
+        default_factory=dict, metadata={"help": "The objective's own: clip, beta, floor, ... (leftover/objectives/)."}
+    )
+    rows: str = setting(
+        "auto",
+        "Which rows train: all, leftover (advantage > 0), top (see top_percent), or auto: leftover for "
+        "a_lol*, top for nll_top, else all.",
+    )
+    top_percent: float = setting(25.0, "With rows=top: the percentage of rows, by reward.")
+    draw: str = setting(
+        "auto",
+        "How they are drawn: priority (in proportion to the reward or advantage that weighs the loss, with "
+        "replacement), priority_unweighted (the same, without the factor in the loss), uniform (every row once an "
+        "epoch), or auto: priority where the objective has such a weight; groups come once an epoch. "
+        "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle.",
+    )
+    whole_groups: bool = setting(False, "Draw all selected rows of a prompt together.")
+    reference_samples: int = setting(8, "qrpo: completions of the reference per prompt, to rank rewards among.")
+    released_code: bool = setting(
+        False,
+        "Sample, clip and clamp as the authors' released code does, to show what that changes "
+        "(docs/paper.md, 'released_code').",
+    )
+    released_script: str = setting(
+        "assistant", "Which of its two scripts: assistant (HH-RLHF) or tasks (the other three)."
+    )
+    length_bucketing: bool = setting(True, "Rows of similar length share a batch.")
+    max_tokens_per_batch: int | None = setting(
+        None, "Padded tokens per batch, instead of per_device_train_batch_size rows."
+    )
+    max_initial_logratio: float | None = setting(
+        None, "Stop if policy and reference differ by more per token at step 0 (None: depends on dtype)."
+    )
+    value_targets: str = setting("auto", "For raw rows: recorded, reference_samples, ...")
+    value_samples_per_prompt: int = setting(1, "With reference_samples.")
+    # Defaults that differ here.
+    learning_rate: float = 2e-5
+    lr_scheduler_type: str = "constant"
+    logging_steps: float = 10
+
+    def __post_init__(self) -> None:
+        find_objective(self.objective)
+        if self.reference_samples < 1:
+            raise UserError(f"reference_samples is {self.reference_samples}: give 1 or more")
+        if self.released_code:
+            if self.max_tokens_per_batch or self.whole_groups:
+                raise UserError("released_code draws batches of rows: leave max_tokens_per_batch and whole_groups out")
+            self.disable_dropout = self.length_bucketing = False
+        super().__post_init__()
+
+
+def find_objective(name: Any) -> Objective:
+    """The entry of OBJECTIVES. Raises UserError for any other name, and says how to use the online methods."""
+    own = "OBJECTIVES['mine'] = Objective(loss), then objective='mine' (docs/methods.md)"
+    if not isinstance(name, str):
+        raise UserError(f"objective is {name!r:.80}: it takes a name. Register one of your own first: {own}")
+    if name in ONLINE:
+        raise UserError(
+            f"'{name}' trains on its own completions: in Python use leftover.PPOTrainer with leftover.PPOConfig, "
+            f"in a recipe a policy with `objective: {name}` (docs/methods.md)"
+        )
+    if name not in OBJECTIVES:
+        close = nearest(name, [*OBJECTIVES, *ONLINE])
+        raise UserError(f"unknown objective '{name}'{close}; objectives: {', '.join(OBJECTIVES)}")
+    if not isinstance(OBJECTIVES[name], Objective):
+        raise UserError(f"OBJECTIVES['{name}'] is {OBJECTIVES[name]!r:.80}, not an Objective: {own}")
+    return OBJECTIVES[name]
+
+
+def objective_and_settings(fields: Mapping[str, Any], where: str = "objective_settings") -> tuple[Objective, Any]:
+    """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
+
+    Raises UserError, which begins with `where`, for an unknown setting or a value that it cannot have.
+    """
+    name = fields.get("objective", LoLConfig.objective)
+    objective = find_objective(name)
+    if fields.get("released_code"):
+        script = str(fields.get("released_script", LoLConfig.released_script))
+        objective = RELEASED.get(script, {}).get(name, objective)
+    settings: Any = objective.settings
+    valid = list(settings.__dataclass_fields__)
+    given = fields.get("objective_settings") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: takes settings with their values, as {{clip: 0.9}}; got {given!r}")
+    for key in given:
+        if key not in valid:
+            raise UserError(
+                f"{where}: objective '{name}' has no setting '{key}'{nearest(str(key), valid)}; "
+                f"its settings: {', '.join(valid) or 'none'}"
+            )
+    try:
+        return objective, settings(**given)
+    except ValidationError as error:
+        faults = (f"{where}.{e['loc'][0]} of {name}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise UserError("; ".join(faults)) from None
+
+
+def objective_of(args: LoLConfig) -> Objective:
+    """The objective of a run; see `objective_and_settings`."""
+    return objective_and_settings(vars(args))[0]
+
+
+def objective_settings(args: LoLConfig) -> Any:
+    """The settings of a run's objective, as its dataclass."""
+    return objective_and_settings(vars(args))[1]
+
+
+# Of the reference's training, where `reference.train` does not set them.
+REFERENCE_DEFAULTS = {
+    "num_train_epochs": 3,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 32,
+}
