@@ -1,44 +1,69 @@
 """The results of a run, gathered from its folder: what `results.json` holds."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from leftover.evaluation.results import by_source, compare, summarise
+from leftover.evaluation.statistics import by_source, compare, summarise
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
 from leftover.runs.names import DECODINGS, policy_artifact, policy_subject, read_completions, read_metrics
+from leftover.runs.records import BySeed
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json
 
+REFERENCE = "reference"
+
 
 def gather(run: Run) -> dict[str, Any]:
-    """The content of results.json, from the files of the run alone."""
-    policies = list(run.recipe.policies)
-    seeds = run.recipe.seeds
-    records = {p: {s: read_completions(run.folder, policy_subject(p, s)) for s in seeds} for p in policies}
-    metrics = {p: {s: read_metrics(run.folder, policy_subject(p, s)) for s in seeds} for p in policies}
-    reference = read_completions(run.folder, "reference")
-    reference_metrics = {run.seed: read_metrics(run.folder, "reference")}
-    results: dict[str, Any] = {
+    """The content of results.json, from the files of the run only."""
+    main, *controls = run.recipe.policies
+    results, records = gather_tables(run, dict.fromkeys(run.recipe.policies, run.recipe.seeds))
+    for decoding in DECODINGS:
+        results[decoding] |= {
+            "main_against": {name: compare(records[main], records[name], decoding) for name in controls},
+            "by_source": {name: by_source(seeds, decoding) for name, seeds in records.items()},
+        }
+    return {"name": run.recipe.name, "main": main} | results
+
+
+def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:
+    """What results.json and comparison.json share, and the completions it was computed from.
+
+    Args:
+        seeds: policy -> its seeds that were trained and evaluated.
+    """
+    records = read_records(run.folder, seeds, run.seed)
+    metrics = {
+        name: {seed: read_metrics(run.folder, _subject(name, seed)) for seed in of} for name, of in records.items()
+    }
+    reference = records[REFERENCE][run.seed]
+    tables = {
+        decoding: {"table": {n: summarise(of, reference, metrics[n], decoding) for n, of in records.items()}}
+        for decoding in DECODINGS
+    }
+    return {
         "name": run.recipe.name,
-        "main": run.recipe.main_policy,
         "primary": run.recipe.evaluate.primary,
         "can_score_new_completions": run.reward.scores_new_completions,
         "prepare": read_json(run.folder / "prepare.json"),
         "scoring_caveats": scoring_caveats(run),
-        "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in seeds} for p in policies},
-    }
-    for decoding in DECODINGS:
-        rows = {"reference": summarise({run.seed: reference}, reference, reference_metrics, decoding)}
-        rows |= {p: summarise(records[p], reference, metrics[p], decoding) for p in policies}
-        against = {p: compare(records[policies[0]], records[p], decoding) for p in policies[1:]}
-        results[decoding] = {"table": rows, "main_against": against}
-        all_records = {"reference": {run.seed: reference}} | records
-        results[decoding]["by_source"] = {p: by_source(seeds, decoding) for p, seeds in all_records.items()}
-    return results
+        "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
+    } | tables, records
+
+
+def read_records(folder: Path, seeds: Mapping[str, Iterable[Any]], reference_seed: int) -> BySeed:
+    """What the reference and every policy wrote, by seed; the reference under the run's own seed."""
+    subjects = {REFERENCE: [reference_seed]} | {name: [int(seed) for seed in of] for name, of in seeds.items()}
+    return {name: {s: read_completions(folder, _subject(name, s)) for s in of} for name, of in subjects.items()}
+
+
+def _subject(name: str, seed: int) -> str:
+    return REFERENCE if name == REFERENCE else policy_subject(name, seed)
 
 
 def scoring_caveats(run: Run) -> list[str]:
-    """What to know of the rewards and judges before believing them."""
+    """What to know about the rewards and judges before believing them."""
     scorers = {f"reward {name}": r for name, r in run.reward.components.items()}
     scorers |= {f"judge {name}": j for name, j in (run.judges.components if run.judges else {}).items()}
     facts = {name: run.manifest.facts(name).get("facts", {}) for name, scorer in scorers.items() if learner(scorer)}

@@ -7,8 +7,14 @@ from collections.abc import Iterable
 _MARKUP = re.compile(r"([\\`*<>|#]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))")
 
 
+class Markdown(str):
+    """Text that is Markdown already, which `escape` leaves as it is."""
+
+
 def escape(text: object) -> str:
     """A text on one line, its markup escaped."""
+    if isinstance(text, Markdown):
+        return text
     return _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
 
 

@@ -3,8 +3,10 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +27,10 @@ from leftover.runs.names import (
     policy_subject,
 )
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, write_json
+from leftover.store.manifest import Key, write_json, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -43,60 +48,56 @@ def evaluate_all(run: Run) -> None:
 
 
 class Evaluation:
-    """Evaluates subjects of one run. What they share (rows, scoring models) is loaded once, when it is needed.
-
-    `subjects`: name -> path of its model, its artifact in the manifest (None: the reference), seed of its sampling.
-    """
+    """Evaluates subjects of one run. What they share (rows, scoring models) is loaded once, when it is needed."""
 
     def __init__(self, run: Run):
         self.run = run
         self.subjects: dict[str, tuple[str, str | None, int]] = {"reference": (run.reference_path, None, run.seed)}
-        for name in run.recipe.policies:
-            for seed in run.recipe.seeds:
-                path = str(policy_folder(run.folder, name, seed))
-                self.subjects[policy_subject(name, seed)] = (path, policy_artifact(name, seed), seed)
-        self._rows: list[dict[str, Any]] = []
-        self._scorers: dict[str, Any] = {}
+        for name, seed in product(run.recipe.policies, run.recipe.seeds):
+            path = str(policy_folder(run.folder, name, seed))
+            self.subjects[policy_subject(name, seed)] = (path, policy_artifact(name, seed), seed)
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return test_rows(self.run.recipe, self.run.table)
+
+    @cached_property
+    def _scorers(self) -> "dict[str, PreTrainedModel]":
+        """Column of the records -> the model whose log-probabilities it holds."""
+        load = {"reference_logprob": self.run.models.reference, "base_logprob": self.run.models.base}
+        return {column: load[column]() for column in logprob_columns(self.run.recipe) if column in load}
 
     def key(self, subject: str) -> Key:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
+        ignored = {"primary", "num_examples", "judges", "max_selection_prompts"}
         return {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
-            "settings": recipe.evaluate.model_dump(
-                exclude={"primary", "num_examples", "judges", "max_selection_prompts"}
-            ),
+            "settings": recipe.evaluate.model_dump(exclude=ignored),
             "seed": seed,
         }
 
     def of(self, subject: str) -> None:
-        """Write the completions and the metrics of one subject; nothing where that is done already."""
+        """Write the completions and the metrics of one subject, unless that is done already."""
         run, (path, _, seed) = self.run, self.subjects[subject]
         artifact = evaluation_artifact(subject)
         if run.manifest.begin(artifact, self.key(subject)).finished:
             return
-        if not self._scorers:
-            self._rows = test_rows(run.recipe, run.table)
-            self._scorers["reference_logprob"] = run.models.reference()
-            if "base_logprob" in logprob_columns(run.recipe):
-                self._scorers["base_logprob"] = run.models.base()
-        is_reference = subject == "reference"
-        model = self._scorers["reference_logprob"] if is_reference else run.models.load(path)
+        is_reference, reference = subject == "reference", self._scorers["reference_logprob"]
+        model = reference if is_reference else run.models.load(path)
         metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
         if is_reference:  # its log-ratio against itself is 0, and the order of zeros rounding noise
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
-        completions = []
-        for decoding in DECODINGS:
-            completions += self._complete(subject, model, decoding, seed)
+        completions = [record for decoding in DECODINGS for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)
         _write_lines(completions_path(run.folder, subject), completions)
         run.manifest.finish(artifact)
 
-    def _complete(self, subject: str, model: Any, decoding: str, seed: int) -> list[dict[str, Any]]:
-        """One record a prompt: text, tokens, reward and components, log-probability under policy, reference, base."""
+    def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[dict[str, Any]]:
+        """One `CompletionRecord` a prompt."""
         run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
         prompts, tokenizer = unique_prompts(self._rows), run.models.tokenizer
         ids, texts = generate(
@@ -110,33 +111,18 @@ class Evaluation:
             seed=seed,
             description=f"{subject}, {decoding}",
         )
-        records = [
-            {
-                "group": row["group"],
-                "family": row["family_id"],
-                "source": row["source"],
-                "decoding": decoding,
-                "text": text,
-                "tokens": len(sequence),
-                "ended": len(sequence) < limit,
-            }
-            for row, sequence, text in zip(prompts, ids, texts, strict=True)
-        ]
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
+        columns: dict[str, Sequence[float] | np.ndarray] = {}
         if run.reward.scores_new_completions:
             components = run.reward.score_components(asked, texts)
-            _add(records, "reward", run.reward.combine(components))
-            for component, scores in components.items():
-                _add(records, f"reward/{component}", as_array(scores))
-        for judge, scores in (run.judges.score_components(asked, texts) if run.judges else {}).items():
-            _add(records, f"judge/{judge}", as_array(scores))
-        rows = [
-            {"prompt_ids": row["prompt_ids"], "completion_ids": sequence}
-            for row, sequence in zip(prompts, ids, strict=True)
-        ]
+            columns["reward"] = run.reward.combine(components)
+            columns |= {f"reward/{name}": as_array(scores) for name, scores in components.items()}
+        judged = run.judges.score_components(asked, texts) if run.judges else {}
+        columns |= {f"judge/{name}": as_array(scores) for name, scores in judged.items()}
+        rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": own} for row, own in zip(prompts, ids, strict=True)]
         for column, scorer in {"logprob": model, **self._scorers}.items():
             if scorer is model and column != "logprob":  # the reference under itself: one pass gives both
-                _add(records, column, [record["logprob"] for record in records])
+                columns[column] = columns["logprob"]
                 continue
             logprobs, _ = reference_pass(
                 scorer,
@@ -146,17 +132,21 @@ class Evaluation:
                 compute_dtype=run.recipe.compute_dtype,
                 description=f"{subject}, {decoding}, {column}",
             )
-            _add(records, column, [float(values.sum()) for values in logprobs])
-        return records
+            columns[column] = [float(values.sum()) for values in logprobs]
+        return [
+            {
+                "group": row["group"],
+                "family": row["family_id"],
+                "source": row["source"],
+                "decoding": decoding,
+                "text": texts[i],
+                "tokens": len(ids[i]),
+                "ended": len(ids[i]) < limit,
+                **{column: float(values[i]) for column, values in columns.items()},
+            }
+            for i, row in enumerate(prompts)
+        ]
 
 
-def _add(records: list[dict], column: str, values: Sequence[float] | np.ndarray) -> None:
-    for record, value in zip(records, values, strict=True):
-        record[column] = float(value)
-
-
-def _write_lines(path: Path, records: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    temporary.replace(path)
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

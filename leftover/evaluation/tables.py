@@ -1,83 +1,112 @@
-"""The table of results: its columns and how a number is written."""
+"""The tables of results as texts, for terminal, Markdown, HTML and model card."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-
-def interval(value: dict[str, float] | None, sign: str = "") -> str:
-    """`mean [low, high]`, or a dash where nothing was measured."""
-    return "–" if value is None else f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
-
-
-_COLUMNS: dict[str, Any] = {
-    "policy": lambda name, row: name,
-    "reward [95 %]": lambda name, row: interval(row.get("reward")),
-    "range over seeds": lambda name, row: _range(row.get("reward_by_seed")),
-    "win rate": lambda name, row: _number(row.get("win_rate"), 2),
-    "win rate, equal length": lambda name, row: rate_of_pairs(row),
-    "length": lambda name, row: _number(row["length"], 1),
-    "distinct-1/2/3": lambda name, row: "/".join(f"{row[f'distinct_{n}']:.3f}" for n in (1, 2, 3)),
-    "distinct-2, × reference": lambda name, row: _number(row.get("distinct_2_relative"), 2),
-    "perplexity of its own, base": lambda name, row: _number(row.get("own_perplexity_under_base"), 2),
-    "perplexity of its own, reference": lambda name, row: _number(row.get("own_perplexity_under_reference"), 2),
-    "perplexity of test rows": lambda name, row: _number(row.get("perplexity_of_test_completions"), 2),
-    "KL": lambda name, row: _number((row.get("kl") or {}).get("mean"), 2),
-    "rank correlation": lambda name, row: _number(row.get("logratio/rank_correlation"), 3),
-    "pair accuracy": lambda name, row: _number(row.get("logratio/pair_accuracy"), 3),
-}
-
-
-GLOSSARY = (
-    "Intervals: 95 %, bootstrap by prompt family. Win rate: by reward against the reference's completion of the same "
-    "prompt, a tie one half; at equal length: over the pairs of all seeds whose lengths differ by a tenth at most (in "
-    "brackets how many; a dash for fewer than 20). Length: tokens. distinct-n: distinct n-grams over all n-grams of "
-    "the completions; distinct-2, × reference: over the reference's, both cut to the shorter of the two for every "
-    "prompt. Perplexity of its own: of its completions under the "
-    "untouched base or the reference; of test rows: of the data's completions under the policy. KL: nats a completion, "
-    "policy to reference, on the policy's samples. Rank correlation, pair accuracy: of the log-ratio policy over "
-    "reference against the recorded rewards of test rows."
+from leftover.evaluation.measures import (
+    MEASURES,
+    MISSING,
+    Measure,
+    columns,
+    glossary,
+    interval,
+    number,
+    part,
+    part_names,
 )
+from leftover.runs.records import ResultRow
+
+GLOSSARY = glossary(columns("run"))
+_SHORT = ("reward", "length", "distinct", "win_rate", "kl")
+# Where new completions could not be scored.
+SHORT_RECORDED = ("logratio/rank_correlation", "logratio/pair_accuracy", "length", "distinct", "kl")
 
 
-_SHORT = ("policy", "reward [95 %]", "length", "distinct-1/2/3", "win rate", "KL")
+class Grid(NamedTuple):
+    """A table: names of columns, and the cells of every line."""
+
+    header: list[str]
+    cells: list[list[str]]
+
+    def without(self, headings: Iterable[str]) -> "Grid":
+        """The table without these columns."""
+        kept = [i for i, name in enumerate(self.header) if name not in set(headings)]
+        return Grid([self.header[i] for i in kept], [[line[i] for i in kept] for line in self.cells])
 
 
-# What stands for the reward where new completions could not be scored.
-_SHORT_RECORDED = ("policy", "rank correlation", "pair accuracy", "length", "distinct-1/2/3", "KL")
+def grid(
+    rows: Mapping[str, ResultRow],
+    measures: Iterable[Measure],
+    first: str = "policy",
+    mark: Callable[[str, str, str], str] = lambda name, measure, text: text,
+) -> Grid:
+    """One line for each row; columns in which nothing was measured are dropped.
+
+    Args:
+        rows: name -> row, the names under the heading `first`.
+        mark: (name of the row, of the measure, cell) -> cell.
+    """
+    used = [m for m in measures if any(set(m.cell(row)) - set(MISSING + "/") for row in rows.values())]
+    lines = [[mark(name, "", name), *(mark(name, m.name, m.cell(row)) for m in used)] for name, row in rows.items()]
+    return Grid([first, *(m.heading for m in used)], lines)
 
 
-def result_cells(results: dict[str, Any], decoding: str, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the result table; columns in which nothing was measured are left out."""
-    names = tuple(_COLUMNS)
-    if short:
-        names = _SHORT if results["can_score_new_completions"] else _SHORT_RECORDED
+def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = False) -> Grid:
+    """The result table of a run, with its judges; `short`: of few columns, for a terminal."""
+    names = _SHORT if results["can_score_new_completions"] else SHORT_RECORDED
     table = results[decoding]["table"]
-    cells = [[_COLUMNS[n](policy, row) for n in names] for policy, row in table.items()]
-    judges = sorted({k for row in table.values() for k in row if k.startswith("judge/")})
-    header = list(names) + judges
-    cells = [line + [interval(row.get(j)) for j in judges] for line, row in zip(cells, table.values(), strict=True)]
-    return measured(header, cells)
+    judges = sorted({name for row in table.values() for name in part_names(row, "judge/")})
+    return grid(table, [*([MEASURES[name] for name in names] if short else columns("run")), *map(part, judges)])
 
 
-def measured(header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells without the columns that hold dashes alone."""
-    used = [i for i in range(len(header)) if any(set(line[i]) - set("–/") for line in cells)]
-    return [header[i] for i in used], [[line[i] for i in used] for line in cells]
+def component_grid(table: Mapping[str, ResultRow]) -> Grid | None:
+    """The components of the reward; None where it has only one."""
+    names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, "reward/")))
+    return grid(table, map(part, names)) if len(names) > 1 else None
 
 
-_FEW_PAIRS = 20
+def control_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
+    """The paired differences of the main policy from every control; None where there are none."""
+    against = {name: found for name, found in results[decoding].get("main_against", {}).items() if found}
+    cells = [
+        [
+            name,
+            interval(found["difference"], "+.3f"),
+            ", ".join(f"{difference:+.3f}" for difference in found["by_seed"].values()),
+            MEASURES["win_rate"].cell(found),
+        ]
+        for name, found in against.items()
+    ]
+    return Grid(["control", "difference [95 %]", "by seed", "win rate"], cells) if cells else None
 
 
-def rate_of_pairs(row: dict[str, Any]) -> str:
-    """The win rate at equal length with the number of its pairs; a dash where they are too few to say anything."""
-    pairs = row.get("pairs_of_equal_length") or 0
-    return "–" if pairs < _FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
+def source_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
+    """Rewards and judges for each source of the test prompts; None where there is only one."""
+    by_source = results[decoding].get("by_source", {})
+    sources = by_source.get("reference") or {}
+    measures = [n for n in next(iter(sources.values()), {}) if n == "reward" or n.startswith("judge/")]
+    cells = [
+        [policy, measure, *(interval(of[source][measure]) for source in sources)]
+        for policy, of in by_source.items()
+        for measure in measures
+    ]
+    header = ["policy", "measure", *(f"{source} ({of['prompts']} prompts)" for source, of in sources.items())]
+    return Grid(header, cells) if cells else None
 
 
-def _range(by_seed: dict | None) -> str:
-    if not by_seed or len(by_seed) < 2:
-        return "–"
-    return f"{min(by_seed.values()):.3f} to {max(by_seed.values()):.3f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
+def training_grid(training: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> Grid:
+    """Which rows every run drew from, how long it trained, and which checkpoint was kept."""
+    shown = {
+        "rows selected": ("selected_rows", ",d"),
+        "effective sample size": ("effective_sample_size", ",.0f"),
+        "steps": ("steps", ",d"),
+        "kept step": ("best_step", ",d"),
+        "its value": ("best_metric", ".3f"),
+        "seconds": ("seconds", ",.0f"),
+    }
+    cells = [
+        [policy, str(seed), *(number(facts.get(key), form) for key, form in shown.values())]
+        for policy, seeds in training.items()
+        for seed, facts in seeds.items()
+    ]
+    return Grid(["policy", "seed", *shown], cells)

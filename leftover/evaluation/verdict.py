@@ -1,57 +1,75 @@
-"""What came of a run in a sentence with numbers, and the caveats that a reader should know."""
+"""The outcome of a run in a sentence with numbers, and the caveats that a reader should know."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from leftover.evaluation.measures import MEASURES, MISSING, interval
+from leftover.runs.records import ResultRow
 
-def verdict(results: dict[str, Any]) -> str:
-    """One sentence with numbers, and the caveats that apply."""
+_FEW_PROMPTS = 100
+_MANY_CUT = 0.25
+_LOW_DIVERSITY = 0.7  # of the reference's
+_MANY_UNENDED, _MOSTLY_UNENDED = 0.2, 0.5
+_HIGH_CORRELATION = 0.5
+_LARGE_KL = 10.0  # nats a completion: what the best of n = 60,000 samples has, since its KL is ln n - (n - 1) / n
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """The headline, and the caveats that apply."""
     found = caveats(results)
     return headline(results) + (f" Caveats: {'; '.join(found)}." if found else "")
 
 
-def headline(results: dict[str, Any]) -> str:
-    """What came of the main policy, in one or two sentences with numbers and intervals."""
-    main, primary = results["main"], results["primary"]
-    row = results[primary]["table"][main]
+def headline(results: Mapping[str, Any]) -> str:
+    """The outcome of the main policy, in one or two sentences with numbers and intervals."""
+    main, own = results["main"], results[results["primary"]]
+    row = own["table"][main]
     if not results["can_score_new_completions"]:
         others = [name for name in results["training"] if name != main]
-        said = [_recorded(name, results[primary]["table"][name]) for name in (main, *others)]
+        said = "; ".join(_recorded(name, own["table"][name]) for name in (main, *others))
         return (
             "The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio against "
-            f"the reference orders the recorded rewards as follows: {'; '.join(said)}."
+            f"the reference orders the recorded rewards as follows: {said}."
         )
     gain = row["difference_from_reference"]
     direction = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "not clearly different from"
     against = [
-        f"{name} by {other['difference']['mean']:+.3f} [{other['difference']['low']:+.3f}, "
-        f"{other['difference']['high']:+.3f}]"
-        for name, other in results[primary].get("main_against", {}).items()
+        f"{name} by {interval(other['difference'], '+.3f')}"
+        for name, other in own.get("main_against", {}).items()
         if other
     ]
     controls = f" Against its controls: {', '.join(against)}." if against else ""
     return (
         f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {direction} the reference "
-        f"by {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}].{controls}"
+        f"by {interval(gain, '+.3f')}.{controls}"
     )
 
 
-def caveats(results: dict[str, Any]) -> list[str]:
+def _recorded(name: str, row: ResultRow) -> str:
+    measures = (MEASURES["logratio/rank_correlation"], MEASURES["logratio/pair_accuracy"])
+    parts = [f"{m.heading} {cell}" for m in measures if (cell := m.cell(row)) != MISSING]
+    return f"{name} with {' and '.join(parts)}" if parts else f"{name}: no held-out row has a score"
+
+
+def caveats(results: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the main policy's numbers."""
-    main, primary = results["main"], results["primary"]
-    row, reference = results[primary]["table"][main], results[primary]["table"]["reference"]
+    table = results[results["primary"]]["table"]
+    row, prepared = table[results["main"]], results["prepare"]
     found = []
-    value = results["prepare"].get("value")
-    if value and value["kind"] == "constant":
+    if (prepared.get("value") or {}).get("kind") == "constant":
         found.append("no value estimate beat the constant on held-out prompts")
     if row["prompts"] < _FEW_PROMPTS:
         found.append(f"only {row['prompts']} test prompts")
-    found += results.get("scoring_caveats", [])
-    found += _cuts(results["prepare"])
-    return found + completion_caveats(row, reference)
+    return [
+        *found,
+        *results.get("scoring_caveats", []),
+        *_cuts(prepared),
+        *completion_caveats(row, table["reference"]),
+    ]
 
 
-def completion_caveats(row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    """What to know of the completions of one policy, from its row of the result table and the reference's."""
+def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
+    """What to know about the completions of one policy, from its row of the result table and the reference's."""
     found = []
     diversity = row.get("distinct_2_relative")
     if diversity is not None and diversity < _LOW_DIVERSITY:
@@ -64,35 +82,18 @@ def completion_caveats(row: dict[str, Any], reference: dict[str, Any]) -> list[s
     if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
         kind = "longer" if correlation > 0 else "shorter"
         found.append(f"{kind} completions score higher (rank correlation of reward and length {correlation:+.2f})")
-    kl = (row.get("kl") or {}).get("mean")
+    kl = MEASURES["kl"].value(row)
     if kl is not None and kl > _LARGE_KL:
         found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
     return found
 
 
-def _cuts(prepared: dict[str, Any]) -> list[str]:
-    """Shares of rows that the limits took away or cut, where they are large."""
+def _cuts(prepared: Mapping[str, Any]) -> list[str]:
+    """Shares of rows that the length limits dropped or cut, if they are large."""
     tokens = prepared.get("tokens", {"rows_dropped": 0, "prompts_cut": 0})
     rows = sum(prepared.get("split", {}).get(split, 0) for split in ("train", "validation", "test"))
     said = {
-        "rows_dropped": "of the rows were too long and put aside",
+        "rows_dropped": "of the rows were too long and were dropped",
         "prompts_cut": "of the prompts were cut on the left",
     }
     return [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]
-
-
-_FEW_PROMPTS = 100
-_MANY_CUT = 0.25
-_LOW_DIVERSITY = 0.7  # of the reference's
-_MANY_UNENDED, _MOSTLY_UNENDED = 0.2, 0.5
-_HIGH_CORRELATION = 0.5
-_LARGE_KL = 10.0  # nats a completion: the best of n samples is there at n = 60,000, since its KL is ln n - (n - 1) / n
-
-
-def _recorded(name: str, row: dict[str, Any]) -> str:
-    shown = {
-        "rank correlation": row.get("logratio/rank_correlation"),
-        "pair accuracy": row.get("logratio/pair_accuracy"),
-    }
-    parts = [f"{what} {number:.3f}" for what, number in shown.items() if number is not None and number == number]
-    return f"{name} with {' and '.join(parts)}" if parts else f"{name}: no held-out row has a score"

@@ -1,84 +1,74 @@
 """The pictures of the page, each a function of plain numbers that returns a `Chart`, or None without numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from leftover.report.figures import Curve, over_seeds, paint_curve, paint_reward_against_diversity
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, series_color
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from leftover.runs.records import ResultRow
+
 _MAX_POINTS = 500
-_MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
 
 
 class Chart(NamedTuple):
-    """A picture with its title, and what it shows in words for those who do not see it."""
+    """A picture with its title, and a description for those who cannot see it."""
 
     title: str
     svg: str
     description: str
 
 
-def color_of(name: str, names: Sequence[str]) -> str:
-    """The colour of a policy among all of a page: the reference is grey everywhere."""
-    place = _place(name, names)
-    return series_color(place) if place is not None else NEUTRAL if name == "reference" else INK
+_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
-_LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-
-
-def line_of(name: str, names: Sequence[str]) -> Any:
-    """The line of a policy: where colours repeat, lines differ."""
-    return _LINES[(_place(name, names) or 0) // len(SERIES) % len(_LINES)]
-
-
-def _place(name: str, names: Sequence[str]) -> int | None:
+def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour and line of a policy among all of a page; where colours repeat, lines differ. The reference is grey."""
     policies = [n for n in names if n not in ("reference", "data")]
-    return policies.index(name) if name in policies else None
+    if name not in policies:
+        return {"color": NEUTRAL if name == "reference" else INK, "ls": "-"}
+    place = policies.index(name)
+    return {"color": series_color(place), "ls": _LINES[place // len(SERIES) % len(_LINES)]}
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
-    """Reward histograms over the same bins, as outlines: one a policy, and the reference's filled."""
+    """Reward histograms over the same bins: an outline for each policy, filled for the reference."""
     if not rewards:
         return None
-    everything = np.concatenate(list(rewards.values()))
-    edges = _edges(everything)
+    edges = _edges(np.concatenate(list(rewards.values())))
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for name, values in rewards.items():
             heights = np.histogram(values, edges)[0] / len(values)
-            color, reference = color_of(name, names), name == "reference"
-            axis.stairs(heights, edges, fill=reference, color=color, alpha=0.35 if reference else 1, lw=1.6,
-                        label=printable(name))  # fmt: skip
-        axis.set_xlabel("reward")
-        axis.set_ylabel("share of completions")
-        axis.set_ylim(0)
+            is_reference = name == "reference"
+            style = {"color": style_of(name, names)["color"], "alpha": 0.35 if is_reference else 1}
+            axis.stairs(heights, edges, fill=is_reference, lw=1.6, label=printable(name), **style)
+        axis.set(xlabel="reward", ylabel="share of completions", ylim=(0, None))
 
     means = ", ".join(f"{name} mean {values.mean():.3f}" for name, values in rewards.items())
     return Chart("Reward distribution", draw(paint), f"Histograms of reward on held-out prompts: {means}.")
 
 
-def reward_against_diversity(table: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Chart | None:
-    """One point a policy: mean reward with its interval against distinct-2, relative to the reference's."""
+def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[str]) -> Chart | None:
+    """One point for each policy: mean reward with its interval against distinct-2, relative to the reference's."""
     rows = {n: r for n, r in table.items() if "reward" in r and r.get("distinct_2_relative") is not None}
     if not rows:
         return None
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for name, row in rows.items():
-            reward, diversity = row["reward"], row["distinct_2_relative"]
-            ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
-            color = color_of(name, names)
-            axis.errorbar([diversity], [reward["mean"]], yerr=ends, color=color, marker="o", ms=5, capsize=3, lw=1.3,
-                          label=printable(name))  # fmt: skip
+            style = style_of(name, names) | {"ls": None}
+            paint_reward_against_diversity(axis, row, marker="o", ms=5, lw=1.3, label=printable(name), **style)
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
-        axis.set_xlabel("distinct-2 at equal length, × reference (more diverse →)")
-        axis.set_ylabel("mean reward, 95 %")
+        axis.set(xlabel="distinct-2 at equal length, × reference (more diverse →)", ylabel="mean reward, 95 %")
 
-    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}"
-                     for n, r in rows.items())  # fmt: skip
+    said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}" for n, r in rows.items())
     return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2, × reference: {said}.")
 
 
@@ -87,72 +77,44 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
     if not shares:
         return None
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for place, (name, parts) in enumerate(shares.items()):
-            left = 0.0
-            for part, alpha in zip(parts, (1.0, 0.45, 0.15), strict=True):
-                axis.barh(place, part, left=left, color=color_of(name, names), alpha=alpha, height=0.55)
-                left += part
+            color = style_of(name, names)["color"]
+            for i, (part, alpha) in enumerate(zip(parts, (1.0, 0.45, 0.15), strict=True)):
+                axis.barh(place, part, left=sum(parts[:i]), color=color, alpha=alpha, height=0.55)
         axis.axvline(0.5, color=INK, lw=0.8, ls=(0, (3, 3)))
         axis.set_yticks(range(len(shares)), [printable(name, 16) for name in shares])
-        axis.set_ylim(len(shares) - 0.4, -0.6)
-        axis.set_xlim(0, 1)
+        axis.set(xlabel="wins · ties (paler) · losses (palest)", xlim=(0, 1), ylim=(len(shares) - 0.4, -0.6))
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("wins · ties (paler) · losses (palest)")
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
-    height = 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0)  # of many bars thinner ones
-    return Chart(
-        "Wins, ties, losses against the reference",
-        draw(paint, height=max(2.6, height)),
-        f"Against the reference: {said}.",
-    )
+    height = max(2.6, 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0))  # of many bars thinner ones
+    picture = draw(paint, height=height)
+    return Chart("Wins, ties, losses against the reference", picture, f"Against the reference: {said}.")
 
 
-Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
+def curve(
+    title: str, curves: Mapping[str, Curve], names: Sequence[str], chosen: Mapping[str, set[int]], label: str
+) -> Chart | None:
+    """A metric along optimizer steps: mean over seeds with their range, a ring at every checkpoint that was kept.
 
-
-def curve(title: str, curves: Curves, names: Sequence[str], chosen: Mapping[str, set[int]], label: str) -> Chart | None:
-    """A metric along optimizer steps: mean over seeds with their range, a ring at every chosen checkpoint.
-
-    `curves`: policy -> seed -> step -> number; `chosen`: policy -> the steps that its seeds kept. Of many steps means
-    of neighbouring ones are drawn (`thinned`).
+    `curves`: policy -> its curve; `chosen`: policy -> the steps that its seeds kept.
     """
-    if not any(points for seeds in curves.values() for points in seeds.values()):
+    lines = {name: line for name, seeds in curves.items() if (line := over_seeds(seeds)).steps}
+    if not lines:
         return None
-    said = []
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for name, seeds in curves.items():
-            steps = sorted({step for points in seeds.values() for step in points})
-            at = [[points[step] for points in seeds.values() if step in points] for step in steps]
-            means, color = [float(np.mean(v)) for v in at], color_of(name, names)
-            x, y, low, high = (thinned(n) for n in (steps, means, [min(v) for v in at], [max(v) for v in at]))
-            axis.plot(x, y, color=color, ls=line_of(name, names), label=printable(name),
-                      marker="o" if len(x) < 15 else None, ms=2.5)  # fmt: skip
-            if len(seeds) > 1:
-                axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-            for step in chosen.get(name, ()):
-                if steps[0] <= step <= steps[-1]:
-                    axis.plot(step, np.interp(step, steps, means), marker="o", ms=8, mfc="none", mec=color)
-            said.append(f"{name} from {means[0]:.3g} to {means[-1]:.3g}")
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel(label)
+        for name, line in lines.items():
+            style = style_of(name, names) | {"label": printable(name), "ms": 2.5}
+            paint_curve(axis, line, chosen.get(name, ()), band=len(curves[name]) > 1, **style)
+        axis.set(xlabel="optimizer step", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
-    svg = draw(paint)
-    return Chart(title, svg, f"{label} along training: {'; '.join(said)}.")
-
-
-def thinned(values: Sequence[float]) -> np.ndarray:
-    """As they are, or the means of as many neighbouring values each as leave `_MAX_STEPS` of them at most."""
-    array = np.asarray(values, np.float64)
-    width = -(-len(array) // _MAX_STEPS)
-    if width <= 1:
-        return array
-    return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
+    said = "; ".join(f"{name} from {line.means[0]:.3g} to {line.means[-1]:.3g}" for name, line in lines.items())
+    return Chart(title, draw(paint), f"{label} along training: {said}.")
 
 
 def advantage_histogram(advantage: np.ndarray) -> Chart | None:
@@ -163,14 +125,13 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
     width = (np.ptp(advantage) or 1.0) / 40
     edges = width * np.arange(np.floor(advantage.min() / width), np.ceil(advantage.max() / width) + 1)
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         for kept, color, label in ((False, NEUTRAL, "dropped"), (True, series_color(0), "kept")):
             inside = advantage[(advantage > 0) == kept]
             if len(inside):
-                axis.hist(inside, edges, color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
+                axis.hist(inside, edges.tolist(), color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
         axis.axvline(0, color=INK, lw=0.8)
-        axis.set_xlabel("advantage A = R − V")
-        axis.set_ylabel("rows")
+        axis.set(xlabel="advantage A = R − V", ylabel="rows")
 
     kept = int((advantage > 0).sum())
     said = f"{kept} rows above zero, {len(advantage) - kept} at or below; median {np.median(advantage):.3f}."
@@ -178,25 +139,25 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
 
 
 def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """A point a row (of many, some), and the mean reward of rows of like value with its 95 % interval."""
+    """A point for each row (for some, if there are many), and the mean reward with its 95 % interval by value."""
     if not len(value):
         return None
     chosen = np.arange(len(value))
     if len(chosen) > _MAX_POINTS:
         chosen = np.random.default_rng(0).permutation(len(chosen))[:_MAX_POINTS]
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         kept = reward[chosen] > value[chosen]
         for inside, color in ((~kept, NEUTRAL), (kept, series_color(0))):
-            axis.plot(value[chosen][inside], reward[chosen][inside], ls="", marker="o", ms=2.2, color=color, alpha=0.45,
-                      mew=0)  # fmt: skip
+            points = value[chosen][inside], reward[chosen][inside]
+            axis.plot(*points, ls="", marker="o", ms=2.2, color=color, alpha=0.45, mew=0)
         ends = [float(min(b["value"] for b in bins)), float(max(b["value"] for b in bins))]
         axis.plot(ends, ends, color=INK, lw=0.9, ls=(0, (4, 3)), label="R = V")
         errors = [1.96 * (b["error"] or 0.0) for b in bins]
-        axis.errorbar([b["value"] for b in bins], [b["reward"] for b in bins], yerr=errors, color=series_color(1),
-                      marker="o", ms=4, lw=1.4, capsize=2, label="mean of rows of like V")  # fmt: skip
-        axis.set_xlabel("value V(x)")
-        axis.set_ylabel("reward R(x, y)")
+        means = [b["value"] for b in bins], [b["reward"] for b in bins]
+        style: dict[str, Any] = {"color": series_color(1), "marker": "o", "ms": 4, "lw": 1.4, "capsize": 2}
+        axis.errorbar(*means, yerr=errors, label="mean of rows of like V", **style)
+        axis.set(xlabel="value V(x)", ylabel="reward R(x, y)")
         axis.grid(color=GRID)
 
     said = "; ".join(f"V {b['value']:.3f}: R {b['reward']:.3f} of {b['count']} rows" for b in bins)
@@ -204,28 +165,25 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
 
 
 def weight_curve(advantage: np.ndarray) -> Chart | None:
-    """Which part of the drawing weight max(A, 0) the heaviest rows have, beside that of rows of equal weight."""
+    """The share of the drawing weight max(A, 0) that the heaviest rows carry, against rows of equal weight."""
     weights = np.sort(advantage[advantage > 0])[::-1]
     if len(weights) < 2:
         return None
-    rows = np.linspace(0, 1, 101)
-    carried = np.interp(
-        rows, np.arange(len(weights) + 1) / len(weights), np.append(0, np.cumsum(weights) / weights.sum())
-    )
+    rows, at = np.linspace(0, 1, 101), np.arange(len(weights) + 1) / len(weights)
+    carried = np.interp(rows, at, np.append(0, np.cumsum(weights) / weights.sum()))
 
-    def paint(axis: Any) -> None:
+    def paint(axis: "Axes") -> None:
         axis.plot(rows, carried, color=series_color(0), label="drawn by advantage")
         axis.fill_between(rows, rows, carried, color=series_color(0), alpha=0.15, lw=0)
         axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")
-        axis.set_xlabel("share of the leftover rows, heaviest first")
-        axis.set_ylabel("share of the weight")
+        axis.set(xlabel="share of the leftover rows, heaviest first", ylabel="share of the weight")
 
     said = f"The heaviest tenth of rows has {carried[10]:.0%} of the weight, the heaviest half {carried[50]:.0%}."
     return Chart("How evenly rows carry the run", draw(paint), said)
 
 
 def _edges(values: np.ndarray, num_bins: int = 24) -> np.ndarray:
-    """Bin edges; whole numbers get bins of their own."""
+    """Bin edges; each whole number gets its own bin."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.array([low - 0.5, high + 0.5])

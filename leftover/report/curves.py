@@ -1,76 +1,110 @@
-"""Learning curves of a run as one picture."""
+"""Curves along training: those of the page, from metrics.jsonl, and learning_curves.png, from the evaluations."""
 
-from collections import defaultdict
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from leftover.recipe.policy_config import PolicyConfig
+from leftover.recipe.sections import Recipe
+from leftover.report import charts
+from leftover.report.figures import Curve, figure, over_seeds, paint_curve, series_style
+from leftover.runs.names import policy_folder
+
+# metric -> title and label of the axis
 _PANELS = {
-    "eval_reward/mean": "reward on the selection prompts",
-    "eval_logratio/rank_correlation": "rank correlation on the selection rows",
-    "eval_nll": "nats a token on validation rows",
+    "eval_reward/mean": ("Reward on the selection prompts", "mean reward"),
+    "eval_logratio/rank_correlation": ("Rank correlation on the selection rows", "log-ratio against reward"),
+    "eval_kl": ("KL to the reference", "nats a completion"),
+    "eval_entropy": ("Entropy", "nats a token"),
+    "logratio/mean": ("Log-ratio of the drawn rows", "log π − log π_ref, nats"),
+    "importance_weight/mean": ("Importance weights", "mean weight"),
+    "importance_weight/clipped_frac": ("Importance weights clipped", "share"),
+    "kl": ("KL, online rollouts", "nats a completion"),
+    "entropy": ("Entropy, online rollouts", "nats a token"),
+    "loss": ("Loss", "loss of the method's own"),
+    "eval_nll": ("Held-out NLL", "nats a token"),
+    "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
+    "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
 }
+_IN_PNG = ("eval_reward/mean", "eval_logratio/rank_correlation", "eval_nll")
+_ONLINE_ONLY = {"kl", "entropy"}
+
+Training = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # policy -> seed -> what the manifest keeps of its training
 
 
-def draw_curves(folder: Path, results: dict[str, Any], name: str = "learning_curves.png") -> str | None:
-    """Write the picture `name`; returns its name, or None where nothing was evaluated along the way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    panels = {
-        metric: title
-        for metric, title in _PANELS.items()
-        if any(metric in e for runs in results["training"].values() for facts in runs.values() for e in _points(facts))
+def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The learning curves of all policies; which were not logged, and whether that is for lack of sampling."""
+    training: Training = results["training"]
+    logs = {
+        p: {int(s): read_log(policy_folder(folder, p, s) / "metrics.jsonl") for s in seeds}
+        for p, seeds in training.items()
     }
+    pictures, missing = [], []
+    for metric, (title, label) in _PANELS.items():
+        if metric == "eval_logratio/rank_correlation" and results["can_score_new_completions"]:
+            continue
+        names = ["reference", *training]
+        picture = charts.curve(title, _curves(logs, metric), names, _chosen(training), label)
+        if picture is not None:
+            pictures.append(picture)
+        elif metric not in _ONLINE_ONLY:
+            missing.append(title)
+    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
+    all_greedy = all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
+    return {"charts": pictures, "missing": missing, "unsampled": all_greedy and _PANELS["eval_kl"][0] in missing}
+
+
+def draw_curves(folder: Path, training: Training, name: str = "learning_curves.png") -> str | None:
+    """Write the picture `name`; returns its name, or None where nothing was evaluated during training."""
+    logs = {p: {s: facts.get("evaluations", []) for s, facts in seeds.items()} for p, seeds in training.items()}
+    panels = {metric: curves for metric in _IN_PNG if (curves := _curves(logs, metric))}
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 3.8), squeeze=False)
-    for axis, (metric, title) in zip(axes[0], panels.items(), strict=True):
-        for number, (policy, seeds) in enumerate(results["training"].items()):
-            curve = defaultdict(list)
-            for facts in seeds.values():
-                for entry in _points(facts):
-                    if metric in entry:
-                        curve[entry["step"]].append(entry[metric])
-            steps = sorted(curve)
-            style = series_style(number)
-            color = style["color"]
-            axis.plot(steps, [sum(curve[s]) / len(curve[s]) for s in steps], **style, ms=3.5, label=policy)
-            chosen = [facts.get("best_step") for facts in seeds.values()]
-            for step in {step for step in chosen if step in curve}:
-                axis.plot(step, sum(curve[step]) / len(curve[step]), color=color, marker="o", ms=9, mfc="none")
-            if len(seeds) > 1:
-                axis.fill_between(
-                    steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=color, alpha=0.15
-                )
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("optimizer step (a ring: the checkpoint that was chosen)")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.tight_layout()
-    figure.legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(folder / name, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    from matplotlib.ticker import MaxNLocator
+
+    styles, chosen = {policy: series_style(i) for i, policy in enumerate(training)}, _chosen(training)
+    with figure(ncols=len(panels), figsize=(5.5 * len(panels), 3.8), squeeze=False) as (made, axes):
+        for axis, (metric, curves) in zip(axes[0], panels.items(), strict=True):
+            for policy, curve in curves.items():
+                band = len(training[policy]) > 1
+                paint_curve(axis, over_seeds(curve), chosen[policy], band=band, label=policy, ms=3.5, **styles[policy])
+            title, label = _PANELS[metric]
+            axis.set_title(title, fontsize=10)
+            axis.set(xlabel="optimizer step (a ring: the checkpoint that was kept)", ylabel=label)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(alpha=0.3)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        made.tight_layout()
+        made.legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        made.savefig(folder / name, dpi=120, bbox_inches="tight")
     return name
 
 
-_COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
+def _curves(logs: Mapping[str, Mapping[int, Iterable[Mapping[str, Any]]]], metric: str) -> dict[str, Curve]:
+    """policy -> seed -> step -> number, of those that logged the metric."""
+    found = {p: {seed: _series(lines, metric) for seed, lines in seeds.items()} for p, seeds in logs.items()}
+    return {p: {seed: points for seed, points in of.items() if points} for p, of in found.items() if any(of.values())}
 
 
-def series_style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of policy `number` in every picture; no two of the first 120 are alike."""
-    import matplotlib
-
-    turn, color = divmod(number, _COLORS)
-    return {
-        "color": matplotlib.colormaps["tab10"](color),
-        "marker": _MARKERS[turn % len(_MARKERS)],
-        "ls": _LINES[turn % len(_LINES)],
-    }
+def _series(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    found = {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), (int, float))}
+    return {step: value for step, value in found.items() if np.isfinite(value)}
 
 
-def _points(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    return facts.get("evaluations", [])
+def _chosen(training: Training) -> dict[str, set[int]]:
+    """policy -> the steps whose checkpoints its seeds kept."""
+    return {p: {f["best_step"] for f in seeds.values() if f.get("best_step")} for p, seeds in training.items()}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no such file. The half line of a killed run is skipped."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

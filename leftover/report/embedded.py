@@ -1,81 +1,66 @@
-"""Texts of data and models inside a page: as JSON that no parser takes for markup, within a budget of bytes."""
+"""Texts of data and models in a page: as JSON that no parser mistakes for markup, within a budget of bytes."""
 
 import base64
 import gzip
 import json
+import re
 from typing import Any, NamedTuple
 
-MAX_PAGE_BYTES = 2_900_000  # of a page, but for what its completions take at least
+MAX_PAGE_BYTES = 2_900_000  # of a page, unless its completions need more with MIN_BYTES
 MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 _LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def as_script_json(value: Any) -> str:
     r"""JSON for the inside of a `<script type="application/json">`.
 
     `<` is written as \u003c, so that neither `</script>` nor `<!--` can end or open anything; `>` and `&` likewise.
-    Half surrogates, which UTF-8 has not, and the two line ends that only JSON allows are escaped as well.
+    Half surrogates, which have no UTF-8 form, and the two line ends that only JSON allows are escaped as well.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text) if _has_half(text) else text
-
-
-def _has_half(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def shorten(text: str, limit: int | None) -> str:
-    """The text, its middle left out where it is longer than `limit` characters."""
+    """The text, without its middle if it is longer than `limit` characters."""
     if limit is None or len(text) <= limit:
         return text
     half = (limit - len(_MARK)) // 2
     return text[:half] + _MARK + text[-half:]
 
 
-def shorten_all(value: Any, limit: int | None) -> Any:
+def _shorten_all(value: Any, limit: int | None) -> Any:
     """Every string of a JSON value shortened; names of fields stay."""
-    if isinstance(value, str):
-        return shorten(value, limit)
     if isinstance(value, list):
-        return [shorten_all(one, limit) for one in value]
+        return [_shorten_all(one, limit) for one in value]
     if isinstance(value, dict):
-        return {name: shorten_all(one, limit) for name, one in value.items()}
-    return value
+        return {name: _shorten_all(one, limit) for name, one in value.items()}
+    return shorten(value, limit) if isinstance(value, str) else value
 
 
 class Embedded(NamedTuple):
-    """JSON inside a page: its text, the encoding that page.js undoes, and what was shortened, in words."""
+    """JSON inside a page: its text, the encoding that page.js undoes, and a note of what was shortened."""
 
     text: str
     encoding: str  # "json", or "gzip": base64 of gzip
     note: str
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.text.encode())
-
 
 def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
-    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what that took.
+    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what was lost.
 
     As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
     middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are
-    too much still, the last prompts are left out. The note is empty where nothing is lost.
+    still too much, the last prompts are dropped. The note is empty if nothing is lost.
     """
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:
         return Embedded(plain, "json", "")
     prompts, ratio = value["prompts"], 0.0
     for limit in _LIMITS:
-        shown = [shorten_all(prompt, limit) for prompt in prompts] if limit else prompts
+        shown = _shorten_all(prompts, limit) if limit else prompts
         note = _note(limit, len(prompts), len(prompts))
         text = as_script_json(value | {"prompts": shown, "note": note}).encode()
         if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:

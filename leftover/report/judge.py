@@ -1,20 +1,24 @@
-"""What judges and people said of a run's completions, as `leftover judge` stored it, for report.html and report.md."""
+"""The verdicts of models and people on a run's completions, from `leftover judge`, for report.html and report.md."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leftover.evaluation.measures import interval, number
+from leftover.evaluation.tables import Grid
 from leftover.report import charts
 from leftover.runs.names import evaluation_artifact, judge_folder
 from leftover.store.manifest import Manifest, digest, read_json
 
+_SHARES = ("win", "tie", "loss", "win_rate")
 _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [95 %]"]
 
 
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """Every comparison that was judged, by models first; None where none was.
+    """Every comparison that was judged, those by models first; None if there are none.
 
-    comparisons: each `title`, `judge`, `header`, `cells`, `notes`. charts: win, tie and loss of each. outdated: names
-    of comparisons that are left out, since their completions have been made anew since.
+    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of comparisons that are
+    skipped because their completions have been regenerated since.
     """
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
@@ -28,30 +32,8 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     }
 
 
-def judge_section(folder: Path, manifest: Manifest) -> str:
-    """The same as Markdown, without pictures; empty where nothing was judged."""
-    from leftover.report.markdown import quote
-
-    view = judge_view(folder, manifest)
-    if view is None:
-        return ""
-    parts = ["## The judge"]
-    for found in view["comparisons"]:
-        parts += [f"### {quote(found['title'])}", f"By {quote(found['judge'])}."]
-        lines = [[quote(cell).replace("\\[", "[").replace("\\]", "]") for cell in line] for line in found["cells"]]
-        table = [found["header"], ["---"] * len(found["header"]), *lines]
-        parts += ["\n".join("| " + " | ".join(line) + " |" for line in table)]
-        parts += ["\n".join(f"- {quote(note)}" for note in found["notes"])]
-    if view["outdated"]:
-        parts.append(f"{OUTDATED} {quote('; '.join(view['outdated']))}.")
-    return "\n\n".join(parts)
-
-
-OUTDATED = "Left out, since the completions have been made anew since they were judged:"
-
-
-def _is_current(manifest: Manifest, found: dict[str, Any]) -> bool:
-    """Whether the completions that were judged are those that are there."""
+def _is_current(manifest: Manifest, found: Mapping[str, Any]) -> bool:
+    """Whether the completions that were judged are still those of the run."""
     entries = manifest.entries
     return all(
         digest(entries.get(evaluation_artifact(subject), {}).get("key")) == of
@@ -59,35 +41,35 @@ def _is_current(manifest: Manifest, found: dict[str, Any]) -> bool:
     )
 
 
-def _who(found: dict[str, Any]) -> str:
+def _who(found: Mapping[str, Any]) -> str:
     if "raters" in found:
         return f"{len(found['raters'])} {'person' if len(found['raters']) == 1 else 'people'}"
     return str(found["judge"]["model"])
 
 
-def comparison_view(found: dict[str, Any]) -> dict[str, Any]:
-    """One comparison: `title`, `judge`, `header`, `cells` and `notes`."""
+def comparison_view(found: Mapping[str, Any]) -> dict[str, Any]:
+    """One comparison: `title`, `judge`, `table` and `notes`."""
+    criteria, words = found["criteria"], found["words"]
     cells = [
-        [name, source or "none", str(row["prompts"]), *(_share(row.get(m)) for m in ("win", "tie", "loss", "win_rate"))]
-        for name, of in found["criteria"].items()
+        [name, source or "none", str(row["prompts"]), *(interval(row.get(share), ".2f") for share in _SHARES)]
+        for name, of in criteria.items()
         for source, row in {"all": of, **of["by_source"]}.items()
     ]
-    notes = [note for name, of in found["criteria"].items() for note in _notes(name, of)]
-    words = found["words"]
+    notes = [f"{name}: {note}" for name, of in criteria.items() for note in _notes(of)]
     notes.append(
-        f"Mean length: {words['ours']:.1f} words, theirs {words['theirs']:.1f}; judges are known to like more."
+        f"Mean length: {words['ours']:.1f} words, theirs {words['theirs']:.1f}; judges tend to prefer long texts."
     )
     if "tokens" in found:
         notes.append(token_text(found["tokens"]))
-    return {"title": found["comparison"], "judge": _who(found), "header": _HEADER, "cells": cells, "notes": notes}
+    return {"title": found["comparison"], "judge": _who(found), "table": Grid(_HEADER, cells), "notes": notes}
 
 
-def _notes(criterion: str, of: dict[str, Any]) -> list[str]:
-    """Position bias of a model, or agreement of people; and what was left out."""
+def _notes(of: Mapping[str, Any]) -> list[str]:
+    """Position bias of a model, or agreement of people; and what was not counted."""
     said = []
     if of.get("first_preferred"):
         said.append(
-            f"{criterion}: the completion shown first is preferred in {_share(of['first_preferred'])} of the decided "
+            f"the completion shown first is preferred in {interval(of['first_preferred'], '.2f')} of the decided "
             f"verdicts (0.50 without position bias); both orders agree on {of['orders_agree']:.0%} of the pairs."
         )
     left_out = {
@@ -96,30 +78,34 @@ def _notes(criterion: str, of: dict[str, Any]) -> list[str]:
         "pairs left out for that": of.get("pairs_without_outcome"),
         "identical pairs, tied without asking": of.get("identical_pairs"),
     }
-    counts = [f"{count} {what}" for what, count in left_out.items() if count]
-    said += [f"{criterion}: {'; '.join(counts)}."] if counts else []
+    if any(left_out.values()):
+        said.append("; ".join(f"{count} {what}" for what, count in left_out.items() if count) + ".")
     if "ratings" in of:
-        alpha = of["krippendorff_alpha"]
-        said.append(
-            f"{criterion}: {of['ratings']} ratings; Krippendorff's alpha {'n/a' if alpha is None else f'{alpha:.2f}'}."
-        )
-        for pair in of["cohen_kappa"]:
-            kappa = "n/a" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-            names = " and ".join(pair["raters"])
-            said.append(f"{criterion}: {names} agree on {pair['equal']:.0%} of {pair['items']}, Cohen's kappa {kappa}.")
+        said.append(f"{of['ratings']} ratings; Krippendorff's alpha {_agreement(of['krippendorff_alpha'])}.")
+        said += [
+            f"{' and '.join(pair['raters'])} agree on {pair['equal']:.0%} of {pair['items']}, "
+            f"Cohen's kappa {_agreement(pair['kappa'])}."
+            for pair in of["cohen_kappa"]
+        ]
     return said
 
 
-def token_text(tokens: dict[str, Any]) -> str:
+def _agreement(value: float | None) -> str:
+    return "n/a" if value is None else number(value, ".2f")
+
+
+def token_text(tokens: Mapping[str, Any]) -> str:
     """How many tokens some answers took, and their cost."""
-    text = f"{tokens['answers']:,} answers: {tokens['prompt_tokens']:,} tokens of questions, "
-    text += f"{tokens['completion_tokens']:,} of answers"
-    text += f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
+    cost = f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
     uncounted = tokens["answers_without_count"]
-    return text + (f"; {uncounted:,} answers were not counted by the service: it is more." if uncounted else ".")
+    more = f"; {uncounted:,} answers were not counted by the service: it is more" if uncounted else ""
+    return (
+        f"{tokens['answers']:,} answers: {tokens['prompt_tokens']:,} tokens of questions, "
+        f"{tokens['completion_tokens']:,} of answers{cost}{more}."
+    )
 
 
-def _chart(found: dict[str, Any]) -> charts.Chart | None:
+def _chart(found: Mapping[str, Any]) -> charts.Chart | None:
     measured = {name: of for name, of in found["criteria"].items() if "win" in of}
     shares = {n: (of["win"]["mean"], of["tie"]["mean"], of["loss"]["mean"]) for n, of in measured.items()}
     picture = charts.wins(shares, list(shares))
@@ -128,7 +114,3 @@ def _chart(found: dict[str, Any]) -> charts.Chart | None:
     said = "; ".join(f"{name} won {w:.0%}, tied {t:.0%}, lost {lost:.0%}" for name, (w, t, lost) in shares.items())
     title = f"{found['comparison']}, by {_who(found)}"
     return picture._replace(title=title, description=f"Shares of prompts: {said}.")
-
-
-def _share(interval: dict[str, float] | None) -> str:
-    return "–" if interval is None else f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"

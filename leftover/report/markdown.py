@@ -1,15 +1,37 @@
-"""Text as Markdown."""
+"""report.md and comparison.md from their templates."""
 
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leftover.evaluation.markdown import escape, table
+from leftover.evaluation.measures import number
 from leftover.monitoring.terminal import visible
+from leftover.report.embedded import shorten
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
 _TEXT_SHOWN = 300
 
 
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template filled in; several empty lines become one."""
+    return re.sub(r"\n{3,}", "\n\n", _environment().get_template(template).render(values)).strip() + "\n"
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: table(*grid)}
+    return environment
+
+
 def quote(text: str) -> str:
-    """A text on one line of Markdown, markup escaped, long ones cut in the middle."""
-    flat = visible(" ".join(text.split())) or "(empty)"
-    if len(flat) > _TEXT_SHOWN:
-        flat = f"{flat[: _TEXT_SHOWN // 2]} … {flat[-_TEXT_SHOWN // 2 :]}"
-    for character in "\\`*_[]<>|#":
-        flat = flat.replace(character, f"\\{character}")
-    return flat
+    """A text of data or models on one line of Markdown, its markup escaped, a long one without its middle."""
+    return escape(shorten(visible(" ".join(text.split())), _TEXT_SHOWN)) or "(empty)"

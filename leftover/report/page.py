@@ -1,37 +1,39 @@
-"""report.html: one file with everything in it, that opens from disk and asks for nothing else."""
+"""report.html: one file that opens from disk and loads nothing else."""
 
 import base64
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from leftover.errors import UserError
+from leftover.evaluation.gather import read_records
+from leftover.evaluation.measures import number
+from leftover.evaluation.tables import training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
-from leftover.report.completions import read_records, side_by_side
+from leftover.report.completions import examples, side_by_side
+from leftover.report.curves import training_view
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.judge import judge_view
+from leftover.report.markdown import TEMPLATES
 from leftover.report.reproduce import reproduce_view
-from leftover.report.training_curves import training_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
+from leftover.store.manifest import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
-
-
-def write_run_page(run: FinishedRun, results: dict[str, Any]) -> Path:
-    """Write report.html into the folder of a run from its results."""
-    return write_page([run_view(run, results, "run-1")], run.folder / "report.html")
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
@@ -39,24 +41,22 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
 
     Raises UserError for a folder without a run, or whose run has no results yet.
     """
-    views = []
-    for number, folder in enumerate(folders, 1):
+    views: list[dict[str, Any]] = []
+    for folder in folders:
         run = FinishedRun(folder)
         results = run.results()
         if results is None:
             raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` goes on with it")
-        views.append(run_view(run, results, f"run-{number}"))
-    default = Path(folders[0]) / "report.html" if len(folders) == 1 else Path("report.html")
-    return write_page(views, output or default)
+        views.append(run_view(run, results, f"run-{len(views) + 1}"))
+    default = Path(folders[0]) if len(folders) == 1 else Path()
+    return write_page(views, output or default / "report.html")
 
 
-def run_view(run: FinishedRun, results: dict[str, Any], name: str) -> dict[str, Any]:
+def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
     """All sections of one run; `name` is the id of its part of the page."""
-    records = read_records(run, results)
+    recipe, records = run.recipe, read_records(run.folder, results["training"], run.recipe.seed)
     results = with_main(results, records)
-    completions = side_by_side(
-        unique_prompts(test_rows(run.recipe, run.table)), records, results["main"], results["primary"]
-    )
+    prompts, primary = unique_prompts(test_rows(recipe, run.table)), results["primary"]
     rows = rows_of_table(run.table, run.prepared.get("value"))
     return {
         "id": name,
@@ -65,9 +65,10 @@ def run_view(run: FinishedRun, results: dict[str, Any], name: str) -> dict[str, 
         "verdict": verdict_view(results),
         "results": results_view(results, records),
         "judge": judge_view(run.folder, run.manifest),
-        "training": training_view(run.folder, run.recipe, results),
+        "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
         "leftover": leftover_view(analyse(rows)) if rows else None,
-        "completions": completions,
+        "completions": side_by_side(prompts, records, results["main"], primary),
+        "examples": examples(prompts[: recipe.evaluate.num_examples], records, primary, recipe.seeds[0]),
         "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
@@ -79,19 +80,19 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
     The completions get what the rest of the page leaves of `MAX_PAGE_BYTES`, in equal parts a run.
     """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
+    files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
     def render(budget: int | None) -> str:
         embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
-        files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
-        shown = zip(runs, embedded, files, strict=True)
-        return _render("report.html.j2", title=title, runs=[r | {"embedded": e, "files": f} for r, e, f in shown])
+        shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
+        return _render("report.html.j2", title=title, runs=shown)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
     return _write(path, render(min(MAX_BYTES, max(MIN_BYTES, (MAX_PAGE_BYTES - rest) // len(runs)))))
 
 
 def _link(target: Path, start: Path) -> str:
-    """The address of a folder as seen from the page's, with a slash at its end."""
+    """The address of a folder relative to the page's, ending in a slash."""
     try:
         path = Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
     except ValueError:  # on another drive
@@ -100,16 +101,12 @@ def _link(target: Path, start: Path) -> str:
 
 
 def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
-    """Render the leftover section alone."""
+    """Render only the leftover section."""
     return _write(path, _render("inspect.html.j2", title=name, leftover=leftover_view(analysis)))
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    # Half of a surrogate pair has no UTF-8 form.
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    write_text(path, text, errors="replace")  # half of a surrogate pair has no UTF-8 form
     log.info("report: %s", path)
     return path
 
@@ -124,12 +121,12 @@ def _render(template: str, **values: Any) -> str:
 
 
 def source_hash(text: str) -> str:
-    """What a Content-Security-Policy calls an inline script or style by."""
+    """The hash by which a Content-Security-Policy allows an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 @cache
-def _environment() -> Any:
+def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -137,22 +134,22 @@ def _environment() -> Any:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
     filters: dict[str, Any] = {
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
-        "drawing": lambda svg: Markup(svg),  # made by report/svg.py, which escapes what it writes
-        "own": lambda text: Markup(text),  # page.css and page.js
+        "drawing": Markup,  # made by report/svg.py, which escapes what it writes
+        "own": Markup,  # page.css and page.js
         "short": lambda text: shorten(text.strip(), _SHOWN),
-        "number": lambda value, digits=3: _formatted(value, f".{digits}f"),
-        "signed": lambda value, digits=3: _formatted(value, f"+.{digits}f"),
-        "percent": lambda value, digits=0: _formatted(value, f".{digits}%"),
-        "count": lambda value: _formatted(value, ",d"),
+        "number": lambda value, digits=3: _with_minus(value, f".{digits}f"),
+        "signed": lambda value, digits=3: _with_minus(value, f"+.{digits}f"),
+        "percent": lambda value, digits=0: _with_minus(value, f".{digits}%"),
+        "count": lambda value: _with_minus(value, ",d"),
     }
     environment.filters |= filters
     return environment
 
 
-def _readable(value: Any) -> Any:
-    """Texts of data and models with what no reader could see written out; markup of ours as it is."""
+def _readable(value: object) -> object:
+    """Texts of data and models with invisible characters written out; our own markup unchanged."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _formatted(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form).replace("-", "−")
+def _with_minus(value: float | None, form: str) -> str:
+    return number(value, form).replace("-", "−")

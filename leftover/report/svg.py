@@ -5,11 +5,14 @@ every colour that a figure may use is a stand-in that becomes a class here, and 
 """
 
 import io
-import re
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+from leftover.report.figures import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Classes of page.css: ink and grid of the theme, then one colour a series.
 INK, GRID, SURFACE = "#000001", "#000002", "#000003"
@@ -21,7 +24,7 @@ _CLASSES = {INK: "ink", GRID: "grid", SURFACE: "surface", NEUTRAL: "neutral"} | 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _MANY = 9
-_RC: Any = {
+_RC = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "svg.hashsalt": "leftover",  # the same numbers give the same file
     "text.parse_math": False,
@@ -50,34 +53,19 @@ def series_color(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def draw(paint: Callable[[Any], None], *, width: float = 4.0, height: float = 2.6) -> str:
+def draw(paint: Callable[["Axes"], None], *, width: float = 4.0, height: float = 2.6) -> str:
     """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
 
-    What `paint` labels is named above the axis, unless there are too many for a legend to tell.
+    What `paint` labels is named above the axis, unless it is too much for a legend.
     """
-    with _figure(width, height) as (figure, axis):
+    with figure(_RC, figsize=(width, height), layout="constrained") as (made, axis):
         paint(axis)
         handles, labels = axis.get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
-            figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+            made.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
+        made.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
     return themed(buffer.getvalue())
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with matplotlib.rc_context(_RC):
-        figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-        try:
-            yield figure, axis
-        finally:
-            plt.close(figure)
 
 
 _prefix = iter(range(10**9))
@@ -102,16 +90,11 @@ def themed(source: str) -> str:
 
 
 def _attributes(element: ElementTree.Element, prefix: str) -> None:
-    attributes, classes = element.attrib, []
-    for declaration in attributes.pop("style", "").split(";"):
-        name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name in _KEPT:
-            attributes[name] = value
-    for name in ("fill", "stroke"):
-        color = _CLASSES.get(attributes.get(name, ""))
-        if color:
-            del attributes[name]
-            classes.append(f"{name}-{color}")
+    attributes = element.attrib
+    style = (declaration.partition(":") for declaration in attributes.pop("style", "").split(";"))
+    attributes |= {name.strip(): value.strip() for name, _, value in style if name.strip() in _KEPT}
+    themed = [name for name in ("fill", "stroke") if attributes.get(name) in _CLASSES]
+    classes = [f"{name}-{_CLASSES[attributes.pop(name)]}" for name in themed]
     if element.tag == f"{{{_SVG}}}text" and not any(c.startswith("fill-") for c in classes):
         classes.append("fill-ink")
     if classes:
@@ -121,7 +104,7 @@ def _attributes(element: ElementTree.Element, prefix: str) -> None:
     if _XLINK in attributes:
         attributes["href"] = "#" + prefix + attributes.pop(_XLINK).removeprefix("#")
     if "clip-path" in attributes:
-        attributes["clip-path"] = re.sub(r"url\(#", f"url(#{prefix}", attributes["clip-path"])
+        attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{prefix}")
 
 
 _KEPT = {
@@ -131,6 +114,6 @@ _KEPT = {
 
 
 def printable(text: str, length: int = 28) -> str:
-    """A name as a figure can hold it: without control characters, which XML has not, and not too long."""
+    """A name as a figure can hold it: without control characters, which XML does not allow, and not too long."""
     kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return kept if len(kept) <= length else kept[: length - 1] + "…"

@@ -1,39 +1,45 @@
 """What the page shows of one run, section by section: plain values and pictures, nothing of HTML."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from leftover.evaluation.results import reward_length_correlation
+from leftover.evaluation.measures import MEASURES, bounds, number
+from leftover.evaluation.statistics import reward_length_correlation
+from leftover.evaluation.tables import GLOSSARY, component_grid, control_grid, result_grid, source_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.metrics import win_rate
 from leftover.report import charts
 from leftover.report.charts import Chart
-from leftover.report.completions import BySeed
-from leftover.runs.names import DECODINGS
+from leftover.runs.names import decodings
+from leftover.runs.records import BySeed, Records, ResultRow
+
+_DISTRIBUTIONS = 4  # more outlines hide one another
 
 
-def with_main(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
-    """Results that name a main policy, as a comparison's do not: the one of highest reward (or rank correlation)."""
-    results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
-    primary = results["primary"]
-    table = results[primary]["table"]
-    for name, seeds in records.items():  # comparisons of earlier versions do not tell it
-        own = [r for lines in seeds.values() for r in lines if r["decoding"] == primary]
+def with_main(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
+    """Results with a main policy; a comparison has none, so the one with the highest reward (or rank correlation)."""
+    found: dict[str, Any] = json.loads(
+        json.dumps(results)
+    )  # seeds are texts, whether the results were just made or read
+    table = found[found["primary"]]["table"]
+    for name, seeds in records.items():  # comparisons of earlier versions do not hold it
+        own = _of_decoding(seeds, found["primary"])
         table[name].setdefault("reward_length_correlation", reward_length_correlation(own))
-    if "main" in results:
-        return results
+    if "main" in found:
+        return found
 
     def score(name: str) -> float:
-        row = table[name]
-        return row["reward"]["mean"] if "reward" in row else row.get("logratio/rank_correlation", -np.inf)
+        measure = MEASURES["reward" if "reward" in table[name] else "logratio/rank_correlation"]
+        value = measure.value(table[name])
+        return -np.inf if value is None else value
 
-    return results | {"main": max(results["training"], key=score), "is_comparison": True}
+    return found | {"main": max(found["training"], key=score), "is_comparison": True}
 
 
-def verdict_view(results: dict[str, Any]) -> dict[str, Any]:
+def verdict_view(results: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence, its caveats, and the numbers that stand out."""
     sentence = headline(results)
     if results.get("is_comparison") and len(results["training"]) > 1:
@@ -41,55 +47,49 @@ def verdict_view(results: dict[str, Any]) -> dict[str, Any]:
     return {"sentence": sentence, "caveats": caveats(results), "tiles": _tiles(results)}
 
 
-def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(number, what it is, what stands beside it)."""
-    table, main = results[results["primary"]]["table"], results["main"]
-    row, reference = table[main], table["reference"]
+def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(number, its name, a note beside it)."""
+    table = results[results["primary"]]["table"]
+    row, reference, leftover = table[results["main"]], table["reference"], results["prepare"].get("leftover")
+
+    def shown(name: str, of: ResultRow = row, form: str | None = None) -> str:
+        measure = MEASURES[name]
+        return number(measure.value(of), form or measure.form)
+
     tiles = []
     if "reward" in row:
-        gain = row["difference_from_reference"]
-        tiles += [
-            (f"{row['reward']['mean']:.3f}", "mean reward", f"reference {reference['reward']['mean']:.3f}"),
-            (f"{gain['mean']:+.3f}", "over the reference", f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"),
-            (f"{row['win_rate']:.0%}", "win rate", "against the reference"),
+        gain = "difference_from_reference"
+        tiles = [
+            (shown("reward"), "mean reward", f"reference {shown('reward', reference)}"),
+            (shown(gain), "over the reference", bounds(row[gain], MEASURES[gain].form)),
+            (shown("win_rate", form=".0%"), "win rate", "against the reference"),
         ]
     elif row.get("logratio/rank_correlation") is not None:
-        tiles.append((f"{row['logratio/rank_correlation']:.3f}", "rank correlation", "with the recorded rewards"))
-    leftover = results["prepare"].get("leftover")
+        tiles = [(shown("logratio/rank_correlation"), "rank correlation", "with the recorded rewards")]
     if leftover:
         tiles.append((f"{leftover['share']:.0%}", "of the rows left over", f"{leftover['leftover_rows']:,} rows"))
     if "kl" in row:
-        tiles.append((f"{row['kl']['mean']:.2f}", "KL to the reference", "nats a completion"))
-    tiles.append((f"{row['distinct_2']:.3f}", "distinct-2", f"reference {reference['distinct_2']:.3f}"))
-    return tiles
+        tiles.append((shown("kl"), "KL to the reference", "nats a completion"))
+    return [*tiles, (shown("distinct_2"), "distinct-2", f"reference {shown('distinct_2', reference)}")]
 
 
-def results_view(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
+def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
     """Tables of both decodings, and the pictures of the primary one."""
-    from leftover.evaluation.tables import GLOSSARY, interval, result_cells
-
-    primary, names = results["primary"], list(records)
-    tables = []
-    for decoding in (primary, *(d for d in DECODINGS if d != primary)):
-        header, cells = result_cells(results, decoding)
-        against = results[decoding].get("main_against", {})
-        controls = [
-            [name, interval(row["difference"], "+"), f"{row['win_rate']:.2f}"] for name, row in against.items() if row
-        ]
-        tables.append(
-            {
-                "decoding": decoding,
-                "header": header,
-                "cells": cells,
-                "controls": controls,
-                "parts": _parts(results[decoding]["table"], interval),
-                "sources": _source_cells(results[decoding].get("by_source", {}), interval),
-            }
-        )
+    primary, main, names = results["primary"], results["main"], list(records)
+    tables = [
+        {
+            "decoding": decoding,
+            "results": result_grid(results, decoding),
+            "controls": control_grid(results, decoding),
+            "components": component_grid(results[decoding]["table"]),
+            "sources": source_grid(results, decoding),
+        }
+        for decoding in decodings(primary)
+    ]
     rewards = {name: _rewards(seeds, primary) for name, seeds in records.items()}
-    rewards = {name: values for name, values in rewards.items() if len(values)}
+    scored = [n for n in dict.fromkeys(("reference", main, *rewards)) if n in rewards and len(rewards[n])]
     pictures = [
-        charts.reward_distribution(_few(rewards, results["main"]), names),
+        charts.reward_distribution({name: rewards[name] for name in scored[:_DISTRIBUTIONS]}, names),
         charts.reward_against_diversity({n: results[primary]["table"][n] for n in names}, names),
         charts.wins(win_shares(records, primary), names),
     ]
@@ -97,52 +97,25 @@ def results_view(results: dict[str, Any], records: BySeed) -> dict[str, Any]:
         "tables": tables,
         "charts": _drawn(pictures),
         "glossary": GLOSSARY,
-        "main": results["main"],
+        "main": main,
         "absent": results.get("not_applicable", {}) | results.get("failed", {}),
     }
 
 
-def _few(rewards: dict[str, Any], main: str, number: int = 4) -> dict[str, Any]:
-    """Reference, main policy and the next: outlines of many distributions hide one another."""
-    order = ["reference", main, *(n for n in rewards if n not in ("reference", main))]
-    return {name: rewards[name] for name in order[:number] if name in rewards}
+def _of_decoding(seeds: Mapping[int, Records], decoding: str) -> Records:
+    return [record for records in seeds.values() for record in records if record["decoding"] == decoding]
 
 
-def _parts(table: dict[str, Any], interval: Any) -> dict[str, Any] | None:
-    """Components of the reward and judges; result_cells has the judges already where there is no component."""
-    names = list(dict.fromkeys(n for row in table.values() for n in row if n.startswith("reward/")))
-    if len(names) < 2:
-        return None
-    cells = [[name, *(interval(row.get(n)) for n in names)] for name, row in table.items()]
-    return {"header": ["policy", *names], "cells": cells}
-
-
-def _source_cells(by_source: dict[str, Any], interval: Any) -> dict[str, Any] | None:
-    sources = by_source.get("reference") or {}
-    measures = [n for n in next(iter(sources.values()), {}) if n == "reward" or n.startswith("judge/")]
-    if not measures:
-        return None
-    header = ["policy", "measure", *(f"{source} ({of['prompts']} prompts)" for source, of in sources.items())]
-    cells = [
-        [policy, measure, *(interval(by[source][measure]) for source in sources)]
-        for policy, by in by_source.items()
-        for measure in measures
-    ]
-    return {"header": header, "cells": cells}
-
-
-def _rewards(seeds: Mapping[int, list[dict[str, Any]]], decoding: str) -> np.ndarray:
-    lines = [record for records in seeds.values() for record in records if record["decoding"] == decoding]
-    return np.array([record["reward"] for record in lines if "reward" in record], np.float64)
+def _rewards(seeds: Mapping[int, Records], decoding: str) -> np.ndarray:
+    return np.array([r["reward"] for r in _of_decoding(seeds, decoding) if "reward" in r], np.float64)
 
 
 def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, float]]:
     """Shares of prompts on which a policy's reward is above, equal to and below the reference's, over its seeds."""
-    [reference] = records["reference"].values()
-    base = {r["group"]: r["reward"] for r in reference if r["decoding"] == decoding and "reward" in r}
+    base = {r["group"]: r["reward"] for r in _of_decoding(records["reference"], decoding) if "reward" in r}
     found = {}
     for name, seeds in records.items():
-        lines = [r for of in seeds.values() for r in of if r["decoding"] == decoding and r["group"] in base]
+        lines = [record for record in _of_decoding(seeds, decoding) if record["group"] in base]
         if name == "reference" or not lines:
             continue
         ours, theirs = [r["reward"] for r in lines], [base[r["group"]] for r in lines]
@@ -152,15 +125,15 @@ def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, 
     return found
 
 
-def leftover_view(analysis: dict[str, Any]) -> dict[str, Any]:
+def leftover_view(analysis: Mapping[str, Any]) -> dict[str, Any]:
     """The analysis of the rows with its pictures."""
     pictures = [
         charts.advantage_histogram(analysis["advantage"]),
         charts.reward_against_value(analysis["value"], analysis["reward"], analysis["calibration"]["bins"]),
         charts.weight_curve(analysis["advantage"]),
     ]
-    return analysis | {"charts": _drawn(pictures)}
+    return {**analysis, "charts": _drawn(pictures)}
 
 
-def _drawn(pictures: list[Chart | None]) -> list[Chart]:
+def _drawn(pictures: Iterable[Chart | None]) -> list[Chart]:
     return [picture for picture in pictures if picture is not None]

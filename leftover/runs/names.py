@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from leftover.recipe.sections import Recipe, TokenizerSection
+from leftover.runs.records import Records
 from leftover.store.manifest import read_json
 
 DECODINGS = ("sampled", "greedy")
+
+
+def decodings(primary: str) -> tuple[str, ...]:
+    """Both, the primary one first."""
+    return tuple(sorted(DECODINGS, key=lambda decoding: decoding != primary))
 
 
 def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
@@ -52,7 +58,7 @@ def metrics_path(run_folder: Path, subject: str) -> Path:
     return run_folder / "evaluation" / f"{subject}.json"
 
 
-def read_completions(run_folder: Path, subject: str) -> list[dict[str, Any]]:
+def read_completions(run_folder: Path, subject: str) -> Records:
     """The records of a subject's completions."""
     # Not `splitlines`, which also splits at characters that JSON leaves in texts, such as U+2028.
     with completions_path(run_folder, subject).open(encoding="utf-8", newline="\n") as lines:

@@ -55,10 +55,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary file and rename it, so that a killed run leaves the old file or the new one."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
     temporary.replace(path)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from leftover.evaluation.results import by_source, compare, summarise
+from leftover.evaluation.statistics import by_source, compare, summarise
 
 L = math.log(2)
 FAMILIES = ["a", "a", "b", "b"]

@@ -1,7 +1,7 @@
 """Lines and points of the pictures can be told apart."""
 
 from leftover.commands.compare.methods import METHODS
-from leftover.report.curves import series_style
+from leftover.report.figures import series_style
 
 
 def test_no_two_methods_of_a_comparison_look_alike_in_a_picture():

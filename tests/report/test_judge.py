@@ -11,12 +11,19 @@ import pytest
 from leftover import cli
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
-from leftover.report.judge import judge_section, judge_view
+from leftover.report.judge import judge_view
+from leftover.report.markdown import render
 from leftover.store.manifest import Manifest, write_json
 from tests.commands.judge.judge_service import JudgeService, prefers
 from tests.conftest import scored_rows
 
 HOSTILE = "<script>window.hacked = 1</script>|`x`"
+
+
+def judge_section(folder: Path, manifest: Manifest) -> str:
+    """The section of report.md; empty where nothing was judged."""
+    view = judge_view(folder, manifest)
+    return render("judge.md.j2", {"judge": view}) if view else ""
 
 
 def interval(mean: float) -> dict[str, float]:
@@ -61,10 +68,10 @@ def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
     assert view is not None
     model, people = view["comparisons"]
     assert model["judge"] == HOSTILE and people["judge"] == "2 people" and view["outdated"] == []
-    assert model["cells"][0] == [
+    assert model["table"].cells[0] == [
         "helpful", "all", "8", "0.50 [0.40, 0.60]", "0.25 [0.15, 0.35]", "0.25 [0.15, 0.35]", "0.62 [0.53, 0.72]",
     ]  # fmt: skip
-    assert model["cells"][1][1] == "none" and model["cells"][2][1:4] == [HOSTILE, "0", "–"]
+    assert model["table"].cells[1][1] == "none" and model["table"].cells[2][1:4] == [HOSTILE, "0", "–"]
     said = " ".join(model["notes"])
     assert "preferred in 0.60 [0.50, 0.70]" in said and "orders agree on 75%" in said
     assert "1 answers without a verdict; 1 pairs left out" in said and "0 " not in said.split("1 answers")[1][:20]
@@ -97,7 +104,7 @@ def test_verdicts_on_completions_that_were_made_anew_are_left_out_and_named(judg
     judged.manifest.begin(artifact, {"model": 2})
     view = judge_view(judged.folder, judged.manifest)
     assert view is not None and [c["title"] for c in view["comparisons"]] == ["people"] and view["outdated"] == ["mine"]
-    assert "made anew" in judge_section(judged.folder, judged.manifest) and "mine" in judge_section(
+    assert "regenerated" in judge_section(judged.folder, judged.manifest) and "mine" in judge_section(
         judged.folder, judged.manifest
     )
 
@@ -124,5 +131,5 @@ def test_report_picks_up_what_was_judged(tmp_path: Path, tiny_recipe: Callable, 
     changed = json.loads(json.dumps(recipe)) | {"evaluate": recipe["evaluate"] | {"max_new_tokens": 9}}
     run(make_recipe(changed))
     text = page.read_text(encoding="utf-8")
-    assert "made anew since they were judged" in text and "shown first is preferred" not in text
+    assert "have been regenerated since" in text and "shown first is preferred" not in text
     assert "## The judge" in (folder / "report.md").read_text(encoding="utf-8")

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+
+from leftover.runs.records import Difference
 
 RULE = (
     "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0 and every "
@@ -12,16 +13,14 @@ RULE = (
     "over seeds of other runs."
 )
 
-Difference = Callable[[str, str], dict[str, Any] | None]
 
-
-def marks(means: dict[str, float], difference: Difference) -> dict[str, str]:
+def marks(means: dict[str, float], difference: Callable[[str, str], Difference | None]) -> dict[str, str]:
     """`best` and `second` by name, after RULE.
 
     Args:
-        means: name -> mean, the higher the better.
-        difference: (name, other) -> `results.compare` of the two: the paired interval of name minus other, and the
-            differences by seed; None where there is none, which tells nothing apart.
+        means: name -> mean; higher is better.
+        difference: (name, other) -> `statistics.compare` of the two: the paired interval of name minus other, and
+            the differences by seed; None where they were not compared, which marks nothing.
     """
     ranked = sorted(means, key=lambda name: -means[name])
     found: dict[str, str] = {}

@@ -13,6 +13,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import completions_path, evaluation_artifact, policy_subject, read_completions
+from leftover.runs.records import Records
 from leftover.store.manifest import digest
 from leftover.store.table import Table, column, equals
 
@@ -80,8 +81,8 @@ class Comparison:
         }
 
 
-def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> list[dict[str, Any]]:
-    """The records of a subject. Raises UserError if it was not evaluated, or the rows have changed since."""
+def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> Records:
+    """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
     artifact = evaluation_artifact(subject)
     evaluate = f"run `leftover evaluate {run.folder}` first"
     if not run.manifest.is_complete(artifact):

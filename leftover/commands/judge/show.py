@@ -17,10 +17,11 @@ def print_results(results: dict[str, Any], path: Path) -> None:
     view, terminal = comparison_view(results), console(width=_WIDTH)
     title = f"{view['title']}, by {view['judge']}: share of prompts"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for i, name in enumerate(view["header"]):
+    header, lines = view["table"]
+    for i, name in enumerate(header):
         table.add_column(name, justify="left" if i < 2 else "right")
-    for cells in view["cells"]:
-        table.add_row(*cells)
+    for line in lines:
+        table.add_row(*line)
     terminal.print(table)
     for note in view["notes"]:
         terminal.print(note)

@@ -4,7 +4,8 @@ import math
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from leftover.evaluation.tables import GLOSSARY, interval, result_cells
+from leftover.evaluation.measures import MEASURES, interval, part_names
+from leftover.evaluation.tables import GLOSSARY, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import base_name, is_hub_id, public_name
 from leftover.recipe.sections import Recipe, RewardSection
@@ -104,11 +105,11 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
         own["main_against"] = {}  # differences of another policy
     mine = results | {"main": policy, primary: own}
     row = own["table"][policy]
-    header, cells = result_cells(results, primary)
+    header, cells = result_grid(results, primary)
     shown = sorted((line for line in cells if line[0] in columns), key=lambda line: columns.index(line[0]))
     names = ["" if name == "policy" else name for name in header]
     table = [list(column) for column in zip(names, *shown, strict=True)]
-    parts = [name for name in row if name.startswith("reward/")]
+    parts = part_names(row, "reward/")
     if len(parts) > 1:
         table += [[name, *(interval(own["table"][line[0]].get(name)) for line in shown)] for name in parts]
     is_policy = policy != "reference"
@@ -124,6 +125,18 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     }
 
 
+# Measure -> the type of metric on the Hub, and its name where no glossary stands beside it.
+_METRICS = {
+    "reward": ("reward", "mean reward"),
+    "win_rate": ("win_rate", "win rate by reward against the reference"),
+    "kl": ("kl", "KL to the reference, nats a completion"),
+    "distinct_2": ("distinct-2", "distinct-2"),
+    "perplexity_of_test_completions": ("perplexity", "perplexity of the test completions"),
+    "logratio/rank_correlation": ("rank_correlation", "rank correlation of log-ratio and reward"),
+}
+_AGAINST_REFERENCE = ("win_rate", "kl", "logratio/rank_correlation")
+
+
 def evaluation_results(
     results: dict[str, Any], policy: str, files: list[tuple[str, str | None]], hub_data: list[str]
 ) -> "list[EvalResult]":
@@ -131,15 +144,8 @@ def evaluation_results(
     from huggingface_hub import EvalResult
 
     row = results[results["primary"]]["table"][policy]
-    found = [
-        ("reward", "mean reward", (row.get("reward") or {}).get("mean")),
-        ("win_rate", "win rate by reward against the reference", row.get("win_rate")),
-        ("kl", "KL to the reference, nats a completion", (row.get("kl") or {}).get("mean")),
-        ("distinct-2", "distinct-2", row.get("distinct_2")),
-        ("perplexity", "perplexity of the test completions", row.get("perplexity_of_test_completions")),
-        ("rank_correlation", "rank correlation of log-ratio and reward", row.get("logratio/rank_correlation")),
-    ]
-    of_policies = ("win_rate", "kl", "rank_correlation")
+    names = [name for name in _METRICS if policy != "reference" or name not in _AGAINST_REFERENCE]
+    found = [(*_METRICS[name], MEASURES[name].value(row)) for name in names]
     return [
         EvalResult(
             task_type="text-generation",
@@ -147,9 +153,9 @@ def evaluation_results(
             dataset_name=", ".join(file for file, _ in files),
             dataset_split="test",
             metric_type=kind,
-            metric_name=f"{words} ({results['primary']} completions)",
+            metric_name=f"{title} ({results['primary']} completions)",
             metric_value=float(f"{number:.5g}"),
         )
-        for kind, words, number in found
-        if number is not None and math.isfinite(number) and not (policy == "reference" and kind in of_policies)
+        for kind, title, number in found
+        if number is not None and math.isfinite(number)
     ]

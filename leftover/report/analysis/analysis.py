@@ -1,4 +1,4 @@
-"""The story of the leftover in numbers: what a page about scored rows says, as one dictionary."""
+"""The leftover in numbers: what a page about scored rows shows, as one dictionary."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _ROWS_SHOWN = 8
 
 
 def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
-    """What `leftover inspect` tells of rows; arrays for pictures under `advantage`, `reward` and `value`.
+    """What `leftover inspect` reports about rows; arrays for pictures under `advantage`, `reward` and `value`.
 
     Rows without a reward or a value are counted in `without_advantage` and nowhere else.
     """
@@ -49,7 +49,7 @@ def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
 
 
 def weight_of_heaviest(weights: np.ndarray, share: float = 0.1) -> float | None:
-    """The part of all weight that the heaviest `share` of rows has; None where there is none."""
+    """The share of all weight that the heaviest `share` of rows carries; None without any weight."""
     if not len(weights) or not weights.sum() > 0:
         return None
     heaviest = np.sort(weights)[::-1][: max(1, round(share * len(weights)))]
@@ -57,7 +57,7 @@ def weight_of_heaviest(weights: np.ndarray, share: float = 0.1) -> float | None:
 
 
 def _disagreement(rows: ScoredRows, known: np.ndarray, seed: int) -> dict[str, Any]:
-    """Rows by how far their reward is from their neighbours', with the nearest neighbour beside each."""
+    """Rows ordered by how far their reward is from their neighbours', each with its nearest neighbour."""
     found = neighbour_disagreement(
         [rows.prompts[i] for i in known], [rows.completions[i] for i in known], rows.reward[known], seed=seed
     )

@@ -1,4 +1,4 @@
-"""Does V(x) tell the reward that rows of its prompts get, on average?"""
+"""How well V(x) predicts the mean reward of a prompt's rows."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) -> dict[str, Any]:
-    """Rows in bins of equally many by value: mean value against mean reward.
+    """Mean value against mean reward, in bins of equally many rows by value.
 
     Args:
-        values, rewards: [N]; rows that lack either are left out.
+        values, rewards: [N]; rows without either are skipped.
 
     Returns:
         bins: per bin `count`, `value` (mean), `reward` (mean) and `error` (standard error of the latter; None for one

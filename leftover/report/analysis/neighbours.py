@@ -25,7 +25,7 @@ def neighbour_disagreement(
 
     Args:
         rewards: [N], finite.
-        max_rows: of more rows so many are drawn by the seed, since the cost grows with their square.
+        max_rows: if there are more rows, this many are drawn by the seed, since the cost grows with their square.
 
     Returns:
         rows: [n] indices of the rows compared, n <= max_rows; fewer where rows are like no other.
@@ -38,14 +38,11 @@ def neighbour_disagreement(
     chosen = np.arange(len(prompts))
     if len(chosen) > max_rows:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:max_rows])
-    num_neighbours = min(num_neighbours, len(chosen) - 1)
-    if num_neighbours < 1:
-        return _nothing(len(chosen))
-    nearest, similarity = _nearest(
-        [[texts[i] for i in chosen.tolist()] for texts in (prompts, completions)], num_neighbours
-    )
+    num_neighbours = max(0, min(num_neighbours, len(chosen) - 1))
+    texts = [[column[i] for i in chosen.tolist()] for column in (prompts, completions)]
+    nearest, similarity = _nearest(texts, num_neighbours)
     total = similarity.sum(1)
-    known = total / num_neighbours >= _LEAST_SIMILARITY
+    known = total / max(num_neighbours, 1) >= _LEAST_SIMILARITY
     values = np.asarray(rewards, np.float64)[chosen]
     expected = (similarity * values[nearest]).sum(1)[known] / total[known]
     observed = values[known]
@@ -54,20 +51,9 @@ def neighbour_disagreement(
         "rows": chosen[known],
         "expected": expected,
         "neighbours": chosen[nearest[known]],
-        "similarity": total[known] / num_neighbours,
+        "similarity": total[known] / max(num_neighbours, 1),
         "correlation": float(np.corrcoef(observed, expected)[0, 1]) if varied else float("nan"),
         "num_compared": len(chosen),
-    }
-
-
-def _nothing(num_compared: int) -> dict[str, Any]:
-    return {
-        "rows": np.empty(0, np.int64),
-        "expected": np.empty(0),
-        "neighbours": np.empty((0, 0), np.int64),
-        "similarity": np.empty(0),
-        "correlation": float("nan"),
-        "num_compared": num_compared,
     }
 
 

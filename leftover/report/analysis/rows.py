@@ -1,4 +1,4 @@
-"""Scored rows as arrays: from the table of a run, or from a data file alone, whose value is fitted on words."""
+"""Scored rows as arrays: from the table of a run, or from a data file, whose value is fitted on words."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _NUM_FEATURES = 100
 
 @dataclass
 class ScoredRows:
-    """Texts [N], and arrays [N] of which NaN marks what a row has not."""
+    """Texts [N], and arrays [N] in which NaN means that a row has no such number."""
 
     prompts: list[str]
     completions: list[str]
@@ -81,7 +81,7 @@ def value_of_words(
 
 
 def _word_features(prompts: Sequence[str]) -> np.ndarray:
-    """[N, at most 100] float32; computed once a distinct prompt."""
+    """[N, at most 100] float32; computed once for each distinct prompt."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 

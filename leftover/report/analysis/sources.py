@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 
-_Z = 1.959963984540054  # of a 95 % interval
-
 
 def leftover_by_source(
     sources: Sequence[str | None], rewards: np.ndarray, advantages: np.ndarray, *, max_sources: int = 20
 ) -> list[dict[str, Any]]:
     """For every source its rows, leftover share with a 95 % interval (Wilson, 1927), and share of the drawing weight.
 
-    Rows without an advantage (NaN) are left out; the sources beyond the `max_sources` with most rows are one, named
+    Rows without an advantage (NaN) are skipped; sources beyond the `max_sources` largest are merged into one named
     None. The weight of a row is max(A, 0), by which priority draws. Largest share first; empty for fewer than two
     sources.
     """
@@ -23,12 +21,13 @@ def leftover_by_source(
     found, member, counts = np.unique(names.astype(str), return_inverse=True, return_counts=True)
     if len(found) < 2:
         return []
-    by_size = np.argsort(-counts, kind="stable")
-    kept = by_size if len(found) <= max_sources else by_size[: max_sources - 1]
-    weights = np.clip(advantages, 0.0, None)
+    kept = np.argsort(-counts, kind="stable")
+    if len(found) > max_sources:
+        kept = kept[: max_sources - 1]
     parts: list[tuple[str | None, np.ndarray]] = [(str(found[i]), member == i) for i in kept]
     if len(kept) < len(found):
         parts.append((None, ~np.isin(member, kept)))
+    weights = np.clip(advantages, 0.0, None)
     table = []
     for name, inside in parts:
         rows, leftover = int(inside.sum()), int((advantages[inside] > 0).sum())
@@ -50,7 +49,7 @@ def leftover_by_source(
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson, 1927)."""
-    share, z2 = successes / trials, _Z**2 / trials
-    middle = share + z2 / 2
-    half = _Z * np.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
-    return float((middle - half) / (1 + z2)), float((middle + half) / (1 + z2))
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

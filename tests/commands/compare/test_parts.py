@@ -14,7 +14,7 @@ from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_tri
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
 from leftover.errors import UserError
-from leftover.evaluation.results import against_data, describe_data
+from leftover.evaluation.statistics import against_data, describe_data
 from leftover.monitoring.memory import peak_memory
 from leftover.objectives import OBJECTIVES
 from leftover.recipe.files import make_recipe

@@ -1,0 +1,134 @@
+"""The numbers of a result row: what tables call each, which way is better, how it is printed and what it means."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+from leftover.runs.records import IntervalRecord, ResultRow
+
+MISSING = "–"
+_FEW_PAIRS = 20
+
+
+def number(value: float | None, form: str) -> str:
+    """`value` under a format specification; a dash where it was not measured or is not a number."""
+    return MISSING if value is None or value != value else format(value, form)
+
+
+def bounds(value: IntervalRecord, form: str = ".3f") -> str:
+    """`[low, high]`."""
+    return f"[{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def interval(value: IntervalRecord | None, form: str = ".3f") -> str:
+    """`mean [low, high]`; a dash where nothing was measured."""
+    return MISSING if value is None else f"{value['mean']:{form}} {bounds(value, form)}"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a result row, or a column made of several."""
+
+    name: str  # its key in results.json, comparison.json and comparison.csv
+    heading: str
+    form: str = ",.2f"  # format specification
+    better: Literal["higher", "lower", ""] = ""  # empty where neither is
+    meaning: str = ""  # what the glossary says after the heading
+    _: KW_ONLY
+    column: Literal["all", "comparison", "none"] = "all"  # which result tables show it
+    with_interval: bool = False  # whether they show its 95 % interval, too
+    text: Callable[[ResultRow], str] | None = None  # row -> cell, in place of `form`
+
+    def value(self, row: ResultRow) -> float | None:
+        """The number in a row (of an interval its mean), or None where it was not measured."""
+        found = row.get(self.name)
+        return found["mean"] if isinstance(found, dict) else found
+
+    def cell(self, row: ResultRow) -> str:
+        """The number as tables print it."""
+        if self.text is not None:
+            return self.text(row)
+        return interval(row.get(self.name), self.form) if self.with_interval else number(self.value(row), self.form)
+
+
+def _rate_of_pairs(row: ResultRow) -> str:
+    """The rate with the number of its pairs; a dash where they are too few to say anything."""
+    pairs = row.get("pairs_of_equal_length") or 0
+    return MISSING if pairs < _FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
+
+
+def _range(row: ResultRow) -> str:
+    rewards = (row.get("reward_by_seed") or {}).values()
+    return f"{min(rewards):.3f} to {max(rewards):.3f}" if len(rewards) > 1 else MISSING
+
+
+def _distinct(row: ResultRow) -> str:
+    return "/".join(number(row.get(f"distinct_{n}"), ".3f") for n in (1, 2, 3))
+
+
+# In the order of columns, and of comparison.csv.
+_MEASURES = (
+    Measure("reward", "reward [95 %]", ".3f", "higher", "mean over prompts", with_interval=True),
+    Measure("range", "range over seeds", text=_range),
+    Measure("difference_from_reference", "− reference [95 %]", "+.3f", column="comparison", with_interval=True),
+    Measure("difference_from_data", "− data [95 %]", "+.3f", column="none", with_interval=True),
+    Measure("prompts", "prompts", ",d", column="none"),
+    Measure("win_rate", "win rate", ".2f", "higher", "by reward against the reference's completion, a tie one half"),
+    Measure(
+        "win_rate_at_equal_length",
+        "win rate, equal length",
+        meaning="over the pairs of all seeds whose lengths differ by at most a tenth, in brackets how many (a dash for "
+        f"fewer than {_FEW_PAIRS})",
+        text=_rate_of_pairs,
+    ),
+    Measure("pairs_of_equal_length", "pairs of equal length", ",d", column="none"),
+    Measure("win_rate_against_data", "win rate, data", meaning="against the data's completions", column="comparison"),
+    Measure("length", "length", ",.1f", meaning="in tokens"),
+    Measure("unended", "cut at the limit", column="comparison", text=lambda r: number(r.get("unended") or None, ".0%")),
+    Measure(
+        "distinct", "distinct-1/2/3", meaning="distinct n-grams over all n-grams of the completions", text=_distinct
+    ),
+    *(Measure(f"distinct_{n}", f"distinct-{n}", ".3f", column="none") for n in (1, 2, 3)),
+    Measure("distinct_2_relative", "distinct-2, × reference", meaning="both cut to the shorter text for every prompt"),
+    Measure("own_perplexity_under_base", "perplexity of its own, base", meaning="of its completions under the base"),
+    Measure(
+        "own_perplexity_under_reference",
+        "perplexity of its own, reference",
+        meaning="of its completions under the reference",
+    ),
+    Measure("perplexity_of_test_completions", "perplexity of test rows", ",.2f", "lower", "of the data's completions"),
+    Measure("kl", "KL", meaning="policy to reference, in nats a completion, on the policy's samples"),
+    Measure(
+        "logratio/rank_correlation",
+        "rank correlation",
+        ".3f",
+        "higher",
+        "of log-ratio and recorded reward on test rows",
+    ),
+    Measure("logratio/pair_accuracy", "pair accuracy", ".3f", "higher", "of the log-ratio on test rows of one prompt"),
+)
+MEASURES = {measure.name: measure for measure in _MEASURES}
+
+
+def columns(of: Literal["run", "comparison"]) -> list[Measure]:
+    """The columns of the result table of a run or of a comparison."""
+    return [m for m in _MEASURES if m.column == "all" or m.column == of]
+
+
+def glossary(measures: Iterable[Measure]) -> str:
+    """What the columns of a table mean, as one paragraph."""
+    said = ["Intervals: 95 %, bootstrap by prompt family."]
+    for measure in measures:
+        better = f" ({measure.better} is better)" if measure.better else ""
+        said += [f"{measure.heading}{better}: {measure.meaning}."] if measure.meaning else []
+    return " ".join(said)
+
+
+def part_names(row: Iterable[str], *kinds: str) -> list[str]:
+    """The keys of a row or record that are components of the reward or judges (default: both)."""
+    return [name for name in row if name.startswith(kinds or ("reward/", "judge/"))]
+
+
+def part(name: str, heading: str = "") -> Measure:
+    """The measure of one component of the reward, or of one judge."""
+    return Measure(name, heading or name, ".3f", "higher", with_interval=True)

@@ -1,0 +1,201 @@
+"""From completions of the reference and of every policy and seed to one table of results. Pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from leftover.evaluation.measures import part_names
+from leftover.metrics import (
+    bootstrap_interval,
+    cut_to_equal_length,
+    distinct_n,
+    perplexity,
+    rank_correlation,
+    sampled_kl,
+    win_rate,
+    win_rate_at_equal_length,
+)
+from leftover.runs.records import CompletionRecord, Difference, IntervalRecord, Records, ResultRow
+
+
+class DataRecord(TypedDict):
+    """The data's own completion of a test prompt, and the scores of all completions that the data has of it."""
+
+    group: int
+    family: int
+    text: str
+    tokens: int
+    rewards: list[float]
+
+
+def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> ResultRow:
+    """One row of the result table: a policy over its seeds, on the prompts the reference completed too.
+
+    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family; the range over
+    seeds stands beside them.
+    """
+    theirs = _by_prompt(reference, decoding)
+    ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
+    every = list(ours.values())
+    _check_same_prompts(theirs, *every)
+    row: ResultRow = {"seeds": sorted(seeds), "prompts": len(theirs)}
+    if "reward" in theirs[0]:
+        row |= _rewards(ours, theirs)
+    if "ended" in theirs[0]:
+        row["unended"] = 1 - _mean([np.mean(_column(records, "ended")) for records in every])
+    row["reward_length_correlation"] = reward_length_correlation([record for records in every for record in records])
+    row["length"] = _mean([np.mean(_column(records, "tokens")) for records in every])
+    texts = [_texts(records) for records in every]
+    row |= {f"distinct_{n}": _mean([distinct_n(own, n) for own in texts]) for n in (1, 2, 3)}
+    row["distinct_2_relative"] = _relative_diversity(texts, _texts(theirs))
+    for model in ("reference", "base"):
+        if f"{model}_logprob" in theirs[0]:
+            row[f"own_perplexity_under_{model}"] = _mean([_perplexity(r, f"{model}_logprob") for r in every])
+    if decoding == "sampled":
+        kl = [sampled_kl(_column(records, "logprob"), _column(records, "reference_logprob")) for records in every]
+        row["kl"] = _interval(kl, theirs)
+    for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
+        if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:
+            row["perplexity_of_test_completions" if name == "perplexity" else name] = _mean(found)
+            row[f"{name} by seed"] = found
+    return row
+
+
+def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
+    """The numbers of a row that need rewards."""
+    base, base_tokens = _column(theirs, "reward"), _column(theirs, "tokens")
+    by_seed = {seed: _column(records, "reward") for seed, records in ours.items()}
+    rewards = list(by_seed.values())
+    equal = [win_rate_at_equal_length(r, base, _column(ours[s], "tokens"), base_tokens) for s, r in by_seed.items()]
+    pairs = sum(count for _, count in equal)
+    return {
+        "reward": _interval(rewards, theirs),
+        "reward_by_seed": {seed: float(of_seed.mean()) for seed, of_seed in by_seed.items()},
+        "difference_from_reference": _interval([np.mean(rewards, axis=0) - base], theirs),
+        "win_rate": _mean([win_rate(of_seed, base) for of_seed in rewards]),
+        "win_rate_at_equal_length": sum(rate * count for rate, count in equal if count) / pairs if pairs else None,
+        "pairs_of_equal_length": pairs,
+        **_intervals(list(ours.values()), part_names(theirs[0])),
+    }
+
+
+def reward_length_correlation(records: Sequence[CompletionRecord]) -> float | None:
+    """Rank correlation of reward and tokens over completions; None where there are no rewards, or no spread."""
+    scored = [record for record in records if "reward" in record]
+    found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
+    return found if found == found else None
+
+
+def by_source(seeds: dict[int, Records], decoding: str) -> dict[str, ResultRow]:
+    """The rewards and judges of `summarise` for each source of test prompts; empty where there is only one."""
+    ours = [_by_prompt(records, decoding) for records in seeds.values()]
+    sources = sorted({str(record.get("source")) for record in ours[0]})
+    found: dict[str, ResultRow] = {}
+    for source in sources if len(sources) > 1 else ():
+        inside = [[r for r in records if str(r.get("source")) == source] for records in ours]
+        names = [name for name in ("reward", *part_names(inside[0][0])) if name in inside[0][0]]
+        found[source] = {"prompts": len(inside[0]), **_intervals(inside, names)}
+    return found
+
+
+def compare(
+    ours: dict[int, Records], theirs: dict[int, Records], decoding: str, measure: str = "reward"
+) -> Difference | None:
+    """The paired difference of two policies' means, prompt by prompt, averaged over the seeds they share.
+
+    `measure`: the reward, or the column of a component or a judge; None is returned where it was not measured.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
+    if not pairs or measure not in pairs[0][0][0]:
+        return None
+    _check_same_prompts(*(records for pair in pairs for records in pair))
+    columns = [(_column(a, measure), _column(b, measure)) for a, b in pairs]
+    differences = [a - b for a, b in columns]
+    return {
+        "difference": _interval(differences, pairs[0][0]),
+        "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
+        "win_rate": _mean([win_rate(a, b) for a, b in columns]),
+    }
+
+
+def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decoding: str) -> ResultRow:
+    """A policy over its seeds against the data's own completions, on the prompts (`data`: group -> their rewards).
+
+    A prompt with several scored completions counts once: its win rate is the mean over them, its difference that from
+    their mean reward. Empty where nothing can be compared.
+    """
+    ours = [[r for r in _by_prompt(records, decoding) if data.get(r["group"])] for records in seeds.values()]
+    if not ours or not ours[0] or "reward" not in ours[0][0]:
+        return {}
+    _check_same_prompts(*ours)
+    rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
+    theirs = [data[record["group"]] for record in ours[0]]
+    wins = [
+        win_rate([record["reward"]] * len(data[record["group"]]), data[record["group"]])
+        for records in ours
+        for record in records
+    ]
+    return {
+        "win_rate_against_data": _mean(wins),
+        "difference_from_data": _interval([rewards - np.array([np.mean(own) for own in theirs])], ours[0]),
+        "prompts_with_data_reward": len(theirs),
+    }
+
+
+def describe_data(rows: Sequence[DataRecord]) -> ResultRow:
+    """The row of the data's own completions in the result table."""
+    found: ResultRow = {"seeds": [], "prompts": len(rows), "length": float(_column(rows, "tokens").mean())}
+    if scored := [row for row in rows if row["rewards"]]:
+        found["reward"] = _interval([np.array([np.mean(row["rewards"]) for row in scored])], scored)
+    return found | {f"distinct_{n}": distinct_n(_texts(rows), n) for n in (1, 2, 3)}
+
+
+def _check_same_prompts(first: Records, *others: Records) -> None:
+    groups = [record["group"] for record in first]
+    if any([record["group"] for record in records] != groups for records in others):
+        raise ValueError("paired statistics need completions of the same prompts")
+
+
+def _by_prompt(records: Records, decoding: str) -> Records:
+    return sorted((r for r in records if r["decoding"] == decoding), key=lambda r: r["group"])
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    return np.array([record[name] for record in records], np.float64)
+
+
+def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
+    """Of the mean over seeds; `seeds`: for each one number for each record."""
+    mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _intervals(seeds: Sequence[Records], names: Sequence[str]) -> dict[str, IntervalRecord]:
+    return {name: _interval([_column(records, name) for records in seeds], seeds[0]) for name in names}
+
+
+def _relative_diversity(ours: Sequence[list[str]], reference: list[str]) -> float | None:
+    """distinct-2 over the reference's, both cut to the shorter of the two for every prompt; mean over seeds.
+
+    A text cut short holds fewer n-grams, which are more often distinct: only texts of one length can be compared. None
+    where the reference has no pair of words left.
+    """
+    ratios = []
+    for texts in ours:
+        own, theirs = (distinct_n(cut, 2) for cut in cut_to_equal_length([texts, reference]))
+        ratios.append(own / theirs if theirs else np.nan)
+    return None if np.isnan(ratios).any() else _mean(ratios)
+
+
+def _texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [record["text"] for record in records]
+
+
+def _perplexity(records: Records, column: str) -> float:
+    return perplexity(float(_column(records, column).sum()), int(_column(records, "tokens").sum()))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,93 @@
+"""What the pictures of page, report and comparison share: opening a figure, styles of policies, curves over seeds."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from leftover.runs.records import ResultRow
+
+Curve = Mapping[int, Mapping[int, float]]  # seed -> step -> number
+
+_MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
+_COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
+
+
+@contextmanager
+def figure(rc: Any = None, **options: Any) -> Iterator[tuple["Figure", Any]]:
+    """`plt.subplots(**options)` without a display, under the settings `rc`; closed at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context(rc):
+        made, axes = plt.subplots(**options)
+        try:
+            yield made, axes
+        finally:
+            plt.close(made)
+
+
+def series_style(number: int) -> dict[str, Any]:
+    """Colour, marker and line of policy `number` in PNG pictures; no two of the first 120 are alike."""
+    import matplotlib
+
+    turn, color = divmod(number, _COLORS)
+    return {
+        "color": matplotlib.colormaps["tab10"](color),
+        "marker": _MARKERS[turn % len(_MARKERS)],
+        "ls": _LINES[turn % len(_LINES)],
+    }
+
+
+class Line(NamedTuple):
+    """A curve over seeds: at every step the mean and the range."""
+
+    steps: list[int]
+    means: list[float]
+    lows: list[float]
+    highs: list[float]
+
+
+def over_seeds(curve: Curve) -> Line:
+    """The mean and range at every step, over the seeds that have it."""
+    steps = sorted({step for points in curve.values() for step in points})
+    found = [[points[step] for points in curve.values() if step in points] for step in steps]
+    return Line(steps, [float(np.mean(v)) for v in found], [min(v) for v in found], [max(v) for v in found])
+
+
+def paint_curve(axis: "Axes", line: Line, chosen: Iterable[int], *, band: bool, **style: Any) -> None:
+    """Draw means over seeds, their range as a `band`, and a ring at every step in `chosen`.
+
+    Where there are many steps, means of neighbouring ones are drawn (`thinned`).
+    """
+    x, means, lows, highs = (thinned(values) for values in line)
+    axis.plot(x, means, **({"marker": "o" if len(x) < 15 else None} | style))
+    if band:
+        axis.fill_between(x, lows, highs, color=style["color"], alpha=0.15, lw=0)
+    for step in chosen:
+        if line.steps[0] <= step <= line.steps[-1]:
+            mean = np.interp(step, line.steps, line.means)
+            axis.plot(step, mean, marker="o", ms=8, mfc="none", mec=style["color"])
+
+
+def thinned(values: Sequence[float]) -> np.ndarray:
+    """The values, or means of neighbouring ones if there are more than `_MAX_STEPS`."""
+    array = np.asarray(values, np.float64)
+    width = -(-len(array) // _MAX_STEPS)
+    if width <= 1:
+        return array
+    return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
+
+
+def paint_reward_against_diversity(axis: "Axes", row: "ResultRow", **style: Any) -> None:
+    """Draw one policy as a point: its mean reward with its interval at its relative distinct-2."""
+    reward = row["reward"]
+    ends = [[reward["mean"] - reward["low"]], [reward["high"] - reward["mean"]]]
+    axis.errorbar([row["distinct_2_relative"]], [reward["mean"]], yerr=ends, capsize=3, **style)

@@ -1,0 +1,46 @@
+"""What one evaluated completion is on disk, and what a row of results holds."""
+
+from typing import Any, Required, TypedDict
+
+
+class CompletionRecord(TypedDict, total=False):
+    """One completion of a test prompt, a line of `evaluation/<subject>.jsonl`.
+
+    Beside these keys it has a number for each `reward/<component>` and `judge/<name>`. Log-probabilities are sums over
+    the completion, under the policy itself, the reference and the pretrained base.
+    """
+
+    group: Required[int]  # the prompt
+    family: Required[int]  # of prompts that are alike; bootstraps resample these
+    source: str | None
+    decoding: Required[str]
+    text: Required[str]
+    tokens: Required[int]
+    ended: bool  # False: it ran into the length limit
+    reward: float
+    logprob: float
+    reference_logprob: float
+    base_logprob: float
+
+
+class IntervalRecord(TypedDict):
+    """A mean with its 95 % interval, as JSON holds it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Difference(TypedDict):
+    """Two policies compared prompt by prompt: the first minus the second."""
+
+    difference: IntervalRecord
+    by_seed: dict[int, float]
+    win_rate: float
+
+
+Records = list[CompletionRecord]
+BySeed = dict[str, dict[int, Records]]  # subject (a policy or "reference") -> seed -> completions
+# A subject's row of results: name of a `leftover.evaluation.measures.Measure` -> number or IntervalRecord, and beside
+# them `seeds`, `reward_by_seed`, and `reward/<component>` and `judge/<name>`, which differ from run to run.
+ResultRow = dict[str, Any]
