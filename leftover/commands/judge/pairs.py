@@ -146,7 +146,7 @@ def compare_sides(
     pairs = [
         Pair(
             prompt_id=ids[record["group"]],
-            prompt=prompt_text(rows[record["group"]][0]),
+            prompt=readable(rows[record["group"]][0], "\n\n", tools=True),
             ours=record["text"].strip(),
             theirs=sides[seed][1][ids[record["group"]]].strip(),
             family=record["family"],
@@ -206,9 +206,3 @@ def own_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def prompt_id(row: dict[str, Any]) -> str:
     """The digest of a prompt: its text or its messages, and its tools."""
     return digest([as_prompt(row["prompt"], row["conversational"]), row.get("tools")])
-
-
-def prompt_text(row: dict[str, Any]) -> str:
-    """A prompt as text for a reader: tools, and `role: content` for the messages of a conversation."""
-    text = readable(row, "\n\n")
-    return f"tools: {row['tools']}\n\n{text}" if row["conversational"] and row.get("tools") else text

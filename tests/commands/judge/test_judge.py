@@ -12,7 +12,8 @@ import pytest
 
 from leftover.cli import main
 from leftover.commands.judge import pairs as pairs_module
-from leftover.commands.judge.pairs import compare_sides, evaluated_completions, own_row, prompt_text, rows_by_prompt
+from leftover.commands.judge.pairs import compare_sides, evaluated_completions, own_row, rows_by_prompt
+from leftover.data.chat import readable
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
@@ -144,7 +145,7 @@ def test_the_data_is_the_chosen_row_of_a_prompt_or_else_the_first():
 def test_conversations_are_shown_turn_by_turn():
     prompt = json.dumps([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
     row = {"prompt": prompt, "conversational": True, "tools": '[{"name": "f"}]'}
-    assert prompt_text(row) == 'tools: [{"name": "f"}]\n\nsystem: Be kind.\n\nuser: Hi'
+    assert readable(row, "\n\n", tools=True) == 'tools: [{"name": "f"}]\n\nsystem: Be kind.\n\nuser: Hi'
 
 
 @pytest.mark.parametrize("completion", ["Hello", "42", "[1]"])
