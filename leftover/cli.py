@@ -105,9 +105,9 @@ def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
 def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
     set_up_logging()
     if dry_run:
-        from leftover.commands.plan.show import dry_run as show_plan
+        from leftover.commands.dry_run.show import dry_run as show_estimate
 
-        show_plan(recipe, until)
+        show_estimate(recipe, until)
     else:
         from leftover import pipeline
 
