@@ -36,9 +36,9 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
     loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
     set_up_logging()
     if dry_run:
-        from leftover.commands.compare.dry_run import dry_run as show_plan
+        from leftover.commands.compare.dry_run import dry_run as print_estimate
 
-        show_plan(loaded, asked)
+        print_estimate(loaded, asked)
         return
     from leftover.commands.compare.jobs import raise_for
     from leftover.commands.compare.show import print_comparison
