@@ -1,4 +1,4 @@
-"""The command line. Exit status 0, or 2 with one message for anything the user can mend.
+"""The command line. Exit status 0, or 2 with one message for anything the user can fix.
 
 A command that is a package declares its options in its `command.py`, the others are declared here. Their bodies import
 what they need, so that `--help` answers at once.
@@ -20,7 +20,7 @@ from leftover.monitoring.terminal import harmless, set_up_logging
 if TYPE_CHECKING:
     from leftover.recipe.sections import Recipe
 
-_EPILOG = "Errors that you can mend exit with 2 and say how; --debug shows the traceback."
+_EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows the traceback."
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _mendable(error: Exception) -> str | None:
-    """The message for an error that the user can mend; None for a defect of ours."""
+    """The message for an error that the user can fix; None for a defect of ours."""
     if isinstance(error, UserError):
         return str(error)
     # A write on an open file knows no name; safetensors and torch.save raise their own errors without a number.

@@ -217,7 +217,7 @@ class Chat:
         except TemplateSyntaxError as error:
             raise UserError(f"model.chat_template is not valid Jinja: {first_line(error)}") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            remedy = "mend its turns, or set model.chat_template to a template that takes them"
+            remedy = "fix its turns, or set model.chat_template to a template that takes them"
             rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
             if 0 < len(rest) < len(messages) and not self._raises(conversation._replace(messages=rest), **keywords):
                 remedy = (

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REMEDY = "Mend or drop them, or rename your columns (Dataset.rename_column)"
-_CHAT_REMEDY = "Mend or drop them, or give the tokenizer another chat_template"
+_REMEDY = "Fix or drop them, or rename your columns (Dataset.rename_column)"
+_CHAT_REMEDY = "Fix or drop them, or give the tokenizer another chat_template"
 
 
 def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:

@@ -1,4 +1,4 @@
-"""Located rows of any format -> checked rows of the table; faulty ones are refused or put aside, never lost."""
+"""Located rows of any format -> checked rows of the table; faulty ones are refused or written to a file, never lost."""
 
 import hashlib
 import itertools
@@ -44,7 +44,7 @@ def text_hash(text: str) -> int:
 
 
 class Rejects:
-    """Rows that are put aside, with the reason, in `rejected_rows.jsonl` of the run."""
+    """Dropped rows, with the reason, in `rejected_rows.jsonl` of the run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -64,7 +64,7 @@ class Rejects:
 
 
 REMEDY = (
-    "Mend them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside in "
+    "Fix them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside in "
     "rejected_rows.jsonl"
 )
 

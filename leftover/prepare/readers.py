@@ -37,8 +37,8 @@ def training_rows(
 def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) -> tuple[str, ...]:
     """Blocks of row constants that every policy and evaluation reads, and those that this policy alone needs.
 
-    What other policies of the recipe need is left out, so that adding or removing one of them retrains none. A block
-    that an earlier recipe left in the folder, and that this one does not use, is of other rows or rewards.
+    Blocks that only other policies need are not among them, so that adding or removing a policy retrains no other. A
+    block that this recipe does not use was left by an earlier one, for other rows or rewards.
     """
     own: tuple[str, ...] = ()
     if policy is not None and policy in offline_policies(recipe):

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def read(run: Run) -> None:
     """Block `rows`: the user's rows, checked."""
     data, stats = run.recipe.data, dict[str, Any]()
-    check_files(data)  # before an earlier table makes way
+    check_files(data)  # before an earlier table is discarded
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
     def rows() -> Iterator[dict]:
@@ -48,9 +48,9 @@ def read(run: Run) -> None:
             stats["without_reward"],
         )
         for reason, count in stats["left_out"].items():
-            log.info("rows: %d left out %s", count, reason)
+            log.info("rows: %d dropped %s", count, reason)
         if stats["other_parts"]:
-            log.info("rows: %d left out, of families outside data.part", stats["other_parts"])
+            log.info("rows: %d dropped because their families are outside data.part", stats["other_parts"])
 
 
 def row_settings(data: DataSection) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def split(run: Run) -> None:
 
 
 def fit_tokenizer(run: Run) -> None:
-    """`tokenizer/`: of the training rows' own, where the recipe asks for one."""
+    """`tokenizer/`: trained on the training rows, where the recipe asks for that."""
     settings = run.recipe.model.tokenizer
     if not isinstance(settings, TokenizerSection):
         return
@@ -138,7 +138,7 @@ def tokens(run: Run) -> None:
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
 
 
-_SKIP = "Mend them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+_SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
 
 
 def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:

@@ -1,4 +1,4 @@
-"""The score stage: every component of the reward for every row, each in a block of its own, then their sum."""
+"""The score stage: every component of the reward for every row, each in its own block, then their sum."""
 
 import logging
 import shutil

@@ -156,7 +156,7 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
         errors = [1.96 * (b["error"] or 0.0) for b in bins]
         means = [b["value"] for b in bins], [b["reward"] for b in bins]
         style: dict[str, Any] = {"color": series_color(1), "marker": "o", "ms": 4, "lw": 1.4, "capsize": 2}
-        axis.errorbar(*means, yerr=errors, label="mean of rows of like V", **style)
+        axis.errorbar(*means, yerr=errors, label="mean of rows of similar V", **style)
         axis.set(xlabel="value V(x)", ylabel="reward R(x, y)")
         axis.grid(color=GRID)
 

@@ -75,7 +75,7 @@ def _notes(of: Mapping[str, Any]) -> list[str]:
     left_out = {
         "questions without an answer": of.get("unanswered"),
         "answers without a verdict": of.get("without_verdict"),
-        "pairs left out for that": of.get("pairs_without_outcome"),
+        "pairs skipped for that": of.get("pairs_without_outcome"),
         "identical pairs, tied without asking": of.get("identical_pairs"),
     }
     if any(left_out.values()):

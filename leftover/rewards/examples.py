@@ -73,7 +73,7 @@ def data_identity(data: DataSection) -> dict[str, Any]:
 def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:
     """Rows of a data section as examples, and counts of rows read and dropped."""
     stats: dict[str, int] = {}
-    remedy = "Mend them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
+    remedy = "Fix them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
     try:
         rows = list(check_rows(read_rows(data), data, Rejects(rejected), stats, remedy))
     except UserError as error:  # it names the keys of `data`, which are those of `fit` here

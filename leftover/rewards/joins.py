@@ -103,7 +103,7 @@ class Join:
         if match is None or match.group(1) is None:
             raise UserError(
                 f"classifier prompt_pattern {self.prompt_pattern!r} matches nothing in the prompt {text!r:.100}: "
-                "mend the pattern, or remove it to show the whole prompt"
+                "fix the pattern, or remove it to show the whole prompt"
             )
         return self._stripped(match.group(1))
 

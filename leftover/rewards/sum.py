@@ -73,7 +73,7 @@ class SumReward:
             silent = [name for name, column in scores.items() if any(score is None for score in column)]
             raise UserError(
                 f"no score for {int(np.isnan(total).sum())} of {len(total)} new completions from {', '.join(silent)}: "
-                "mend the function, or set reward.missing to impute or renormalise"
+                "fix the function, or set reward.missing to impute or renormalise"
             )
         return total.tolist()
 

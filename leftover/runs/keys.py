@@ -16,7 +16,7 @@ _TOKENIZER_FILES = (
 
 
 def tokenizer_key(run: Run) -> Key:
-    """The tokenizer's files, and what the recipe says of templates and end tokens."""
+    """The tokenizer's files, and the recipe's templates and end tokens."""
     model = run.recipe.model
     if isinstance(model.tokenizer, TokenizerSection):
         files: Key | str = {"fit": run.manifest.digest("tokenizer")}

@@ -110,7 +110,7 @@ def test_a_run_says_how_many_rows_the_list_drops(tmp_path, tiny_recipe, rows_fil
     run = open_run(make_recipe(tiny_recipe(tmp_path, data=data)))
     with caplog.at_level(logging.INFO, "leftover"):
         read_stage(run)
-    assert "rows: 1 left out on the list of data.drop_listed" in caplog.text
+    assert "rows: 1 dropped" in caplog.text
     assert json.loads((run.folder / "prepare.json").read_text())["rows"]["left_out"] == {
         "on the list of data.drop_listed": 1
     }

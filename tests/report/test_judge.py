@@ -74,7 +74,7 @@ def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
     assert model["table"].cells[1][1] == "none" and model["table"].cells[2][1:4] == [HOSTILE, "0", "–"]
     said = " ".join(model["notes"])
     assert "preferred in 0.60 [0.50, 0.70]" in said and "orders agree on 75%" in said
-    assert "1 answers without a verdict; 1 pairs left out" in said and "0 " not in said.split("1 answers")[1][:20]
+    assert "1 answers without a verdict; 1 pairs skipped" in said and "0 " not in said.split("1 answers")[1][:20]
     assert "1,234 tokens of questions, 56 of answers, cost 0.0123; 2 answers were not counted" in said
     said = " ".join(people["notes"])
     assert "20 ratings; Krippendorff's alpha 0.55" in said

@@ -140,7 +140,7 @@ class Holding:
         return list(found.values())
 
     def _row_sizes(self) -> dict[str, tuple[int, int]]:
-        """Tokens fed and with logits, of the rows of a batch: rows of like length share one, so the longest do."""
+        """Tokens fed and with logits, of the rows of a batch: rows of similar length share one, so the longest do."""
         data, known = self.recipe.data, self.sizes.tokens
         limits = (data.max_prompt_tokens + data.max_completion_tokens - 1, data.max_completion_tokens)
         if known is None:

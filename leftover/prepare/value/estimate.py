@@ -1,4 +1,4 @@
-"""V for every row, by one of three kinds of targets; rows that share a prompt share a value (but for group_loo)."""
+"""V for every row, by one of three kinds of targets; rows that share a prompt share a value (except with group_loo)."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -203,7 +203,7 @@ def _options(
         size = tokens * prompts.rows.features.shape[1] // 2 * 4
         if size > _MAX_HIDDEN_BYTES:
             log.warning(
-                "value: the attention head is left out: hidden states of %d prompts would take %.1f GiB; lower "
+                "value: the attention head is not tried: hidden states of %d prompts would take %.1f GiB; lower "
                 "value.num_prompts to try it",
                 len(chosen),
                 size / 2**30,

@@ -1,4 +1,4 @@
-"""What a card says of a run: its model, data, reward and results, as plain texts and numbers."""
+"""What a card says about a run: its model, data, reward and results, as plain texts and numbers."""
 
 import math
 from importlib import metadata
@@ -52,7 +52,7 @@ def data_facts(prepared: dict[str, Any]) -> list[str]:
     """Rows read, kept, left over and split, a sentence each."""
     rows, split, tokens = prepared["rows"], prepared["split"], prepared["tokens"]
     said = [
-        f"{rows['read']:,} rows read, {rows['rejected']:,} rejected as faulty, {tokens['rows_dropped']:,} put aside as "
+        f"{rows['read']:,} rows read, {rows['rejected']:,} rejected as faulty, {tokens['rows_dropped']:,} dropped as "
         "too long.",
         f"Split by prompt family: {split['train']:,} training, {split['validation']:,} validation, {split['test']:,} "
         "test rows.",
