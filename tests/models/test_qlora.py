@@ -87,7 +87,7 @@ def test_without_a_gpu_only_a_package_with_kernels_for_the_cpu_will_do(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     package({"cuda"})
-    with pytest.raises(UserError, match="needs a GPU, and there is none"):
+    with pytest.raises(UserError, match="needs a GPU"):
         quantization.check_quantization()
     package({"cuda", "cpu"})
     quantization.check_quantization()
