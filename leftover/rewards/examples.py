@@ -10,7 +10,7 @@ import numpy as np
 
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
-from leftover.errors import UserError
+from leftover.errors import UserError, nearest
 from leftover.recipe.data_section import POLICY_KEYS, DataSection
 from leftover.rewards.base import Prompt, make
 from leftover.store.manifest import file_hash
@@ -61,6 +61,10 @@ def data_section(fit: object) -> DataSection:
         )
     if idle := [name for name in fit if name in POLICY_KEYS]:
         raise UserError(f"fit: {', '.join(idle)}: for the training of policies alone, not for a reward; remove it")
+    valid = [key for key in DataSection.model_fields if key not in POLICY_KEYS]
+    if unknown := next((name for name in fit if name not in valid), None):
+        close = nearest(str(unknown), valid) or f"; valid here: {', '.join(valid)}"
+        raise UserError(f"fit: unknown key '{unknown}'{close}")
     return make("fit", DataSection, {str(name): value for name, value in fit.items()})
 
 

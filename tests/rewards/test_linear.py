@@ -323,6 +323,7 @@ def test_rows_that_teach_nothing_are_refused_with_a_remedy(rows, settings, expec
         ({"fit": "rows", "path": "x"}, "needs `path` .* or `fit` .*, and not both"),
         ({"fit": "row"}, "fit is 'row': it takes `rows`, or the keys of a data section"),
         ({"fit": {"paht": "x"}}, "fit: unknown key 'paht'; did you mean 'path'"),
+        ({"fit": {"foo": "x"}}, "fit: unknown key 'foo'; valid here: path, .* on_bad_row, max_rows, part$"),
         ({"fit": {"path": "x", "columns": {"reward": 3}}}, "fit: columns.reward: Input should be a valid string"),
         ({"fit": {"path": "x", "max_prompt_tokens": 3}}, "fit: max_prompt_tokens: for the training of policies"),
         ({"fit": "rows", "feature": "pair"}, "unknown key 'feature'; did you mean 'features'"),
