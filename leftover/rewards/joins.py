@@ -158,7 +158,7 @@ class ClassifierSettings(Join):
     max_length: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     dtype: str = "float32"
-    device: str | None = None
+    device: str | int | None = None
 
     @field_validator("label", mode="before")
     @classmethod

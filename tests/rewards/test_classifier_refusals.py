@@ -160,3 +160,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path, classifiers, monkeypa
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(_Trap()))
     assert (tmp_path / "sprung").exists(), "the trap works"
+
+
+def test_a_device_may_be_a_number_as_elsewhere() -> None:
+    assert load_reward({"type": "classifier", "model": "m", "device": 0}).device == 0
