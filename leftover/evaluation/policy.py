@@ -74,9 +74,7 @@ def row_metrics(
     """Likelihood of the rows' own completions, and how the log-ratio orders their recorded rewards."""
     from leftover.models.reference import reference_pass
 
-    was_training = model.training
     logprobs, _ = reference_pass(model, tokenizer, rows, features=False, compute_dtype=dtype)
-    model.train(was_training)
     total, count = sum(float(lp.sum()) for lp in logprobs), sum(len(lp) for lp in logprobs)
     metrics = {"nll": -total / count, "perplexity": perplexity(total, count)}
     scored = [

@@ -1,6 +1,5 @@
 """One run: a recipe, and the paths and data of its folder."""
 
-import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from leftover.runs.models import Models
 from leftover.runs.names import reference_folder
 from leftover.store.manifest import FileHashes, Manifest, read_json, write_json
 from leftover.store.table import Table
-
-log = logging.getLogger(__name__)
 
 
 class Run:

@@ -3,7 +3,6 @@
 Units are prompts: one feature vector, one target (the mean reward of its completions), one family id.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
-
-log = logging.getLogger(__name__)
 
 _ALPHAS = np.logspace(0, 6, 13)
 _INNER_FOLDS = 5

@@ -1,6 +1,5 @@
 """Scored rows as arrays: from the table of a run, or from a data file, whose value is fitted on words."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,6 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.store.table import Table, column, equals
-
-log = logging.getLogger(__name__)
 
 _NUM_FEATURES = 100
 
