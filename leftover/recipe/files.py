@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,12 +12,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from leftover.errors import UserError, nearest, one_line
-from leftover.recipe.forms import LIST, MAPPING, TEXT
 from leftover.recipe.sections import Recipe, RewardSection
 
 log = logging.getLogger(__name__)
 
-_FORMS = (TEXT.tag, LIST.tag, MAPPING.tag)
+
+_DATA_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,6 +55,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     path = Path(path)
     if (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
+    if path.suffix in _DATA_ENDINGS:
+        raise UserError(
+            f"{path} is a data file, not a recipe: name it as data.path in a recipe (a YAML file, as in the README); "
+            f"`leftover inspect {path}` shows what its rows are worth"
+        )
     try:
         content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -74,7 +80,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Seque
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error))) from None
+        raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
     check_training_fields(recipe, where)
     return recipe
 
@@ -123,21 +129,30 @@ def _with_new_names(content: dict[str, Any], where: str, overrides: bool = False
         return content
     if "train_on" in data and not overrides:
         raise UserError(f"{where}: 'data.rows' is the old name of 'data.train_on': give only data.train_on")
-    log.warning("%s: 'data.rows' is now called 'data.train_on'; the old name is still read", where)
+    _warn_of_old_name(where)
     kept = {name: value for name, value in data.items() if name != "rows"}
     return content | {"data": kept | {"train_on": data["rows"]}}
 
 
-def faults(refusal: ValidationError, root: Any = Recipe) -> list[str]:
-    """What pydantic found wrong with each key of `root`, a model or a dataclass; an unknown key with the nearest."""
-    return list(dict.fromkeys(_explain(error, root) for error in refusal.errors()))
+@cache
+def _warn_of_old_name(where: str) -> None:
+    """Once for each file: a command may read the recipe of a run several times."""
+    log.warning("%s: 'data.rows' is now called 'data.train_on'; the old name is still read", where)
 
 
-def _explain(error: ErrorDetails, root: Any) -> str:
-    keys = [str(key) for key in error["loc"] if key not in _FORMS and not _BRANCH.fullmatch(str(key))]
-    location = ".".join(keys)
+def faults(refusal: ValidationError, given: Any, root: Any = Recipe) -> list[str]:
+    """What pydantic found wrong with each key of `given`, validated as `root`; an unknown key with the nearest one.
+
+    root: a model, a dataclass, or a callable with validated arguments.
+    """
+    return list(dict.fromkeys(_explain(error, given, root) for error in refusal.errors()))
+
+
+def _explain(error: ErrorDetails, given: Any, root: Any) -> str:
+    keys = _keys(error["loc"], given)
     if error["type"] == "missing":
-        return f"missing key '{location}'"
+        return f"missing key '{'.'.join([*keys, str(error['loc'][-1])])}'"
+    location = ".".join(keys)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         valid = list(_section(keys[:-1], root).__pydantic_fields__)
         return f"unknown key '{location}'{nearest(keys[-1], valid) or '; valid here: ' + (', '.join(valid) or 'none')}"
@@ -150,8 +165,18 @@ def _explain(error: ErrorDetails, root: Any) -> str:
     return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
 
 
-# pydantic's names for the branches of a union, which stand between the keys.
-_BRANCH = re.compile(r"(str|int|float|bool)|(dict|list|tuple|literal|function-[a-z]+)\[.*\]")
+def _keys(location: Sequence[int | str], given: Any) -> list[str]:
+    """The keys of `given` that lead to a fault. pydantic puts the branches of unions between them: they are no keys."""
+    keys = []
+    for part in map(str, location):
+        if isinstance(given, list):
+            inside = {str(place): value for place, value in enumerate(given)}
+        else:
+            inside = {str(key): value for key, value in given.items()} if isinstance(given, dict) else {}
+        if part in inside:
+            keys.append(part)
+            given = inside[part]
+    return keys
 
 
 def _section(keys: Sequence[str], root: Any) -> Any:

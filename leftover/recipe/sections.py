@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform
@@ -114,6 +114,10 @@ def autocast_dtype(fields: dict[str, Any]) -> str | None:
     return "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
 
 
+# Beside the policies, results name the frozen reference, and the rows' own completions.
+RESERVED_NAMES = {"reference", "data"}
+
+
 class Recipe(Section):
     name: str
     output_dir: str
@@ -130,6 +134,13 @@ class Recipe(Section):
     train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
     evaluate: EvaluateSection = EvaluateSection()
     compare: CompareSection = CompareSection()
+
+    @field_validator("policies")
+    @classmethod
+    def _names_are_free(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if taken := RESERVED_NAMES & policies.keys():
+            raise ValueError(f"'{min(taken)}' is what results call something else: give this policy another name")
+        return policies
 
     @property
     def main_policy(self) -> str:

@@ -129,7 +129,7 @@ def make(what: str, reward: Callable[..., T], settings: dict[str, Any]) -> T:
     try:
         return reward(**settings)
     except ValidationError as error:
-        found = faults(error, getattr(reward, "Settings", reward))
+        found = faults(error, settings, getattr(reward, "Settings", reward))
         raise UserError("\n".join(f"{what}: {fault}" for fault in found)) from None
 
 

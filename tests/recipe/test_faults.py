@@ -1,0 +1,58 @@
+"""Where a recipe is refused: the file, the whole key as the user wrote it, and what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leftover.errors import UserError
+from leftover.recipe.files import load_recipe, make_recipe
+from leftover.recipe.sections import RESERVED_NAMES
+
+MINIMAL: dict[str, Any] = {"name": "t", "output_dir": "run", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
+
+
+def refusal(**sections: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        make_recipe(MINIMAL | sections, where="r.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["str", "int", "float", "bool", "dict[any]", "a text", "a list", "function-after[f]"])
+def test_a_name_of_the_users_stays_in_the_place_of_a_fault(name: str) -> None:
+    """pydantic calls the branches of a union so; a policy may be called so too."""
+    assert refusal(policies={name: 5}).startswith(f"r.yaml: policies.{name}: ")
+    assert refusal(data={"path": "d", "labels": {name: "good"}}).startswith(f"r.yaml: data.labels.{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ({"data": {"path": ["a.jsonl", ["b.jsonl"]]}}, "data.path.1"),
+        ({"reward": {"transform": {"scale": "two"}}}, "reward.transform.scale"),
+        ({"model": {"path": "m", "tokenizer": {"vocab_size": 3}}}, "model.tokenizer.vocab_size"),
+        ({"compare": {"grid": {"nll": 3}}}, "compare.grid.nll"),
+        ({"data": {"path": "d", "labels": {1: "good"}}}, "data.labels.1"),
+        ({"seeds": [0, "x"]}, "seeds.1"),
+    ],
+)
+def test_branches_of_a_union_are_no_part_of_the_place(section: dict[str, Any], place: str) -> None:
+    assert refusal(**section).startswith(f"r.yaml: {place}: ")
+
+
+def test_a_missing_key_is_named_whole() -> None:
+    assert refusal(data={}) == "r.yaml: missing key 'data.path'"
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
+def test_a_policy_cannot_have_the_name_of_another_row_of_the_results(name: str) -> None:
+    found = refusal(policies={"p": {"objective": "nll"}, name: {"objective": "nll"}})
+    assert found.startswith("r.yaml: policies: ") and f"'{name}'" in found and "another name" in found
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_data_file_is_no_recipe(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{ending}"
+    path.write_text('{"prompt": "p"}\n{"prompt": "q"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"data file, not a recipe.* data\.path .*leftover inspect"):
+        load_recipe(path)
