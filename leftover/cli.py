@@ -35,9 +35,9 @@ for _command in (compare, generate, judge):
 
 _RECIPE = click.argument("recipe", type=click.Path())
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be downloaded and computed; run nothing.")
-_PUSH = click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the policy to the Hub; public unless --private.")
-_PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: create the repository as a private one.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be downloaded and computed, and run nothing.")
+_PUSH = click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the policy to the Hub, public unless --private.")
+_PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 
 
 @cli.command()
@@ -60,7 +60,9 @@ def run(recipe: str, overrides: tuple[str, ...], dry_run: bool, push_to_hub: str
 @_RECIPE
 @_SET
 @click.option(
-    "--only", metavar="STEP", help="Stop after: rows, split, tokens, score, reference, logprobs, value or extras."
+    "--only",
+    metavar="STEP",
+    help="Stop after rows, split, tokens, score, reference, logprobs, value or extras.",
 )
 @_DRY_RUN
 def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
@@ -117,7 +119,11 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
 @_SET
-@click.option("--output", type=click.Path(dir_okay=False), help="Default: RUN/report.html; of several, ./report.html.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Page to write; default: RUN/report.html.",
+)
 @_DRY_RUN
 def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
     """Write report.html of finished runs (their folders), side by side if there are several.
@@ -137,8 +143,12 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 @cli.command()
 @click.argument("table")
 @_SET
-@click.option("--reward", type=click.Path(), help="YAML: a list as under reward.functions, to score a file's rows.")
-@click.option("--output", type=click.Path(dir_okay=False), help="Default: TABLE.inspect.html, or RUN/inspect.html.")
+@click.option("--reward", type=click.Path(), help="Score the rows of a file: a YAML list as under reward.functions.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="Page to write; default: RUN/inspect.html.",
+)
 def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None) -> None:
     """How good is my data? The leftover, duplicates, and rows that contradict others, before any training.
 
@@ -153,7 +163,7 @@ def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: 
 @cli.command()
 @click.argument("run_folder", metavar="RUN", type=click.Path())
 @click.option("--policy", help="Name of the policy; default: the recipe's first.")
-@click.option("--seed", type=int, help="Its training seed; default: the recipe's first.")
+@click.option("--seed", type=int, help="Training seed of the policy; default: the recipe's first.")
 @click.option("--output", type=click.Path(), help="Folder to write; default: RUN/export.")
 @click.option("--merge", is_flag=True, help="Merge an adapter into its base.")
 @_PUSH
@@ -172,8 +182,13 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
 
 @cli.command("fit-reward")
 @click.argument("rows", type=click.Path())
-@click.option("--output", required=True, type=click.Path(), help="Folder to write, for {type: ..., path: FOLDER}.")
-@click.option("--kind", type=click.Choice(["linear", "fine-tuned"]), help="Default: the YAML's type, or linear.")
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="Folder to write, for a recipe's {type: ..., path: FOLDER}.",
+)
+@click.option("--kind", type=click.Choice(["linear", "fine-tuned"]), help="Default: the type in the YAML, or linear.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key, such as features=pair.")
 def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, ...]) -> None:
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
@@ -216,14 +231,14 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("stopped; the same command continues", err=True)
         sys.exit(130)
     except Exception as error:
-        message = _mendable(error)
+        message = _remedy(error)
         if debug or message is None:
             raise
         click.echo(f"error: {harmless(message)}", err=True)
         sys.exit(2)
 
 
-def _mendable(error: Exception) -> str | None:
+def _remedy(error: Exception) -> str | None:
     """The message for an error that the user can fix; None for a defect of ours."""
     if isinstance(error, UserError):
         return str(error)

@@ -26,9 +26,10 @@ class LoLConfig(PolicyConfig):
         "value_targets": ("auto", "recorded", "reference_samples", "group_loo"),
     }
 
-    objective: str = setting("a_lol_seq", f"One of {', '.join(OBJECTIVES)}.")
+    objective: str = setting("a_lol_seq", f"The method: one of {', '.join(OBJECTIVES)}.")
     objective_settings: dict = field(
-        default_factory=dict, metadata={"help": "The objective's own: clip, beta, floor, ... (leftover/objectives/)."}
+        default_factory=dict,
+        metadata={"help": "Settings of the objective: clip, beta, floor, ..."},
     )
     rows: str = setting(
         "auto",
@@ -38,30 +39,30 @@ class LoLConfig(PolicyConfig):
     top_percent: float = setting(25.0, "With rows=top: the percentage of rows, by reward.")
     draw: str = setting(
         "auto",
-        "How they are drawn: priority (in proportion to the reward or advantage that weighs the loss, with "
+        "How rows are drawn: priority (in proportion to the reward or advantage that weights the loss, with "
         "replacement), priority_unweighted (the same, without the factor in the loss), uniform (every row once an "
         "epoch), or auto: priority where the objective has such a weight; groups come once an epoch. "
         "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle.",
     )
     whole_groups: bool = setting(False, "Draw all selected rows of a prompt together.")
-    reference_samples: int = setting(8, "qrpo: completions of the reference per prompt, to rank rewards among.")
+    reference_samples: int = setting(8, "With qrpo: completions of the reference per prompt, to rank rewards among.")
     released_code: bool = setting(
         False,
         "Sample, clip and clamp as the authors' released code does, to show what that changes "
         "(docs/paper.md, 'released_code').",
     )
     released_script: str = setting(
-        "assistant", "Which of its two scripts: assistant (HH-RLHF) or tasks (the other three)."
+        "assistant", "With released_code: which of its scripts, assistant (HH-RLHF) or tasks (the other three)."
     )
-    length_bucketing: bool = setting(True, "Rows of similar length share a batch.")
+    length_bucketing: bool = setting(True, "Put rows of similar length in one batch.")
     max_tokens_per_batch: int | None = setting(
         None, "Padded tokens per batch, instead of per_device_train_batch_size rows."
     )
     max_initial_logratio: float | None = setting(
-        None, "Stop if policy and reference differ by more per token at step 0 (None: depends on dtype)."
+        None, "Stop if policy and reference differ by more nats a token at step 0 (None: depends on dtype)."
     )
-    value_targets: str = setting("auto", "For raw rows: recorded, reference_samples, ...")
-    value_samples_per_prompt: int = setting(1, "With reference_samples.")
+    value_targets: str = setting("auto", "For raw rows, what V is fitted on: recorded, reference_samples, ...")
+    value_samples_per_prompt: int = setting(1, "With reference_samples: completions per prompt.")
     # Defaults that differ here.
     learning_rate: float = 2e-5
     lr_scheduler_type: str = "constant"

@@ -27,19 +27,19 @@ class PolicyConfig(TrainingArguments):
         "optim": tuple(name.value for name in OptimizerNames),
     }
 
-    max_prompt_length: int = setting(512, "Tokens; longer prompts are cut on the left.")
-    max_completion_length: int = setting(128, "Tokens, end of sequence included.")
+    max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
+    max_completion_length: int = setting(128, "In tokens, with the end of sequence.")
     chat_template_kwargs: dict = field(
         default_factory=dict, metadata={"help": "Options of the chat template for raw rows, such as enable_thinking."}
     )
     end_tokens: list[str] = field(
         default_factory=list, metadata={"help": "Further tokens, as text, that end a completion."}
     )
-    disable_dropout: bool = setting(True, "So that importance weights are 1 at step 0.")
+    disable_dropout: bool = setting(True, "Train without dropout, so that importance weights are 1 at step 0.")
     eval_decoding: str = setting(
         "sample",
-        "sample or greedy: how evaluate() generates, by which the checkpoint is chosen. Greedy rewards are often at "
-        "their ceiling from the first checkpoint on, and greedy completions give no KL.",
+        "How evaluate() generates the completions that choose the checkpoint: sample or greedy. Greedy rewards are often "
+        "at their ceiling from the first checkpoint on, and greedy completions give no KL.",
     )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"

@@ -24,32 +24,32 @@ class PPOConfig(PolicyConfig):
     completions a step.
     """
 
-    objective: str = setting("ppo", "ppo.")
+    objective: str = setting("ppo", "The method: ppo.")
     num_rollouts_per_step: int | None = setting(
-        None, "Completions per PPO step, over all processes (None: num_mini_batches' worth)."
+        None, "Completions per PPO step, over all processes (None: as many as num_mini_batches hold)."
     )
-    num_mini_batches: int = setting(4, "Optimizer steps per pass, where num_rollouts_per_step is None.")
+    num_mini_batches: int = setting(4, "Optimizer steps per pass, if num_rollouts_per_step is None.")
     total_episodes: int | None = setting(None, "Completions of the whole run.")
     ppo_epochs: int = setting(4, "Passes over the completions of a step.")
     kl_coef: float = setting(0.05, "Penalty per nat of divergence from the reference.")
-    adaptive_kl: bool = setting(False, "Adapt kl_coef to target_kl (1909.08593, 2.2).")
-    target_kl: float = setting(6.0, "With adaptive_kl: nats per completion.")
-    horizon: int = setting(10_000, "With adaptive_kl: episodes of one adaptation.")
-    cliprange: float = setting(0.2, "Of importance ratios: [1 - c, 1 + c].")
+    adaptive_kl: bool = setting(False, "Adapt kl_coef to target_kl (arXiv 1909.08593, section 2.2).")
+    target_kl: float = setting(6.0, "With adaptive_kl: the divergence aimed at, in nats per completion.")
+    horizon: int = setting(10_000, "With adaptive_kl: episodes over which kl_coef adapts.")
+    cliprange: float = setting(0.2, "Importance ratios are clipped to [1 - c, 1 + c].")
     cliprange_value: float | None = setting(
         0.2, "How far a value moves in a PPO step, in units of the reward (None: freely)."
     )
     vf_coef: float = setting(0.1, "Weight of the value loss.")
     value_learning_rate: float | None = setting(
-        None, "Of the value head alone (None: learning_rate); a new head may need more."
+        None, "Learning rate of the value head (None: learning_rate); a new head may need a larger one."
     )
-    gamma: float = setting(1.0, "Discount per token.")
+    gamma: float = setting(1.0, "Discount factor per token.")
     lam: float = setting(0.95, "Lambda of generalised advantage estimation.")
     whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.")
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the reward of a completion that was cut before its end."
     )
-    temperature: float = setting(1.0, "Of the completions, and of every log-probability.")
+    temperature: float = setting(1.0, "Temperature of the completions, and of every log-probability.")
     rollout_batch_size: int = setting(64, "Completions that a process generates at a time.")
     # Defaults that differ here.
     learning_rate: float = 1e-5

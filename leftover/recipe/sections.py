@@ -139,7 +139,7 @@ class Recipe(Section):
     @classmethod
     def _names_are_free(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if taken := RESERVED_NAMES & policies.keys():
-            raise ValueError(f"'{min(taken)}' is what results call something else: give this policy another name")
+            raise ValueError(f"'{min(taken)}' has a meaning of its own in the results: give this policy another name")
         return policies
 
     @property
