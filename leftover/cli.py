@@ -122,7 +122,7 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
-    help="Page to write; default: RUN/report.html.",
+    help="Page to write; default: RUN/report.html, or ./report.html for several runs.",
 )
 @_DRY_RUN
 def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
@@ -147,7 +147,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 @click.option(
     "--output",
     type=click.Path(dir_okay=False),
-    help="Page to write; default: RUN/inspect.html.",
+    help="Page to write; default: TABLE.inspect.html, or RUN/inspect.html.",
 )
 def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None) -> None:
     """How good is my data? The leftover, duplicates, and rows that contradict others, before any training.

@@ -38,8 +38,8 @@ class PolicyConfig(TrainingArguments):
     disable_dropout: bool = setting(True, "Train without dropout, so that importance weights are 1 at step 0.")
     eval_decoding: str = setting(
         "sample",
-        "How evaluate() generates the completions that choose the checkpoint: sample or greedy. Greedy rewards are often "
-        "at their ceiling from the first checkpoint on, and greedy completions give no KL.",
+        "How evaluate() generates the completions that choose the checkpoint: sample or greedy. Greedy rewards are "
+        "often at their ceiling from the first checkpoint on, and greedy completions give no KL.",
     )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"
