@@ -1,7 +1,8 @@
-"""What every training keeps on disk: a file of metrics for people and machines, and whole checkpoints to resume."""
+"""What every training keeps on disk: its metrics, its checkpoints, and what it has cost so far."""
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -38,8 +39,19 @@ def _step(line: str) -> float:
         return float("inf")  # the half line of a killed run
 
 
+class CostSoFar(TrainerCallback):
+    """Calls `note_costs` of a manifest at every checkpoint, in case the run is killed."""
+
+    def __init__(self, note_costs: Callable[[], None]):
+        self.note_costs = note_costs
+
+    def on_save(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.is_world_process_zero:
+            self.note_costs()
+
+
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose trainer state, which is written last, can be read; None where there is none."""
+    """The newest checkpoint whose trainer state, which is written last, can be read; None if there is none."""
     found = []
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         with contextlib.suppress(OSError, json.JSONDecodeError):

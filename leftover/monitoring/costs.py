@@ -1,4 +1,4 @@
-"""What a stage took and on which machine: measured while it runs, kept in its manifest entry, part of no key."""
+"""What a stage took and on which machine: kept in its manifest entry, part of no key."""
 
 import contextlib
 import os
@@ -7,12 +7,9 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TypedDict
 
 from leftover.monitoring.memory import MemoryMeter
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback, TrainerState
 
 _PACKAGES = (
     "leftover", "torch", "transformers", "accelerate", "peft", "datasets", "numpy", "scipy", "scikit-learn",
@@ -65,7 +62,6 @@ class StageMeter:
 
 
 def machine() -> Machine:
-    """The machine of this process."""
     found: Machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -77,18 +73,6 @@ def machine() -> Machine:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return found
-
-
-def cost_callback(manifest: Any) -> "TrainerCallback":
-    """A callback that writes down at every checkpoint what the stage took so far, in case the run is killed."""
-    from transformers import TrainerCallback
-
-    class CostSoFar(TrainerCallback):
-        def on_save(self, args: object, state: "TrainerState", control: object, **kwargs: object) -> None:
-            if state.is_world_process_zero:
-                manifest.note_costs()
-
-    return CostSoFar()
 
 
 def _processor() -> str:

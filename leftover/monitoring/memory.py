@@ -1,4 +1,4 @@
-"""Keeping the memory that a CPU run frees and allocates again at every step; measuring how much memory a run takes."""
+"""Memory: how much a run takes, and keeping on a CPU what every step frees and allocates again."""
 
 import contextlib
 import ctypes
@@ -17,12 +17,12 @@ _AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESH
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[bool]:
-    """Inside, glibc keeps the memory that tensors free, which at the end goes back to the system.
+    """Inside, glibc keeps the memory that tensors free; at the end the system gets it back.
 
     Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default each
     is mapped again, with a page fault at the first touch of every page; PyTorch has a cache for this on GPUs only.
 
-    Yields whether the C library has these settings (glibc); elsewhere nothing is done.
+    Yields whether the C library has these settings; only glibc does.
     """
     try:
         library = ctypes.CDLL("libc.so.6")
@@ -82,11 +82,8 @@ def peak_memory() -> Iterator[dict[str, int | str]]:
     meter = MemoryMeter()
     yield found
     meter.read()
-    if meter.gpu is not None:
-        found |= {"peak_memory": meter.gpu, "peak_memory_of": "gpu"}
-    else:
-        of = "process" if meter.counts_anew else "process_lifetime"
-        found |= {"peak_memory": meter.process, "peak_memory_of": of}
+    of = "gpu" if meter.gpu is not None else "process" if meter.counts_anew else "process_lifetime"
+    found |= {"peak_memory": meter.process if meter.gpu is None else meter.gpu, "peak_memory_of": of}
 
 
 def _gpu_in_use() -> bool:
@@ -104,10 +101,7 @@ def _resident_peak() -> int:
 
 
 def memory_in_use() -> int | None:
-    """Bytes: on a GPU the peak of its tensors so far, else resident bytes of the process; None where neither is known.
-
-    Read from counters of the host, without waiting for a GPU.
-    """
+    """Bytes: the peak of tensors on a GPU, else those of the process; None if unknown. Does not wait for the GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -119,7 +113,7 @@ def memory_in_use() -> int | None:
 
 
 def _start_resident_count() -> bool:
-    """Reset the process's high-water mark of resident memory; False where the system cannot."""
+    """Reset the peak of the process's resident memory; False if the system cannot."""
     try:
         _CLEAR.write_text("5")
         return "VmHWM:" in _STATUS.read_text()

@@ -1,4 +1,4 @@
-"""What is shown while something runs: one rule for when, the log, and text that cannot speak to the terminal."""
+"""What is shown while something runs, and text made safe for terminals and pages."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of the processes that torchrun or accelerate started, or the only one."""
+    """Whether this is the first process of torchrun or accelerate, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -27,11 +27,8 @@ def is_live(stream: TextIO | None = None) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not in_ci and is_main_process()
 
 
-def console(*, stderr: bool = False, width: int | None = None, markup: bool = False) -> "Console":
-    """A rich console on stdout (or stderr); plain text, `width` columns wide, where that is not live.
-
-    Strings are taken as they are (`markup`: read as rich's markup). NO_COLOR turns colours off.
-    """
+def console(*, stderr: bool = False, width: int | None = None) -> "Console":
+    """A rich console without markup, on stdout (or stderr); plain text, `width` columns wide, unless that is live."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -40,7 +37,7 @@ def console(*, stderr: bool = False, width: int | None = None, markup: bool = Fa
         file=stream,
         width=None if live else width,
         force_terminal=live,
-        markup=markup,
+        markup=False,
         highlight=False,
         emoji=False,
         quiet=not is_main_process(),
@@ -48,7 +45,7 @@ def console(*, stderr: bool = False, width: int | None = None, markup: bool = Fa
 
 
 def progress_bar(total: int, description: str, unit: str, *, shown: bool = True) -> "tqdm":
-    """A bar on stderr with the rate and the time left, cleared at its end; silent where that is not live."""
+    """A bar on stderr with the rate and the time left, cleared at its end; silent unless stderr is live."""
     from tqdm import tqdm
 
     hidden = not (shown and is_live())
@@ -89,10 +86,10 @@ def one_line(text: str, width: int, *, keep: str = "start") -> str:
 
 
 class LogHandler(logging.Handler):
-    """Writes log lines to what `sys.stderr` is now, so that they pass above a live display."""
+    """Writes to the current `sys.stderr`, so that log lines pass above a live display."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; processes other than the first write only errors, which may be theirs."""
+        # Of other processes only errors, which may be theirs alone.
         if not is_main_process() and record.levelno < logging.ERROR:
             return
         try:

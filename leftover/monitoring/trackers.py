@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 from transformers.trainer_callback import CallbackHandler, TrainerState
 
 from leftover.errors import UserError, nearest
@@ -41,11 +41,10 @@ def missing_packages(report_to: Any) -> list[str]:
 
 def check_trackers(report_to: Any, key: str = "report_to") -> None:
     """Refuse a tracker that transformers does not know, or whose package is missing."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as KNOWN
-
     for name in _names(report_to):
-        if name not in KNOWN:
-            raise UserError(f"{key}: '{name}'{nearest(str(name), list(KNOWN))} is not one of {', '.join(KNOWN)}")
+        known = INTEGRATION_TO_CALLBACK
+        if name not in known:
+            raise UserError(f"{key}: '{name}'{nearest(str(name), known)} is not one of {', '.join(known)}")
         for package in missing_packages(name):
             raise UserError(f"{key}: {name} needs the package {package}: pip install {package}")
 

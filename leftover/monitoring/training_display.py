@@ -1,4 +1,4 @@
-"""Training at the terminal: a live display where somebody watches, one plain line an evaluation where nobody does."""
+"""Training at the terminal: a live display if somebody watches, else one plain line an evaluation."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Completion(NamedTuple):
-    """A policy's completion of an evaluation prompt, which is, in a conversation, the prompt as the model sees it."""
+    """A policy's completion of an evaluation prompt; a conversation's prompt is the text that the model sees."""
 
     prompt: str
     text: str
@@ -32,12 +32,12 @@ _NAMES = {"reward/mean": "held-out reward", "logratio/rank_correlation": "held-o
 
 @contextlib.contextmanager
 def shown(trainer: Trainer, name: str) -> Iterator[None]:
-    """Inside, any Trainer shows its training as `name` in our way; `disable_tqdm` always gives plain lines."""
+    """Inside, any Trainer shows its training as `name`, with `disable_tqdm` as plain lines."""
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
     sums = getattr(trainer, "sums", None)
     live = is_live() and not trainer.args.disable_tqdm
-    display = (LiveDisplay if live else PlainLines)(name, sums and sums.tokens_of_this_process)
+    display = (LiveDisplay if live else TrainingProgress)(name, sums and sums.tokens_of_this_process)
     trainer.add_callback(display)
     try:
         yield
@@ -47,10 +47,7 @@ def shown(trainer: Trainer, name: str) -> Iterator[None]:
 
 
 class Pace:
-    """How fast this process goes: only by its own steps and tokens, not by those before a checkpoint.
-
-    Host clocks and host counters only: nothing here waits for a GPU during a step.
-    """
+    """How fast this process goes, by its own steps and tokens, without making a step wait for a GPU."""
 
     def __init__(self, step: int, max_steps: int, tokens: Callable[[], int] | None):
         self.first_step = self.step = step
@@ -66,7 +63,7 @@ class Pace:
         self.seconds_left = (self.mark - self.started) / done * (self.max_steps - step) if done else None
 
     def measure_tokens(self, world_size: int) -> None:
-        """To be called where the device is waited for anyway; other processes count like this one."""
+        """To be called where the GPU is waited for anyway; other processes are taken to be as fast as this one."""
         seconds = self.mark - self.started - self.not_training
         if self.tokens is not None and self.step > self.first_step:
             self.tokens_per_second = world_size * self.tokens() / seconds
@@ -84,7 +81,7 @@ class Best(NamedTuple):
 
 
 class TrainingProgress(TrainerCallback):
-    """Follows a training: its pace, its latest numbers, the best evaluation. Subclasses show them."""
+    """Follows a training, and logs one plain line an evaluation: no bar, no carriage return, no ANSI code."""
 
     def __init__(self, name: str, tokens: Callable[[], int] | None = None):
         self.name, self.tokens = name, tokens
@@ -133,39 +130,28 @@ class TrainingProgress(TrainerCallback):
             self.show_evaluation(completions)
 
     def evaluation_text(self) -> str:
-        """The numbers of the last evaluation."""
         parts = [f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "loss"]
         if self.best is not None:
             parts.append(f"best {self.best.value:.4g} at step {self.best.step}")
         return ", ".join(parts)
 
     def pace_text(self) -> str:
-        """Tokens a second; empty where they are not counted."""
         rate = self.pace.tokens_per_second
         return "" if rate is None else f"{rate:,.0f} tokens/s"
-
-    def show_evaluation(self, completions: Sequence[Completion]) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
-
-class PlainLines(TrainingProgress):
-    """Logs one line an evaluation: no bar, no carriage return, no ANSI code."""
 
     def show_evaluation(self, completions: Sequence[Completion]) -> None:
         step = f"step {self.pace.step}/{self.pace.max_steps}"
         log.info("%s: %s", self.name, ", ".join(filter(None, [step, self.evaluation_text(), self.pace_text()])))
 
+    def close(self) -> None:
+        """Give the terminal back."""
+
 
 class LiveDisplay(TrainingProgress):
     """Redraws two lines, and prints above them, at every evaluation, the policy's completion of one prompt."""
 
-    def __init__(self, name: str, tokens: Callable[[], int] | None = None):
-        super().__init__(name, tokens)
-        self.live: Live | None = None
-        self.control = TrainerControl()  # of the last step: what comes after it
+    live: "Live | None" = None
+    control = TrainerControl()  # of the last step: what comes after it
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         from rich.live import Live
@@ -175,9 +161,6 @@ class LiveDisplay(TrainingProgress):
             self.close()
             self.live = Live(console=console(stderr=True), get_renderable=self.render, transient=True)
             self.live.start()
-
-    def on_train_end(self, *args: object, **kwargs: object) -> None:
-        self.close()
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         super().on_step_end(args, state, control, **kwargs)
@@ -189,7 +172,6 @@ class LiveDisplay(TrainingProgress):
             self.live = None
 
     def render(self) -> "Group":
-        """The two lines: steps and time; held-out numbers, loss, tokens a second, memory."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from leftover.errors import UserError
 from leftover.models.load import save_model
-from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
-from leftover.monitoring.costs import cost_callback
+from leftover.monitoring.callbacks import CostSoFar, MetricsFile, last_whole_checkpoint
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
@@ -165,7 +164,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train `model`, save the chosen checkpoint in `folder`; returns the facts for the manifest."""
     trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), cost_callback(run.manifest)]
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs)]
     lora = run.models.lora_config()
     trainer = trainer_class(model, args, rows, validation, reward_func, run.models.tokenizer, lora, callbacks=callbacks)
     if r2 is not None and isinstance(trainer, LoLTrainer):

@@ -15,7 +15,7 @@ from transformers import ProgressCallback, TrainerCallback
 
 from leftover import pipeline
 from leftover.cli import main
-from leftover.monitoring.training_display import Completion, LiveDisplay, Pace, PlainLines, TrainingProgress, shown
+from leftover.monitoring.training_display import Completion, LiveDisplay, Pace, TrainingProgress, shown
 from leftover.recipe.files import dump_recipe, make_recipe
 from leftover.recipe.sections import Recipe
 from tests.monitoring.test_terminal import FakeTerminal, terminal  # noqa: F401
@@ -36,7 +36,7 @@ def go(display: TrainingProgress, rewards: list[float], completions: list[Comple
         display.on_step_end(ARGS, state_of(step), CONTROL)
         display.on_log(ARGS, state_of(step), CONTROL, logs={"loss": 1.5})
         display.on_evaluate(ARGS, state_of(step), CONTROL, {"eval_reward/mean": reward}, completions)
-    display.on_train_end(ARGS, state_of(first + len(rewards)), CONTROL)
+    display.close()
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def test_the_lines_fit_a_narrow_terminal() -> None:
 
 
 def test_the_best_evaluation_so_far_is_told_with_its_step() -> None:
-    display = PlainLines("policy")
+    display = TrainingProgress("policy")
     go(display, [0.2, 0.7, 0.7, 0.1], [])
     assert display.evaluation_text() == "held-out reward 0.1, best 0.7 at step 2"
 
 
 def test_of_a_loss_the_lowest_is_best() -> None:
-    display = PlainLines("reference")
+    display = TrainingProgress("reference")
     args = SimpleNamespace(metric_for_best_model="nll", greater_is_better=False, world_size=1)
     for step, nll in ((1, 3.0), (2, 2.0), (3, 2.5)):
         display.on_evaluate(args, state_of(step), CONTROL, {"eval_nll": nll})
@@ -181,7 +181,7 @@ def test_a_resumed_run_counts_the_steps_and_tokens_of_this_process(monkeypatch: 
 
 
 def test_a_resumed_run_knows_the_best_of_before() -> None:
-    display = PlainLines("policy")
+    display = TrainingProgress("policy")
     display.on_train_begin(ARGS, state_of(10, best_metric=0.9, best_global_step=8), CONTROL)
     display.on_step_end(ARGS, state_of(11), CONTROL)
     display.on_evaluate(ARGS, state_of(11), CONTROL, {"eval_reward/mean": 0.5})
@@ -194,7 +194,7 @@ def test_of_several_processes_only_the_first_says_anything(
 ) -> None:
     caplog.set_level(logging.INFO)
     second = state_of(1, is_world_process_zero=False)
-    for display in (LiveDisplay("policy"), PlainLines("policy")):
+    for display in (LiveDisplay("policy"), TrainingProgress("policy")):
         display.on_train_begin(ARGS, second, CONTROL)
         display.on_step_end(ARGS, second, CONTROL)
         display.on_evaluate(ARGS, second, CONTROL, {"eval_reward/mean": 0.5}, [Completion("q", "a", 1.0)])
