@@ -1,13 +1,19 @@
 """The checks and the training settings of a run, without its folder and without the network."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.shape import find_config
+from leftover.commands.dry_run.sources import on_the_hub
+from leftover.data.formats import check_files, list_sources
+from leftover.data.hh import listed_rows
+from leftover.errors import UserError
 from leftover.models.load import max_positions
 from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
@@ -46,6 +52,16 @@ def checked_reward(recipe: Recipe) -> SumReward:
     check_limits(recipe, positions)
     check_recipe(recipe, run.reward)
     return run.reward
+
+
+def check_data(data: DataSection) -> None:
+    """Refuse local files that are missing, as the run does; a Hub id is left to it."""
+    check_files(data)
+    for path in data.paths:
+        if not Path(path).exists() and not on_the_hub(path):
+            raise UserError(f"no data file at '{path}' (key data.path)")
+    if data.drop_listed is not None:
+        listed_rows(list_sources(data), data.drop_listed)
 
 
 def check_recorded(recipe: Recipe, rows: Rows | str) -> None:

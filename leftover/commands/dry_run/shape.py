@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers import AutoConfig, PretrainedConfig
 
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import make_config
 from leftover.recipe.sections import ModelSection, TokenizerSection
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 # 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -53,10 +51,8 @@ class Shape:
         return 2 * (self.trunk * tokens + self.layers * self.hidden * squared_tokens + self.head * head_tokens)
 
 
-def find_config(model: ModelSection) -> tuple["PretrainedConfig | None", str]:
+def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
     """The config of a model and where it comes from; (None, the reason) where there is none without the network."""
-    from transformers import AutoConfig
-
     if model.path is None:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
@@ -80,7 +76,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
     return {}
 
 
-def measure(model: Any, config: "PretrainedConfig", quantised: bool) -> Shape:
+def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
     """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}

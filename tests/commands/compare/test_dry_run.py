@@ -113,11 +113,11 @@ def test_a_grid_of_a_setting_that_a_method_has_not_names_the_method(
 
 
 def test_no_word_of_the_tables_is_broken() -> None:
-    table = plain_table("Memory", "", "weights", "optimizer", "passing", "together")
-    table.add_row("reference log-probabilities", "148 KiB", "295 KiB", "57.3 MiB", "57.4 MiB")
+    rows = [("reference log-probabilities", "148 KiB", "295 KiB", "57.3 MiB", "57.4 MiB")]
+    table = plain_table("Memory", "", "weights", "optimizer", "passing", "together", rows=rows)
     terminal = Console(width=64)
     with terminal.capture() as printed:
-        print_tables(terminal, table)
+        print_tables(terminal, [table])
     assert "log-probabilities" in printed.get().split()
 
 
