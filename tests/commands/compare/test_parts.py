@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from leftover.commands.compare import trials as trials_module
-from leftover.commands.compare.gather import training_cost
+from leftover.commands.compare.gather import marks, training_cost
 from leftover.commands.compare.jobs import _tail, threads_each
-from leftover.commands.compare.marks import marks
 from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
