@@ -20,7 +20,6 @@ from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
 
-BUDGETS = ("equal", "paper")
 _OWN_BUDGET = ("max_steps", "num_train_epochs")
 
 
@@ -111,7 +110,10 @@ def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Plan
         if budget == "paper" and base.updates is not None and planned.share is not None:
             entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
             planned = plan(entry)
-        if _sized_by_tokens(entry) and base.tokens and base.updates and planned.tokens and planned.updates:
+        objective = OBJECTIVES.get(entry.objective)  # None: it samples its own completions
+        whole_groups = objective is not None and (objective.unit == "group" or entry.fields.get("whole_groups"))
+        open_size = whole_groups and "per_device_train_batch_size" not in entry.fields
+        if open_size and base.tokens and base.updates and planned.tokens and planned.updates:
             # An update trains on as many tokens as one of NLL does.
             ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
             entry.fields["per_device_train_batch_size"] = max(1, round(planned.batch_size * ratio))
@@ -120,13 +122,6 @@ def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Plan
 
     refuse(entries, give)
     return found
-
-
-def _sized_by_tokens(entry: Entry) -> bool:
-    """Whether a method draws whole prompts, and leaves open how many a batch."""
-    objective = OBJECTIVES.get(entry.objective)  # None: it samples its own completions
-    whole_groups = objective is not None and (objective.unit == "group" or entry.fields.get("whole_groups"))
-    return bool(whole_groups) and "per_device_train_batch_size" not in entry.fields
 
 
 def applicable(entries: list[Entry]) -> list[Entry]:

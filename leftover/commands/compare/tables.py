@@ -22,7 +22,11 @@ _COST = (
         "seconds", "seconds", text=lambda cost: number(cost.get("seconds"), ",.0f") + "*" * bool(cost.get("resumed"))
     ),
     Measure("rollout_seconds", "of them rollouts", ",.0f"),
-    Measure("peak_memory_bytes", "peak memory", text=lambda cost: _size(cost.get("peak_memory_bytes"))),
+    Measure(
+        "peak_memory_bytes",
+        "peak memory",
+        text=lambda cost: size_text(cost["peak_memory_bytes"]) if "peak_memory_bytes" in cost else MISSING,
+    ),
 )
 _PARTS = {
     "reward/": "Components of the reward, before weights and transform",
@@ -67,10 +71,6 @@ def cost_grid(results: Mapping[str, Any]) -> Grid:
     """The cost of a run of each method, as Markdown."""
     costs = {name: training_cost(runs) for name, runs in results["training"].items()}
     return grid({name: cost for name, cost in costs.items() if "updates" in cost}, _COST, "method", _marker({}))
-
-
-def _size(size: float | None) -> str:
-    return MISSING if size is None else size_text(size)
 
 
 def _marker(marks: Mapping[str, Mapping[str, str]]) -> Callable[[str, str, str], str]:

@@ -31,24 +31,12 @@ class Shape:
     key_values: int  # numbers that a token leaves in a layer's cache
     weight_bytes: int
     trainable_bytes: int
-    largest_layer: int  # weights of the largest 4-bit one
-
-    @property
-    def unpacked_bytes(self) -> int:
-        """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
-        return 2 * self.largest_layer
+    unpacked_bytes: int  # 4-bit weights are unpacked to 16 bits for their product: those of the largest layer
 
     @property
     def adapter(self) -> int:
         """Trained weights beside frozen ones; 0 where all are trained."""
         return self.trainable if self.trainable < self.parameters else 0
-
-    def forward_operations(self, tokens: float, squared_tokens: float, head_tokens: float) -> float:
-        """Floating-point operations of one pass, two a multiply-add: trunk, causal attention, head.
-
-        Args are sums over rows: of fed tokens, of their squares (attention), and of tokens with logits.
-        """
-        return 2 * (self.trunk * tokens + self.layers * self.hidden * squared_tokens + self.head * head_tokens)
 
 
 def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
@@ -102,5 +90,5 @@ def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
         key_values=2 * head_size * (getattr(text, "num_key_value_heads", None) or heads),
         weight_bytes=round(weight_bytes),
         trainable_bytes=sum(p.nbytes for p in trained),
-        largest_layer=max(packed.values(), default=0),
+        unpacked_bytes=2 * max(packed.values(), default=0),
     )

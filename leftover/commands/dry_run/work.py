@@ -29,8 +29,9 @@ class Amount:
     bound: bool = False
 
     def operations(self, shape: Shape) -> float:
-        """Of one forward pass over them."""
-        return shape.forward_operations(self.tokens, self.squared_tokens, self.completion_tokens)
+        """Floating-point operations of a forward pass, two a multiply-add: trunk, causal attention, head."""
+        attention = shape.layers * shape.hidden * self.squared_tokens
+        return 2 * (shape.trunk * self.tokens + attention + shape.head * self.completion_tokens)
 
 
 @dataclass(frozen=True)

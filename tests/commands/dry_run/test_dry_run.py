@@ -22,6 +22,7 @@ from leftover.commands.dry_run.rows import Lengths
 from leftover.commands.dry_run.shape import Shape, find_config, measure
 from leftover.commands.dry_run.show import dry_run, show
 from leftover.commands.dry_run.trace import Traced, skeleton
+from leftover.commands.dry_run.work import Amount
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
 from leftover.pipeline import run
@@ -314,7 +315,7 @@ def test_4_bit_weights_are_those_of_the_layers_alone() -> None:
     packed = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     rest = shape.parameters - packed
     assert shape.weight_bytes == round(packed * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 4 * rest)
-    assert shape.largest_layer == 32 * 64
+    assert shape.unpacked_bytes == 2 * 32 * 64
 
 
 def test_published_sizes_give_the_published_numbers() -> None:
@@ -332,7 +333,7 @@ def test_operations_are_those_of_the_benchmarks_formula() -> None:
     lengths = [(20, 10), (40, 30)]
     theirs = training_flops(lengths, 300, hidden=32, layers=2, feed_forward=64, key_value=16) / 3
     fed = np.array([prompt + completion - 1.0 for prompt, completion in lengths])
-    assert shape.forward_operations(fed.sum(), (fed**2).sum(), 40) == pytest.approx(theirs, rel=0.01)
+    assert Amount(2, fed.sum(), (fed**2).sum(), 40).operations(shape) == pytest.approx(theirs, rel=0.01)
 
 
 # Memory, against real tensors.
