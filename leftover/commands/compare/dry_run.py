@@ -106,9 +106,9 @@ def _trial(entry: Entry, trial: dict[str, Any], recipe: Recipe) -> str:
 
 
 def _bounds(trainings: list[Training], budget: str) -> Iterator[str]:
-    """What a run of the comparison will know better."""
+    """What the comparison itself will know better."""
     if any(_scaled_later(training, budget) for training in trainings):
-        yield "At most: scaled by the share of rows once advantages and pairs are known; counted whole here."
+        yield "At most: updates shrink with the share of rows, which is known once advantages and pairs are."
     if any(training.qualifier == "at most" for training in trainings):
-        yield "A policy with released_code takes fewer updates where rows are not left over, as the authors' code does."
-    yield "What needs rewards of a kind (none below 0, a positive advantage) is checked once rows are scored."
+        yield "With released_code a policy takes fewer updates if some rows are not left over, as in the authors' code."
+    yield "Whether rewards are from 0 up or advantages positive, as some methods need, is checked once rows are scored."

@@ -52,7 +52,7 @@ def estimate_run(
     """The estimate of a run up to and including the stage `until`.
 
     Args:
-        rows: the result of `dry_run.rows.read`, where it is known already.
+        rows: the result of `dry_run.rows.read`; default: they are read.
         num_runs: how often every policy is trained; default: once a seed.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
@@ -90,19 +90,18 @@ def estimate_run(
 def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
     """What a reader has to know of these numbers."""
     if sizes.rows is None and sizes.data.max_rows is None:
-        yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
+        yield "Steps and costs depend on the rows; `--set data.max_rows=N` gives the most that N rows can take."
     if sizes.tokens is None:
-        yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
+        yield "Rows are taken to be as long as the recipe allows: counting tokens needs the data and the tokenizer."
     if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):
         yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
     if not reward.scores_new_completions:
-        yield "The rewards are recorded: no completion is scored, and checkpoints are chosen on recorded rewards."
+        yield "The rewards are recorded: no new completion is scored, and checkpoints are chosen on recorded rewards."
     models = [s for s in sources if s.purpose in ("reward", "judge")]
     if models:
-        yield "Reward models are named, not loaded: whether they load and what they score is not checked here."
-    unknown = sorted({s.name for s in models if s.parameters is None and s.state != LOCAL})
-    if unknown:
-        yield f"Of unknown size, and so in no sum: {', '.join(unknown)}."
+        yield "Reward models are not loaded: whether they load and what they score is not checked here."
+    if unknown := sorted({s.name for s in models if s.parameters is None and s.state != LOCAL}):
+        yield f"Of unknown size, so not in the totals: {', '.join(unknown)}."
 
 
 class _Costs:

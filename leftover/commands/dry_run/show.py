@@ -110,7 +110,7 @@ def _model(estimate: Estimate) -> Table:
 def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
     lengths = rows.lengths
     if lengths is None:
-        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead"
+        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are used instead"
         return
     for name, values in (("prompt", lengths.prompts), ("completion", lengths.completions)):
         total, error = lengths.total(values)
@@ -140,7 +140,7 @@ def work_table(estimate: Estimate) -> Table:
     table = plain_table("Work", "", "how much", "floating-point operations", left=2, rows=lines)
     table.add_section()
     known = [line for line in work if line.operations is not None]
-    name = "together" if len(known) == len(work) else "together, as far as known"
+    name = "together" if len(known) == len(work) else "together, without the unknown"
     total = sum(line.operations or 0.0 for line in known)
     table.add_row(name, "", _operations(total, any(line.bound for line in known)))
     return table

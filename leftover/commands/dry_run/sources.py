@@ -47,7 +47,7 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
 
 
-def list_sources(recipe: Recipe, judges: bool = True) -> list[Source]:
+def list_sources(recipe: Recipe, judges: bool) -> list[Source]:
     """Everything that the recipe names: models, tokenizer, data, rewards and, where asked for, judges."""
     model = recipe.model
     tokenizer = model.tokenizer if isinstance(model.tokenizer, str) and model.tokenizer != model.path else None

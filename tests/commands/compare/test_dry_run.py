@@ -65,7 +65,7 @@ def test_the_papers_budget_scales_what_is_known_and_bounds_the_rest(said: Callab
     top = {"top": {"objective": "nll_top"}}  # 25 % by default
     text = said("--methods", ",".join(methods), "--budget", "paper", train=STEPS, policies=top)
     assert {name: row_of(text, name)[3] for name in methods} == methods
-    assert "scaled by the share of rows once advantages and pairs are known" in text
+    assert "- At most:" in text and "share of rows" in text
 
 
 def test_the_released_code_takes_fewer_updates_than_can_be_told(said: Callable) -> None:
@@ -73,7 +73,7 @@ def test_the_released_code_takes_fewer_updates_than_can_be_told(said: Callable) 
     text = said(train=STEPS, policies=policies | {"all": {"objective": "r_lol", "released_code": True}})
     assert row_of(text, "ours")[3] == "16" and row_of(text, "theirs")[3] == "at most 16"
     assert row_of(text, "theirs")[4].startswith("at most about ") and row_of(text, "all")[3] == "16"
-    assert "released_code takes fewer updates" in text
+    assert "released_code" in text and "fewer updates" in text
 
 
 def test_of_ppo_completions_and_whole_steps_are_told(said: Callable) -> None:
