@@ -1,4 +1,4 @@
-"""comparison.md, .csv, .json and a picture, all from the same numbers; and the main table at the terminal."""
+"""comparison.md, .csv, .json and a picture, all from the same numbers."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.commands.compare.gather import DATA, RULE, flat_rows
-from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid, short_grid
+from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import columns, glossary
 from leftover.publish.card import write_cards
@@ -16,7 +16,6 @@ from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
 from leftover.report.markdown import render
 from leftover.report.page import run_view, write_page
-from leftover.report.write import print_table
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
 from leftover.store.manifest import write_json, write_text
@@ -117,11 +116,3 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
         for ending in ("png", "svg"):
             made.savefig(folder / f"comparison_reward_diversity.{ending}", dpi=120)
     return "comparison_reward_diversity.png"
-
-
-def print_comparison(results: dict[str, Any], folder: str) -> None:
-    """Print the short table, the methods that do not apply, and where the files are."""
-    console = print_table(results, short_grid(results))
-    for name, reason in results["not_applicable"].items():
-        console.print(f"{name}: n/a, {reason}")
-    console.print(f"Comparison: {Path(folder) / 'comparison.md'}")
