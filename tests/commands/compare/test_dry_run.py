@@ -1,5 +1,6 @@
 """`leftover compare --dry-run`: updates, trials, costs and refusals, from the recipe and the rows alone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,14 @@ def test_of_ppo_completions_and_whole_steps_are_told(said: Callable) -> None:
 
 def test_a_set_that_the_rows_cannot_serve_is_refused(said: Callable) -> None:
     text = said("--methods", "dpo,pro", rows=scored_rows(20))
-    assert "the rows can serve none of the methods" in text and "pro: " in text
+    assert "none of the methods" in text and "pro: " in text
 
 
 def test_a_negative_recorded_reward_rules_out_what_needs_none(said: Callable) -> None:
     rows = [row | {"reward": row["reward"] - 1} for row in grouped()]
     recorded = {"rows": rows, "reward": {"functions": [{"type": "column"}]}}
     text = said("--methods", "nll,wbc,r_gold", **recorded)
-    assert "- wbc: n/a, objective 'wbc' needs rewards >= 0" in text and "- r_gold: n/a" in text and "- nll" not in text
+    assert re.search(r"- wbc: n/a, .*rewards >= 0", text) and "- r_gold: n/a" in text and "- nll" not in text
     shifted = {"functions": [{"type": "column"}], "transform": "minmax"}
     assert "n/a" not in said("--methods", "nll,wbc,r_gold", rows=rows, reward=shifted)
 
@@ -99,17 +100,17 @@ def test_a_negative_recorded_reward_rules_out_what_needs_none(said: Callable) ->
 @pytest.mark.parametrize(
     ("methods", "grid", "expected"),
     [
-        ("dpo", "beta=0.1,0.5", "the grid of 'dpo': unknown key 'beta': it is a setting of dpo; name it objective_set"),
-        ("dpo,a_lol_seq", "objective_settings.beta=0.1,0.5", "the grid of 'a_lol_seq': objective_settings: objective"),
-        ("dpo", "objective_settings.beta=abc", "the grid of 'dpo': objective_settings.beta of dpo: Input should be"),
-        ("nll", "learning_rate_factor=abc", "the grid of 'nll': learning_rate_factor is a number, got 'abc'"),
+        ("dpo", "beta=0.1,0.5", "grid of 'dpo': .*'beta'.*objective_settings"),
+        ("dpo,a_lol_seq", "objective_settings.beta=0.1,0.5", "grid of 'a_lol_seq': objective_settings"),
+        ("dpo", "objective_settings.beta=abc", r"grid of 'dpo': objective_settings\.beta"),
+        ("nll", "learning_rate_factor=abc", "grid of 'nll': learning_rate_factor .*'abc'"),
     ],
 )
 def test_a_grid_of_a_setting_that_a_method_has_not_names_the_method(
     methods: str, grid: str, expected: str, said: Callable
 ) -> None:
     text = said("--methods", methods, "--grid", grid)
-    assert expected in text and "trial-" not in text
+    assert re.search(expected, text) and "trial-" not in text
 
 
 def test_no_word_of_the_tables_is_broken() -> None:

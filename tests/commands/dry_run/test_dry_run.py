@@ -110,7 +110,7 @@ def test_what_is_on_the_hub_is_named_and_neither_asked_for_nor_loaded(
         ({"train": {"max_steps": 4, "optim": "adamw_torched"}}, "adamw_torch"),
         ({"reward": {"functions": [{"type": "clasifier"}]}}, "classifier"),
         ({"policies": {"p": {"objective": "a_lol", "objective_settings": {"u": 1}}}}, "no setting 'u'"),
-        ({"data": {"max_prompt_tokens": 127}}, "exceeds the model's 128 positions"),
+        ({"data": {"max_prompt_tokens": 127}}, "128 positions"),
         ({"model": {"chat_template": "missing.jinja"}}, "missing.jinja"),
     ],
 )
@@ -153,7 +153,7 @@ def test_what_can_be_no_hub_id_is_a_missing_file(
 
 def test_a_faulty_row_is_refused_as_by_the_run(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
     faulty: list[Any] = [*scored_rows(20), {"prompt": "no completion"}]
-    with pytest.raises(UserError, match="1 of 21 rows are faulty"):
+    with pytest.raises(UserError, match="1 of 21 rows"):
         estimate_run(make_recipe(tiny_recipe(tmp_path, faulty)))
     estimate = estimate_run(make_recipe(tiny_recipe(tmp_path, faulty, data={"on_bad_row": "skip"})), "prepare")
     assert isinstance(estimate.rows, rows.Rows) and estimate.rows.dropped == {"rejected": 1}
@@ -447,7 +447,7 @@ def test_the_dry_run_counts_what_single_objectives_compute(
 
 @pytest.mark.parametrize(
     ("objective", "message"),
-    [("qrpo", "ranks rewards among those of the reference"), ("pro", "compares completions of one prompt")],
+    [("qrpo", r"reward\.functions"), ("pro", "several completions a prompt")],
 )
 def test_the_dry_run_refuses_an_objective_that_the_recipe_cannot_serve(
     objective: str, message: str, tmp_path: Path, tiny_recipe: Callable, untraced: None
