@@ -89,7 +89,7 @@ def _cells(args: LoLConfig | PPOConfig, training: Training, budget: str) -> tupl
     bound = "at most " if training.qualifier == "at most" or _scaled_later(training, budget) else ""
     updates = "unknown" if training.steps is None else f"{bound}{training.steps:,}"
     if isinstance(args, PPOConfig):
-        written = f"{args.rollouts_per_step:,} completions of its own every {args.updates_per_step:,} updates"
+        written = f"{args.rollouts_per_step:,} completions every {args.updates_per_step:,} updates"
         return written, updates, "as it samples"
     tokens = "unknown" if training.seen is None else f"{bound}about {training.seen.tokens:,.0f}"
     return training.selected, updates, tokens

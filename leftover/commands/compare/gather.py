@@ -77,7 +77,7 @@ def marks(means: dict[str, float], difference: Callable[[str, str], Difference |
     Args:
         means: name -> mean; higher is better.
         difference: (name, other) -> `statistics.compare` of the two: the paired interval of name minus other, and
-            the differences by seed; None where they were not compared, which marks nothing.
+            the differences by seed; None if they were not compared, which marks nothing.
     """
     ranked = sorted(means, key=lambda name: -means[name])
     found: dict[str, str] = {}

@@ -49,7 +49,7 @@ METHODS = {
     "qrpo": Method("arXiv 2507.08068", {"objective_settings.beta": 0.03}),
     "grpo_offline": Method("arXiv 2402.03300, on fixed completions", {"objective_settings.clip": 0.5}),
     "var": Method("arXiv 2502.11026", {"objective_settings.temperature": 0.3}),
-    # Samplers of one objective as a choice of their own.
+    # The same objective under other samplers.
     "a_lol_seq_good_random": Method(
         f"{_A_LOL}: leftover rows, drawn alike", objective="a_lol_seq", rows="leftover", draw="uniform"
     ),

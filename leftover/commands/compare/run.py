@@ -50,7 +50,7 @@ def compare(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job,
     """Prepare once, train every method with every seed, evaluate; what is finished already is reused.
 
     Writes comparison.md, .csv, .json and pictures into the run's folder. Returns the content of comparison.json, and
-    the runs that failed with what their logs say last. Raises UserError where no method can run or all runs failed.
+    the runs that failed with the ends of their logs. Raises UserError if no method can run or all runs failed.
     """
     if any((recipe.train | own).get("push_to_hub") for own in recipe.policies.values()):
         log.warning("compare: pushes no policy to the Hub: `leftover export RUN --policy NAME --push-to-hub ID` does")
@@ -93,24 +93,23 @@ def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> None:
-    """Make these the policies of the run, also for processes that read its folder, and compute what they use.
+    """Make these the policies of the run, also for processes that read its folder.
 
-    That is the reference and all constants of rows; `quiet`: nothing is logged of those that are reused.
+    Then compute what they use: the reference and all constants of rows; `quiet`: without a line for each in the log.
     """
     run.recipe = with_policies(run.recipe, policies)
     claim(run)
-    steps, reuse = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
-    before = reuse.level
-    reuse.setLevel(logging.WARNING if quiet else before)
+    steps, progress = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
+    progress.disabled = quiet
     try:
         for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
             pipeline.STEPS[name](run)
     finally:
-        reuse.setLevel(before)
+        progress.disabled = False
 
 
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
-    """The prepared table; methods that it cannot serve are found as early as the rows tell."""
+    """Prepare the table and plan the updates; methods that it cannot serve are refused as early as possible."""
     pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
     log_refused(entries)

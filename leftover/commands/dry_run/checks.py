@@ -65,10 +65,10 @@ def check_data(data: DataSection) -> None:
 
 
 def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
-    """Refuse a policy that needs rewards >= 0 where the recorded ones are its rewards, and some are below.
+    """Refuse a policy that needs rewards >= 0 if its rewards are the recorded ones, and some are below.
 
-    Transformed or summed rewards are known once rows are scored. Where only a sample of the rows is tokenised, so are
-    the rows that are too long.
+    Transformed or summed rewards are known only once rows are scored; so is which rows are too long, if only a sample
+    of the rows is tokenised.
     """
     as_recorded = recipe.reward.functions == [{"type": "column"}] and recipe.reward.transform is None
     if not as_recorded or not isinstance(rows, Rows) or rows.lengths is None or not rows.lengths.exact:
@@ -82,7 +82,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
 
 
 def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:
-    """Settings of the reference (where it is fitted) and of the policies; this machine need not be able to run them."""
+    """Settings of the reference (if it is fitted) and of the policies; this machine need not be able to run them."""
     from leftover.training.settings import reference_args, training_args
 
     update = {

@@ -1,4 +1,4 @@
-"""The rows of a recipe where they can be read: counted exactly, and tokenised in a sample where they are many."""
+"""The rows of a recipe, if they can be read: counted exactly, and of many rows a sample is tokenised."""
 
 import random
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Rows:
     family: np.ndarray
     split: np.ndarray  # train, validation or test
     chosen: np.ndarray  # bool
-    recorded: np.ndarray  # the recorded score, NaN where there is none
+    recorded: np.ndarray  # the recorded score, or NaN
     text_bytes: int
     lengths: Lengths | None  # None: the tokenizer is not downloaded
 
@@ -107,7 +107,7 @@ def read(recipe: Recipe) -> Rows | str:
     columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
     sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
     for row in check_rows(read_rows(data), data, None, stats):
-        # A simple random sample of the stream (Vitter's algorithm R), in its order where all of it fits.
+        # A simple random sample of the stream (Vitter's algorithm R), in its order if all of it fits.
         if len(sample) < SAMPLE_ROWS:
             sample.append(row)
         elif (place := draws.randrange(len(columns["prompt"]) + 1)) < SAMPLE_ROWS:
@@ -117,10 +117,10 @@ def read(recipe: Recipe) -> Rows | str:
             columns[name].append(row[name])
         text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
     sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
-    chosen = np.array(columns["is_chosen"], bool)  # False where it is unknown
+    chosen = np.array(columns["is_chosen"], bool)  # None becomes False
     if data.train_on == "chosen" and not chosen.any():
         raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
-    recorded = np.array(columns["recorded_reward"], np.float64)  # NaN where there is none
+    recorded = np.array(columns["recorded_reward"], np.float64)  # None becomes NaN
     arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
 
@@ -142,7 +142,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
 
 
 def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the run; None where it is not downloaded yet."""
+    """The tokenizer of the run; None if it is not downloaded yet."""
     if isinstance(model.tokenizer, TokenizerSection):
         # The run trains its own on all training rows; the sample's is much like it.
         texts = (row["completion"] if row["conversational"] else row["prompt"] + row["completion"] for row in sample)

@@ -1,4 +1,4 @@
-"""The shape of a model: from its config where that is at hand, else from the published sizes."""
+"""The shape of a model: from its config if that is on this machine, else from the published sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class Shape:
 
 
 def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
-    """The config of a model and where it comes from; (None, the reason) where there is none without the network."""
+    """The config of a model and where it comes from; (None, the reason) if it must be downloaded first."""
     if model.path is None:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
@@ -56,7 +56,7 @@ def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
 
 
 def _vocabulary(model: ModelSection) -> dict[str, int]:
-    """The vocabulary of random weights, where the tokenizer is known here."""
+    """The vocabulary of random weights, if the tokenizer is known here."""
     if isinstance(model.tokenizer, TokenizerSection):
         return {"vocab_size": model.tokenizer.vocab_size}
     if model.tokenizer is not None and Path(model.tokenizer).is_dir():

@@ -48,7 +48,7 @@ def offline() -> Iterator[None]:
 
 
 def list_sources(recipe: Recipe, judges: bool) -> list[Source]:
-    """Everything that the recipe names: models, tokenizer, data, rewards and, where asked for, judges."""
+    """Everything that the recipe names: models, tokenizer, data, rewards and, with `judges`, judges."""
     model = recipe.model
     tokenizer = model.tokenizer if isinstance(model.tokenizer, str) and model.tokenizer != model.path else None
     named = {"model": model.path, "tokenizer": tokenizer, "reference": recipe.reference.path}

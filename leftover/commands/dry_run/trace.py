@@ -24,7 +24,7 @@ _UNMASKED = "leftover_unmasked"
 def skeleton(
     config: PretrainedConfig, lora: LoraSection | None, dtype: torch.dtype, attn_implementation: str | None = None
 ) -> Any:
-    """The causal LM of a config on the meta device, with the recipe's adapter where there is one.
+    """The causal LM of a config on the meta device, with the recipe's adapter if there is one.
 
     Its attention is PyTorch's fused one, whose memory is that of the flash kernels too, unless the recipe says eager.
     """

@@ -56,7 +56,7 @@ class Training:
 
 
 class Sizes:
-    """The recipe's rows in numbers; where they cannot be read, the most that the recipe's limits allow."""
+    """The recipe's rows in numbers; if they cannot be read, the most that the recipe's limits allow."""
 
     def __init__(self, recipe: Recipe, rows: Rows | str):
         self.recipe, self.data = recipe, recipe.data
@@ -64,7 +64,7 @@ class Sizes:
         self.tokens = None if self.rows is None else self.rows.lengths
 
     def lengths(self, split: str | None, chosen_only: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Prompt and completion tokens of the rows of a split (None: of all); the limits where they are unknown."""
+        """Prompt and completion tokens of the rows of a split (None: of all); the limits if they are unknown."""
         if self.rows is None:
             shares = {"validation": self.data.validation_size, "test": self.data.test_size}
             most = self.data.max_rows
@@ -77,7 +77,7 @@ class Sizes:
         return most if self.rows is None else min(most, self.rows.prompts(split))
 
     def amount(self, split: str | None, most_prompts: int | None = None, most_rows: int | None = None) -> Amount | None:
-        """Rows of a split (None: of all), or of so many of its prompts, or so many of its rows; None: unknown."""
+        """Rows of a split (None: of all), at most those of `most_prompts`, or `most_rows`; returns None if unknown."""
         lengths = self.lengths(split)
         if lengths is None:
             return None
@@ -88,13 +88,13 @@ class Sizes:
         return _amount(lengths[0][:number], lengths[1][:number], bound=self.tokens is None)
 
     def generated(self, prompts: int) -> Amount:
-        """Completions of so many prompts, each as long as it may be."""
+        """One completion for each of `prompts`, as long as it may be."""
         mean = self.data.max_prompt_tokens if self.tokens is None else float(self.tokens.prompts.mean())
         new = self.recipe.max_new_tokens
         return Amount(prompts, prompts * (mean + new), prompts * (mean + new) ** 2, prompts * new, True)
 
     def limits(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """So many rows as long as they may be."""
+        """`num_rows` rows as long as they may be."""
         return np.full(num_rows, self.data.max_prompt_tokens), np.full(num_rows, self.data.max_completion_tokens)
 
 
@@ -132,7 +132,7 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
             drawn = sizes_of_groups[member_of] > 1
     columns = {"length": prompts + completions, "group": group}
     order, steps = run_order(args, columns, drawn, drawn.astype(np.float64))
-    # The released code shortens also a run of so many steps by the share of leftover rows.
+    # The released code shortens a run by the share of leftover rows even if it has `max_steps`.
     fixed = args.max_steps > 0 and not (args.released_code and selected == LEFTOVER)
     if fixed:
         qualifier = ""
@@ -160,7 +160,7 @@ def _estimate_online(name: str, args: PPOConfig, sizes: Sizes) -> Training:
 
 
 def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
-    """The share of training rows, as far as it is known before the value is, and what it is called."""
+    """The share of training rows that is known before the value is fitted, and what it is called."""
     rows = objective.rows if args.rows == "auto" else args.rows
     if rows == "top":
         return args.top_percent / 100, f"top {args.top_percent:g} % by reward"

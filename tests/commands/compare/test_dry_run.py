@@ -80,7 +80,7 @@ def test_the_released_code_takes_fewer_updates_than_can_be_told(said: Callable) 
 def test_of_ppo_completions_and_whole_steps_are_told(said: Callable) -> None:
     text = said(train=STEPS | {"max_steps": 17}, policies={"p": {"objective": "ppo", "num_rollouts_per_step": 8}})
     cells = row_of(text, "p")
-    assert cells[2].startswith("8 completions of its own every 8") and cells[3] == "24"
+    assert cells[2].startswith("8 completions every 8") and cells[3] == "24"
 
 
 def test_a_set_that_the_rows_cannot_serve_is_refused(said: Callable) -> None:
