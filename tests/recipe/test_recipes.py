@@ -85,8 +85,10 @@ def test_the_dry_run_is_printed_before_anything_is_downloaded(
     monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)  # what takes time
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "run"
-    cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
-    said = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:  # the costs are told all the same
+        cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
+    said, refusal = capsys.readouterr()
+    assert stopped.value.code == 2 and "data.path" in refusal
     assert "published sizes" in said and "a_lol_ref_free" in said
     assert "Of unknown size" not in said  # every reward of ours is in the table of sizes
     assert not folder.exists()

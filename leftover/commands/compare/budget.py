@@ -20,13 +20,12 @@ from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
 
-BUDGETS = ("equal", "paper")
 _OWN_BUDGET = ("max_steps", "num_train_epochs")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a method; None is what is known later: when rows can be read, or completions have been sampled."""
+    """One run of a method; None: known only when the rows can be read or completions have been sampled."""
 
     updates: int | None
     tokens: float | None  # of its rows, prompts included, without padding
@@ -47,7 +46,7 @@ def with_policy(run: Run, entry: Entry) -> Run:
 
 
 def refuse(entries: list[Entry], check: Callable[[Entry], None]) -> None:
-    """Every entry that `check` raises a UserError for gets it as its `reason`; those that have one are passed over."""
+    """Note as the `reason` of an entry what `check` raises for it; entries with a reason are skipped."""
     for entry in entries:
         if entry.reason is None:
             try:
@@ -94,11 +93,10 @@ def plan_updates(run: Run, entries: list[Entry], budget: str) -> dict[str, Plann
 
 
 def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Planned]) -> dict[str, Planned]:
-    """Give every applicable method its updates (`max_steps`) and, where it draws whole prompts, fewer of them a batch.
+    """Set the updates (`max_steps`) of every applicable method, and smaller batches if it draws whole prompts.
 
     equal: all take as many updates, of about as many tokens. paper: updates are scaled by the share of the training
-    rows that a method selects (A-LoL, section 4). Methods that `plan` refuses, since they select no row, get a
-    `reason`.
+    rows that a method selects (A-LoL, section 4). Methods that `plan` refuses get a `reason`: they select no row.
     """
     base, found = plan(Entry("nll", {"objective": "nll", "rows": "all", "draw": "uniform"}, "")), dict[str, Planned]()
 
@@ -111,7 +109,10 @@ def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Plan
         if budget == "paper" and base.updates is not None and planned.share is not None:
             entry.fields["max_steps"] = max(1, round(base.updates * planned.share))
             planned = plan(entry)
-        if _sized_by_tokens(entry) and base.tokens and base.updates and planned.tokens and planned.updates:
+        objective = OBJECTIVES.get(entry.objective)  # None: it samples its own completions
+        whole_groups = objective is not None and (objective.unit == "group" or entry.fields.get("whole_groups"))
+        open_size = whole_groups and "per_device_train_batch_size" not in entry.fields
+        if open_size and base.tokens and base.updates and planned.tokens and planned.updates:
             # An update trains on as many tokens as one of NLL does.
             ratio = (base.tokens / base.updates) / (planned.tokens / planned.updates)
             entry.fields["per_device_train_batch_size"] = max(1, round(planned.batch_size * ratio))
@@ -122,15 +123,8 @@ def give_updates(entries: list[Entry], budget: str, plan: Callable[[Entry], Plan
     return found
 
 
-def _sized_by_tokens(entry: Entry) -> bool:
-    """Whether a method draws whole prompts, and leaves open how many a batch."""
-    objective = OBJECTIVES.get(entry.objective)  # None: it samples its own completions
-    whole_groups = objective is not None and (objective.unit == "group" or entry.fields.get("whole_groups"))
-    return bool(whole_groups) and "per_device_train_batch_size" not in entry.fields
-
-
 def applicable(entries: list[Entry]) -> list[Entry]:
-    """The entries that can run. Raises UserError where there is none."""
+    """The entries that can run. Raises UserError if there is none."""
     found = [entry for entry in entries if entry.reason is None]
     if not found:
         reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in entries)

@@ -41,7 +41,7 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
         print_estimate(loaded, asked)
         return
     from leftover.commands.compare.jobs import raise_for
-    from leftover.commands.compare.show import print_comparison
+    from leftover.commands.compare.tables import print_comparison
 
     results, failed = compare(loaded, asked)
     print_comparison(results, loaded.output_dir)

@@ -1,21 +1,28 @@
 """From the files of a finished comparison to its numbers: nested for JSON, and flat rows for tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from leftover.commands.compare.jobs import Job
-from leftover.commands.compare.marks import marks
 from leftover.evaluation.gather import REFERENCE, gather_tables
 from leftover.evaluation.measures import MEASURES, part_names
 from leftover.evaluation.statistics import DataRecord, against_data, compare, describe_data
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.runs.names import DECODINGS, decodings
-from leftover.runs.records import BySeed, ResultRow
+from leftover.runs.records import BySeed, Difference, ResultRow
 from leftover.runs.run import Run
 
 DATA = "data"
+RULE = (
+    "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0 and every "
+    "seed agrees. <u>Underlined</u>: the second highest, where the first is bold and the same holds of it and the "
+    "third. Otherwise nothing is marked: the rows do not tell the methods apart. Differences are of the same prompts, "
+    "averaged over the seeds that both have, resampled by prompt family: intervals speak of other prompts, the range "
+    "over seeds of other runs."
+)
 
 
 def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
@@ -62,6 +69,24 @@ def _marks(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> dic
 
     reference = table[REFERENCE]
     return {measure: of(measure) for measure in ("reward", *part_names(reference)) if measure in reference}
+
+
+def marks(means: dict[str, float], difference: Callable[[str, str], Difference | None]) -> dict[str, str]:
+    """`best` and `second` by name, after RULE.
+
+    Args:
+        means: name -> mean; higher is better.
+        difference: (name, other) -> `statistics.compare` of the two: the paired interval of name minus other, and
+            the differences by seed; None if they were not compared, which marks nothing.
+    """
+    ranked = sorted(means, key=lambda name: -means[name])
+    found: dict[str, str] = {}
+    for mark, (name, after) in zip(("best", "second"), pairwise(ranked), strict=False):
+        compared = difference(name, after)
+        if compared is None or not min(compared["difference"]["low"], *compared["by_seed"].values()) > 0:
+            break
+        found[name] = mark
+    return found
 
 
 def flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 from leftover.errors import UserError
 from leftover.evaluation.run import Evaluation
@@ -19,7 +20,6 @@ from leftover.training.run import policy_key, train_one
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.1
 _TAIL_LINES = 5
 
 
@@ -65,7 +65,8 @@ def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job,
 
 
 def log_path(folder: Path, job: Job) -> Path:
-    """The log of a run in its own process; of any other, why it failed."""
+    """The log of a run in its own process; of any other, why it failed. Makes the folder of logs."""
+    (folder / "logs").mkdir(exist_ok=True)
     return folder / "logs" / f"{slug(str(job))}.log"
 
 
@@ -75,55 +76,41 @@ def _here(evaluation: Evaluation, jobs: Sequence[Job]) -> dict[Job, str]:
         try:
             job.work(evaluation)
         except Exception as error:  # whatever it is, the other runs go on
-            path = log_path(evaluation.run.folder, job)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            log_path(evaluation.run.folder, job).write_text(traceback.format_exc(), encoding="utf-8")
             failed[job] = str(error) or repr(error)
     return failed
 
 
 def _in_processes(run: Run, jobs: Sequence[Job], num_processes: int) -> dict[Job, str]:
-    waiting, failed = list(jobs), dict[Job, str]()
-    running: dict[Job, tuple[subprocess.Popen, float]] = {}
+    failed, started = dict[Job, str](), list[Popen]()
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads_each(min(num_processes, len(jobs))))}
+
+    def work(job: Job) -> tuple[Job, int, float]:
+        """The status and the seconds of its process."""
+        began = time.monotonic()
+        command = [sys.executable, "-m", "leftover.commands.compare.worker", str(run.folder), json.dumps(asdict(job))]
+        with (
+            log_path(run.folder, job).open("w", encoding="utf-8") as said,
+            # The worker ends when its standard input does, so that none outlives this process.
+            Popen(command, stdin=PIPE, stdout=said, stderr=STDOUT, env=environment) as process,
+        ):
+            started.append(process)
+            return job, process.wait(), time.monotonic() - began
+
     try:
-        while waiting or running:
-            while waiting and len(running) < num_processes:
-                job = waiting.pop(0)
-                running[job] = (_start(run.folder, job, min(num_processes, len(jobs))), time.monotonic())
-            time.sleep(_POLL_SECONDS)
-            for job, (process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[job]
-                if process.stdin is not None:
-                    process.stdin.close()
-                if process.returncode:
-                    failed[job] = _tail(log_path(run.folder, job), process.returncode)
+        with ThreadPool(num_processes) as pool:
+            for number, (job, status, seconds) in enumerate(pool.imap_unordered(work, jobs), start=1):
+                if status:
+                    failed[job] = _tail(log_path(run.folder, job), status)
                 else:
-                    seconds, left = time.monotonic() - started, len(waiting) + len(running)
-                    log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(left))
+                    log.info("compare: %s done in %.0f s, %s left", job, seconds, counted(len(jobs) - number))
     finally:
-        for process, _ in running.values():
+        for process in started:
             process.terminate()
-        for process, _ in running.values():
+        for process in started:
             process.wait()
         run.manifest.reload()
     return failed
-
-
-def _start(folder: Path, job: Job, num_processes: int) -> subprocess.Popen:
-    path = log_path(folder, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "leftover.commands.compare.worker", str(folder), json.dumps(asdict(job))]
-    with path.open("w", encoding="utf-8") as said:
-        # The worker ends when its standard input does, so that none outlives this process.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads_each(num_processes))},
-        )
 
 
 def threads_each(num_processes: int) -> int:

@@ -1,71 +1,68 @@
 """The methods that can be compared: their settings, where those come from, and what the declared grid tries."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, ONLINE
+from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.sections import Recipe
 
 
-@dataclass(frozen=True)
 class Method:
-    """Fields of LoLConfig beyond the recipe's `train`; an objective's own settings have their defaults beside it."""
+    """Where a method comes from, its own trial of the declared grid, and its fields of LoLConfig beyond `train`.
 
-    source: str
-    fields: dict[str, Any] = field(default_factory=dict)  # default: {objective: the method's name}
-    own_trial: dict[str, Any] | None = None  # of the grid
+    Without fields it is the objective of its name. What no field sets has the objective's default.
+    """
 
-
-def _of(source: str, own_trial: dict[str, Any] | None = None, **fields: Any) -> Method:
-    return Method(source, fields, own_trial)
+    def __init__(self, source: str, own_trial: dict[str, Any] | None = None, **fields: Any):
+        self.source, self.own_trial, self.fields = source, own_trial, fields
 
 
 _A_LOL = "arXiv 2305.14718"
 _CLIP = {"objective_settings.clip": 0.2}
 
-METHODS: dict[str, Method] = {
-    "nll": _of(f"behaviour cloning; {_A_LOL}, section 4"),
-    "wbc": _of(f"weighted behaviour cloning; {_A_LOL}, section 4", {"draw": "priority_unweighted"}),
-    "r_gold": _of(f"{_A_LOL}, section 4, after arXiv 2009.07839", {"objective_settings.floor": 0.01}),
-    "r_lol": _of(f"{_A_LOL}, equation 3", _CLIP),
-    "a_lol": _of(f"{_A_LOL}, equation 4", _CLIP),
-    "a_lol_ref_free": _of(f"{_A_LOL}, section 3", {"draw": "priority_unweighted"}),
-    "a_lol_seq": _of(f"{_A_LOL}, section 3", _CLIP),
-    "a_lol_kl": _of(f"{_A_LOL}, section 3", {"objective_settings.beta": 0.01}),
-    "dpo": _of("arXiv 2305.18290", {"objective_settings.beta": 0.3}),
-    "dpo_ref_free": _of(
+METHODS = {
+    "nll": Method(f"behaviour cloning; {_A_LOL}, section 4"),
+    "wbc": Method(f"weighted behaviour cloning; {_A_LOL}, section 4", {"draw": "priority_unweighted"}),
+    "r_gold": Method(f"{_A_LOL}, section 4, after arXiv 2009.07839", {"objective_settings.floor": 0.01}),
+    "r_lol": Method(f"{_A_LOL}, equation 3", _CLIP),
+    "a_lol": Method(f"{_A_LOL}, equation 4", _CLIP),
+    "a_lol_ref_free": Method(f"{_A_LOL}, section 3", {"draw": "priority_unweighted"}),
+    "a_lol_seq": Method(f"{_A_LOL}, section 3", _CLIP),
+    "a_lol_kl": Method(f"{_A_LOL}, section 3", {"objective_settings.beta": 0.01}),
+    "dpo": Method("arXiv 2305.18290", {"objective_settings.beta": 0.3}),
+    "dpo_ref_free": Method(
         "arXiv 2305.18290, the reference-free form",
         {"objective_settings.beta": 0.3},
         objective="dpo",
         objective_settings={"reference_free": True},
     ),
-    "pro": _of("arXiv 2306.17492"),
-    "ppo": _of("arXiv 1707.06347, with a KL penalty (1909.08593)"),
-    "nll_top10": _of("filtered behaviour cloning", objective="nll", rows="top", top_percent=10.0),
-    "nll_top25": _of("filtered behaviour cloning", objective="nll", rows="top", top_percent=25.0),
-    "nll_leftover": _of("filtered behaviour cloning: the rows of A-LoL", objective="nll", rows="leftover"),
-    "awr": _of("arXiv 1910.00177", {"objective_settings.temperature": 0.3}),
-    "kto": _of("arXiv 2402.01306", {"objective_settings.beta": 0.3}),
-    "dro": _of("arXiv 2405.19107", {"objective_settings.tau": 0.3}),
-    "qrpo": _of("arXiv 2507.08068", {"objective_settings.beta": 0.03}),
-    "grpo_offline": _of("arXiv 2402.03300, on fixed completions", {"objective_settings.clip": 0.5}),
-    "var": _of("arXiv 2502.11026", {"objective_settings.temperature": 0.3}),
-    # Samplers of one objective as a choice of their own.
-    "a_lol_seq_good_random": _of(
+    "pro": Method("arXiv 2306.17492"),
+    "ppo": Method("arXiv 1707.06347, with a KL penalty (1909.08593)"),
+    "nll_top10": Method("filtered behaviour cloning", objective="nll", rows="top", top_percent=10.0),
+    "nll_top25": Method("filtered behaviour cloning", objective="nll", rows="top", top_percent=25.0),
+    "nll_leftover": Method("filtered behaviour cloning: the rows of A-LoL", objective="nll", rows="leftover"),
+    "awr": Method("arXiv 1910.00177", {"objective_settings.temperature": 0.3}),
+    "kto": Method("arXiv 2402.01306", {"objective_settings.beta": 0.3}),
+    "dro": Method("arXiv 2405.19107", {"objective_settings.tau": 0.3}),
+    "qrpo": Method("arXiv 2507.08068", {"objective_settings.beta": 0.03}),
+    "grpo_offline": Method("arXiv 2402.03300, on fixed completions", {"objective_settings.clip": 0.5}),
+    "var": Method("arXiv 2502.11026", {"objective_settings.temperature": 0.3}),
+    # The same objective under other samplers.
+    "a_lol_seq_good_random": Method(
         f"{_A_LOL}: leftover rows, drawn alike", objective="a_lol_seq", rows="leftover", draw="uniform"
     ),
-    "a_lol_seq_all_rows": _of("all rows, drawn alike", objective="a_lol_seq", rows="all", draw="uniform"),
+    "a_lol_seq_all_rows": Method("all rows, drawn alike", objective="a_lol_seq", rows="all", draw="uniform"),
 }
 
 _PAPER = ("nll", "wbc", "r_gold", "r_lol", "a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl")
-_SAMPLERS = ("a_lol_seq", "a_lol_seq_good_random", "a_lol_seq_all_rows")
+_SAMPLERS = ("a_lol_seq_good_random", "a_lol_seq_all_rows")
 SETS: dict[str, tuple[str, ...]] = {
     "paper": (*_PAPER, "dpo", "dpo_ref_free", "pro", "ppo"),
     "nll_top": ("nll_top10", "nll_top25", "nll_leftover"),
-    "samplers": _SAMPLERS,
-    "all": tuple(name for name in METHODS if name not in _SAMPLERS[1:]),
+    "samplers": ("a_lol_seq", *_SAMPLERS),
+    "all": tuple(name for name in METHODS if name not in _SAMPLERS),
 }
 
 
@@ -95,10 +92,9 @@ def resolve(asked: str | None, recipe: Recipe) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for name in filter(None, (part.strip() for part in asked.split(","))):
         if name in SETS and name not in recipe.policies:
-            members: Iterable[str] = SETS[name]
+            members = SETS[name]
             if name == "all":
-                others = [o for o in OBJECTIVES if o not in METHODS and o not in SETS]
-                members = dict.fromkeys((*recipe.policies, *members, *others))
+                members = (*recipe.policies, *members, *(o for o in OBJECTIVES if o not in METHODS | SETS))
             for member in members:
                 entries.setdefault(member, _entry(member, recipe, False))
         else:
@@ -121,21 +117,15 @@ def _entry(name: str, recipe: Recipe, named: bool) -> Entry:
     return entry
 
 
-# Learning rates of the declared grid, as factors of the method's own; the last for methods without an own trial.
-_FACTORS, _FURTHER = (1.0, 1 / 3, 3.0), 10.0
-
-
 def declared_trials(entry: Entry) -> list[dict[str, Any]]:
-    """The grid of a method: its settings at three learning rates, and one that it declares; as many for all."""
-    trials = [{"learning_rate_factor": factor} if factor != 1 else {} for factor in _FACTORS]
+    """The grid of a method: three learning rates, and its own trial or a fourth rate; as many for all."""
     method = METHODS.get(entry.name) or METHODS.get(entry.objective)
-    return [*trials, (method and method.own_trial) or {"learning_rate_factor": _FURTHER}]
+    own_trial = (method and method.own_trial) or {"learning_rate_factor": 10.0}
+    return [{}, {"learning_rate_factor": 1 / 3}, {"learning_rate_factor": 3.0}, own_trial]
 
 
 def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """The method's fields with one trial's in their place; `shared`: the recipe's `train`."""
-    from leftover.recipe.lol_config import LoLConfig
-
     fields = dict(entry.fields)
     for key, value in trial.items():
         own = shared | fields

@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from leftover import pipeline
-from leftover.commands.compare.budget import (
-    BUDGETS,
-    Planned,
-    applicable,
-    check_scored,
-    log_refused,
-    plan_updates,
-    with_policies,
-)
+from leftover.commands.compare.budget import Planned, applicable, check_scored, log_refused, plan_updates, with_policies
 from leftover.commands.compare.gather import gather
 from leftover.commands.compare.jobs import Job, run_jobs
 from leftover.commands.compare.methods import Entry, resolve
 from leftover.commands.compare.trials import Trials, adopt, choose, make_trials, read_grid, trial_policies, trial_policy
+from leftover.commands.compare.write import write_comparison
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
 from leftover.runs.claim import claim, open_run
@@ -40,7 +33,7 @@ class Options:
 
     methods: str | None = None  # comma-separated; default: the policies of the recipe
     seeds: int | None = None  # how many; default: the recipe's where it names several, else 3
-    budget: str = "equal"
+    budget: str = "equal"  # or paper
     jobs: int = 1
     grid: tuple[str, ...] = ()  # none, declared, or KEY=VALUE,VALUE,...; default: the recipe's compare.grid
 
@@ -53,15 +46,12 @@ def seeds_of(recipe: Recipe, number: int | None) -> list[int]:
     return [*recipe.seeds, *further][:number]
 
 
-def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, Any], dict[Job, str]]:
+def compare(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job, str]]:
     """Prepare once, train every method with every seed, evaluate; what is finished already is reused.
 
     Writes comparison.md, .csv, .json and pictures into the run's folder. Returns the content of comparison.json, and
-    the runs that failed with what their logs say last. Raises UserError where no method can run or all runs failed.
+    the runs that failed with the ends of their logs. Raises UserError if no method can run or all runs failed.
     """
-    options = options or Options()
-    if options.budget not in BUDGETS:
-        raise UserError(f"--budget {options.budget} is not one of {', '.join(BUDGETS)}")
     if any((recipe.train | own).get("push_to_hub") for own in recipe.policies.values()):
         log.warning("compare: pushes no policy to the Hub: `leftover export RUN --policy NAME --push-to-hub ID` does")
     entries, seeds = resolve(options.methods, recipe), seeds_of(recipe, options.seeds)
@@ -85,8 +75,6 @@ def compare(recipe: Recipe, options: Options | None = None) -> tuple[dict[str, A
         raise UserError(f"compare: {len(failed)} of {len(jobs)} runs failed. {next(iter(failed.values()))}")
     results = gather(run, failed) | _settings(run.recipe, entries, planned, trials, records, options)
     results["num_runs"] = len(jobs) - 1
-    from leftover.commands.compare.write import write_comparison
-
     _warn_of_lost(run.folder, results)
     write_comparison(FinishedRun(run.folder, run.recipe), results)
     return results, failed
@@ -105,24 +93,23 @@ def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> None:
-    """Make these the policies of the run, also for processes that read its folder, and compute what they use.
+    """Make these the policies of the run, also for processes that read its folder.
 
-    That is the reference and all constants of rows; `quiet`: nothing is logged of those that are reused.
+    Then compute what they use: the reference and all constants of rows; `quiet`: without a line for each in the log.
     """
     run.recipe = with_policies(run.recipe, policies)
     claim(run)
-    steps, reuse = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
-    before = reuse.level
-    reuse.setLevel(logging.WARNING if quiet else before)
+    steps, progress = list(pipeline.STEPS), logging.getLogger(Manifest.__module__)
+    progress.disabled = quiet
     try:
         for name in steps[steps.index(_BEFORE_REFERENCE) + 1 :]:
             pipeline.STEPS[name](run)
     finally:
-        reuse.setLevel(before)
+        progress.disabled = False
 
 
 def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
-    """The prepared table; methods that it cannot serve are found as early as the rows tell."""
+    """Prepare the table and plan the updates; methods that it cannot serve are refused as early as possible."""
     pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
     log_refused(entries)

@@ -1,6 +1,7 @@
 """The tables of a comparison: results, components and judges, and what the runs took."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from leftover.commands.compare.gather import DATA, training_cost
@@ -10,6 +11,7 @@ from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, nu
 from leftover.evaluation.tables import SHORT_RECORDED, Grid, grid
 from leftover.evaluation.verdict import completion_caveats
 from leftover.monitoring.terminal import size_text
+from leftover.report.write import print_table
 
 _SHORT = ("reward", "range", "win_rate", "length", "distinct", "kl")
 _COST = (
@@ -22,7 +24,11 @@ _COST = (
         "seconds", "seconds", text=lambda cost: number(cost.get("seconds"), ",.0f") + "*" * bool(cost.get("resumed"))
     ),
     Measure("rollout_seconds", "of them rollouts", ",.0f"),
-    Measure("peak_memory_bytes", "peak memory", text=lambda cost: _size(cost.get("peak_memory_bytes"))),
+    Measure(
+        "peak_memory_bytes",
+        "peak memory",
+        text=lambda cost: size_text(cost["peak_memory_bytes"]) if "peak_memory_bytes" in cost else MISSING,
+    ),
 )
 _PARTS = {
     "reward/": "Components of the reward, before weights and transform",
@@ -37,10 +43,13 @@ def result_grid(results: Mapping[str, Any], decoding: str) -> Grid:
     return grid(found["table"], columns("comparison"), "method", _marker(found["marks"]))
 
 
-def short_grid(results: Mapping[str, Any]) -> Grid:
-    """The primary result table for a terminal, without marks."""
-    names = _SHORT if results["can_score_new_completions"] else SHORT_RECORDED
-    return grid(results[results["primary"]]["table"], [MEASURES[name] for name in names], "method")
+def print_comparison(results: Mapping[str, Any], folder: str) -> None:
+    """Print the main numbers of the primary decoding, the methods that do not apply, and where the files are."""
+    measures = [MEASURES[name] for name in (_SHORT if results["can_score_new_completions"] else SHORT_RECORDED)]
+    console = print_table(results, grid(results[results["primary"]]["table"], measures, "method"))
+    for name, reason in results["not_applicable"].items():
+        console.print(f"{name}: n/a, {reason}")
+    console.print(f"Comparison: {Path(folder) / 'comparison.md'}")
 
 
 def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:
@@ -67,10 +76,6 @@ def cost_grid(results: Mapping[str, Any]) -> Grid:
     """The cost of a run of each method, as Markdown."""
     costs = {name: training_cost(runs) for name, runs in results["training"].items()}
     return grid({name: cost for name, cost in costs.items() if "updates" in cost}, _COST, "method", _marker({}))
-
-
-def _size(size: float | None) -> str:
-    return MISSING if size is None else size_text(size)
 
 
 def _marker(marks: Mapping[str, Mapping[str, str]]) -> Callable[[str, str, str], str]:

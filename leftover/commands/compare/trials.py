@@ -1,4 +1,4 @@
-"""Hyper-parameters: as many trials for every method, chosen by what the selection prompts say, then trained on."""
+"""Hyper-parameters: every method gets as many trials, and the best on the selection prompts is chosen."""
 
 import logging
 from typing import Any
@@ -35,7 +35,7 @@ def read_grid(options: tuple[str, ...], recipe: Recipe) -> str | dict[str, Any]:
 
 
 def make_trials(entries: list[Entry], grid: str | dict[str, Any]) -> Trials:
-    """Method -> its trials; empty without a grid. Raises UserError where methods would get unequal numbers of them."""
+    """Method -> its trials; empty without a grid. Raises UserError if methods would get unequal numbers of trials."""
     if grid == "none":
         return {}
     if grid == "declared":
@@ -61,7 +61,7 @@ def trial_policy(name: str, number: int) -> str:
 
 
 def trial_policies(entries: list[Entry], trials: Trials, shared: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every trial as a policy of the recipe. Raises UserError that names the method where it has no such setting."""
+    """Every trial as a policy of the recipe. Raises UserError for a setting that its method does not have."""
     policies = {}
     for entry in entries:
         for i, trial in enumerate(trials[entry.name]):
@@ -74,7 +74,7 @@ def trial_policies(entries: list[Entry], trials: Trials, shared: dict[str, Any])
 def choose(run: Run, name: str, trials: list[dict[str, Any]], seed: int) -> tuple[int | None, list[dict[str, Any]]]:
     """The trial whose kept checkpoint did best on the selection prompts, ties to the earlier; and what all did.
 
-    None where no trial was finished. The recipe of `run` has the trials as its policies.
+    None if no trial was finished. The recipe of `run` has the trials as its policies.
     """
     facts = [run.manifest.facts(policy_artifact(trial_policy(name, i), seed)) for i in range(len(trials))]
     record: list[dict[str, Any]] = [

@@ -1,13 +1,19 @@
 """The checks and the training settings of a run, without its folder and without the network."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.shape import find_config
+from leftover.commands.dry_run.sources import on_the_hub
+from leftover.data.formats import check_files, list_sources
+from leftover.data.hh import listed_rows
+from leftover.errors import UserError
 from leftover.models.load import max_positions
 from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
@@ -48,11 +54,21 @@ def checked_reward(recipe: Recipe) -> SumReward:
     return run.reward
 
 
-def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
-    """Refuse a policy that needs rewards >= 0 where the recorded ones are its rewards, and some are below.
+def check_data(data: DataSection) -> None:
+    """Refuse local files that are missing, as the run does; a Hub id is left to it."""
+    check_files(data)
+    for path in data.paths:
+        if not Path(path).exists() and not on_the_hub(path):
+            raise UserError(f"no data file at '{path}' (key data.path)")
+    if data.drop_listed is not None:
+        listed_rows(list_sources(data), data.drop_listed)
 
-    Transformed or summed rewards are known once rows are scored. Where only a sample of the rows is tokenised, so are
-    the rows that are too long.
+
+def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
+    """Refuse a policy that needs rewards >= 0 if its rewards are the recorded ones, and some are below.
+
+    Transformed or summed rewards are known only once rows are scored; so is which rows are too long, if only a sample
+    of the rows is tokenised.
     """
     as_recorded = recipe.reward.functions == [{"type": "column"}] and recipe.reward.transform is None
     if not as_recorded or not isinstance(rows, Rows) or rows.lengths is None or not rows.lengths.exact:
@@ -66,7 +82,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
 
 
 def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:
-    """Settings of the reference (where it is fitted) and of the policies; this machine need not be able to run them."""
+    """Settings of the reference (if it is fitted) and of the policies; this machine need not be able to run them."""
     from leftover.training.settings import reference_args, training_args
 
     update = {

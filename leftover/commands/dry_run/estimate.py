@@ -1,9 +1,9 @@
 """What a recipe would download, compute and hold: everything that the dry run prints."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from leftover.commands.dry_run.checks import Settings, check_recorded, checked_reward, training_settings
+from leftover.commands.dry_run.checks import check_recorded, checked_reward, training_settings
 from leftover.commands.dry_run.memory import Holding, Memory
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.shape import Shape, find_config, measure
@@ -52,7 +52,7 @@ def estimate_run(
     """The estimate of a run up to and including the stage `until`.
 
     Args:
-        rows: the result of `dry_run.rows.read`, where it is known already.
+        rows: the result of `dry_run.rows.read`; default: they are read.
         num_runs: how often every policy is trained; default: once a seed.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
@@ -65,8 +65,9 @@ def estimate_run(
     rows = read(recipe) if rows is None else rows
     check_recorded(recipe, rows)
     sizes, sources = Sizes(recipe, rows), list_sources(recipe, judges=evaluates)
-    runs = {"reference": 1} | dict.fromkeys(recipe.policies, num_runs or len(recipe.seeds))
-    trainings = {name: estimate_training(name, own.args, sizes, runs[name]) for name, own in settings.items()}
+    trainings = [estimate_training(name, own.args, sizes) for name, own in settings.items()]
+    references = [training for training in trainings if training.name == "reference"]
+    policies = [replace(t, runs=num_runs or len(recipe.seeds)) for t in trainings if t.name != "reference"]
     config, shape_from = find_config(section)
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
@@ -76,33 +77,31 @@ def estimate_run(
         memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
         disk = list(holding.disk(trains))
     costs = _Costs(shape, sources, sizes)
-    costs.prepare(reward, trainings.get("reference"), settings)
+    costs.prepare(reward, references)
     if trains:
-        policies = [training for name, training in trainings.items() if name != "reference"]
-        costs.train(policies, settings, reward.scores_new_completions)
+        costs.train(policies, reward.scores_new_completions)
     if evaluates:
         costs.evaluate()
-    trained, packages = list(trainings.values()), missing_packages(recipe)
-    notes = list(_notes(reward, sizes, sources, trained))
-    return Estimate(recipe, sources, packages, rows, shape, shape_from, trained, costs.lines, memory, disk, notes)
+    trainings, packages = references + policies, missing_packages(recipe)
+    notes = list(_notes(reward, sizes, sources, trainings))
+    return Estimate(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes)
 
 
 def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
     """What a reader has to know of these numbers."""
     if sizes.rows is None and sizes.data.max_rows is None:
-        yield "Steps and costs follow from the rows; `--set data.max_rows=N` gives their bounds for N rows before that."
+        yield "Steps and costs depend on the rows; `--set data.max_rows=N` gives the most that N rows can take."
     if sizes.tokens is None:
-        yield "Rows are taken to be as long as the recipe allows: their tokens are unknown without data and tokenizer."
+        yield "Rows are taken to be as long as the recipe allows: counting tokens needs the data and the tokenizer."
     if any(t.selected == LEFTOVER and t.qualifier == "at most" for t in trainings):
         yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
     if not reward.scores_new_completions:
-        yield "The rewards are recorded: no completion is scored, and checkpoints are chosen on recorded rewards."
+        yield "The rewards are recorded: no new completion is scored, and checkpoints are chosen on recorded rewards."
     models = [s for s in sources if s.purpose in ("reward", "judge")]
     if models:
-        yield "Reward models are named, not loaded: whether they load and what they score is not checked here."
-    unknown = sorted({s.name for s in models if s.parameters is None and s.state != LOCAL})
-    if unknown:
-        yield f"Of unknown size, and so in no sum: {', '.join(unknown)}."
+        yield "Reward models are not loaded: whether they load and what they score is not checked here."
+    if unknown := sorted({s.name for s in models if s.parameters is None and s.state != LOCAL}):
+        yield f"Of unknown size, so not in the totals: {', '.join(unknown)}."
 
 
 class _Costs:
@@ -112,12 +111,12 @@ class _Costs:
         self.recipe, self.shape, self.sources, self.sizes = sizes.recipe, shape, sources, sizes
         self.lines: list[Work] = []
 
-    def prepare(self, reward: SumReward, reference: Training | None, settings: dict[str, Settings]) -> None:
+    def prepare(self, reward: SumReward, references: list[Training]) -> None:
         recipe, sizes, value = self.recipe, self.sizes, self.recipe.value
         rows = sizes.amount(None)
         self._rewards("rewards of the rows", rows)
-        if reference is not None:
-            self._training("reference", [reference], settings)
+        for reference in references:
+            self._training("reference", [reference])
             validation = sizes.amount("validation", most_rows=MAX_LIKELIHOOD_ROWS)
             self._passes("validation of the reference", validation, reference.evaluations)
         self._passes("reference log-probabilities", rows)
@@ -131,8 +130,8 @@ class _Costs:
         if "mismatched" in blocks:
             self._passes("mismatched log-probabilities", training_rows)
 
-    def train(self, policies: list[Training], settings: dict[str, Settings], scores_new_completions: bool) -> None:
-        self._training("policies", policies, settings)
+    def train(self, policies: list[Training], scores_new_completions: bool) -> None:
+        self._training("policies", policies)
         most = self.recipe.evaluate.max_selection_prompts
         evaluations = sum(training.evaluations * training.runs for training in policies)
         self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
@@ -148,15 +147,13 @@ class _Costs:
         written = sizes.generated(prompts * times)
         self._passes("test: log-probabilities of completions", written, len(logprob_columns(recipe)))
 
-    def _training(self, what: str, trainings: list[Training], settings: dict[str, Settings]) -> None:
-        operations, steps, bound = 0.0, 0, False
-        for training in trainings:
-            one = training.operations(self.shape, bool(settings[training.name].args.gradient_checkpointing))
-            if one is None or training.steps is None or training.seen is None:
-                self.lines.append(Work(f"train {what}", "unknown", None, False))
-                return
-            operations, steps = operations + one * training.runs, steps + training.steps * training.runs
-            bound = bound or training.seen.bound
+    def _training(self, what: str, trainings: list[Training]) -> None:
+        if self.shape is None or any(training.seen is None for training in trainings):
+            self.lines.append(Work(f"train {what}", "unknown", None, False))
+            return
+        operations = sum(training.runs * training.operations(self.shape) for training in trainings)
+        steps = sum(training.runs * (training.steps or 0) for training in trainings)
+        bound = any(training.seen is not None and training.seen.bound for training in trainings)
         qualifiers = {training.qualifier for training in trainings}
         qualifier = next((word for word in ("at most", "about") if word in qualifiers), "")
         self.lines.append(Work(f"train {what}", f"{qualifier} {steps:,} steps".strip(), operations, bound))

@@ -20,7 +20,7 @@ from leftover.runs.names import logprob_columns
 
 log = logging.getLogger(__name__)
 
-# Bytes of optimizer states a trained parameter, where they are not two numbers of the parameter's own size. Those of
+# Bytes of optimizer states a trained parameter, unless they are two numbers of the parameter's own size. Those of
 # bitsandbytes: 32 or 8 bits a number. Adafactor keeps sums of rows and columns, which hardly count.
 _STATES = {
     "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8, "adafactor": 0, "sgd": 0,

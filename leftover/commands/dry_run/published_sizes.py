@@ -18,7 +18,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "comet-distill": _GPT2_XL,
 }
 
-# Parameters, and bytes of each in the published weights where that is known. The heads are a few thousand parameters
+# Parameters, and bytes of each in the published weights if known. The heads are a few thousand parameters
 # more or fewer. The two OpenAssistant models are GPT-NeoX of hidden size 2,048 (24 layers) and 4,096 (32) with a
 # vocabulary of 50,288.
 CLASSIFIERS: dict[str, tuple[int, int | None]] = {

@@ -1,26 +1,24 @@
-"""The rows of a recipe where they can be read: counted exactly, and tokenised in a sample where they are many."""
+"""The rows of a recipe, if they can be read: counted exactly, and of many rows a sample is tokenised."""
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from leftover.commands.dry_run.published_sizes import ROWS
 from leftover.commands.dry_run.sources import on_the_hub
 from leftover.data.chat import Chat
 from leftover.data.formats import data_files, read_rows
-from leftover.data.rows import Rejects, check_rows, text_hash
+from leftover.data.rows import check_rows, text_hash
 from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Rows that are tokenised; the error of the totals is printed beside them.
 SAMPLE_ROWS = 2000
@@ -70,7 +68,7 @@ class Rows:
     family: np.ndarray
     split: np.ndarray  # train, validation or test
     chosen: np.ndarray  # bool
-    recorded: np.ndarray  # the recorded score, NaN where there is none
+    recorded: np.ndarray  # the recorded score, or NaN
     text_bytes: int
     lengths: Lengths | None  # None: the tokenizer is not downloaded
 
@@ -85,9 +83,9 @@ class Rows:
         found = {"rejected": self.stats["rejected"], "outside data.part": self.stats["other_parts"]}
         return {reason: count for reason, count in (found | self.stats["left_out"]).items() if count}
 
-    def where(self, split: str, chosen_only: bool = False) -> np.ndarray:
-        """[N] bool: the rows of a split."""
-        inside = self.split == split
+    def where(self, split: str | None, chosen_only: bool = False) -> np.ndarray:
+        """[N] bool: the rows of a split (None: of all)."""
+        inside = np.ones(len(self.split), bool) if split is None else self.split == split
         return inside & self.chosen if chosen_only else inside
 
     def prompts(self, split: str) -> int:
@@ -99,17 +97,17 @@ def read(recipe: Recipe) -> Rows | str:
     data = recipe.data
     absent = next((path for path in data_files(data) if not Path(path).is_file()), None)
     if absent is not None:
-        key = "data.drop_listed" if absent == data.drop_listed else "data.path"
-        state = "is on the Hub" if on_the_hub(absent) else f"(key {key}) does not exist"
+        if not on_the_hub(absent):
+            return f"unknown until '{absent}' is here"
         splits = ", ".join(f"{split} {number:,}" for split, number in ROWS.get(absent, {}).items())
         published = f" (published records: {splits})" if splits else ""
-        return f"unknown until downloaded: '{absent}' {state}{published}"
+        return f"unknown until downloaded: '{absent}' is on the Hub{published}"
     stats: dict[str, Any] = {}
     names = ("family", "tools", "user_split", "is_chosen", "recorded_reward")
     columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
     sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
-    for row in check_rows(read_rows(data), data, _NoRejects(Path("rejected_rows.jsonl")), stats):
-        # A simple random sample of the stream (Vitter's algorithm R), in its order where all of it fits.
+    for row in check_rows(read_rows(data), data, None, stats):
+        # A simple random sample of the stream (Vitter's algorithm R), in its order if all of it fits.
         if len(sample) < SAMPLE_ROWS:
             sample.append(row)
         elif (place := draws.randrange(len(columns["prompt"]) + 1)) < SAMPLE_ROWS:
@@ -119,10 +117,10 @@ def read(recipe: Recipe) -> Rows | str:
             columns[name].append(row[name])
         text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
     sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
-    chosen = np.array(columns["is_chosen"], bool)  # False where it is unknown
+    chosen = np.array(columns["is_chosen"], bool)  # None becomes False
     if data.train_on == "chosen" and not chosen.any():
         raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
-    recorded = np.array(columns["recorded_reward"], np.float64)  # NaN where there is none
+    recorded = np.array(columns["recorded_reward"], np.float64)  # None becomes NaN
     arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
 
@@ -143,8 +141,8 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
     return lengths
 
 
-def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of the run; None where it is not downloaded yet."""
+def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the run; None if it is not downloaded yet."""
     if isinstance(model.tokenizer, TokenizerSection):
         # The run trains its own on all training rows; the sample's is much like it.
         texts = (row["completion"] if row["conversational"] else row["prompt"] + row["completion"] for row in sample)
@@ -158,13 +156,3 @@ def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> "PreTrained
         if Path(path).exists():
             raise
         return None
-
-
-class _NoRejects(Rejects):
-    """Rejects that leave no file."""
-
-    def start(self, stage: str) -> None:
-        return
-
-    def add(self, stage: str, where: str, reason: str, row: dict[str, Any]) -> None:
-        return

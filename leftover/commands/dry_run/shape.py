@@ -1,19 +1,17 @@
-"""The shape of a model: from its config where that is at hand, else from the published sizes."""
+"""The shape of a model: from its config if that is on this machine, else from the published sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers import AutoConfig, PretrainedConfig
 
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import make_config
 from leftover.recipe.sections import ModelSection, TokenizerSection
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 # 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -33,30 +31,16 @@ class Shape:
     key_values: int  # numbers that a token leaves in a layer's cache
     weight_bytes: int
     trainable_bytes: int
-    largest_layer: int  # weights of the largest 4-bit one
-
-    @property
-    def unpacked_bytes(self) -> int:
-        """4-bit weights are unpacked to 16 bits for their product, a layer at a time."""
-        return 2 * self.largest_layer
+    unpacked_bytes: int  # 4-bit weights are unpacked to 16 bits for their product: those of the largest layer
 
     @property
     def adapter(self) -> int:
         """Trained weights beside frozen ones; 0 where all are trained."""
         return self.trainable if self.trainable < self.parameters else 0
 
-    def forward_operations(self, tokens: float, squared_tokens: float, head_tokens: float) -> float:
-        """Floating-point operations of one pass, two a multiply-add: trunk, causal attention, head.
 
-        Args are sums over rows: of fed tokens, of their squares (attention), and of tokens with logits.
-        """
-        return 2 * (self.trunk * tokens + self.layers * self.hidden * squared_tokens + self.head * head_tokens)
-
-
-def find_config(model: ModelSection) -> tuple["PretrainedConfig | None", str]:
-    """The config of a model and where it comes from; (None, the reason) where there is none without the network."""
-    from transformers import AutoConfig
-
+def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
+    """The config of a model and where it comes from; (None, the reason) if it must be downloaded first."""
     if model.path is None:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
@@ -72,7 +56,7 @@ def find_config(model: ModelSection) -> tuple["PretrainedConfig | None", str]:
 
 
 def _vocabulary(model: ModelSection) -> dict[str, int]:
-    """The vocabulary of random weights, where the tokenizer is known here."""
+    """The vocabulary of random weights, if the tokenizer is known here."""
     if isinstance(model.tokenizer, TokenizerSection):
         return {"vocab_size": model.tokenizer.vocab_size}
     if model.tokenizer is not None and Path(model.tokenizer).is_dir():
@@ -80,7 +64,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
     return {}
 
 
-def measure(model: Any, config: "PretrainedConfig", quantised: bool) -> Shape:
+def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
     """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
@@ -106,5 +90,5 @@ def measure(model: Any, config: "PretrainedConfig", quantised: bool) -> Shape:
         key_values=2 * head_size * (getattr(text, "num_key_value_heads", None) or heads),
         weight_bytes=round(weight_bytes),
         trainable_bytes=sum(p.nbytes for p in trained),
-        largest_layer=max(packed.values(), default=0),
+        unpacked_bytes=2 * max(packed.values(), default=0),
     )

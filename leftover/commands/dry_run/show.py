@@ -1,19 +1,17 @@
 """`--dry-run`: what a recipe would download, compute and cost, printed without the network and without a run folder."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
+from leftover.commands.dry_run.checks import check_data
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
 from leftover.data.checks import SPLITS
 from leftover.monitoring.terminal import console, size_text
 from leftover.recipe.sections import Recipe
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 MEANING = (
     "Floating-point operations: two a multiply-add, without padding. Hours = operations / (the rate that your device "
@@ -26,21 +24,22 @@ MEANING = (
 _LONG_WORD = 24
 
 
-def dry_run(recipe: Recipe, until: str = "report") -> None:
+def dry_run(recipe: Recipe, until: str) -> None:
     """Print the estimate of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
     with offline():
         show(estimate_run(recipe, until), console(width=140))
+    check_data(recipe.data)  # last, since one may ask what a run costs before its files are here
 
 
-def show(estimate: Estimate, terminal: "Console") -> None:
+def show(estimate: Estimate, terminal: Console) -> None:
     """The tables, in the order in which the numbers are needed."""
-    before = (_needed(estimate), _data(estimate), _model(estimate), _trainings(estimate))
-    print_tables(terminal, *before, work_table(estimate), memory_table(estimate), _disk(estimate))
-    for note in (*estimate.notes, *MEANING):
-        terminal.print(f"- {note}")
+    disk = plain_table("Disk, approximate", "", "size", rows=[(name, _size(size)) for name, size in estimate.disk])
+    tables = [_needed(estimate), _data(estimate), _model(estimate), _trainings(estimate)]
+    tables += [work_table(estimate), memory_table(estimate), disk]
+    print_tables(terminal, tables, [*estimate.notes, *MEANING])
 
 
-def plain_table(title: str, *columns: str, left: int = 1, rows: Iterable[tuple[str, ...]] = ()) -> Table:
+def plain_table(title: str, *columns: str, left: int = 1, rows: Iterable[tuple[str, ...]]) -> Table:
     """A table, the first `left` columns of text and the others of numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
@@ -50,13 +49,15 @@ def plain_table(title: str, *columns: str, left: int = 1, rows: Iterable[tuple[s
     return table
 
 
-def print_tables(terminal: "Console", *tables: Table | None) -> None:
-    """Those that are not None; no word is broken for want of width, except long ones such as paths."""
-    for table in filter(None, tables):
+def print_tables(terminal: Console, tables: Iterable[Table], notes: Iterable[str] = ()) -> None:
+    """The tables that have rows, and the notes. Columns are as wide as their words, except long ones such as paths."""
+    for table in (table for table in tables if table.rows):
         for column in table.columns:
             words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
             column.min_width = max((len(word) for word in words if len(word) <= _LONG_WORD), default=1)
         terminal.print(table)
+    for note in notes:
+        terminal.print(f"- {note}")
 
 
 def _needed(estimate: Estimate) -> Table:
@@ -67,8 +68,10 @@ def _needed(estimate: Estimate) -> Table:
 
 def _source_size(estimate: Estimate, source: Source) -> str:
     """Of a download of unknown size a range: repositories hold 2 or 4 bytes a parameter."""
-    if source.size is not None or source.state != DOWNLOAD:
-        return size_text(source.size) if source.size is not None else ""
+    if source.size is not None:
+        return size_text(source.size)
+    if source.state != DOWNLOAD:
+        return ""
     parameters = source.parameters
     if source.purpose == "model" and estimate.shape is not None:
         parameters = estimate.shape.parameters - estimate.shape.adapter
@@ -78,13 +81,14 @@ def _source_size(estimate: Estimate, source: Source) -> str:
 def _data(estimate: Estimate) -> Table:
     rows = estimate.rows
     if not isinstance(rows, Rows):
-        return plain_table("Data", "", "rows", "unique prompts", rows=[("rows", rows, "")])
-    lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in SPLITS]
-    counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
-    if estimate.recipe.data.train_on == "chosen":
-        counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts
-    counts |= {"prompt families": int(rows.family.max()) + 1, "with a recorded score": int(rows.scored.sum())}
-    lines += [(name, f"{count:,}", "") for name, count in counts.items()]
+        lines = [("rows", rows, "")]
+    else:
+        lines = [(split, f"{int(rows.where(split).sum()):,}", f"{rows.prompts(split):,}") for split in SPLITS]
+        counts = {f"dropped: {reason}": count for reason, count in rows.dropped.items()}
+        if estimate.recipe.data.train_on == "chosen":
+            counts = {"of train, chosen": int(rows.where("train", True).sum())} | counts
+        counts |= {"prompt families": int(rows.family.max()) + 1, "with a recorded score": int(rows.scored.sum())}
+        lines += [(name, f"{count:,}", "") for name, count in counts.items()]
     return plain_table("Data", "", "rows", "unique prompts", rows=lines)
 
 
@@ -106,7 +110,7 @@ def _model(estimate: Estimate) -> Table:
 def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
     lengths = rows.lengths
     if lengths is None:
-        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are taken instead"
+        yield "tokens", "unknown until the tokenizer is downloaded; the recipe's limits are used instead"
         return
     for name, values in (("prompt", lengths.prompts), ("completion", lengths.completions)):
         total, error = lengths.total(values)
@@ -117,17 +121,16 @@ def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
         yield "dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"
 
 
-def _trainings(estimate: Estimate) -> Table | None:
-    if not estimate.trainings:
-        return None
-    table = plain_table("Training", "", "drawn from", "steps", "rows a step", "seeds", "evaluations a run", left=2)
+def _trainings(estimate: Estimate) -> Table:
+    lines = []
     for training in estimate.trainings:
-        known = training.steps is not None
-        steps = f"{training.qualifier} {training.steps:,}".strip() if known else "unknown"
+        steps, evaluations = "unknown", "unknown"
+        if training.steps is not None:
+            steps, evaluations = f"{training.qualifier} {training.steps:,}".strip(), str(training.evaluations)
         runs = "" if training.name == "reference" else str(training.runs)
-        evaluations = str(training.evaluations) if known else "unknown"
-        table.add_row(training.name, training.selected, steps, str(training.rows_per_step), runs, evaluations)
-    return table
+        lines.append((training.name, training.selected, steps, str(training.rows_per_step), runs, evaluations))
+    columns = ("", "drawn from", "steps", "rows a step", "seeds", "evaluations a run")
+    return plain_table("Training", *columns, left=2, rows=lines)
 
 
 def work_table(estimate: Estimate) -> Table:
@@ -137,7 +140,7 @@ def work_table(estimate: Estimate) -> Table:
     table = plain_table("Work", "", "how much", "floating-point operations", left=2, rows=lines)
     table.add_section()
     known = [line for line in work if line.operations is not None]
-    name = "together" if len(known) == len(work) else "together, as far as known"
+    name = "together" if len(known) == len(work) else "together, without the unknown"
     total = sum(line.operations or 0.0 for line in known)
     table.add_row(name, "", _operations(total, any(line.bound for line in known)))
     return table
@@ -149,17 +152,12 @@ def _operations(operations: float | None, bound: bool) -> str:
     return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"
 
 
-def memory_table(estimate: Estimate) -> Table | None:
-    """What every stage holds at once; None where the model is unknown."""
+def memory_table(estimate: Estimate) -> Table:
+    """What every stage holds at once; empty where the model is unknown."""
     columns = ("", "weights", "optimizer", "passing", "reward models", "together")
     parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total) for m in estimate.memory)
     lines = [(stage, *map(_size, sizes)) for stage, *sizes in parts]
-    return plain_table("Memory on the device, approximate", *columns, rows=lines) if estimate.shape else None
-
-
-def _disk(estimate: Estimate) -> Table | None:
-    lines = [(name, _size(size)) for name, size in estimate.disk]
-    return plain_table("Disk, approximate", "", "size", rows=lines) if estimate.shape else None
+    return plain_table("Memory on the device, approximate", *columns, rows=lines)
 
 
 def _size(size: float | None) -> str:

@@ -47,8 +47,8 @@ def offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
 
 
-def list_sources(recipe: Recipe, judges: bool = True) -> list[Source]:
-    """Everything that the recipe names: models, tokenizer, data, rewards and, where asked for, judges."""
+def list_sources(recipe: Recipe, judges: bool) -> list[Source]:
+    """Everything that the recipe names: models, tokenizer, data, rewards and, with `judges`, judges."""
     model = recipe.model
     tokenizer = model.tokenizer if isinstance(model.tokenizer, str) and model.tokenizer != model.path else None
     named = {"model": model.path, "tokenizer": tokenizer, "reference": recipe.reference.path}

@@ -1,21 +1,20 @@
 """The memory of a model's passes, measured by running them on tensors without data."""
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from leftover.models.load import disable_dropout
 from leftover.models.logprobs import head_sees_only, selected_logprobs
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 # Attention without a mask, as a causal model computes it for rows from position 0 (`leftover.models.logprobs`). On
 # tensors without data transformers cannot see that no mask is needed, and would make one.
@@ -23,15 +22,12 @@ _UNMASKED = "leftover_unmasked"
 
 
 def skeleton(
-    config: "PretrainedConfig", lora: LoraSection | None, dtype: torch.dtype, attn_implementation: str | None = None
+    config: PretrainedConfig, lora: LoraSection | None, dtype: torch.dtype, attn_implementation: str | None = None
 ) -> Any:
-    """The causal LM of a config on the meta device, with the recipe's adapter where there is one.
+    """The causal LM of a config on the meta device, with the recipe's adapter if there is one.
 
     Its attention is PyTorch's fused one, whose memory is that of the flash kernels too, unless the recipe says eager.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
     AttentionMaskInterface.register(_UNMASKED, lambda *args, **options: None)
     attention = "eager" if attn_implementation == "eager" else _UNMASKED

@@ -29,8 +29,9 @@ class Amount:
     bound: bool = False
 
     def operations(self, shape: Shape) -> float:
-        """Of one forward pass over them."""
-        return shape.forward_operations(self.tokens, self.squared_tokens, self.completion_tokens)
+        """Floating-point operations of a forward pass, two a multiply-add: trunk, causal attention, head."""
+        attention = shape.layers * shape.hidden * self.squared_tokens
+        return 2 * (shape.trunk * self.tokens + attention + shape.head * self.completion_tokens)
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,18 @@ class Training:
     qualifier: str = ""  # of the steps: "", about, at most
     seen: Amount | None = None
     evaluations: int = 0
-    further_passes: int = 0  # forward, without gradients, at every step
+    further_passes: int = 0  # forward, at every step: of checkpointing, or without gradients
     runs: int = 1  # seeds
 
-    def operations(self, shape: Shape | None, checkpointing: bool) -> float | None:
-        """Of all steps of one run: forward once (twice with checkpointing), backward twice (once to frozen weights)."""
-        if self.seen is None or shape is None:
-            return None
-        passes = (2 if shape.adapter else 3) + checkpointing + self.further_passes
+    def operations(self, shape: Shape) -> float:
+        """Of all steps of one run, once its rows are known: forward once, backward twice (once to frozen weights)."""
+        assert self.seen is not None
+        passes = (2 if shape.adapter else 3) + self.further_passes
         return passes * self.seen.operations(shape) + 6 * shape.adapter * self.seen.tokens
 
 
 class Sizes:
-    """The recipe's rows in numbers; where they cannot be read, the most that the recipe's limits allow."""
+    """The recipe's rows in numbers; if they cannot be read, the most that the recipe's limits allow."""
 
     def __init__(self, recipe: Recipe, rows: Rows | str):
         self.recipe, self.data = recipe, recipe.data
@@ -64,12 +64,12 @@ class Sizes:
         self.tokens = None if self.rows is None else self.rows.lengths
 
     def lengths(self, split: str | None, chosen_only: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Prompt and completion tokens of the rows of a split (None: of all); the limits where they are unknown."""
+        """Prompt and completion tokens of the rows of a split (None: of all); the limits if they are unknown."""
         if self.rows is None:
             shares = {"validation": self.data.validation_size, "test": self.data.test_size}
             most = self.data.max_rows
             return None if most is None else self.limits(round(most * shares.get(str(split), 1.0)))
-        inside = np.ones(len(self.rows.split), bool) if split is None else self.rows.where(split, chosen_only)
+        inside = self.rows.where(split, chosen_only)
         return self.limits(int(inside.sum())) if self.tokens is None else self.tokens.of(inside)
 
     def prompts(self, split: str, most: int) -> int:
@@ -77,7 +77,7 @@ class Sizes:
         return most if self.rows is None else min(most, self.rows.prompts(split))
 
     def amount(self, split: str | None, most_prompts: int | None = None, most_rows: int | None = None) -> Amount | None:
-        """Rows of a split (None: of all), or of so many of its prompts, or so many of its rows; None: unknown."""
+        """Rows of a split (None: of all), at most those of `most_prompts`, or `most_rows`; returns None if unknown."""
         lengths = self.lengths(split)
         if lengths is None:
             return None
@@ -88,13 +88,13 @@ class Sizes:
         return _amount(lengths[0][:number], lengths[1][:number], bound=self.tokens is None)
 
     def generated(self, prompts: int) -> Amount:
-        """Completions of so many prompts, each as long as it may be."""
+        """One completion for each of `prompts`, as long as it may be."""
         mean = self.data.max_prompt_tokens if self.tokens is None else float(self.tokens.prompts.mean())
         new = self.recipe.max_new_tokens
         return Amount(prompts, prompts * (mean + new), prompts * (mean + new) ** 2, prompts * new, True)
 
     def limits(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """So many rows as long as they may be."""
+        """`num_rows` rows as long as they may be."""
         return np.full(num_rows, self.data.max_prompt_tokens), np.full(num_rows, self.data.max_completion_tokens)
 
 
@@ -103,14 +103,14 @@ def _amount(prompts: np.ndarray, completions: np.ndarray, bound: bool) -> Amount
     return Amount(len(fed), float(fed.sum()), float((fed**2).sum()), float(completions.sum()), bound)
 
 
-def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes, runs: int = 1) -> Training:
+def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> Training:
     """Steps and rows of a training, by the order that the trainer would draw.
 
     Which rows have a positive advantage is known once the value is fitted: until then all are counted, and steps that
     follow the number of selected rows are the most there can be.
     """
     if isinstance(args, PPOConfig):
-        return _estimate_online(name, args, sizes, runs)
+        return _estimate_online(name, args, sizes)
     objective = objective_of(args)
     by_group = objective.unit == "group"
     chosen_only = sizes.data.train_on == "chosen" and not by_group
@@ -120,7 +120,7 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes, runs
     if lengths is None and args.max_steps > 0:
         lengths = sizes.limits(args.max_steps * rows_per_step)
     if lengths is None:
-        return Training(name, selected, rows_per_step, runs=runs)
+        return Training(name, selected, rows_per_step)
     num_rows = max(1, round(share * len(lengths[0])))
     prompts, completions = lengths[0][:num_rows], lengths[1][:num_rows]
     group, drawn = np.arange(num_rows), np.ones(num_rows, bool)
@@ -132,35 +132,35 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes, runs
             drawn = sizes_of_groups[member_of] > 1
     columns = {"length": prompts + completions, "group": group}
     order, steps = run_order(args, columns, drawn, drawn.astype(np.float64))
-    # The released code shortens also a run of so many steps by the share of leftover rows.
+    # The released code shortens a run by the share of leftover rows even if it has `max_steps`.
     fixed = args.max_steps > 0 and not (args.released_code and selected == LEFTOVER)
-    qualifier = "" if fixed else _qualifier(sizes, selected)
+    if fixed:
+        qualifier = ""
+    elif sizes.rows is None or selected in (LEFTOVER, GROUPS):
+        qualifier = "at most"
+    else:
+        qualifier = "" if sizes.tokens is not None and sizes.tokens.exact else "about"
     bound = qualifier == "at most" or sizes.tokens is None
     seen = _amount(prompts[order.indices], completions[order.indices], bound)
-    further = int("mismatched_logratio" in objective.needs(objective_settings(args)))
-    return Training(name, selected, rows_per_step, steps, qualifier, seen, _evaluations(args, steps), further, runs)
+    mismatched = "mismatched_logratio" in objective.needs(objective_settings(args))
+    further = bool(args.gradient_checkpointing) + mismatched
+    return Training(name, selected, rows_per_step, steps, qualifier, seen, _evaluations(args, steps), further)
 
 
-def _estimate_online(name: str, args: PPOConfig, sizes: Sizes, runs: int) -> Training:
+def _estimate_online(name: str, args: PPOConfig, sizes: Sizes) -> Training:
     """A completion is written, scored by the policy and by the reference: as much as training on it once more."""
     selected = "its own completions"
     if sizes.rows is None and args.max_steps <= 0 and args.total_episodes is None:
-        return Training(name, selected, args.rows_per_update, runs=runs)
+        return Training(name, selected, args.rows_per_update)
     num_ppo_steps = args.num_ppo_steps(1 if sizes.rows is None else sizes.rows.prompts("train"))
     steps = num_ppo_steps * args.updates_per_step
     seen = sizes.generated(num_ppo_steps * args.rollouts_per_step * (args.ppo_epochs + 1))
-    return Training(name, selected, args.rows_per_update, steps, "", seen, _evaluations(args, steps), runs=runs)
-
-
-def _qualifier(sizes: Sizes, selected: str) -> str:
-    """Of steps that follow the number of selected rows."""
-    if sizes.rows is None or selected in (LEFTOVER, GROUPS):
-        return "at most"
-    return "" if sizes.tokens is not None and sizes.tokens.exact else "about"
+    further = int(bool(args.gradient_checkpointing))
+    return Training(name, selected, args.rows_per_update, steps, "", seen, _evaluations(args, steps), further)
 
 
 def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
-    """The share of training rows, as far as it is known before the value is, and what it is called."""
+    """The share of training rows that is known before the value is fitted, and what it is called."""
     rows = objective.rows if args.rows == "auto" else args.rows
     if rows == "top":
         return args.top_percent / 100, f"top {args.top_percent:g} % by reward"

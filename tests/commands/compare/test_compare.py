@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,7 +123,7 @@ def test_a_method_that_the_rows_cannot_serve_is_told_with_its_reason(finished: A
     assert list(results["methods"]) == ["nll", "a_lol_seq"]
     assert "needs rewards >= 0" in results["not_applicable"]["wbc"]
     said = (folder / "comparison.md").read_text()
-    assert "- `wbc`: n/a, objective 'wbc' needs rewards >= 0" in said
+    assert re.search(r"`wbc`: n/a, .*rewards >= 0", said)
     assert not (folder / "policies/wbc").exists()
 
 
@@ -130,7 +131,7 @@ def test_only_named_methods_are_refused_loudly_and_before_the_reference(
     content: dict[str, Any], tmp_path: Path, caplog: Any
 ) -> None:
     recipe = make_recipe(content | {"output_dir": str(tmp_path / "run")})
-    with pytest.raises(UserError, match=r"can serve none of the methods\. wbc: objective 'wbc' needs"):
+    with pytest.raises(UserError, match=r"none of the methods.*wbc: .*rewards >= 0"):
         compare(recipe, Options(methods="wbc"))
     assert [r.levelname for r in caplog.records if "compare: wbc n/a" in r.getMessage()] == ["WARNING"]
     assert not (tmp_path / "run/reference").exists()
@@ -216,7 +217,7 @@ def test_what_a_smaller_comparison_leaves_out_is_said(
     compare(recipe, Options(methods=METHODS, seeds=2))
     assert "comparison.md no longer shows" not in caplog.text
     compare(recipe, Options(methods="nll", seeds=1))
-    assert "comparison.md no longer shows methods a_lol_seq and seeds 1" in caplog.text
+    assert re.search(r"comparison\.md no longer shows .*a_lol_seq.* 1;", caplog.text)
     assert "what another would change is unknown" in (tmp_path / "run/comparison.md").read_text()
     assert not trained
 
@@ -226,7 +227,7 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
 ) -> None:
     train = content["train"] | {"eval_steps": 2, "save_steps": 3}
     recipe = make_recipe(content | {"output_dir": str(tmp_path / "run"), "train": train})
-    with pytest.raises(UserError, match=r"^training settings are refused: .*load_best_model_at_end"):
+    with pytest.raises(UserError, match=r"^training settings .*load_best_model_at_end"):
         compare(recipe, Options(methods=METHODS, seeds=1))
     assert not (tmp_path / "run/table").exists()
 
@@ -285,7 +286,7 @@ def test_processes_give_the_same_numbers_and_a_failure_does_not_lose_the_others(
     assert "1 of 2 runs failed" in capsys.readouterr().err
     saved = json.loads((tmp_path / "run/comparison.json").read_text())
     assert list(saved["failed"]) == ["broken-seed-0"]
-    assert "prepare them again, or set max_initial_logratio" in saved["failed"]["broken-seed-0"]
+    assert "set max_initial_logratio" in saved["failed"]["broken-seed-0"]
     assert "max_initial_logratio" in (tmp_path / "run/logs/broken-seed-0.log").read_text()
     subject = "a_lol_seq-seed-0"
     assert completions(tmp_path / "run", subject) == completions(folder, subject)

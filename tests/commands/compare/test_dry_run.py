@@ -1,5 +1,6 @@
 """`leftover compare --dry-run`: updates, trials, costs and refusals, from the recipe and the rows alone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_the_papers_budget_scales_what_is_known_and_bounds_the_rest(said: Callab
     top = {"top": {"objective": "nll_top"}}  # 25 % by default
     text = said("--methods", ",".join(methods), "--budget", "paper", train=STEPS, policies=top)
     assert {name: row_of(text, name)[3] for name in methods} == methods
-    assert "scaled by the share of rows once advantages and pairs are known" in text
+    assert "- At most:" in text and "share of rows" in text
 
 
 def test_the_released_code_takes_fewer_updates_than_can_be_told(said: Callable) -> None:
@@ -73,25 +74,25 @@ def test_the_released_code_takes_fewer_updates_than_can_be_told(said: Callable) 
     text = said(train=STEPS, policies=policies | {"all": {"objective": "r_lol", "released_code": True}})
     assert row_of(text, "ours")[3] == "16" and row_of(text, "theirs")[3] == "at most 16"
     assert row_of(text, "theirs")[4].startswith("at most about ") and row_of(text, "all")[3] == "16"
-    assert "released_code takes fewer updates" in text
+    assert "released_code" in text and "fewer updates" in text
 
 
 def test_of_ppo_completions_and_whole_steps_are_told(said: Callable) -> None:
     text = said(train=STEPS | {"max_steps": 17}, policies={"p": {"objective": "ppo", "num_rollouts_per_step": 8}})
     cells = row_of(text, "p")
-    assert cells[2].startswith("8 completions of its own every 8") and cells[3] == "24"
+    assert cells[2].startswith("8 completions every 8") and cells[3] == "24"
 
 
 def test_a_set_that_the_rows_cannot_serve_is_refused(said: Callable) -> None:
     text = said("--methods", "dpo,pro", rows=scored_rows(20))
-    assert "the rows can serve none of the methods" in text and "pro: " in text
+    assert "none of the methods" in text and "pro: " in text
 
 
 def test_a_negative_recorded_reward_rules_out_what_needs_none(said: Callable) -> None:
     rows = [row | {"reward": row["reward"] - 1} for row in grouped()]
     recorded = {"rows": rows, "reward": {"functions": [{"type": "column"}]}}
     text = said("--methods", "nll,wbc,r_gold", **recorded)
-    assert "- wbc: n/a, objective 'wbc' needs rewards >= 0" in text and "- r_gold: n/a" in text and "- nll" not in text
+    assert re.search(r"- wbc: n/a, .*rewards >= 0", text) and "- r_gold: n/a" in text and "- nll" not in text
     shifted = {"functions": [{"type": "column"}], "transform": "minmax"}
     assert "n/a" not in said("--methods", "nll,wbc,r_gold", rows=rows, reward=shifted)
 
@@ -99,25 +100,25 @@ def test_a_negative_recorded_reward_rules_out_what_needs_none(said: Callable) ->
 @pytest.mark.parametrize(
     ("methods", "grid", "expected"),
     [
-        ("dpo", "beta=0.1,0.5", "the grid of 'dpo': unknown key 'beta': it is a setting of dpo; name it objective_set"),
-        ("dpo,a_lol_seq", "objective_settings.beta=0.1,0.5", "the grid of 'a_lol_seq': objective_settings: objective"),
-        ("dpo", "objective_settings.beta=abc", "the grid of 'dpo': objective_settings.beta of dpo: Input should be"),
-        ("nll", "learning_rate_factor=abc", "the grid of 'nll': learning_rate_factor is a number, got 'abc'"),
+        ("dpo", "beta=0.1,0.5", "grid of 'dpo': .*'beta'.*objective_settings"),
+        ("dpo,a_lol_seq", "objective_settings.beta=0.1,0.5", "grid of 'a_lol_seq': objective_settings"),
+        ("dpo", "objective_settings.beta=abc", r"grid of 'dpo': objective_settings\.beta"),
+        ("nll", "learning_rate_factor=abc", "grid of 'nll': learning_rate_factor .*'abc'"),
     ],
 )
 def test_a_grid_of_a_setting_that_a_method_has_not_names_the_method(
     methods: str, grid: str, expected: str, said: Callable
 ) -> None:
     text = said("--methods", methods, "--grid", grid)
-    assert expected in text and "trial-" not in text
+    assert re.search(expected, text) and "trial-" not in text
 
 
 def test_no_word_of_the_tables_is_broken() -> None:
-    table = plain_table("Memory", "", "weights", "optimizer", "passing", "together")
-    table.add_row("reference log-probabilities", "148 KiB", "295 KiB", "57.3 MiB", "57.4 MiB")
+    rows = [("reference log-probabilities", "148 KiB", "295 KiB", "57.3 MiB", "57.4 MiB")]
+    table = plain_table("Memory", "", "weights", "optimizer", "passing", "together", rows=rows)
     terminal = Console(width=64)
     with terminal.capture() as printed:
-        print_tables(terminal, table)
+        print_tables(terminal, [table])
     assert "log-probabilities" in printed.get().split()
 
 

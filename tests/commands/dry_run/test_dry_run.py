@@ -20,8 +20,11 @@ from leftover.commands.dry_run.estimate import Estimate, estimate_run
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.commands.dry_run.rows import Lengths
 from leftover.commands.dry_run.shape import Shape, find_config, measure
+from leftover.commands.dry_run.show import dry_run, show
 from leftover.commands.dry_run.trace import Traced, skeleton
+from leftover.commands.dry_run.work import Amount
 from leftover.errors import UserError
+from leftover.monitoring.terminal import console
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import LoraSection, ModelSection
@@ -107,7 +110,7 @@ def test_what_is_on_the_hub_is_named_and_neither_asked_for_nor_loaded(
         ({"train": {"max_steps": 4, "optim": "adamw_torched"}}, "adamw_torch"),
         ({"reward": {"functions": [{"type": "clasifier"}]}}, "classifier"),
         ({"policies": {"p": {"objective": "a_lol", "objective_settings": {"u": 1}}}}, "no setting 'u'"),
-        ({"data": {"max_prompt_tokens": 127}}, "exceeds the model's 128 positions"),
+        ({"data": {"max_prompt_tokens": 127}}, "128 positions"),
         ({"model": {"chat_template": "missing.jinja"}}, "missing.jinja"),
     ],
 )
@@ -120,9 +123,37 @@ def test_a_recipe_error_exits_with_2(
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["run", "compare"])
+@pytest.mark.parametrize(
+    "data", [{"path": "rows/missing.jsonl"}, {"format": "hh", "drop_listed": "missing.json"}], ids=["rows", "list"]
+)
+def test_a_missing_local_file_is_refused_as_by_the_run_after_the_costs(
+    verb: str, data: dict, tmp_path: Path, tiny_recipe: Callable, untraced: None, capsys: Any
+) -> None:
+    content = tiny_recipe(tmp_path)
+    content["data"] |= data
+    path, said = write_recipe(tmp_path, content), []
+    for options in (["--dry-run"], []):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([verb, path, *options])
+        assert stopped.value.code == 2
+        said.append(capsys.readouterr())
+    refusals = [captured.err.splitlines()[-1] for captured in said]
+    assert refusals[0] == refusals[1] and "missing.json" in refusals[0]
+    assert "train policies" in said[0].out
+
+
+@pytest.mark.parametrize("path", ["rows.txt", "a/folder/here"])
+def test_what_can_be_no_hub_id_is_a_missing_file(
+    path: str, tmp_path: Path, tiny_recipe: Callable, no_network: None, untraced: None
+) -> None:
+    with pytest.raises(UserError, match=r"no data file.*data\.path"):
+        dry_run(make_recipe(tiny_recipe(tmp_path, data={"path": path})), "prepare")
+
+
 def test_a_faulty_row_is_refused_as_by_the_run(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
     faulty: list[Any] = [*scored_rows(20), {"prompt": "no completion"}]
-    with pytest.raises(UserError, match="1 of 21 rows are faulty"):
+    with pytest.raises(UserError, match="1 of 21 rows"):
         estimate_run(make_recipe(tiny_recipe(tmp_path, faulty)))
     estimate = estimate_run(make_recipe(tiny_recipe(tmp_path, faulty, data={"on_bad_row": "skip"})), "prepare")
     assert isinstance(estimate.rows, rows.Rows) and estimate.rows.dropped == {"rejected": 1}
@@ -284,7 +315,7 @@ def test_4_bit_weights_are_those_of_the_layers_alone() -> None:
     packed = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     rest = shape.parameters - packed
     assert shape.weight_bytes == round(packed * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 4 * rest)
-    assert shape.largest_layer == 32 * 64
+    assert shape.unpacked_bytes == 2 * 32 * 64
 
 
 def test_published_sizes_give_the_published_numbers() -> None:
@@ -302,7 +333,7 @@ def test_operations_are_those_of_the_benchmarks_formula() -> None:
     lengths = [(20, 10), (40, 30)]
     theirs = training_flops(lengths, 300, hidden=32, layers=2, feed_forward=64, key_value=16) / 3
     fed = np.array([prompt + completion - 1.0 for prompt, completion in lengths])
-    assert shape.forward_operations(fed.sum(), (fed**2).sum(), 40) == pytest.approx(theirs, rel=0.01)
+    assert Amount(2, fed.sum(), (fed**2).sum(), 40).operations(shape) == pytest.approx(theirs, rel=0.01)
 
 
 # Memory, against real tensors.
@@ -372,8 +403,6 @@ def test_optimizer_states_are_those_that_adamw_keeps() -> None:
 def test_a_model_that_cannot_be_traced_leaves_its_memory_unknown(
     tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any
 ) -> None:
-    from leftover.commands.dry_run import show as dry_run
-
     def data_dependent(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("a value is asked for")
 
@@ -381,7 +410,7 @@ def test_a_model_that_cannot_be_traced_leaves_its_memory_unknown(
     estimate = estimate_run(make_recipe(tiny_recipe(tmp_path)))
     assert estimate.memory[0].passing is None and estimate.memory[0].total is None
     assert isinstance(estimate, Estimate)
-    dry_run.show(estimate, dry_run.console())
+    show(estimate, console())
 
 
 def test_random_weights_have_the_vocabulary_of_the_tokenizer_that_the_run_will_train(
@@ -412,13 +441,13 @@ def test_the_dry_run_counts_what_single_objectives_compute(
     by_name = {training.name: training for training in estimate.trainings}
     assert by_name["d"].selected == "prompts with several rows" and by_name["k"].further_passes == 1
     assert estimate.shape is not None
-    kto, nll = (by_name[name].operations(estimate.shape, False) / by_name[name].seen.tokens for name in ("k", "n"))
+    kto, nll = (by_name[name].operations(estimate.shape) / by_name[name].seen.tokens for name in ("k", "n"))
     assert kto / nll == pytest.approx(4 / 3, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("objective", "message"),
-    [("qrpo", "ranks rewards among those of the reference"), ("pro", "compares completions of one prompt")],
+    [("qrpo", r"reward\.functions"), ("pro", "several completions a prompt")],
 )
 def test_the_dry_run_refuses_an_objective_that_the_recipe_cannot_serve(
     objective: str, message: str, tmp_path: Path, tiny_recipe: Callable, untraced: None
