@@ -2,7 +2,9 @@
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from leftover.errors import UserError, nearest, one_line
 from leftover.recipe.forms import LIST, MAPPING, TEXT
-from leftover.recipe.sections import Recipe, RewardSection
+from leftover.recipe.sections import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Seque
     except ValidationError as error:
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error))) from None
     check_training_fields(recipe, where)
+    recipe._where = where
     return recipe
 
 
@@ -101,21 +104,6 @@ def set_key(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
 
 
-def reward_section(path: str | None) -> RewardSection | None:
-    """A YAML file with the section `reward` of a recipe, or with its list of functions alone."""
-    if path is None:
-        return None
-    try:
-        content = read_yaml(Path(path))
-    except OSError as error:
-        raise UserError(f"--reward {path}: not a YAML file: {one_line(error)}") from error
-    if isinstance(content, dict) and "type" in content:  # one function alone
-        content = [content]
-    content = {"functions": content} if isinstance(content, list) else content
-    minimal = {"name": "x", "output_dir": ".", "model": {"path": "x"}, "data": {"path": "x"}}
-    return make_recipe(minimal | {"reward": content}, f"--reward {path}").reward
-
-
 def _with_new_names(content: dict[str, Any], where: str, overrides: bool = False) -> dict[str, Any]:
     """The recipe with `data.train_on` under its old name `data.rows` too; an override may replace one by the other."""
     data = content.get("data")
@@ -130,28 +118,34 @@ def _with_new_names(content: dict[str, Any], where: str, overrides: bool = False
 
 def faults(refusal: ValidationError, root: Any = Recipe) -> list[str]:
     """What pydantic found wrong with each key of `root`, a model or a dataclass; an unknown key with the nearest."""
-    return list(dict.fromkeys(_explain(error, root) for error in refusal.errors()))
+    found = defaultdict(list)  # several where no branch of a union takes a value
+    for error in refusal.errors():
+        found[tuple(key for key in error["loc"] if key not in _FORMS and not _BRANCH.fullmatch(str(key)))].append(error)
+    return [_explain(list(map(str, keys)), errors, root) for keys, errors in found.items()]
 
 
-def _explain(error: ErrorDetails, root: Any) -> str:
-    keys = [str(key) for key in error["loc"] if key not in _FORMS and not _BRANCH.fullmatch(str(key))]
-    location = ".".join(keys)
+def _explain(keys: list[str], errors: list[ErrorDetails], root: Any) -> str:
+    error, location = errors[0], re.sub(r"\.(\d+)\b", r"[\1]", ".".join(keys))
     if error["type"] == "missing":
         return f"missing key '{location}'"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         valid = list(_section(keys[:-1], root).__pydantic_fields__)
         return f"unknown key '{location}'{nearest(keys[-1], valid) or '; valid here: ' + (', '.join(valid) or 'none')}"
-    message = error["msg"].removeprefix("Value error, ")
+    others = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in errors[1:])
+    message = " or ".join([error["msg"].removeprefix("Value error, "), *others])
     if error["type"] == "union_tag_invalid":
         forms = error["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
         message = f"Input should be {forms}"
+    # Not taken as text: YAML reads 2024_01 as 202401, and yes as True.
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float, date)):
+        message += ": put it in quotes"
     text = f"{location + ': ' if location else ''}{message}"
     # A check of ours shows what was given where that helps.
     return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
 
 
-# pydantic's names for the branches of a union, which stand between the keys.
-_BRANCH = re.compile(r"(str|int|float|bool)|(dict|list|tuple|literal|function-[a-z]+)\[.*\]")
+# pydantic's names for the branches of a union and for the key of a mapping, which stand between the keys.
+_BRANCH = re.compile(r"\[key\]|(str|int|float|bool)|(dict|list|tuple|literal|function-[a-z]+)\[.*\]")
 
 
 def _section(keys: Sequence[str], root: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from leftover.errors import UserError, nearest
-from leftover.recipe.files import faults
+from leftover.errors import UserError, located, nearest, one_line
+from leftover.recipe.files import faults, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +73,8 @@ class ColumnReward:
     new_completions: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.stand_in = load_reward(self.new_completions) if self.new_completions else None
+        with located("new_completions"):
+            self.stand_in = load_reward(self.new_completions) if self.new_completions else None
         if isinstance(self.stand_in, ColumnReward):
             raise ValueError("new_completions cannot be a column: name a reward that scores any text")
 
@@ -113,24 +114,55 @@ def learner(reward: object) -> FittedReward | None:
     return scoring if isinstance(scoring, FittedReward) else None
 
 
-def load_reward(spec: dict[str, Any]) -> Any:
-    """The reward that `spec` describes: `type` and the settings of that type (see REWARDS).
+def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any:
+    """The reward that `spec` describes.
+
+    Args:
+        spec: `type` and the settings of that type (see REWARDS); or a list of such, as `reward.functions` of a
+            recipe; or the path of a YAML file with one, a list, or a recipe's section `reward`. The last two make a
+            `SumReward`.
 
     Raises UserError for an unknown type or setting.
     """
-    settings = {str(name): value for name, value in spec.items()}
+    if isinstance(spec, (str, Path)):
+        with located(str(spec)):
+            return load_reward({"type": "sum"} | _read_section(Path(spec)))
+    if isinstance(spec, list):
+        spec = {"type": "sum", "functions": spec}
+    if not isinstance(spec, dict):
+        raise UserError(
+            f"a reward is {{type: ..., settings}}, a list of these, or the path of a YAML file; got {spec!r}"
+        )
+    settings = dict(spec)
     kind = settings.pop("type", None)
-    check_name("reward type", kind, REWARDS)
+    check_name("reward type", "type", kind, REWARDS)
     return make(f"{kind} reward", resolve_name(REWARDS[kind]), settings)
 
 
-def make(what: str, reward: Callable[..., T], settings: dict[str, Any]) -> T:
+def _read_section(path: Path) -> dict[str, Any]:
+    """The section `reward` in a YAML file: as in a recipe, alone, or its functions alone."""
+    try:
+        content = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"not a YAML file: {one_line(error)}") from error
+    if isinstance(content, dict) and "reward" in content:
+        content = content["reward"]
+    if isinstance(content, dict) and "type" in content:
+        content = [content]
+    if isinstance(content, list):
+        return {"functions": content}
+    if not isinstance(content, dict):
+        raise UserError(f"takes a reward function, a list of them, or a section `reward`; found {content!r:.60}")
+    return content
+
+
+def make(what: str, reward: Callable[..., T], settings: dict[Any, Any]) -> T:
     """`reward(**settings)`. Raises UserError, which begins with `what`, for settings that it does not have."""
     try:
-        return reward(**settings)
+        return reward(**{str(name): value for name, value in settings.items()})
     except ValidationError as error:
         found = faults(error, getattr(reward, "Settings", reward))
-        raise UserError("\n".join(f"{what}: {fault}" for fault in found)) from None
+        raise UserError(f"{what}: {'; '.join(found)}") from None
 
 
 def not_fitted(what: str) -> UserError:
@@ -138,9 +170,11 @@ def not_fitted(what: str) -> UserError:
     return UserError(f"{what} is not fitted yet: use it in a recipe, or call fit and load")
 
 
-def check_name(what: str, name: object, valid: Iterable[str]) -> None:
-    """Raises UserError for a name that is none of the valid ones."""
+def check_name(what: str, key: str, name: object, valid: Iterable[str]) -> None:
+    """Raises UserError for a name, given under `key`, that is none of the valid ones."""
     names = list(valid)
+    if name is None:
+        raise UserError(f"missing key '{key}': the {what}, one of {', '.join(names)}")
     if name not in names:
         raise UserError(f"unknown {what} {name!r}{nearest(str(name), names)}; valid here: {', '.join(names)}")
 

@@ -65,7 +65,7 @@ def data_section(fit: object) -> DataSection:
     if unknown := next((name for name in fit if name not in valid), None):
         close = nearest(str(unknown), valid) or f"; valid here: {', '.join(valid)}"
         raise UserError(f"fit: unknown key '{unknown}'{close}")
-    return make("fit", DataSection, {str(name): value for name, value in fit.items()})
+    return make("fit", DataSection, fit)
 
 
 def data_identity(data: DataSection) -> dict[str, Any]:

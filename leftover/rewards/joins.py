@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError, nearest
+from leftover.recipe.forms import BY_FORM, MAPPING, TEXT
 from leftover.rewards.base import STRICT, Prompt
 from leftover.rewards.text import compile_pattern
 
@@ -25,7 +26,7 @@ class Join:
 
     join: str = "pair"
     prompt_pattern: str | None = None
-    turns: str | dict[str, str] = ROLE_TURNS
+    turns: Annotated[Annotated[str, TEXT] | Annotated[dict[str, str], MAPPING], BY_FORM] = ROLE_TURNS
     turn_separator: str = BLANK_LINE
     strip: bool = False
 

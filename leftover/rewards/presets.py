@@ -72,6 +72,6 @@ def make_classifier_reward(preset: str | None = None, **settings: Any) -> Classi
     Raises UserError for an unknown preset or setting.
     """
     if preset is not None:
-        check_name("classifier preset", preset, PRESETS)
+        check_name("classifier preset", "preset", preset, PRESETS)
         settings = PRESETS[preset] | settings
     return make("classifier reward", ClassifierReward, settings)

@@ -19,10 +19,12 @@ class PythonReward:
     Its key holds the source of its module.
     """
 
-    def __init__(self, function: str = "", **settings: Any):
-        module_name, separator, name = str(function).partition(":")
-        if not separator:
-            raise UserError(f"python reward '{function}' is not of the form module:function")
+    def __init__(self, function: str | None = None, **settings: Any):
+        if function is None:
+            raise UserError("python reward: missing key 'function': name yours as my_module:my_score")
+        if not isinstance(function, str) or ":" not in function:
+            raise UserError(f"python reward: function {function!r} is not of the form module:function")
+        module_name, _, name = function.partition(":")
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         try:

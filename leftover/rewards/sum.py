@@ -4,16 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from leftover.errors import UserError
+from leftover.errors import UserError, located
+from leftover.recipe.forms import Transform as TransformForm
 from leftover.recipe.sections import RewardSection
-from leftover.rewards.base import ColumnReward, Prompt, Reward, learner, load_reward, make
+from leftover.rewards.base import STRICT, ColumnReward, Prompt, Reward, learner, load_reward, make
 from leftover.rewards.python import check_finite
-from leftover.rewards.transform import Transform, apply_transform, check_transform, fit_transform, needs_fit
-
-MISSING_RULES = ("drop", "impute", "renormalise")
+from leftover.rewards.transform import Transform, apply_transform, fit_transform, needs_fit
 
 Scores = Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]  # by component
+
+
+class SumSettings(RewardSection):
+    functions: list[dict[str, Any]] = Field(min_length=1)
+
+
+class Component(BaseModel):
+    """What a function of a sum may have beside the settings of its type."""
+
+    model_config = STRICT | ConfigDict(extra="allow")
+
+    weight: float = 1.0
+    name: str | None = None
+    normalise: TransformForm | None = None
 
 
 class SumReward:
@@ -25,27 +39,27 @@ class SumReward:
         transform: of the sum, as `fit_transform` takes it.
         missing: for rows that a component has no score for. drop: the row has no reward; impute: the component counts
             with its mean over the training rows; renormalise: the other weights are scaled up to the same sum.
+        where: the place of `functions`, for messages.
     """
 
-    def __init__(self, functions: list[dict[str, Any]], transform: Transform = None, missing: str = "drop"):
-        if not functions:
-            raise UserError("reward.functions is empty: name at least one")
-        if missing not in MISSING_RULES:
-            raise UserError(f"reward.missing is '{missing}', not one of {', '.join(MISSING_RULES)}")
+    def __init__(
+        self,
+        functions: list[dict[str, Any]],
+        transform: Transform = None,
+        missing: str = "drop",
+        where: str = "functions",
+    ):
         self.components: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
         self.normalise: dict[str, Transform] = {}
-        for spec in functions:
-            spec = dict(spec)
-            weight, normalise = spec.pop("weight", 1.0), spec.pop("normalise", None)
-            name = spec.pop("name", None) or _default_name(spec)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-                raise UserError(f"reward function '{name}': weight is {weight!r}, not a number")
+        for i, spec in enumerate(functions):
+            place = f"{where}[{i}]"
+            component, name = make(place, Component, spec), component_name(spec)
             if name in self.components:
-                raise UserError(f"two reward functions are named '{name}'; set 'name' on each")
-            self.components[name], self.weights[name] = load_reward(spec), float(weight)
-            check_transform(normalise, f"reward function '{name}': normalise")
-            self.normalise[name] = None if normalise == "none" else normalise
+                raise UserError(f"{place}: '{name}' is the name of another function: give each a `name`")
+            with located(place):
+                self.components[name] = load_reward(component.model_extra or {})
+            self.weights[name], self.normalise[name] = component.weight, component.normalise
         self.transform, self.missing = transform, missing
         self.state: dict[str, Any] = {"components": {}, "total": {"name": "none"}}
         # What needs no fit works from the start, for users outside a run.
@@ -145,7 +159,7 @@ class SumReward:
 
 def make_sum_reward(**settings: Any) -> SumReward:
     """The sum by the settings of a recipe's section `reward`. Raises UserError for an unknown one."""
-    section = make("sum reward", RewardSection, settings)
+    section = make("sum reward", SumSettings, settings)
     return SumReward(section.functions, section.transform, section.missing)
 
 
@@ -156,8 +170,11 @@ def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
     return np.array([np.nan if score is None else score for score in scores], np.float64)
 
 
-def _default_name(spec: dict[str, Any]) -> str:
-    named = spec.get("function") or spec.get("preset") or spec.get("model") or spec.get("path") or spec.get("column")
+def component_name(spec: dict[str, Any]) -> str:
+    """The name of a function of a sum: the one that it has, or what tells most about it."""
+    if spec.get("name"):
+        return spec["name"]
+    named = next((spec[key] for key in ("function", "preset", "model", "path", "column") if spec.get(key)), None)
     return str(named or spec.get("type")).rpartition("/")[2]
 
 
@@ -172,9 +189,8 @@ def reads_scores(reward: SumReward) -> list[str]:
     return fitted + (["missing: impute"] if reward.missing == "impute" else [])
 
 
-def fresh_reward(section: RewardSection) -> SumReward | None:
+def fresh_reward(reward: SumReward) -> SumReward | None:
     """A reward outside a run; None where the scores are recorded. UserError for one that is fitted on rows."""
-    reward = SumReward(section.functions, section.transform, section.missing)
     if not reward.scores_new_completions:
         return None
     if fitted := fitted_parts(reward):

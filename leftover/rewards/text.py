@@ -37,7 +37,7 @@ FUNCTIONS: dict[str, str] = {
 
 def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
     """The text reward of that name. Raises UserError for an unknown name or setting."""
-    check_name("text reward", function, FUNCTIONS)
+    check_name("text reward", "function", function, FUNCTIONS)
     return make(f"text reward '{function}'", resolve_name(FUNCTIONS[str(function)]), settings)
 
 

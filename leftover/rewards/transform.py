@@ -1,6 +1,6 @@
 """Transforms of a reward or of one of its components, fitted on training rows and stored with the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,7 @@ from leftover.errors import UserError
 # Quantiles kept of the training rewards: enough for a rank, small enough for a JSON file.
 _NUM_QUANTILES = 1001
 
-NAMES = ("sigmoid", "quantile", "minmax", "standardise")
-
-Transform = str | dict[str, float] | None  # one of NAMES, `scale` and `offset`, or none
+Transform = str | Mapping[Any, float] | None  # as `leftover.recipe.forms.Transform`
 
 
 def needs_fit(spec: Transform) -> bool:
@@ -20,22 +18,12 @@ def needs_fit(spec: Transform) -> bool:
     return spec in ("quantile", "minmax", "standardise")
 
 
-def check_transform(spec: object, key: str) -> None:
-    """Raises UserError, naming the key, for anything that is not a transform."""
-    if isinstance(spec, dict):
-        valid = spec.keys() <= {"scale", "offset"} and all(isinstance(v, (int, float)) for v in spec.values())
-    else:
-        valid = spec is None or spec in ("none", *NAMES)
-    if not valid:
-        raise UserError(f"{key} is {spec!r}: none, {', '.join(NAMES)}, or {{scale: a, offset: b}}")
-
-
 def fit_transform(spec: Transform, train_rewards: np.ndarray) -> dict[str, Any]:
     """What `apply_transform` needs, as JSON: the name and what was fitted on the training rewards (NaN ignored)."""
     rewards = train_rewards[np.isfinite(train_rewards)]
-    if spec is None:
+    if spec in (None, "none"):
         return {"name": "none"}
-    if isinstance(spec, dict):
+    if isinstance(spec, Mapping):
         return {"name": "affine", "scale": spec.get("scale", 1.0), "offset": spec.get("offset", 0.0)}
     if spec == "sigmoid":
         return {"name": "sigmoid"}

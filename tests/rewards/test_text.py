@@ -333,7 +333,7 @@ def test_a_reward_that_reads_rows_says_so_and_refuses_to_score_before(function):
         ({"function": "regx", "pattern": "a"}, "unknown text reward 'regx'; did you mean 'regex'?"),
         ({"function": "regex"}, "missing key 'pattern'"),
         ({"function": "regex", "pattern": "(a"}, "pattern '(a' is not a regular expression: missing )"),
-        ({"function": "regex", "pattern": 7}, "pattern: Input should be a valid string (got 7)"),
+        ({"function": "regex", "pattern": 7}, "pattern: Input should be a valid string: put it in quotes (got 7)"),
         (
             {"function": "regex", "pattern": "a", "mode": "find"},
             "mode: Input should be 'match', 'count' or 'fullmatch'",

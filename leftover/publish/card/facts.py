@@ -1,6 +1,7 @@
 """What a card says about a run: its model, data, reward and results, as plain texts and numbers."""
 
 import math
+from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from leftover.evaluation.tables import GLOSSARY, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import base_name, is_hub_id, public_name
 from leftover.recipe.sections import Recipe, RewardSection
-from leftover.rewards.sum import _default_name
+from leftover.rewards.sum import component_name
+from leftover.rewards.transform import Transform
 from leftover.store.table import Table, equals
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     """(name, kind, weight, normalisation) of every component; further settings may name services, and stay out."""
     return [
         (
-            str(spec.get("name") or _default_name(spec)),
+            component_name(spec),
             str(spec.get("type", "")),
             f"{spec.get('weight', 1.0):g}",
             transform_text(spec.get("normalise")),
@@ -82,9 +84,9 @@ def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def transform_text(spec: str | dict[str, float] | None) -> str:
+def transform_text(spec: Transform) -> str:
     """The transform of a reward or of a component, in words."""
-    if isinstance(spec, dict):
+    if isinstance(spec, Mapping):
         return ", ".join(f"{name} {value:g}" for name, value in spec.items())
     return spec or "none"
 
