@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
@@ -33,13 +33,13 @@ class Join:
     @field_validator("join")
     @classmethod
     def _is_a_form_or_template(cls, form: str) -> str:
-        if form not in FORMS and "{" not in form:
+        if form in FORMS:
+            return form
+        if "{" not in form:
             raise ValueError(
                 f"{form!r} is neither {', '.join(FORMS)} nor a template with {{completion}}{nearest(form, FORMS)}"
             )
-        if form not in FORMS:
-            _check_placeholders(form, {"prompt", "completion"}, "completion")
-        return form
+        return _checked(form, {"prompt", "completion"}, "completion")
 
     @field_validator("turns")
     @classmethod
@@ -47,7 +47,7 @@ class Join:
         if not turns:
             raise ValueError(f"{turns!r} is neither a template with {{content}} nor one for every role")
         for form in _forms(turns):
-            _check_placeholders(form, {"role", "content"}, "content")
+            _checked(form, {"role", "content"}, "content")
         return turns
 
     def __post_init__(self) -> None:
@@ -58,15 +58,6 @@ class Join:
             idle = [name for name, default in defaults.items() if getattr(self, name) != default]
             if idle:
                 raise ValueError(f"{', '.join(idle)}: without effect under join: {self.join}; remove it")
-
-    @property
-    def shows_prompt(self) -> bool:
-        return self.join in ("pair", "chat") or "{prompt}" in self.join
-
-    @property
-    def completion_last(self) -> bool:
-        """Whether the text ends in the completion, so that cutting on the left takes the prompt first."""
-        return self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
 
     @property
     def special_tokens(self) -> list[str]:
@@ -92,12 +83,10 @@ class Join:
 
         Raises UserError for a role that `turns` has no form for, and where the pattern does not match.
         """
-        if not isinstance(prompt, str):
-            text = self.turn_separator.join(self._turn(message) for message in prompt)
-        elif isinstance(self.turns, str):
+        if isinstance(prompt, str) and isinstance(self.turns, str):
             text = self._stripped(prompt)
         else:
-            text = self._turn({"role": "user", "content": prompt})
+            text = self.turn_separator.join(map(self._turn, _as_messages(prompt)))
         if self.prompt_pattern is None:
             return text
         match = re.search(self.prompt_pattern, text)
@@ -109,18 +98,17 @@ class Join:
         return self._stripped(match.group(1))
 
     def messages(self, prompt: Prompt, completion: str) -> list[dict[str, str]]:
-        """The conversation that ends in the completion, for the form `chat`; plain text is a user's turn."""
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        turns.append({"role": "assistant", "content": completion})
+        """The conversation that ends in the completion, for the form `chat`."""
+        turns = [*_as_messages(prompt), {"role": "assistant", "content": completion}]
         return [turn | {"content": self._stripped(turn["content"])} for turn in turns]
 
     def _turn(self, message: Mapping[str, str]) -> str:
         role = message["role"]
-        if not isinstance(self.turns, str) and role not in self.turns:
+        form = self.turns if isinstance(self.turns, str) else self.turns.get(role)
+        if form is None:
             raise UserError(
                 f"classifier turns has no form for the role '{role}' (it has: {', '.join(self.turns)}); add one"
             )
-        form = self.turns if isinstance(self.turns, str) else self.turns[role]
         return _fill(form, {"role": role, "content": self._stripped(message["content"])})
 
     def _stripped(self, text: str) -> str:
@@ -170,10 +158,13 @@ class ClassifierSettings(Join):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sparing: Literal["left", "right"] = "left" if self.completion_last else "right"
+        shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
+        # A text that ends in the completion loses its prompt first when it is cut on the left.
+        completion_last = self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
+        sparing: Literal["left", "right"] = "left" if shows_prompt and completion_last else "right"
         if self.truncation_side is None:
-            self.truncation_side = sparing if self.shows_prompt else "right"
-        elif self.truncation_side != sparing and self.shows_prompt and self.join != "pair":
+            self.truncation_side = sparing
+        elif self.truncation_side != sparing and shows_prompt and self.join != "pair":
             raise ValueError(
                 f"truncation_side {self.truncation_side} would cut the completion of a long row under "
                 f"join: {self.join!r}; set it to {sparing}"
@@ -184,12 +175,19 @@ def _forms(turns: str | dict[str, str]) -> list[str]:
     return [turns] if isinstance(turns, str) else list(turns.values())
 
 
+def _as_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The messages of a prompt; plain text is a user's turn."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def _fill(form: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], form)
 
 
-def _check_placeholders(form: str, known: set[str], needed: str) -> None:
+def _checked(form: str, known: set[str], needed: str) -> str:
+    """The template, if its placeholders are known ones and the needed one is among them."""
     found = set(_PLACEHOLDER.findall(form))
     if needed not in found or found - known:
         valid = ", ".join(f"{{{name}}}" for name in sorted(known))
         raise ValueError(f"{form!r} must hold {{{needed}}}, and of placeholders only {valid}")
+    return form
