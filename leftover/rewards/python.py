@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,14 @@ def call_reward(
 
     Raises UserError that names the function where it fails or returns anything else.
     """
+    texts = {"prompts": list(prompts), "completions": list(completions)}
+    call = partial(function, **texts, **settings)
     try:
-        if _takes_names(function):
-            returned = function(prompts=list(prompts), completions=list(completions), **settings)
-        else:
-            returned = function(list(prompts), list(completions), **settings)
+        inspect.signature(function).bind(**texts, **settings)
+    except (TypeError, ValueError):  # other names; or a built-in function, which may show none
+        call = partial(function, *texts.values(), **settings)
+    try:
+        returned = call()
     except Exception as error:  # the user's function may fail in any way
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
@@ -89,25 +93,13 @@ def check_finite(name: str, scores: Sequence[float | None], completions: Sequenc
         )
 
 
-def _takes_names(function: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a built-in function may show none
-        return False
-    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return any_keyword or {"prompts", "completions"} <= parameters.keys()
-
-
 def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
     """One reward function that adds up one or several, and checks what they return; None where there is none."""
     if reward_funcs is None:
         return None
     functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    for function in functions:
-        if not callable(function):
-            raise UserError(
-                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
-            )
+    if other := next((function for function in functions if not callable(function)), None):
+        raise UserError(f"reward_funcs takes functions, got {other!r:.80}; leftover.rewards.load_reward makes one")
 
     def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         columns = [

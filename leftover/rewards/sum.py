@@ -59,15 +59,18 @@ class SumReward:
                 raise UserError(f"{place}: '{name}' is the name of another function: give each a `name`")
             with located(place):
                 self.components[name] = load_reward(component.model_extra or {})
-            self.weights[name], self.normalise[name] = component.weight, component.normalise
+            self.weights[name] = component.weight
+            self.normalise[name] = None if component.normalise == "none" else component.normalise
         self.transform, self.missing = transform, missing
-        self.state: dict[str, Any] = {"components": {}, "total": {"name": "none"}}
         # What needs no fit works from the start, for users outside a run.
-        for name, normalise in self.normalise.items():
-            if not needs_fit(normalise):
-                self.state["components"][name] = {"transform": fit_transform(normalise, np.empty(0)), "mean": None}
-        if not needs_fit(transform):
-            self.state["total"] = fit_transform(transform, np.empty(0))
+        self.state: dict[str, Any] = {
+            "components": {
+                name: {"transform": fit_transform(normalise, np.empty(0)), "mean": None}
+                for name, normalise in self.normalise.items()
+                if not needs_fit(normalise)
+            },
+            "total": None if needs_fit(transform) else fit_transform(transform, np.empty(0)),
+        }
 
     def score_components(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, list[float | None]]:
         """The scores of every component as they are, by name. Raises UserError for one that is not finite."""
@@ -106,17 +109,17 @@ class SumReward:
 
     def total(self, scores: Scores) -> np.ndarray:
         """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
-        return apply_transform(self.state["total"], self._sum(scores))
+        summed = self._sum(scores)
+        if self.state["total"] is None:
+            raise _unfitted("the sum", self.transform)
+        return apply_transform(self.state["total"], summed)
 
     def weighted(self, scores: Scores) -> dict[str, np.ndarray]:
         """Each component's part of the sum, [N] float64, NaN where it has no score."""
         parts = {}
         for name, weight in self.weights.items():
             if name not in self.state["components"]:
-                raise UserError(
-                    f"reward function '{name}' is normalised by {self.normalise[name]}, which is fitted on training "
-                    "rows: use it in a recipe, or call fit"
-                )
+                raise _unfitted(f"'{name}'", self.normalise[name])
             fitted = self.state["components"][name]["transform"]
             parts[name] = weight * apply_transform(fitted, as_array(scores[name]))
         return parts
@@ -130,12 +133,10 @@ class SumReward:
         stacked = np.stack(list(parts.values()))
         if self.missing != "renormalise":
             return stacked.sum(0)
-        weights = np.array(list(self.weights.values()))[:, None]
-        there = np.isfinite(stacked)
-        present = (weights * there).sum(0)
+        weights, present = np.array(list(self.weights.values()))[:, None], np.isfinite(stacked)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scaled = np.nansum(stacked, 0) * weights.sum() / present
-        return np.where(there.any(0), scaled, np.nan)
+            scaled = np.nansum(stacked, 0) * weights.sum() / (weights * present).sum(0)
+        return np.where(present.any(0), scaled, np.nan)
 
     @property
     def scores_new_completions(self) -> bool:
@@ -144,8 +145,7 @@ class SumReward:
     @property
     def only_recorded(self) -> list[str]:
         """Names of the components that score no new completion: columns without a stand-in."""
-        columns = {name: reward for name, reward in self.components.items() if isinstance(reward, ColumnReward)}
-        return [name for name, reward in columns.items() if reward.stand_in is None]
+        return [name for name, r in self.components.items() if isinstance(r, ColumnReward) and r.stand_in is None]
 
     @property
     def has_recorded_scores(self) -> bool:
@@ -165,9 +165,12 @@ def make_sum_reward(**settings: Any) -> SumReward:
 
 def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
     """Scores as float64, None as NaN."""
-    if isinstance(scores, np.ndarray):
-        return scores.astype(np.float64)
-    return np.array([np.nan if score is None else score for score in scores], np.float64)
+    return np.array(scores, np.float64)
+
+
+def _unfitted(what: str, transform: Transform) -> UserError:
+    remedy = "use it in a recipe, or call fit"
+    return UserError(f"{what} is normalised by {transform}, which is fitted on training rows: {remedy}")
 
 
 def component_name(spec: dict[str, Any]) -> str:

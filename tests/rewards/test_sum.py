@@ -202,3 +202,14 @@ def test_a_score_that_is_not_finite_is_named_with_its_completion(number, module)
     reward = load_reward({"type": "sum", "functions": [{"type": "python", "function": f"{name}:f", "name": "mine"}]})
     with pytest.raises(UserError, match=f"'mine' gave {number} for the completion 'bad one'"):
         reward(["a", "b"], ["fine", "bad one"])
+
+
+def test_a_transform_that_needs_rows_is_refused_before_it_has_seen_any():
+    reward = load_reward({"type": "sum", "functions": [{"type": "text", "function": "length"}], "transform": "minmax"})
+    with pytest.raises(UserError, match=r"sum is normalised by minmax.*recipe"):
+        reward(PROMPTS, COMPLETIONS)
+
+
+def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(module):
+    name = module("def f(questions, answers, **more):\n    return [len(a) + more['plus'] for a in answers]\n")
+    assert load_reward({"type": "python", "function": f"{name}:f", "plus": 1})(["a"], ["bc"]) == [3.0]
