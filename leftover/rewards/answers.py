@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import feather
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from leftover.data.rows import as_prompt, text_hash
 from leftover.errors import UserError
-from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
+from leftover.rewards.base import STRICT, Prompt, TextReward, compile_pattern, not_fitted
 from leftover.rewards.numbers import find_numbers
-from leftover.rewards.text import compile_pattern
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,6 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
     def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
         """Write the answers into `folder`. Raises UserError where no row has one, or one cannot be read."""
-        import pyarrow as pa
-        from pyarrow import feather
-
         answers: defaultdict[int, list[Answer]] = defaultdict(list)
         unreadable: list[str] = []
         conflicts: dict[int, str] = {}
@@ -112,8 +109,6 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
         return {"prompts": len(answers), "rows_without_answer": without, "conflicting_prompts": len(conflicts)}
 
     def load(self, folder: Path) -> None:
-        from pyarrow import feather
-
         self._table = feather.read_table(folder / _FILE, memory_map=True)
 
     def _check(self, num_answers: int, unreadable: list[str], conflicts: list[str]) -> None:

@@ -1,5 +1,6 @@
 """What a reward is, and the types that a recipe can name."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -177,6 +178,19 @@ def check_name(what: str, key: str, name: object, valid: Iterable[str]) -> None:
         raise UserError(f"missing key '{key}': the {what}, one of {', '.join(names)}")
     if name not in names:
         raise UserError(f"unknown {what} {name!r}{nearest(str(name), names)}; valid here: {', '.join(names)}")
+
+
+def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
+    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
+    try:
+        expression = re.compile(pattern, flags)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from error
+    if expression.groups < groups:
+        raise ValueError(
+            f"{key} {pattern!r} has no group: put parentheses around the part that counts, as in '#### (.+)'"
+        )
+    return expression
 
 
 # type -> where it is made. Imported when a recipe names it: some need packages that others do without.

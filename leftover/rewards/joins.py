@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError, nearest
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT
-from leftover.rewards.base import STRICT, Prompt
-from leftover.rewards.text import compile_pattern
+from leftover.rewards.base import STRICT, Prompt, compile_pattern
 
 FORMS = ("pair", "completion", "chat")
 ROLE_TURNS = "{role}: {content}"

@@ -1,19 +1,9 @@
-"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`.
-
-length            white-space tokens
-ngram_diversity   distinct over all n-grams
-vader             sentiment in [-1, 1]
-regex             whether, or how often, a regular expression matches
-answer            whether the completion is the row's answer: AnswerReward
-numeric_answer    whether its last number is the row's answer: NumericAnswerReward
-tfidf_diversity   mean TF-IDF weight of its terms, as in A-LoL: TfidfDiversityReward
-"""
+"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`."""
 
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError
 from leftover.metrics import distinct_n
-from leftover.rewards.base import STRICT, Prompt, Reward, TextReward, check_name, make, not_fitted
+from leftover.rewards.answers import AnswerReward, NumericAnswerReward
+from leftover.rewards.base import STRICT, Prompt, Reward, TextReward, check_name, compile_pattern, make, not_fitted
 from leftover.store.manifest import read_json, write_json
 
 if TYPE_CHECKING:
@@ -33,23 +24,6 @@ if TYPE_CHECKING:
 
 _FEW_TERMS = 5
 _BATCH_ROWS = 2048
-
-# function -> its class, imported when a recipe names it.
-FUNCTIONS: dict[str, str] = {
-    "length": "leftover.rewards.text:LengthReward",
-    "ngram_diversity": "leftover.rewards.text:NgramDiversityReward",
-    "vader": "leftover.rewards.text:VaderReward",
-    "regex": "leftover.rewards.text:RegexReward",
-    "answer": "leftover.rewards.answers:AnswerReward",
-    "numeric_answer": "leftover.rewards.answers:NumericAnswerReward",
-    "tfidf_diversity": "leftover.rewards.text:TfidfDiversityReward",
-}
-
-
-def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
-    """The text reward of that name. Raises UserError for an unknown name or setting."""
-    check_name("text reward", "function", function, FUNCTIONS)
-    return make(f"text reward '{function}'", resolve_name(FUNCTIONS[str(function)]), settings)
 
 
 @dataclass(config=STRICT)
@@ -185,14 +159,21 @@ def diversity(weights: "sparse.csr_matrix") -> np.ndarray:
     return mean * np.where(num_terms < _FEW_TERMS, num_terms / 10, 1.0)
 
 
-def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
-    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
-    try:
-        expression = re.compile(pattern, flags)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from error
-    if expression.groups < groups:
-        raise ValueError(
-            f"{key} {pattern!r} has no group: put parentheses around the part that counts, as in '#### (.+)'"
-        )
-    return expression
+FUNCTIONS: dict[str, type[TextReward]] = {
+    reward.function: reward
+    for reward in (
+        LengthReward,
+        NgramDiversityReward,
+        VaderReward,
+        RegexReward,
+        AnswerReward,
+        NumericAnswerReward,
+        TfidfDiversityReward,
+    )
+}
+
+
+def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
+    """The text reward of that name. Raises UserError for an unknown name or setting."""
+    check_name("text reward", "function", function, FUNCTIONS)
+    return make(f"text reward '{function}'", FUNCTIONS[str(function)], settings)
