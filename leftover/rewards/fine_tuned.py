@@ -23,7 +23,7 @@ from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
-from leftover.rewards.joins import Join
+from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.pretrained import num_positions, untrained_classifier
 from leftover.store.manifest import read_json, write_json
 
@@ -40,6 +40,7 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "logging_steps": 10,
     "report_to": "none",
+    "disable_tqdm": False,
 }
 _RANDOM_WEIGHTS = {"num_train_epochs": 10, "learning_rate": 5e-4, "per_device_train_batch_size": 32}
 _OURS = {
@@ -127,14 +128,14 @@ class FineTunedReward(RowsReward):
             # As a decoder's, it puts nothing between the texts of a pair.
             join = "{prompt}\n\n{completion}"
             tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
+        settings = ClassifierSettings(model=str(folder / "model"), join=join, max_length=length)
         data = [
-            _encode(tokenizer, Join(join=join), part, length, (part.scores - offset) / scale)
+            _encode(tokenizer, settings, part, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
-        defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS
-        settings = defaults | {"disable_tqdm": False} | self.settings.train
+        fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
         try:
-            args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **settings)
+            args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"train is refused by transformers: {first_line(error)}") from error
         trainer = _trainer(model, tokenizer, data, examples.target, args)
@@ -212,11 +213,11 @@ def _trainer(
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, join: Join, examples: Examples, length: int, labels: np.ndarray
+    tokenizer: PreTrainedTokenizerBase, settings: ClassifierSettings, examples: Examples, labels: np.ndarray
 ) -> list[Item]:
     """Token ids, as `ClassifierReward` makes them, and labels."""
-    rows = [join.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
-    texts = tokenize(tokenizer, *map(list, zip(*rows, strict=True)), truncation=True, max_length=length)
+    rows = [settings.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
+    texts = tokenize(tokenizer, *map(list, zip(*rows, strict=True)), truncation=True, max_length=settings.max_length)
     if examples.target == "pairs":
         return [([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
     return [([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]

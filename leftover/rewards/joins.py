@@ -20,14 +20,50 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 
 
 @dataclass(config=STRICT, kw_only=True)
-class Join:
-    """How a row becomes the classifier's text; `ClassifierSettings` documents the fields."""
+class ClassifierSettings:
+    """Settings of a `ClassifierReward`.
 
+    Args:
+        model: folder or Hub id.
+        label: the class whose score is the reward, by name or number; default: the last one.
+        activation: default: none for a declared regression, sigmoid for one output and for several labels that do not
+            exclude each other, else softmax.
+        join: what the classifier is shown. pair: prompt and completion as the tokenizer's text pair; completion: the
+            completion alone; chat: the conversation in the tokenizer's chat template; else a template of text with
+            {prompt} and {completion}, in which special tokens such as <|endoftext|> are written out.
+        prompt_pattern: a regular expression whose first group is the part of the prompt's text that is shown. A
+            prompt that it does not match is an error.
+        turns: how a message of a conversation is written, with {role} and {content}: one template, or one for every
+            role. With the latter, a prompt that is plain text counts as one turn of the role `user`; else plain text
+            stays as it is.
+        turn_separator: text between two messages.
+        strip: remove white space around prompt, messages and completion.
+        truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
+            shown or comes last. In a pair only the prompt is cut, unless the completion leaves it no room.
+        max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
+        batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
+    """
+
+    model: str
+    label: int | str | None = None
+    activation: Literal["softmax", "sigmoid", "none"] | None = None
     join: str = "pair"
     prompt_pattern: str | None = None
     turns: Annotated[Annotated[str, TEXT] | Annotated[dict[str, str], MAPPING], BY_FORM] = ROLE_TURNS
     turn_separator: str = BLANK_LINE
     strip: bool = False
+    truncation_side: Literal["left", "right"] | None = None
+    max_length: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    dtype: str = "float32"
+    device: str | int | None = None
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _is_not_a_truth_value(cls, label: object) -> object:
+        if isinstance(label, bool):
+            raise ValueError(f"{label}: YAML reads yes, no, on and off as such; put it in quotes")
+        return label
 
     @field_validator("join")
     @classmethod
@@ -54,9 +90,19 @@ class Join:
             compile_pattern("prompt_pattern", self.prompt_pattern, groups=1)
         if self.join in ("completion", "chat"):
             defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
-            idle = [name for name, default in defaults.items() if getattr(self, name) != default]
-            if idle:
+            if idle := [name for name, default in defaults.items() if getattr(self, name) != default]:
                 raise ValueError(f"{', '.join(idle)}: without effect under join: {self.join}; remove it")
+        shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
+        # A text that ends in the completion loses its prompt first when it is cut on the left.
+        completion_last = self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
+        sparing: Literal["left", "right"] = "left" if shows_prompt and completion_last else "right"
+        if self.truncation_side is None:
+            self.truncation_side = sparing
+        elif self.truncation_side != sparing and shows_prompt and self.join != "pair":
+            raise ValueError(
+                f"truncation_side {self.truncation_side} would cut the completion of a long row under "
+                f"join: {self.join!r}; set it to {sparing}"
+            )
 
     @property
     def special_tokens(self) -> list[str]:
@@ -112,62 +158,6 @@ class Join:
 
     def _stripped(self, text: str) -> str:
         return text.strip() if self.strip else text
-
-
-@dataclass(config=STRICT, kw_only=True)
-class ClassifierSettings(Join):
-    """Settings of a `ClassifierReward`.
-
-    Args:
-        model: folder or Hub id.
-        label: the class whose score is the reward, by name or number; default: the last one.
-        activation: default: none for a declared regression, sigmoid for one output and for several labels that do not
-            exclude each other, else softmax.
-        join: what the classifier is shown. pair: prompt and completion as the tokenizer's text pair; completion: the
-            completion alone; chat: the conversation in the tokenizer's chat template; else a template of text with
-            {prompt} and {completion}, in which special tokens such as <|endoftext|> are written out.
-        prompt_pattern: a regular expression whose first group is the part of the prompt's text that is shown. A
-            prompt that it does not match is an error.
-        turns: how a message of a conversation is written, with {role} and {content}: one template, or one for every
-            role. With the latter, a prompt that is plain text counts as one turn of the role `user`; else plain text
-            stays as it is.
-        turn_separator: text between two messages.
-        strip: remove white space around prompt, messages and completion.
-        truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
-            shown or comes last. In a pair only the prompt is cut, unless the completion leaves it no room.
-        max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
-        batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
-    """
-
-    model: str
-    label: int | str | None = None
-    activation: Literal["softmax", "sigmoid", "none"] | None = None
-    truncation_side: Literal["left", "right"] | None = None
-    max_length: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    dtype: str = "float32"
-    device: str | int | None = None
-
-    @field_validator("label", mode="before")
-    @classmethod
-    def _is_not_a_truth_value(cls, label: object) -> object:
-        if isinstance(label, bool):
-            raise ValueError(f"{label}: YAML reads yes, no, on and off as such; put it in quotes")
-        return label
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
-        # A text that ends in the completion loses its prompt first when it is cut on the left.
-        completion_last = self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
-        sparing: Literal["left", "right"] = "left" if shows_prompt and completion_last else "right"
-        if self.truncation_side is None:
-            self.truncation_side = sparing
-        elif self.truncation_side != sparing and shows_prompt and self.join != "pair":
-            raise ValueError(
-                f"truncation_side {self.truncation_side} would cut the completion of a long row under "
-                f"join: {self.join!r}; set it to {sparing}"
-            )
 
 
 def _forms(turns: str | dict[str, str]) -> list[str]:

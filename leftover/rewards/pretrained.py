@@ -60,7 +60,6 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
 
     Raises UserError where there is none, or where weights are missing: a head of random numbers would score as well.
     """
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "output_loading_info": True, "weights_only": True}
     architecture: Any = AutoModelForSequenceClassification
     config: dict[str, Any] = {}
     try:
@@ -68,11 +67,12 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
         if fields.get("model_type") == MODEL_TYPE:
             architecture, config = NeoXRewardModel, {"config": make_config(fields)}
         tokenizer = AutoTokenizer.from_pretrained(path, **config)
-        model, info = architecture.from_pretrained(path, **config, **options)
+        model, info = architecture.from_pretrained(
+            path, **config, dtype=torch_dtype(dtype), output_loading_info=True, weights_only=True
+        )
     except _LOAD_ERRORS as error:
         raise UserError(f"no sequence classifier: {first_line(error)}") from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"]))
+    if missing := ", ".join(sorted(info["missing_keys"])):
         raise UserError(f"not a trained sequence classifier: it has no weights for {missing}")
     # Without its files, transformers makes up a tokenizer that knows no word.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):

@@ -7,11 +7,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leftover.errors import UserError, located
-from leftover.recipe.forms import Transform as TransformForm
+from leftover.recipe.forms import Transform
 from leftover.recipe.sections import RewardSection
 from leftover.rewards.base import STRICT, ColumnReward, Prompt, Reward, learner, load_reward, make
 from leftover.rewards.python import check_finite
-from leftover.rewards.transform import Transform, apply_transform, fit_transform, needs_fit
+from leftover.rewards.transform import apply_transform, fit_transform, needs_fit
 
 Scores = Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]  # by component
 
@@ -27,7 +27,7 @@ class Component(BaseModel):
 
     weight: float = 1.0
     name: str | None = None
-    normalise: TransformForm | None = None
+    normalise: Transform | None = None
 
 
 class SumReward:
@@ -45,13 +45,13 @@ class SumReward:
     def __init__(
         self,
         functions: list[dict[str, Any]],
-        transform: Transform = None,
+        transform: Transform | None = None,
         missing: str = "drop",
         where: str = "functions",
     ):
         self.components: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
-        self.normalise: dict[str, Transform] = {}
+        self.normalise: dict[str, Transform | None] = {}
         for i, spec in enumerate(functions):
             place = f"{where}[{i}]"
             component, name = make(place, Component, spec), component_name(spec)
@@ -95,12 +95,9 @@ class SumReward:
         return total.tolist()
 
     def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
-        """Fit normalisations, means and transform on the training rows (`train` [N] bool).
-
-        Returns `state`, which another reward of the same settings can take over.
-        """
+        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns `state`."""
         for name, normalise in self.normalise.items():
-            training = np.asarray(scores[name], np.float64)[train]
+            training = scores[name][train]
             fitted = fit_transform(normalise, training)
             found = apply_transform(fitted, training[np.isfinite(training)])
             self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
@@ -130,10 +127,10 @@ class SumReward:
             for name, part in parts.items():
                 mean = self.state["components"][name]["mean"]
                 part[np.isnan(part)] = np.nan if mean is None else self.weights[name] * mean
-        stacked = np.stack(list(parts.values()))
+        stacked = np.stack([*parts.values()])
         if self.missing != "renormalise":
             return stacked.sum(0)
-        weights, present = np.array(list(self.weights.values()))[:, None], np.isfinite(stacked)
+        weights, present = np.array([*self.weights.values()])[:, None], np.isfinite(stacked)
         with np.errstate(divide="ignore", invalid="ignore"):
             scaled = np.nansum(stacked, 0) * weights.sum() / (weights * present).sum(0)
         return np.where(present.any(0), scaled, np.nan)
@@ -168,7 +165,7 @@ def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
     return np.array(scores, np.float64)
 
 
-def _unfitted(what: str, transform: Transform) -> UserError:
+def _unfitted(what: str, transform: Transform | None) -> UserError:
     remedy = "use it in a recipe, or call fit"
     return UserError(f"{what} is normalised by {transform}, which is fitted on training rows: {remedy}")
 

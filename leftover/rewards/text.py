@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,15 +57,14 @@ class VaderReward(TextReward):
 
     function = "vader"
 
+    @cached_property
+    def _analyzer(self) -> "SentimentIntensityAnalyzer":
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        return SentimentIntensityAnalyzer()
+
     def score(self, completion: str) -> float:
-        return float(_vader().polarity_scores(completion)["compound"])
-
-
-@cache
-def _vader() -> "SentimentIntensityAnalyzer":
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    return SentimentIntensityAnalyzer()
+        return float(self._analyzer.polarity_scores(completion)["compound"])
 
 
 @dataclass(config=STRICT)

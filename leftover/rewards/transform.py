@@ -1,29 +1,28 @@
 """Transforms of a reward or of one of its components, fitted on training rows and stored with the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from leftover.errors import UserError
+from leftover.recipe.forms import Transform
 
 # Quantiles kept of the training rewards: enough for a rank, small enough for a JSON file.
 _NUM_QUANTILES = 1001
 
-Transform = str | Mapping[Any, float] | None  # as `leftover.recipe.forms.Transform`
 
-
-def needs_fit(spec: Transform) -> bool:
+def needs_fit(spec: Transform | None) -> bool:
     """Whether a transform is fitted on training rewards."""
     return spec in ("quantile", "minmax", "standardise")
 
 
-def fit_transform(spec: Transform, train_rewards: np.ndarray) -> dict[str, Any]:
+def fit_transform(spec: Transform | None, train_rewards: np.ndarray) -> dict[str, Any]:
     """What `apply_transform` needs, as JSON: the name and what was fitted on the training rewards (NaN ignored)."""
     rewards = train_rewards[np.isfinite(train_rewards)]
     if spec in (None, "none"):
         return {"name": "none"}
-    if isinstance(spec, Mapping):
+    if isinstance(spec, dict):
         return {"name": "affine", "scale": spec.get("scale", 1.0), "offset": spec.get("offset", 0.0)}
     if spec == "sigmoid":
         return {"name": "sigmoid"}

@@ -1,7 +1,6 @@
 """What a card says about a run: its model, data, reward and results, as plain texts and numbers."""
 
 import math
-from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +8,9 @@ from leftover.evaluation.measures import MEASURES, interval, part_names
 from leftover.evaluation.tables import GLOSSARY, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import base_name, is_hub_id, public_name
+from leftover.recipe.forms import Transform
 from leftover.recipe.sections import Recipe, RewardSection
 from leftover.rewards.sum import component_name
-from leftover.rewards.transform import Transform
 from leftover.store.table import Table, equals
 
 if TYPE_CHECKING:
@@ -84,9 +83,9 @@ def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def transform_text(spec: Transform) -> str:
+def transform_text(spec: Transform | None) -> str:
     """The transform of a reward or of a component, in words."""
-    if isinstance(spec, Mapping):
+    if isinstance(spec, dict):
         return ", ".join(f"{name} {value:g}" for name, value in spec.items())
     return spec or "none"
 
