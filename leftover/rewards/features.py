@@ -73,15 +73,12 @@ class TextFeatures:
 
     def state(self) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
         """Vocabularies (for JSON) and arrays: all that `restore` needs."""
-        vocabularies: dict[str, list[str]] = {}
-        arrays: dict[str, np.ndarray] = {}
+        vocabularies, arrays = {}, {}
         blocks = self.blocks | ({"overlap": self.overlap.words} if self.overlap else {})
         for name, block in blocks.items():
-            arrays[f"idf {name}"] = block.idf
+            vocabularies[name], arrays[f"idf {name}"] = block.terms.known, block.idf
             if isinstance(block.terms, Words):
-                vocabularies[name], arrays[f"bigrams {name}"] = block.terms.words, block.terms.bigrams
-            else:
-                vocabularies[name] = block.terms.ngrams
+                arrays[f"bigrams {name}"] = block.terms.bigrams
         if self.overlap:
             arrays |= {"overlap mean": self.overlap.mean, "overlap scale": self.overlap.scale}
         return vocabularies, arrays

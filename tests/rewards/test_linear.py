@@ -46,8 +46,8 @@ def test_characters_are_counted_as_by_scikit_learn_within_words():
     spaced = [" ".join(tokens.words[i] for i in tokens.ids[tokens.rows == row]) for row in range(len(TEXTS))]
     vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2).fit(spaced)
     found = Characters.learn(tokens, 2, (3, 4, 5))
-    columns = [found.ngrams.index(gram) for gram in vectorizer.get_feature_names_out()]
-    assert len(columns) == len(found.ngrams) > 10
+    columns = [found.known.index(gram) for gram in vectorizer.get_feature_names_out()]
+    assert len(columns) == len(found.known) > 10
     assert (found(tokens)[:, columns].toarray() == vectorizer.transform(spaced).toarray()).all()
 
 
