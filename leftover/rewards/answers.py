@@ -83,7 +83,6 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
         return scores
 
     def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
-        """Write the answers into `folder`. Raises UserError where no row has one, or one cannot be read."""
         answers: defaultdict[int, list[Answer]] = defaultdict(list)
         unreadable: list[str] = []
         conflicts: dict[int, str] = {}

@@ -25,18 +25,13 @@ T = TypeVar("T")
 
 
 class Reward(Protocol):
-    """A scoring function of completions.
-
-    One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows.
-    """
+    """One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
         """One finite number per completion; None where the function has no score for it (`reward.missing`)."""
-        ...
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on, as JSON, for keys."""
-        ...
 
 
 @runtime_checkable
@@ -51,13 +46,11 @@ class FittedReward(Protocol):
         `rows` is the run's table with the columns of ROWS_SCHEMA and `split`; only rows of the split `train` may
         teach. Returns facts to remember and show (held-out quality, sizes).
         """
-        ...
 
     def identity(self) -> dict[str, Any]: ...
 
     def load(self, folder: Path) -> None:
         """Read what `fit` wrote; the reward can score from then on."""
-        ...
 
 
 @dataclass(config=STRICT)
@@ -80,7 +73,6 @@ class ColumnReward:
             raise ValueError("new_completions cannot be a column: name a reward that scores any text")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
-        """Scores of new completions, by the stand-in."""
         if self.stand_in is None:
             raise UserError(
                 f"the column '{self.column or 'reward'}' holds recorded scores, and none for new completions: set its "
@@ -131,9 +123,7 @@ def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any
     if isinstance(spec, list):
         spec = {"type": "sum", "functions": spec}
     if not isinstance(spec, dict):
-        raise UserError(
-            f"a reward is {{type: ..., settings}}, a list of these, or the path of a YAML file; got {spec!r}"
-        )
+        raise UserError(f"a reward is {{type: ...}}, a list of these, or the path of a YAML file; got {spec!r}")
     settings = dict(spec)
     kind = settings.pop("type", None)
     check_name("reward type", "type", kind, REWARDS)
@@ -167,7 +157,6 @@ def make(what: str, reward: Callable[..., T], settings: dict[Any, Any]) -> T:
 
 
 def not_fitted(what: str) -> UserError:
-    """The refusal to score before `load`."""
     return UserError(f"{what} is not fitted yet: use it in a recipe, or call fit and load")
 
 

@@ -95,14 +95,13 @@ def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[En
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
     alone = tokenize(tokenizer, completions, add_special_tokens=False)
     strategies = ["only_first" if len(row["input_ids"]) < room else "longest_first" for row in alone]
-    encoded: list[Encoded] = [{}] * len(pairs)
+    encoded: dict[int, Encoded] = {}
     for strategy in set(strategies):
         chosen = [i for i, of in enumerate(strategies) if of == strategy]
         cut = {"truncation": strategy, "max_length": max_length}
         rows = tokenize(tokenizer, [prompts[i] for i in chosen], [completions[i] for i in chosen], **cut)
-        for i, row in zip(chosen, rows, strict=True):
-            encoded[i] = row
-    return encoded
+        encoded |= zip(chosen, rows, strict=True)
+    return [encoded[i] for i in range(len(pairs))]
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", *texts: list[str], **options: Any) -> list[Encoded]:

@@ -67,7 +67,6 @@ class TextFeatures:
         return self._features(self._tokens(prompts, completions))
 
     def names(self) -> list[str]:
-        """The names of the F columns."""
         named = [f"{name}: {term}" for name, block in self.blocks.items() for term in block.terms.names()]
         return named + [f"overlap: {name}" for name in (OVERLAPS if self.overlap else ())]
 
@@ -84,7 +83,6 @@ class TextFeatures:
         return vocabularies, arrays
 
     def restore(self, vocabularies: dict[str, list[str]], arrays: dict[str, np.ndarray]) -> None:
-        """Restore what `state` returned."""
         for name, terms in vocabularies.items():
             known = Characters(terms, _CHARACTER_NGRAMS) if name == "characters" else None
             self.blocks[name] = Tfidf(known or Words(terms, arrays[f"bigrams {name}"]), arrays[f"idf {name}"])

@@ -190,8 +190,8 @@ class _RewardTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        texts = {name: value for name, value in inputs.items() if name != "labels"}
-        loss = reward_loss(self.target, model(**texts).logits[:, 0].float(), inputs["labels"])
+        labels = inputs.pop("labels")
+        loss = reward_loss(self.target, model(**inputs).logits[:, 0].float(), labels)
         return (loss, {}) if return_outputs else loss
 
 

@@ -83,7 +83,7 @@ class RowsReward(ABC):
     def fit(self, folder: Path, rows: "Dataset | None" = None) -> dict[str, Any]:
         """Fit, and write the scorer into `folder`; returns counts and held-out quality (see `held_out_facts`).
 
-        One that has a `path` was fitted before: its facts are returned, and nothing is written.
+        With a `path` it was fitted before: nothing is written.
         """
         if self.path is not None:
             return self._describe(Path(self.path))["facts"]

@@ -33,7 +33,7 @@ def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
         for statistic, chance in _CHANCE.items():
             found = of_artifact.get(statistic)
             if found and found["low"] is not None and found["low"] <= chance:
-                yield f"{artifact} may be no better than chance: {statistic.replace('_', ' ')} {_interval(found)}"
+                yield f"{artifact} may be no better than chance: {facts_text({statistic: found})}"
 
 
 def facts_text(facts: dict[str, Any]) -> str:
@@ -44,12 +44,8 @@ def facts_text(facts: dict[str, Any]) -> str:
         if isinstance(fact, (int, float)):
             parts.append(f"{words} {fact}")
         elif name in _CHANCE and fact["low"] is not None:
-            parts.append(f"{words} {_interval(fact)}")
+            parts.append(f"{words} {Interval(fact['value'], fact['low'], fact['high'])}")
     return ", ".join(parts)
-
-
-def _interval(fact: dict[str, float]) -> Interval:
-    return Interval(fact["value"], fact["low"], fact["high"])
 
 
 def _bare(spec: dict[str, Any]) -> dict[str, Any]:

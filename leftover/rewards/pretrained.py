@@ -104,7 +104,7 @@ def untrained_classifier(
 
 
 def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """UserError where the tokenizer cannot serve the settings within `max_length`."""
+    """Refuse a tokenizer that cannot serve the settings within `max_length`."""
     special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
     if settings.join == "pair" and not special:
         raise UserError(

@@ -42,12 +42,8 @@ class PythonReward:
 
     def identity(self) -> dict[str, Any]:
         source = Path(self.module.__file__ or "").read_bytes() if self.module.__file__ else b""
-        return {
-            "type": "python",
-            "function": self.function,
-            "source": hashlib.sha256(source).hexdigest()[:16],
-            **self.settings,
-        }
+        digest = hashlib.sha256(source).hexdigest()[:16]
+        return {"type": "python", "function": self.function, "source": digest, **self.settings}
 
 
 def call_reward(

@@ -173,6 +173,6 @@ FUNCTIONS: dict[str, type[TextReward]] = {
 
 
 def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
-    """The text reward of that name. Raises UserError for an unknown name or setting."""
+    """The text reward of that name."""
     check_name("text reward", "function", function, FUNCTIONS)
     return make(f"text reward '{function}'", FUNCTIONS[str(function)], settings)
