@@ -126,7 +126,7 @@ class Tfidf(Generic[Terms]):
     def fit(self, tokens: Tokens) -> None:
         counts = self.terms(tokens)
         if counts.shape[1] == 0:
-            raise UserError("no word occurs in two of the texts to learn from: give more rows")
+            raise UserError("no word occurs in two of the training texts: give more rows")
         self._transformer.fit(counts)
 
     def __call__(self, tokens: Tokens) -> "csr_array":

@@ -137,7 +137,7 @@ class FineTunedReward(RowsReward):
         try:
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:
-            raise UserError(f"train is refused by transformers: {first_line(error)}") from error
+            raise UserError(f"transformers refuses `train`: {first_line(error)}") from error
         trainer = _trainer(model, tokenizer, data, examples.target, args)
         with shown(trainer, folder.name):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))

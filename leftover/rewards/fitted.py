@@ -48,10 +48,10 @@ class FitSettings(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> "FitSettings":
         if (self.path is None) == (self.fit is None):
-            raise ValueError("needs `path` (of one fitted before) or `fit` (rows), and not both")
+            raise ValueError("needs either `path` (a fitted reward) or `fit` (rows to fit on)")
         own = [name for name in type(self).model_fields if name in self.model_fields_set - {"path", "fit"}]
         if self.path is not None and own:
-            raise ValueError(f"{', '.join(own)} cannot be set beside path: the fit has its own")
+            raise ValueError(f"{', '.join(own)} cannot be set beside path: the fitted reward has its own")
         return self
 
     def of_fit(self) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class HttpReward:
                 if not retry.total:
                     raise UserError(
                         f"{_WHERE} {self.url}: no answer, tried {self.retries + 1} times: {shown}. Start the service "
-                        "and run again (a run goes on where it stopped), or raise timeout or retries"
+                        "and run again (a run continues where it stopped), or raise timeout or retries"
                     ) from error
             asked = answer and answer.headers.get("Retry-After")
             log.warning("%s: %s; trying again%s", _WHERE, shown, f" in {asked} s, as it asks" if asked else "")

@@ -91,7 +91,7 @@ class ClassifierSettings:
         if self.join in ("completion", "chat"):
             defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
             if idle := [name for name, default in defaults.items() if getattr(self, name) != default]:
-                raise ValueError(f"{', '.join(idle)}: without effect under join: {self.join}; remove it")
+                raise ValueError(f"{', '.join(idle)}: no effect with join: {self.join}; remove it")
         shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
         # A text that ends in the completion loses its prompt first when it is cut on the left.
         completion_last = self.join.rfind("{completion}") >= self.join.rfind("{prompt}")

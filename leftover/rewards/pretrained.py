@@ -108,8 +108,8 @@ def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenize
     special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
     if settings.join == "pair" and not special:
         raise UserError(
-            "its tokenizer puts nothing between the texts of a pair: set join to the template that the model was "
-            "trained with, or to chat"
+            "its tokenizer does not separate the texts of a pair: set join to the template that the model was trained "
+            "with, or to chat"
         )
     if settings.join == "chat" and not tokenizer.chat_template:
         raise UserError("its tokenizer has no chat template: set join to a template of text")

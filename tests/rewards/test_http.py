@@ -241,7 +241,7 @@ def test_a_key_that_is_not_set_or_cannot_be_sent_is_refused_without_showing_it(s
     with pytest.raises(UserError, match=r"environment variable SCORER_KEY \(token_env\) is not set"):
         scorer(["a"], ["b"])
     monkeypatch.setenv("SCORER_KEY", "canary\r\nX: y")
-    with pytest.raises(UserError, match="characters that no header can") as error:
+    with pytest.raises(UserError, match="characters that a header cannot") as error:
         scorer(["a"], ["b"])
     assert "canary" not in str(error.value) and not service.requests
 
