@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from leftover.errors import UserError
@@ -89,7 +90,10 @@ class HttpReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         starts = range(0, len(completions), self.batch_size)
-        asked, given = ([list(texts[i : i + self.batch_size]) for i in starts] for texts in (prompts, completions))
+        asked = [list(prompts[start : start + self.batch_size]) for start in starts]
+        given = [list(completions[start : start + self.batch_size]) for start in starts]
+        if self.max_parallel == 1:  # no thread, which Ctrl-C would wait for
+            return list(chain.from_iterable(map(self._score, asked, given)))
         with ThreadPoolExecutor(self.max_parallel) as pool:
             return list(chain.from_iterable(pool.map(self._score, asked, given)))
 
@@ -146,7 +150,10 @@ class HttpReward:
             asked = answer and answer.headers.get("Retry-After")
             log.warning("%s: %s; trying again%s", _WHERE, shown, f" in {asked} s, as it asks" if asked else "")
             retry = retry.increment("POST", self.url, answer, fault)
-            retry.sleep(answer)
+            try:
+                retry.sleep(answer)
+            except InvalidHeader:  # Retry-After is neither seconds nor a date
+                retry.sleep()
 
 
 def read_scores(answer: Any, count: int) -> list[float | None]:
