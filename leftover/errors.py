@@ -1,10 +1,20 @@
 """The one exception that means: the user can fix this."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input, named with its file, row or key and the remedy; the CLI prints it and exits with 2."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Name the place of a UserError: its message begins with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def closest(name: str, valid: Iterable[str]) -> str | None:

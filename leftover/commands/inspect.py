@@ -14,11 +14,11 @@ from leftover.data.splits import unique_ids
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
 from leftover.recipe.data_section import DataSection
-from leftover.recipe.files import load_recipe, make_recipe, reward_section
-from leftover.recipe.sections import RewardSection
+from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import ScoredRows, rows_of_table, value_of_words
 from leftover.report.page import write_inspection
+from leftover.rewards import SumReward, load_reward
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
@@ -53,7 +53,8 @@ def inspect(
         content = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": table}}
         data = make_recipe(content, where="leftover inspect", overrides=list(overrides)).data
         check_files(data)
-        rows = rows_of_file(data, reward_section(reward), target.with_suffix(".rejected_rows.jsonl"))
+        scores = fresh_reward(load_reward(reward)) if reward else None
+        rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"))
     analysis = analyse(rows)
     return analysis, write_inspection(path.name or table, analysis, target)
 
@@ -90,17 +91,16 @@ def show(analysis: dict[str, Any], path: Path) -> None:
     terminal.print(f"Page: {path}", soft_wrap=True)
 
 
-def rows_of_file(data: DataSection, reward: RewardSection | None, rejects: Path) -> ScoredRows:
+def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path) -> ScoredRows:
     """The rows of a data file with their recorded rewards, or with those that `reward` gives.
 
     Raises UserError if no row has a reward.
     """
     rows = list(check_rows(read_rows(data), data, Rejects(rejects), {}))
     completions = [row["completion"] for row in rows]
-    scores = fresh_reward(reward) if reward else None
-    if scores is not None:
+    if reward is not None:
         prompts = [as_prompt(row["prompt"], row["conversational"]) for row in rows]
-        rewards = np.asarray(scores.combine(scores.score_components(prompts, completions)))
+        rewards = np.asarray(reward(prompts, completions))
     else:
         rewards = np.array([row["recorded_reward"] for row in rows], np.float64)  # None becomes NaN
     if not np.isfinite(rewards).any():

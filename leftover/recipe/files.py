@@ -2,7 +2,9 @@
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from leftover.errors import UserError, nearest, one_line
-from leftover.recipe.sections import Recipe, RewardSection
+from leftover.recipe.sections import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Seque
     except ValidationError as error:
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
     check_training_fields(recipe, where)
+    recipe._where = where
     return recipe
 
 
@@ -107,21 +110,6 @@ def set_key(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML: {one_line(error)}") from error
 
 
-def reward_section(path: str | None) -> RewardSection | None:
-    """A YAML file with the section `reward` of a recipe, or with its list of functions alone."""
-    if path is None:
-        return None
-    try:
-        content = read_yaml(Path(path))
-    except OSError as error:
-        raise UserError(f"--reward {path}: not a YAML file: {one_line(error)}") from error
-    if isinstance(content, dict) and "type" in content:  # one function alone
-        content = [content]
-    content = {"functions": content} if isinstance(content, list) else content
-    minimal = {"name": "x", "output_dir": ".", "model": {"path": "x"}, "data": {"path": "x"}}
-    return make_recipe(minimal | {"reward": content}, f"--reward {path}").reward
-
-
 def _with_new_names(content: dict[str, Any], where: str, overrides: bool = False) -> dict[str, Any]:
     """The recipe with `data.train_on` under its old name `data.rows` too; an override may replace one by the other."""
     data = content.get("data")
@@ -145,38 +133,44 @@ def faults(refusal: ValidationError, given: Any, root: Any = Recipe) -> list[str
 
     root: a model, a dataclass, or a callable with validated arguments.
     """
-    return list(dict.fromkeys(_explain(error, given, root) for error in refusal.errors()))
+    found = defaultdict(list)  # several if no branch of a union takes a value
+    for error in refusal.errors():
+        found[tuple(_keys(error, given))].append(error)
+    return [_explain(keys, errors, root) for keys, errors in found.items()]
 
 
-def _explain(error: ErrorDetails, given: Any, root: Any) -> str:
-    keys = _keys(error["loc"], given)
+def _explain(keys: Sequence[str], errors: Sequence[ErrorDetails], root: Any) -> str:
+    error, location = errors[0], ".".join(keys).replace(".[", "[")
     if error["type"] == "missing":
-        return f"missing key '{'.'.join([*keys, str(error['loc'][-1])])}'"
-    location = ".".join(keys)
+        return f"missing key '{location}'"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         valid = list(_section(keys[:-1], root).__pydantic_fields__)
         return f"unknown key '{location}'{nearest(keys[-1], valid) or '; valid here: ' + (', '.join(valid) or 'none')}"
-    message = error["msg"].removeprefix("Value error, ")
+    others = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in errors[1:])
+    message = " or ".join([error["msg"].removeprefix("Value error, "), *others])
     if error["type"] == "union_tag_invalid":
         forms = error["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
         message = f"Input should be {forms}"
+    # Not taken as text: YAML reads 2024_01 as 202401, and yes as True.
+    if error["type"] == "string_type" and isinstance(error["input"], (int, float, date)):
+        message += ": put it in quotes"
     text = f"{location + ': ' if location else ''}{message}"
     # A check of ours shows what was given where that helps.
     return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
 
 
-def _keys(location: Sequence[int | str], given: Any) -> list[str]:
+def _keys(error: ErrorDetails, given: Any) -> list[str]:
     """The keys of `given` that lead to a fault. pydantic puts the branches of unions between them: they are no keys."""
     keys = []
-    for part in map(str, location):
-        if isinstance(given, list):
-            inside = {str(place): value for place, value in enumerate(given)}
+    for part in map(str, error["loc"]):
+        if isinstance(given, (list, tuple)):
+            inside = {str(place): (f"[{place}]", value) for place, value in enumerate(given)}
         else:
-            inside = {str(key): value for key, value in given.items()} if isinstance(given, dict) else {}
+            inside = {str(key): (str(key), value) for key, value in given.items()} if isinstance(given, dict) else {}
         if part in inside:
-            keys.append(part)
-            given = inside[part]
-    return keys
+            key, given = inside[part]
+            keys.append(key)
+    return [*keys, str(error["loc"][-1])] if error["type"] == "missing" else keys
 
 
 def _section(keys: Sequence[str], root: Any) -> Any:

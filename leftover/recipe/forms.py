@@ -25,8 +25,9 @@ BY_FORM = Discriminator(_form)
 
 OneOrMore = Annotated[Annotated[str, TEXT] | Annotated[list[str], LIST], BY_FORM]
 
-_Transform = Literal["sigmoid", "quantile", "minmax", "standardise"]
-Transform = Annotated[Annotated[_Transform, TEXT] | Annotated[dict[str, float], MAPPING], BY_FORM]
+_Name = Literal["none", "sigmoid", "quantile", "minmax", "standardise"]
+_Affine = dict[Literal["scale", "offset"], float]
+Transform = Annotated[Annotated[_Name, TEXT] | Annotated[_Affine, MAPPING], BY_FORM]
 
 _Trials = dict[str, list[dict[str, Any]]]
 Grid = Annotated[Annotated[Literal["none", "declared"], TEXT] | Annotated[_Trials, MAPPING], BY_FORM]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform
@@ -53,7 +53,7 @@ class ModelSection(Section):
 
 class RewardSection(Section):
     # Each: {type: ..., weight: 1.0, name: ..., normalise: ..., settings of the type}; they are summed.
-    functions: list[dict[str, Any]] = [{"type": "column"}]
+    functions: list[dict[str, Any]] = Field([{"type": "column"}], min_length=1)
     # Of the sum, as `normalise` of a function: none, sigmoid, quantile, minmax, standardise, or {scale: a, offset: b}
     # for a R + b; fitted on training rows and stored.
     transform: Transform | None = None
@@ -119,6 +119,8 @@ RESERVED_NAMES = {"reference", "data"}
 
 
 class Recipe(Section):
+    _where: str = PrivateAttr("recipe")  # its file, for messages
+
     name: str
     output_dir: str
     seed: int = 0  # splits, reference, value
@@ -141,6 +143,14 @@ class Recipe(Section):
         if taken := RESERVED_NAMES & policies.keys():
             raise ValueError(f"'{min(taken)}' has a meaning of its own in the results: give this policy another name")
         return policies
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    @property
+    def where(self) -> str:
+        """The file that it was read from, for messages."""
+        return self._where
 
     @property
     def main_policy(self) -> str:

@@ -6,22 +6,23 @@ import math
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import feather
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from leftover.data.rows import as_prompt, text_hash
 from leftover.errors import UserError
-from leftover.rewards.base import STRICT, Prompt, TextReward, not_fitted
+from leftover.rewards.base import STRICT, Prompt, TextReward, compile_pattern, not_fitted
 from leftover.rewards.numbers import find_numbers
-from leftover.rewards.text import compile_pattern
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ Answer = TypeVar("Answer", str, float)
 
 @dataclass(config=STRICT)
 class RowAnswerReward(TextReward, ABC, Generic[Answer]):
-    """1.0 where a completion gives the answer of the prompt's row, 0.0 where it does not, None where none is known.
+    """1.0 where a completion gives the answer of the prompt's row, 0.0 where it does not, None without an answer.
 
     `fit` writes the answers of all splits by a hash of the prompt: it is a lookup and learns nothing. Where rows of
     one prompt have different answers, each of them counts as right, and the log says so.
@@ -51,8 +52,7 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
     def __post_init__(self) -> None:
         self.expression = None if self.pattern is None else compile_pattern("pattern", self.pattern, groups=1)
-        self._keys: np.ndarray | None = None  # sorted; those of one prompt stand together
-        self._answers: pa.ChunkedArray | None = None
+        self._table: pa.Table | None = None  # sorted by key
 
     @abstractmethod
     def given(self, completion: str) -> Answer | None:
@@ -63,34 +63,27 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
         """The answer that a row's text holds; None where it cannot be read."""
 
     def same(self, one: Answer, other: Answer) -> bool:
-        """Whether two answers are equal."""
         return one == other
 
     def marked(self, text: str) -> str | None:
         """The pattern's group where it matched last; None where it does not match, or there is no pattern."""
-        found = None
-        for match in self.expression.finditer(text) if self.expression else ():
-            found = match[1]
-        return found
+        found = [match[1] for match in self.expression.finditer(text)] if self.expression else []
+        return found[-1] if found else None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        if self._keys is None or self._answers is None:
+        if self._table is None:
             raise not_fitted(f"text reward '{self.function}'")
-        keys = np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
-        first, last = np.searchsorted(self._keys, keys), np.searchsorted(self._keys, keys, side="right")
+        known, keys = self._table["key"].to_numpy(), np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
+        first, last = np.searchsorted(known, keys), np.searchsorted(known, keys, side="right")
         scores: list[float | None] = []
         for completion, start, stop in zip(completions, first.tolist(), last.tolist(), strict=True):
-            if start == stop:
-                scores.append(None)
-                continue
-            given = self.given(completion)
-            right = self._answers[start:stop].to_pylist()
-            scores.append(float(given is not None and any(self.same(given, answer) for answer in right)))
+            given, right = self.given(completion), self._table["answer"][start:stop].to_pylist()
+            found = given is not None and any(self.same(given, answer) for answer in right)
+            scores.append(float(found) if right else None)
         return scores
 
     def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
-        """Write the answers into `folder`. Raises UserError where no row has one, or one cannot be read."""
-        answers: dict[int, list[Answer]] = {}
+        answers: defaultdict[int, list[Answer]] = defaultdict(list)
         unreadable: list[str] = []
         conflicts: dict[int, str] = {}
         without = 0
@@ -103,32 +96,30 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
                     unreadable.append(f"  {where}: {text!r:.60}")
                 else:
                     key = prompt_key(as_prompt(prompt, conversational))
-                    known = answers.setdefault(key, [])
-                    if not any(self.same(other, answer) for other in known):
-                        known.append(answer)
-                    if len(known) > 1:
+                    if not any(self.same(other, answer) for other in answers[key]):
+                        answers[key].append(answer)
+                    if len(answers[key]) > 1:
                         conflicts.setdefault(key, where)
         self._check(len(answers), unreadable, list(conflicts.values()))
-        _write(folder / _FILE, answers)
+        pairs = [(key, answer) for key in sorted(answers) for answer in answers[key]]
+        keys, values = zip(*pairs, strict=True)
+        table = pa.table({"key": pa.array(keys, pa.uint64()), "answer": pa.array(values)})
+        feather.write_feather(table, folder / _FILE, "uncompressed")
         return {"prompts": len(answers), "rows_without_answer": without, "conflicting_prompts": len(conflicts)}
 
     def load(self, folder: Path) -> None:
-        import pyarrow as pa
-
-        table = pa.ipc.open_file(pa.memory_map(str(folder / _FILE))).read_all()
-        self._keys, self._answers = table["key"].to_numpy(), table["answer"]
+        self._table = feather.read_table(folder / _FILE, memory_map=True)
 
     def _check(self, num_answers: int, unreadable: list[str], conflicts: list[str]) -> None:
         if unreadable:
+            shown = "\n".join(unreadable[:_SHOWN])
             raise UserError(
-                f"text reward '{self.function}' cannot read {len(unreadable)} of the rows' answers; the first:\n"
-                + "\n".join(unreadable[:_SHOWN])
-                + "\nMend or remove them"
+                f"text reward '{self.function}' cannot read {len(unreadable)} answers of the rows: fix or remove them. "
+                f"The first:\n{shown}"
             )
         if not num_answers:
             raise UserError(
-                f"text reward '{self.function}' compares with the answers of rows, and no row has one: name their "
-                "column in data.columns.answer"
+                f"text reward '{self.function}': no row has an answer: name their column in data.columns.answer"
             )
         if conflicts:
             log.warning(
@@ -142,19 +133,6 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 def prompt_key(prompt: Prompt) -> int:
     """A hash of a prompt, text or messages; the order of a message's keys does not matter."""
     return text_hash(json.dumps(prompt, sort_keys=True))
-
-
-def _write(path: Path, answers: dict[int, list[Answer]]) -> None:
-    """One row per answer, `key` (uint64, sorted) and `answer`, under a temporary name first."""
-    import pyarrow as pa
-
-    pairs = [(key, answer) for key in sorted(answers) for answer in answers[key]]
-    keys, values = zip(*pairs, strict=True)
-    table = pa.table({"key": pa.array(keys, pa.uint64()), "answer": pa.array(values)})
-    temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    temporary.replace(path)
 
 
 @dataclass(config=STRICT)
@@ -185,8 +163,14 @@ class AnswerReward(RowAnswerReward[str]):
         marked = self.marked(text)
         return self.normalise(text if marked is None else marked) or None
 
+    def _trim(self, text: str) -> str:
+        before = None
+        while text != before:
+            before = text
+            text = (text.strip() if self.strip else text).lstrip(_OPENING).rstrip(_CLOSING)
+        return text
+
     def normalise(self, text: str) -> str:
-        """A text in the form that is compared."""
         text = unicodedata.normalize("NFC", text)
         if self.ignore_case:
             text = text.casefold()
@@ -197,14 +181,6 @@ class AnswerReward(RowAnswerReward[str]):
         if self.collapse_space:
             text = re.sub(r"\s+", " ", text)
         return text.strip() if self.strip else text
-
-    def _trim(self, text: str) -> str:
-        before = None
-        while text != before:
-            before = text
-            text = text.strip() if self.strip else text
-            text = text.lstrip(_OPENING).rstrip(_CLOSING)
-        return text
 
 
 @dataclass(config=STRICT)
@@ -238,6 +214,5 @@ class NumericAnswerReward(RowAnswerReward[float]):
         return math.isclose(one, other, rel_tol=1e-9, abs_tol=self.tolerance)
 
     def _number(self, text: str | None, place: int) -> float | None:
-        """The number at a place among those of a text; None where it has none."""
         numbers = find_numbers(text or "", self.decimal, self.percent)
         return numbers[place] if numbers else None

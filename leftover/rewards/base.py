@@ -1,5 +1,6 @@
 """What a reward is, and the types that a recipe can name."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from leftover.errors import UserError, nearest
-from leftover.recipe.files import faults
+from leftover.errors import UserError, located, nearest, one_line
+from leftover.recipe.files import faults, read_yaml
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,18 +25,13 @@ T = TypeVar("T")
 
 
 class Reward(Protocol):
-    """A scoring function of completions.
-
-    One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows.
-    """
+    """One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
         """One finite number per completion; None where the function has no score for it (`reward.missing`)."""
-        ...
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on, as JSON, for keys."""
-        ...
 
 
 @runtime_checkable
@@ -50,13 +46,11 @@ class FittedReward(Protocol):
         `rows` is the run's table with the columns of ROWS_SCHEMA and `split`; only rows of the split `train` may
         teach. Returns facts to remember and show (held-out quality, sizes).
         """
-        ...
 
     def identity(self) -> dict[str, Any]: ...
 
     def load(self, folder: Path) -> None:
         """Read what `fit` wrote; the reward can score from then on."""
-        ...
 
 
 @dataclass(config=STRICT)
@@ -73,12 +67,12 @@ class ColumnReward:
     new_completions: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.stand_in = load_reward(self.new_completions) if self.new_completions else None
+        with located("new_completions"):
+            self.stand_in = load_reward(self.new_completions) if self.new_completions else None
         if isinstance(self.stand_in, ColumnReward):
             raise ValueError("new_completions cannot be a column: name a reward that scores any text")
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
-        """Scores of new completions, by the stand-in."""
         if self.stand_in is None:
             raise UserError(
                 f"the column '{self.column or 'reward'}' holds recorded scores, and none for new completions: set its "
@@ -113,36 +107,79 @@ def learner(reward: object) -> FittedReward | None:
     return scoring if isinstance(scoring, FittedReward) else None
 
 
-def load_reward(spec: dict[str, Any]) -> Any:
-    """The reward that `spec` describes: `type` and the settings of that type (see REWARDS).
+def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any:
+    """The reward that `spec` describes.
+
+    Args:
+        spec: `type` and the settings of that type (see REWARDS); or a list of such, as `reward.functions` of a
+            recipe; or the path of a YAML file with one, a list, or a recipe's section `reward`. The last two make a
+            `SumReward`.
 
     Raises UserError for an unknown type or setting.
     """
-    settings = {str(name): value for name, value in spec.items()}
+    if isinstance(spec, (str, Path)):
+        with located(str(spec)):
+            return load_reward({"type": "sum"} | _read_section(Path(spec)))
+    if isinstance(spec, list):
+        spec = {"type": "sum", "functions": spec}
+    if not isinstance(spec, dict):
+        raise UserError(f"a reward is {{type: ...}}, a list of these, or the path of a YAML file; got {spec!r}")
+    settings = dict(spec)
     kind = settings.pop("type", None)
-    check_name("reward type", kind, REWARDS)
+    check_name("reward type", "type", kind, REWARDS)
     return make(f"{kind} reward", resolve_name(REWARDS[kind]), settings)
 
 
-def make(what: str, reward: Callable[..., T], settings: dict[str, Any]) -> T:
+def _read_section(path: Path) -> dict[str, Any]:
+    """The section `reward` in a YAML file: as in a recipe, alone, or its functions alone."""
+    try:
+        content = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"not a YAML file: {one_line(error)}") from error
+    if isinstance(content, dict) and "reward" in content:
+        content = content["reward"]
+    if isinstance(content, dict) and "type" in content:
+        content = [content]
+    if isinstance(content, list):
+        return {"functions": content}
+    if not isinstance(content, dict):
+        raise UserError(f"takes a reward function, a list of them, or a section `reward`; found {content!r:.60}")
+    return content
+
+
+def make(what: str, reward: Callable[..., T], settings: dict[Any, Any]) -> T:
     """`reward(**settings)`. Raises UserError, which begins with `what`, for settings that it does not have."""
     try:
-        return reward(**settings)
+        return reward(**{str(name): value for name, value in settings.items()})
     except ValidationError as error:
         found = faults(error, settings, getattr(reward, "Settings", reward))
-        raise UserError("\n".join(f"{what}: {fault}" for fault in found)) from None
+        raise UserError(f"{what}: {'; '.join(found)}") from None
 
 
 def not_fitted(what: str) -> UserError:
-    """The refusal to score before `load`."""
     return UserError(f"{what} is not fitted yet: use it in a recipe, or call fit and load")
 
 
-def check_name(what: str, name: object, valid: Iterable[str]) -> None:
-    """Raises UserError for a name that is none of the valid ones."""
+def check_name(what: str, key: str, name: object, valid: Iterable[str]) -> None:
+    """Raises UserError for a name, given under `key`, that is none of the valid ones."""
     names = list(valid)
+    if name is None:
+        raise UserError(f"missing key '{key}': the {what}, one of {', '.join(names)}")
     if name not in names:
         raise UserError(f"unknown {what} {name!r}{nearest(str(name), names)}; valid here: {', '.join(names)}")
+
+
+def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
+    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
+    try:
+        expression = re.compile(pattern, flags)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from error
+    if expression.groups < groups:
+        raise ValueError(
+            f"{key} {pattern!r} has no group: put parentheses around the part that counts, as in '#### (.+)'"
+        )
+    return expression
 
 
 # type -> where it is made. Imported when a recipe names it: some need packages that others do without.

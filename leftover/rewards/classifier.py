@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
-from leftover.errors import UserError
+from leftover.errors import UserError, located
 from leftover.rewards.base import STRICT, Prompt
 from leftover.rewards.joins import ClassifierSettings
 
@@ -23,17 +24,13 @@ Encoded = dict[str, list[int]]  # one row: `input_ids`, and what else the tokeni
 class ClassifierReward(ClassifierSettings):
     """Any `AutoModelForSequenceClassification`, or an OpenAssistant reward model; see `ClassifierSettings`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._loaded: Classifier | None = None
-
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         import torch
 
-        loaded = self._load()
+        loaded = self._loaded
         if not completions:
             return []
-        rows = self._encode(loaded, prompts, completions)
+        rows = self._encode(prompts, completions)
         # Longest first: least padding, and a batch that does not fit fails at once.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
         scores = [0.0] * len(rows)
@@ -53,26 +50,22 @@ class ClassifierReward(ClassifierSettings):
         settings = {name: value for name, value in asdict(self).items() if name not in ("batch_size", "device")}
         return {"type": "classifier", **settings, "model": model_identity(self.model)}
 
-    def _load(self) -> "Classifier":
-        if self._loaded is None:
-            from leftover.rewards.pretrained import load
+    @cached_property
+    def _loaded(self) -> "Classifier":
+        from leftover.rewards.pretrained import load
 
-            try:
-                self._loaded = load(self)
-            except UserError as error:
-                raise UserError(f"classifier '{self.model}': {error}") from error
-        return self._loaded
+        with located(f"classifier '{self.model}'"):
+            return load(self)
 
-    def _encode(self, loaded: "Classifier", prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Encoded]:
+    def _encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Encoded]:
         """Token ids of every row (and their types, for models that have such), within max_length, without padding."""
         rows = list(zip(prompts, completions, strict=True))
         if self.join == "pair":
-            return _encode_pairs(loaded, [self.texts(*row) for row in rows])
-        tokenizer, chat = loaded.tokenizer, self.join == "chat"
+            return _encode_pairs(self._loaded, [self.texts(*row) for row in rows])
+        tokenizer, length, chat = self._loaded.tokenizer, self._loaded.max_length, self.join == "chat"
         texts = [self._chat_text(tokenizer, *row) if chat else self.texts(*row)[0] for row in rows]
-        limit = {"truncation": True, "max_length": loaded.max_length} if loaded.max_length else {}
         # A chat template writes the special tokens itself.
-        encoded = _tokenize(tokenizer, texts, add_special_tokens=not chat, **limit)
+        encoded = tokenize(tokenizer, texts, add_special_tokens=not chat, truncation=bool(length), max_length=length)
         for row in encoded:
             if not row["input_ids"]:  # an empty text, to which the tokenizer adds nothing
                 token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -89,9 +82,8 @@ class ClassifierReward(ClassifierSettings):
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise UserError(
-                f"the chat template of classifier '{self.model}' refuses a conversation of {roles}: {error}"
-            ) from error
+            where = f"the chat template of classifier '{self.model}'"
+            raise UserError(f"{where} refuses a conversation of {roles}: {error}") from error
 
 
 def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[Encoded]:
@@ -99,21 +91,20 @@ def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[En
     tokenizer, max_length = loaded.tokenizer, loaded.max_length
     prompts, completions = ([pair[side] for pair in pairs] for side in (0, 1))
     if max_length is None:
-        return _tokenize(tokenizer, prompts, completions)
+        return tokenize(tokenizer, prompts, completions)
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-    alone = _tokenize(tokenizer, completions, add_special_tokens=False)
+    alone = tokenize(tokenizer, completions, add_special_tokens=False)
     strategies = ["only_first" if len(row["input_ids"]) < room else "longest_first" for row in alone]
-    encoded: list[Encoded] = [{}] * len(pairs)
+    encoded: dict[int, Encoded] = {}
     for strategy in set(strategies):
         chosen = [i for i, of in enumerate(strategies) if of == strategy]
         cut = {"truncation": strategy, "max_length": max_length}
-        rows = _tokenize(tokenizer, [prompts[i] for i in chosen], [completions[i] for i in chosen], **cut)
-        for i, row in zip(chosen, rows, strict=True):
-            encoded[i] = row
-    return encoded
+        rows = tokenize(tokenizer, [prompts[i] for i in chosen], [completions[i] for i in chosen], **cut)
+        encoded |= zip(chosen, rows, strict=True)
+    return [encoded[i] for i in range(len(pairs))]
 
 
-def _tokenize(tokenizer: "PreTrainedTokenizerBase", *texts: list[str], **options: Any) -> list[Encoded]:
+def tokenize(tokenizer: "PreTrainedTokenizerBase", *texts: list[str], **options: Any) -> list[Encoded]:
     """One dictionary a row, of `input_ids` and of what else the tokenizer gives its model."""
     columns = tokenizer(*texts, return_attention_mask=False, verbose=False, **options)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

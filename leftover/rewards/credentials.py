@@ -38,7 +38,7 @@ def check_headers(headers: object, where: str) -> dict[str, str]:
                 "environment variable, and name it in token_env and the header in token_header"
             )
         if not _sendable(name) or (value and not _sendable(value)):
-            raise UserError(f"{where}: the header '{name}' holds characters that no header can")
+            raise UserError(f"{where}: the header '{name}' contains characters that a header cannot")
     return checked
 
 
@@ -58,7 +58,7 @@ def read_token(token_env: str | None, where: str) -> str | None:
     if not token:
         raise UserError(f"{where}: the environment variable {token_env} (token_env) is not set")
     if not _sendable(token):
-        raise UserError(f"{where}: the variable {token_env} (token_env) holds characters that no header can")
+        raise UserError(f"{where}: the variable {token_env} (token_env) contains characters that a header cannot")
     return token
 
 

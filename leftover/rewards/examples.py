@@ -60,12 +60,12 @@ def data_section(fit: object) -> DataSection:
             f"fit is {fit!r:.60}: it takes `rows`, or the keys of a data section (path, format, columns, ...)"
         )
     if idle := [name for name in fit if name in POLICY_KEYS]:
-        raise UserError(f"fit: {', '.join(idle)}: for the training of policies alone, not for a reward; remove it")
+        raise UserError(f"fit: {', '.join(idle)}: only for training policies; remove it")
     valid = [key for key in DataSection.model_fields if key not in POLICY_KEYS]
     if unknown := next((name for name in fit if name not in valid), None):
         close = nearest(str(unknown), valid) or f"; valid here: {', '.join(valid)}"
         raise UserError(f"fit: unknown key '{unknown}'{close}")
-    return make("fit", DataSection, {str(name): value for name, value in fit.items()})
+    return make("fit", DataSection, fit)
 
 
 def data_identity(data: DataSection) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def make_examples(
     scores = np.array([np.nan if target == "pairs" else row["recorded_reward"] for row in rows], np.float64)
     if np.ptp(scores) == 0:
         kind = "labels" if target == "label" else "scores"
-        raise UserError(f"all {len(scores)} {kind} in the {column} are {scores[0]:g}: there is nothing to tell apart")
+        raise UserError(f"all {len(scores)} {kind} in the {column} are {scores[0]:g}: there is nothing to learn")
     examples = Examples(
         target,
         [as_prompt(row["prompt"], row["conversational"]) for row in rows],
@@ -162,7 +162,7 @@ def _check_side(examples: Examples, rows: np.ndarray, side: str) -> None:
         found = len(np.unique(examples.families[of_kind]))
         if found < needed:
             raise UserError(
-                f"{found} families have {kind} {side}, and {needed} are needed: give more such rows, or set held_out"
+                f"only {found} families have {kind} {side}; {needed} are needed: give more such rows, or set held_out"
             )
     if examples.target == "score" and np.ptp(examples.scores[rows]) == 0:
         raise UserError(f"all scores {side} are equal: give more rows, or set held_out")
@@ -199,7 +199,7 @@ def _pairs(rows: Sequence[dict[str, Any]]) -> np.ndarray:
             i += 1
     if not pairs:
         raise UserError(
-            "no two rows that follow each other share a prompt and are one chosen, one rejected: put the two rows of "
-            "a pair next to each other"
+            "no two neighbouring rows share a prompt with one chosen and one rejected: put the rows of a pair next to "
+            "each other"
         )
     return np.array(pairs, np.int64)

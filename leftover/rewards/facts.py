@@ -60,7 +60,7 @@ def show_facts(facts: dict[str, Any]) -> None:
                     "reward: '%s' makes up %s of the variance of the sum: the other components hardly count. Set "
                     "normalise: standardise, or weights",
                     name,
-                    _percent(of["share_of_variance"]),
+                    _shown(of["share_of_variance"], ".0%"),
                 )
     if facts["missing"]:
         log.info("reward: %d of %d training rows have none", facts["missing"], facts["rows"])
@@ -69,23 +69,18 @@ def show_facts(facts: dict[str, Any]) -> None:
 def _table(facts: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"Reward on {facts['rows']:,} training rows", title_justify="left")
+    table = Table(title=f"Reward on {facts['rows']:,} training rows", title_justify="left", caption_justify="left")
     table.add_column("component", overflow="fold")
     for header in ("weight", "mean", "sd", "range", "missing", "variance"):
         table.add_column(header, justify="right")
     for name, of in facts["components"].items():
-        span = f"{_number(of['min'])} to {_number(of['max'])}"
-        numbers = (f"{of['weight']:g}", _number(of["mean"]), _number(of["sd"]), span, str(of["missing"]))
-        table.add_row(name, *numbers, _percent(of["share_of_variance"]))
-    pairs = [f"{pair.replace(' | ', ', ')}: {_number(r)}" for pair, r in facts["correlation"].items()]
+        low, mean, high, sd = (_shown(of[statistic]) for statistic in ("min", "mean", "max", "sd"))
+        share = _shown(of["share_of_variance"], ".0%")
+        table.add_row(name, f"{of['weight']:g}", mean, sd, f"{low} to {high}", str(of["missing"]), share)
+    pairs = [f"{pair.replace(' | ', ', ')}: {_shown(r)}" for pair, r in facts["correlation"].items()]
     table.caption = "Correlation of " + "; ".join(pairs)
-    table.caption_justify = "left"
     return table
 
 
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.3g}"
-
-
-def _percent(share: float | None) -> str:
-    return "n/a" if share is None else f"{share:.0%}"
+def _shown(value: float | None, form: str = ".3g") -> str:
+    return "n/a" if value is None else format(value, form)

@@ -67,27 +67,22 @@ class TextFeatures:
         return self._features(self._tokens(prompts, completions))
 
     def names(self) -> list[str]:
-        """The names of the F columns."""
         named = [f"{name}: {term}" for name, block in self.blocks.items() for term in block.terms.names()]
         return named + [f"overlap: {name}" for name in (OVERLAPS if self.overlap else ())]
 
     def state(self) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
         """Vocabularies (for JSON) and arrays: all that `restore` needs."""
-        vocabularies: dict[str, list[str]] = {}
-        arrays: dict[str, np.ndarray] = {}
+        vocabularies, arrays = {}, {}
         blocks = self.blocks | ({"overlap": self.overlap.words} if self.overlap else {})
         for name, block in blocks.items():
-            arrays[f"idf {name}"] = block.idf
+            vocabularies[name], arrays[f"idf {name}"] = block.terms.known, block.idf
             if isinstance(block.terms, Words):
-                vocabularies[name], arrays[f"bigrams {name}"] = block.terms.words, block.terms.bigrams
-            else:
-                vocabularies[name] = block.terms.ngrams
+                arrays[f"bigrams {name}"] = block.terms.bigrams
         if self.overlap:
             arrays |= {"overlap mean": self.overlap.mean, "overlap scale": self.overlap.scale}
         return vocabularies, arrays
 
     def restore(self, vocabularies: dict[str, list[str]], arrays: dict[str, np.ndarray]) -> None:
-        """Restore what `state` returned."""
         for name, terms in vocabularies.items():
             known = Characters(terms, _CHARACTER_NGRAMS) if name == "characters" else None
             self.blocks[name] = Tfidf(known or Words(terms, arrays[f"bigrams {name}"]), arrays[f"idf {name}"])
@@ -131,7 +126,7 @@ class Tfidf(Generic[Terms]):
     def fit(self, tokens: Tokens) -> None:
         counts = self.terms(tokens)
         if counts.shape[1] == 0:
-            raise UserError("no word occurs in two of the texts to learn from: give more rows")
+            raise UserError("no word occurs in two of the training texts: give more rows")
         self._transformer.fit(counts)
 
     def __call__(self, tokens: Tokens) -> "csr_array":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
 from leftover.monitoring.training_display import shown
 from leftover.rewards.base import Prompt
-from leftover.rewards.classifier import ClassifierReward, Encoded
+from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
-from leftover.rewards.joins import FORMS, Join
-from leftover.rewards.pretrained import num_positions, separates_pairs, untrained_classifier
+from leftover.rewards.joins import ClassifierSettings
+from leftover.rewards.pretrained import num_positions, untrained_classifier
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
@@ -40,6 +40,7 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "logging_steps": 10,
     "report_to": "none",
+    "disable_tqdm": False,
 }
 _RANDOM_WEIGHTS = {"num_train_epochs": 10, "learning_rate": 5e-4, "per_device_train_batch_size": 32}
 _OURS = {
@@ -122,14 +123,22 @@ class FineTunedReward(RowsReward):
         if examples.target == "score":
             offset, scale = float(examples.scores.mean()), float(examples.scores.std())
         choosing = family_share(examples.families, _CHOOSING_SHARE, self.settings.seed, "choosing")
-        join = self._join(tokenizer)
-        if join not in FORMS:
+        join = "completion" if self.settings.features == "completion" else "pair"
+        if join == "pair" and not tokenizer.num_special_tokens_to_add(pair=True):
+            # As a decoder's, it puts nothing between the texts of a pair.
+            join = "{prompt}\n\n{completion}"
             tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
+        settings = ClassifierSettings(model=str(folder / "model"), join=join, max_length=length)
         data = [
-            _encode(tokenizer, Join(join=join), part, length, (part.scores - offset) / scale)
+            _encode(tokenizer, settings, part, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
-        trainer = _trainer(model, tokenizer, data, examples.target, self._args(folder))
+        fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
+        try:
+            args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"transformers refuses `train`: {first_line(error)}") from error
+        trainer = _trainer(model, tokenizer, data, examples.target, args)
         with shown(trainer, folder.name):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
         model.save_pretrained(folder / "model")
@@ -157,23 +166,6 @@ class FineTunedReward(RowsReward):
         scores = np.array(self._classifier([prompt_text(prompt) for prompt in prompts], completions))
         return (self._scoring["offset"] + self._scoring["scale"] * scores).tolist()
 
-    def _join(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """How `ClassifierReward` puts prompt and completion together.
-
-        Where the tokenizer puts nothing between the texts of a pair, as a decoder's, an empty line separates them.
-        """
-        if self.settings.features == "completion":
-            return "completion"
-        return "pair" if separates_pairs(tokenizer) else "{prompt}\n\n{completion}"
-
-    def _args(self, folder: Path) -> TrainingArguments:
-        defaults = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS
-        settings = defaults | {"disable_tqdm": False} | self.settings.train
-        try:
-            return TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **settings)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"train is refused by transformers: {first_line(error)}") from error
-
 
 def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of scores [N] (for pairs: [2 P], all chosen before all rejected).
@@ -189,11 +181,7 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean()
 
 
-class _Item(NamedTuple):
-    """A row, or a pair of rows."""
-
-    texts: list[Encoded]
-    label: float
+Item = tuple[list[Encoded], float]  # a row with its label, or a pair of rows
 
 
 class _RewardTrainer(Trainer):
@@ -202,42 +190,34 @@ class _RewardTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        texts = {name: value for name, value in inputs.items() if name != "labels"}
-        loss = reward_loss(self.target, model(**texts).logits[:, 0].float(), inputs["labels"])
+        labels = inputs.pop("labels")
+        loss = reward_loss(self.target, model(**inputs).logits[:, 0].float(), labels)
         return (loss, {}) if return_outputs else loss
 
 
 def _trainer(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[_Item]], target: str, args: TrainingArguments
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[Item]], target: str, args: TrainingArguments
 ) -> _RewardTrainer:
-    def collate(items: list[_Item]) -> dict[str, Tensor]:
-        texts = [text for side in zip(*(item.texts for item in items), strict=True) for text in side]
-        batch = dict(tokenizer.pad(texts, return_tensors="pt"))
-        return batch | {"labels": torch.tensor([item.label for item in items])}
+    def collate(items: list[Item]) -> dict[str, Tensor]:
+        rows, labels = zip(*items, strict=True)
+        texts = [text for side in zip(*rows, strict=True) for text in side]
+        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels)}
 
-    trainer = _RewardTrainer(
-        model,
-        args,
-        collate,
-        train_dataset=data[0],
-        eval_dataset=data[1],
-        callbacks=[
-            MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl"),
-            EarlyStoppingCallback(early_stopping_patience=_PATIENCE),
-        ],
-    )
+    metrics = MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")
+    callbacks = [metrics, EarlyStoppingCallback(early_stopping_patience=_PATIENCE)]
+    train, choosing = data
+    trainer = _RewardTrainer(model, args, collate, train_dataset=train, eval_dataset=choosing, callbacks=callbacks)
     trainer.target = target
     trainer.model_accepts_loss_kwargs = False
     return trainer
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, join: Join, examples: Examples, length: int, labels: np.ndarray
-) -> list[_Item]:
+    tokenizer: PreTrainedTokenizerBase, settings: ClassifierSettings, examples: Examples, labels: np.ndarray
+) -> list[Item]:
     """Token ids, as `ClassifierReward` makes them, and labels."""
-    rows = [join.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
-    encoded = tokenizer(*map(list, zip(*rows, strict=True)), truncation=True, max_length=length)
-    texts = [{name: encoded[name][i] for name in encoded} for i in range(len(examples))]
+    rows = [settings.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
+    texts = tokenize(tokenizer, *map(list, zip(*rows, strict=True)), truncation=True, max_length=settings.max_length)
     if examples.target == "pairs":
-        return [_Item([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
-    return [_Item([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]
+        return [([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
+    return [([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]

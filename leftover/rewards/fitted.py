@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from leftover.errors import UserError
+from leftover.errors import UserError, located
 from leftover.rewards.base import STRICT, Prompt, not_fitted
 from leftover.rewards.examples import Examples, data_identity, data_section, hold_out, read_examples, run_examples
-from leftover.rewards.features import prompt_text
 from leftover.rewards.quality import held_out_facts
 from leftover.store.manifest import digest, file_hash, read_json, write_json
 
@@ -49,10 +48,10 @@ class FitSettings(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> "FitSettings":
         if (self.path is None) == (self.fit is None):
-            raise ValueError("needs `path` (of one fitted before) or `fit` (rows), and not both")
+            raise ValueError("needs either `path` (a fitted reward) or `fit` (rows to fit on)")
         own = [name for name in type(self).model_fields if name in self.model_fields_set - {"path", "fit"}]
         if self.path is not None and own:
-            raise ValueError(f"{', '.join(own)} cannot be set beside path: the fit has its own")
+            raise ValueError(f"{', '.join(own)} cannot be set beside path: the fitted reward has its own")
         return self
 
     def of_fit(self) -> dict[str, Any]:
@@ -69,10 +68,9 @@ class RowsReward(ABC):
 
     def __init__(self, **settings: Any):
         self.settings = self.Settings(**settings)
-        self.path, fit, self.target = self.settings.path, self.settings.fit, ""
-        self.data = None if fit is None or fit == "rows" else data_section(fit)
+        self.path, fit, self.target = self.settings.path, self.settings.fit, ""  # a target: it can score
+        self.data = None if fit in (None, "rows") else data_section(fit)
         self.reads_rows = fit == "rows"
-        self._loaded = False
 
     def identity(self) -> dict[str, Any]:
         if self.path is not None:
@@ -85,24 +83,25 @@ class RowsReward(ABC):
     def fit(self, folder: Path, rows: "Dataset | None" = None) -> dict[str, Any]:
         """Fit, and write the scorer into `folder`; returns counts and held-out quality (see `held_out_facts`).
 
-        One that has a `path` was fitted before: its facts are returned, and nothing is written.
+        With a `path` it was fitted before: nothing is written.
         """
         if self.path is not None:
             return self._describe(Path(self.path))["facts"]
-        try:
-            examples, counts = self._examples(folder, rows)
+        with located(f"{self.kind} reward"):
+            if self.data is not None:
+                examples, counts = read_examples(self.data, folder / "rejected_rows.jsonl", self.settings.target)
+            elif rows is not None:
+                examples, counts = run_examples(rows, self.settings.target)
+            else:
+                raise UserError("fit: rows means the rows of a run: use it in a recipe")
             held_out = hold_out(examples, self.settings.held_out, self.settings.seed)
-            self.target, taught = examples.target, examples.take(~held_out)
-            facts: dict[str, Any] = {"target": self.target, "rows": len(examples)} | counts
+            taught, kept = examples.take(~held_out), examples.take(held_out)
+            facts: dict[str, Any] = {"target": examples.target, "rows": len(examples)} | counts
             facts |= {"families": len(set(examples.families)), "rows_fitted": len(taught)}
             facts |= self.learn(folder, taught)
-        except UserError as error:
-            raise UserError(f"{self.kind} reward: {error}") from error
+        self.target = examples.target
         self.restore(folder)
-        self._loaded = True
-        kept = examples.take(held_out)
-        scores, texts = np.array(self(kept.prompts, kept.completions)), [prompt_text(prompt) for prompt in kept.prompts]
-        facts |= held_out_facts(self.target, scores, kept.scores, kept.families.tolist(), texts, kept.pairs)
+        facts |= held_out_facts(np.array(self(kept.prompts, kept.completions)), kept)
         description = {"type": self.kind, "target": self.target, "settings": self.settings.of_fit(), "facts": facts}
         write_json(folder / _DESCRIPTION, description)
         return facts
@@ -113,10 +112,9 @@ class RowsReward(ABC):
         described = self._describe(folder)
         self.target, self.settings = described["target"], self.Settings.model_construct(**described["settings"])
         self.restore(folder)
-        self._loaded = True
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        if not self._loaded:
+        if not self.target:
             if self.path is None:
                 raise not_fitted(f"{self.kind} reward")
             self.load(Path(self.path))
@@ -136,13 +134,6 @@ class RowsReward(ABC):
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]: ...
-
-    def _examples(self, folder: Path, rows: "Dataset | None") -> tuple[Examples, dict[str, int]]:
-        if self.data is not None:
-            return read_examples(self.data, folder / "rejected_rows.jsonl", self.settings.target)
-        if rows is None:
-            raise UserError("fit: rows means the rows of a run: use it in a recipe")
-        return run_examples(rows, self.settings.target)
 
     def _describe(self, folder: Path) -> dict[str, Any]:
         try:

@@ -5,14 +5,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from itertools import chain
+from typing import Any
 
 import requests
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import MaxRetryError
+from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from leftover.errors import UserError
@@ -26,6 +27,9 @@ _WHERE = "http reward"
 _SHOWN = 200  # characters of an answer in an error
 _LONGEST_BACKOFF = 120.0  # seconds; a service may ask for more by Retry-After
 _RETRIED = (429, *range(500, 600))
+_HINTS = dict.fromkeys((301, 302, 307, 308), " (a redirect: give the address it leads to)") | dict.fromkeys(
+    (401, 403), " (the key comes from the variable that token_env names)"
+)
 
 
 @dataclass(config=STRICT)
@@ -67,16 +71,16 @@ class HttpReward:
     def _holds_no_credentials(cls, given: ArgsKwargs) -> ArgsKwargs:
         """Checked before the types of settings, whose errors show what was given."""
         settings = dict(given.kwargs or {})
-        check_url(settings.get("url"), _WHERE)
+        if "url" in settings:
+            check_url(settings["url"], _WHERE)
         check_token_settings(settings.get("token_env"), settings.get("token_header", "Authorization"), _WHERE)
         settings["headers"] = check_headers(settings.get("headers") or {}, _WHERE)
         return ArgsKwargs(given.args, settings)
 
     def __post_init__(self) -> None:
         self._session = requests.Session()
-        adapter = HTTPAdapter(pool_maxsize=self.max_parallel, max_retries=self._retry())
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.max_parallel))
         self._session.headers.update(self.headers)
 
     @property
@@ -88,28 +92,15 @@ class HttpReward:
         starts = range(0, len(completions), self.batch_size)
         asked = [list(prompts[start : start + self.batch_size]) for start in starts]
         given = [list(completions[start : start + self.batch_size]) for start in starts]
-        if self.max_parallel == 1:
-            answers = [self._score(*batch) for batch in zip(asked, given, strict=True)]
-        else:
-            with ThreadPoolExecutor(self.max_parallel) as pool:
-                answers = list(pool.map(self._score, asked, given))
-        return [score for scores in answers for score in scores]
+        if self.max_parallel == 1:  # no thread, which Ctrl-C would wait for
+            return list(chain.from_iterable(map(self._score, asked, given)))
+        with ThreadPoolExecutor(self.max_parallel) as pool:
+            return list(chain.from_iterable(pool.map(self._score, asked, given)))
 
     def identity(self) -> dict[str, Any]:
         # A header may change what the service does; its digest is enough to tell.
         headers = digest(self.headers) if self.headers else None
         return {"type": "http", "url": self.url, "headers": headers, "version": self.version}
-
-    def _retry(self) -> Retry:
-        return _LoggedRetry(
-            total=self.retries,
-            status_forcelist=_RETRIED,
-            allowed_methods=None,  # POST too: scoring twice does no harm
-            backoff_factor=self.backoff,
-            backoff_jitter=self.backoff,
-            backoff_max=_LONGEST_BACKOFF,
-            raise_on_status=False,
-        )
 
     def _score(self, prompts: list[Prompt], completions: list[str]) -> list[float | None]:
         token = read_token(self.token_env, _WHERE)
@@ -117,9 +108,8 @@ class HttpReward:
         status = response.status_code
         shown = f"it answered {hide(response.content.decode('utf-8', 'replace'), token)[:_SHOWN]!r}"
         if not 200 <= status < 300:
-            hint = {301: _MOVED, 302: _MOVED, 307: _MOVED, 308: _MOVED, 401: _KEY, 403: _KEY}.get(status, "")
             tried = f", tried {self.retries + 1} times" if status in _RETRIED else ""
-            raise UserError(f"{_WHERE} {self.url}: status {status}{tried}{hint}; {shown}")
+            raise UserError(f"{_WHERE} {self.url}: status {status}{tried}{_HINTS.get(status, '')}; {shown}")
         try:
             return read_scores(json.loads(response.content), len(completions))
         except (ValueError, RecursionError) as error:
@@ -127,52 +117,43 @@ class HttpReward:
             raise UserError(f"{_WHERE} {self.url}: {hide(str(reason), token)}; {shown}") from error
 
     def _post(self, payload: dict[str, Any], token: str | None) -> requests.Response:
-        """The whole answer. The session's retries end when the headers have come; those of the body are made here."""
+        """The last answer to a request that is tried again after a passing fault."""
 
         def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
             scheme = "Bearer " if self.token_header == "Authorization" else ""
             request.headers[self.token_header] = f"{scheme}{token}"
             return request
 
-        retry = self._retry()
-        try:
-            while True:
+        wait = self.backoff
+        retry = Retry(self.retries, backoff_factor=wait, backoff_jitter=wait, backoff_max=_LONGEST_BACKOFF)
+        while True:
+            answer = fault = None
+            try:
                 response = self._session.post(
                     self.url,
                     json=payload,
                     auth=authorise if token else None,
                     timeout=self.timeout,
                     allow_redirects=False,  # a redirected POST becomes a GET
-                    stream=True,
                 )
-                try:
-                    _ = response.content
+                if response.status_code not in _RETRIED or not retry.total:
                     return response
-                except requests.RequestException as error:
-                    retry = retry.increment("POST", self.url, error=error)
-                    retry.sleep()
-        except (requests.RequestException, MaxRetryError) as error:
-            cause = error if isinstance(error, MaxRetryError) else next(iter(error.args), None)
-            reason = hide(str(getattr(cause, "reason", error)), token)[:_SHOWN]
-            raise UserError(
-                f"{_WHERE} {self.url}: no answer, tried {self.retries + 1} times: {reason}. Start the service and run "
-                "again (a run goes on where it stopped), or raise timeout or retries"
-            ) from error
-
-
-_MOVED = " (a redirect: give the address it leads to)"
-_KEY = " (the key comes from the variable that token_env names)"
-
-
-class _LoggedRetry(Retry):
-    def increment(self, *args: Any, **kwargs: Any) -> Self:
-        left = super().increment(*args, **kwargs)
-        response = kwargs.get("response")
-        if response is not None:  # urllib3 logs the other causes itself
-            wait = response.headers.get("Retry-After")
-            asked = f" in {wait} s, as it asks" if wait else ""
-            log.warning("http reward: status %d; trying again%s", response.status, asked)
-        return left
+                answer, shown = response.raw, f"status {response.status_code}"
+            except requests.RequestException as error:
+                cause = next(iter(error.args), None)
+                fault, shown = error, hide(str(getattr(cause, "reason", error)), token)[:_SHOWN]
+                if not retry.total:
+                    raise UserError(
+                        f"{_WHERE} {self.url}: no answer, tried {self.retries + 1} times: {shown}. Start the service "
+                        "and run again (a run continues where it stopped), or raise timeout or retries"
+                    ) from error
+            asked = answer and answer.headers.get("Retry-After")
+            log.warning("%s: %s; trying again%s", _WHERE, shown, f" in {asked} s, as it asks" if asked else "")
+            retry = retry.increment("POST", self.url, answer, fault)
+            try:
+                retry.sleep(answer)
+            except InvalidHeader:  # Retry-After is neither seconds nor a date
+                retry.sleep()
 
 
 def read_scores(answer: Any, count: int) -> list[float | None]:

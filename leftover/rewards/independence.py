@@ -13,8 +13,8 @@ _CHANCE = {"held_out_auc": 0.5, "held_out_spearman": 0.0, "held_out_pair_accurac
 def dependent_judges(recipe: Recipe) -> Iterator[str]:
     """Judges that are the reward itself, or fitted on rows that policies or the reward were trained on."""
     rewards = [_bare(spec) for spec in recipe.reward.functions]
-    taught = [("the policies", _read(recipe.data.model_dump()))]
-    taught += [("the reward", _read(fit)) for spec in rewards if (fit := _fit(spec))]
+    taught = [("the policies", recipe.data.model_dump())]
+    taught += [("the reward", fit) for spec in rewards if (fit := _fit(spec))]
     for spec in recipe.evaluate.judges:
         name, bare = spec.get("name") or spec.get("type"), _bare(spec)
         if bare in rewards:
@@ -23,8 +23,7 @@ def dependent_judges(recipe: Recipe) -> Iterator[str]:
         fit = _fit(bare)
         if bare.get("fit") == "rows":
             yield f"judge '{name}' is fitted on the policies' own rows"
-        others = [what for what, read in taught if fit and _overlap(read, _read(fit))]
-        if others:
+        if others := [what for what, data in taught if fit and _share_rows(data, fit)]:
             yield f"judge '{name}' is fitted on rows of {' and '.join(others)} (set another `part`)"
 
 
@@ -34,7 +33,7 @@ def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
         for statistic, chance in _CHANCE.items():
             found = of_artifact.get(statistic)
             if found and found["low"] is not None and found["low"] <= chance:
-                yield f"{artifact} may be no better than chance: {statistic.replace('_', ' ')} {_interval(found)}"
+                yield f"{artifact} may be no better than chance: {facts_text({statistic: found})}"
 
 
 def facts_text(facts: dict[str, Any]) -> str:
@@ -45,12 +44,8 @@ def facts_text(facts: dict[str, Any]) -> str:
         if isinstance(fact, (int, float)):
             parts.append(f"{words} {fact}")
         elif name in _CHANCE and fact["low"] is not None:
-            parts.append(f"{words} {_interval(fact)}")
+            parts.append(f"{words} {Interval(fact['value'], fact['low'], fact['high'])}")
     return ", ".join(parts)
-
-
-def _interval(fact: dict[str, float]) -> Interval:
-    return Interval(fact["value"], fact["low"], fact["high"])
 
 
 def _bare(spec: dict[str, Any]) -> dict[str, Any]:
@@ -62,10 +57,8 @@ def _fit(spec: dict[str, Any]) -> dict[str, Any] | None:
     return fit if isinstance(fit, dict) else None
 
 
-def _read(data: dict[str, Any]) -> tuple[set[str], tuple[float, float]]:
-    path, part = data.get("path"), data.get("part") or (0.0, 1.0)
-    return set([path] if isinstance(path, str) else path or []), (part[0], part[1])
-
-
-def _overlap(one: tuple[set[str], tuple[float, float]], other: tuple[set[str], tuple[float, float]]) -> bool:
-    return bool(one[0] & other[0]) and one[1][0] < other[1][1] and other[1][0] < one[1][1]
+def _share_rows(*sections: dict[str, Any]) -> bool:
+    """Whether two data sections read a file in common, and overlapping parts of it."""
+    one, other = ({data["path"]} if isinstance(data["path"], str) else set(data["path"]) for data in sections)
+    (start, stop), (other_start, other_stop) = (data.get("part") or (0.0, 1.0) for data in sections)
+    return bool(one & other) and start < other_stop and other_start < stop

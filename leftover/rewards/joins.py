@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from leftover.errors import UserError, nearest
-from leftover.rewards.base import STRICT, Prompt
-from leftover.rewards.text import compile_pattern
+from leftover.recipe.forms import BY_FORM, MAPPING, TEXT
+from leftover.rewards.base import STRICT, Prompt, compile_pattern
 
 FORMS = ("pair", "completion", "chat")
 ROLE_TURNS = "{role}: {content}"
@@ -20,114 +20,7 @@ _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
 
 
 @dataclass(config=STRICT, kw_only=True)
-class Join:
-    """How a row becomes the classifier's text; `ClassifierSettings` documents the fields."""
-
-    join: str = "pair"
-    prompt_pattern: str | None = None
-    turns: str | dict[str, str] = ROLE_TURNS
-    turn_separator: str = BLANK_LINE
-    strip: bool = False
-
-    @field_validator("join")
-    @classmethod
-    def _is_a_form_or_template(cls, form: str) -> str:
-        if form not in FORMS and "{" not in form:
-            raise ValueError(
-                f"{form!r} is neither {', '.join(FORMS)} nor a template with {{completion}}{nearest(form, FORMS)}"
-            )
-        if form not in FORMS:
-            _check_placeholders(form, {"prompt", "completion"}, "completion")
-        return form
-
-    @field_validator("turns")
-    @classmethod
-    def _are_templates(cls, turns: str | dict[str, str]) -> str | dict[str, str]:
-        if not turns:
-            raise ValueError(f"{turns!r} is neither a template with {{content}} nor one for every role")
-        for form in _forms(turns):
-            _check_placeholders(form, {"role", "content"}, "content")
-        return turns
-
-    def __post_init__(self) -> None:
-        if self.prompt_pattern is not None:
-            compile_pattern("prompt_pattern", self.prompt_pattern, groups=1)
-        if self.join in ("completion", "chat"):
-            defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
-            idle = [name for name, default in defaults.items() if getattr(self, name) != default]
-            if idle:
-                raise ValueError(f"{', '.join(idle)}: without effect under join: {self.join}; remove it")
-
-    @property
-    def shows_prompt(self) -> bool:
-        return self.join in ("pair", "chat") or "{prompt}" in self.join
-
-    @property
-    def completion_last(self) -> bool:
-        """Whether the text ends in the completion, so that cutting on the left takes the prompt first."""
-        return self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
-
-    @property
-    def special_tokens(self) -> list[str]:
-        """The tokens of the form <|...|> that the settings write, in order; each must be one of the tokenizer's."""
-        # A pattern may take the separators away again.
-        separators = [] if self.prompt_pattern else [self.turn_separator]
-        texts = (self.join, *_forms(self.turns), *separators)
-        return list(dict.fromkeys(token for text in texts for token in _SPECIAL_TOKEN.findall(text)))
-
-    def texts(self, prompt: Prompt, completion: str) -> tuple[str, ...]:
-        """The text, or the pair of texts, that stands for a row; not for the form `chat`."""
-        completion = self._stripped(completion)
-        if self.join == "completion":
-            return (completion,)
-        shown = self.prompt_text(prompt)
-        if self.join == "pair":
-            return shown, completion
-        # Both are filled at once: a completion may hold the text "{prompt}".
-        return (_fill(self.join, {"prompt": shown, "completion": completion}),)
-
-    def prompt_text(self, prompt: Prompt) -> str:
-        """The prompt as one text: its turns joined, then the part that `prompt_pattern` picks.
-
-        Raises UserError for a role that `turns` has no form for, and where the pattern does not match.
-        """
-        if not isinstance(prompt, str):
-            text = self.turn_separator.join(self._turn(message) for message in prompt)
-        elif isinstance(self.turns, str):
-            text = self._stripped(prompt)
-        else:
-            text = self._turn({"role": "user", "content": prompt})
-        if self.prompt_pattern is None:
-            return text
-        match = re.search(self.prompt_pattern, text)
-        if match is None or match.group(1) is None:
-            raise UserError(
-                f"classifier prompt_pattern {self.prompt_pattern!r} matches nothing in the prompt {text!r:.100}: "
-                "fix the pattern, or remove it to show the whole prompt"
-            )
-        return self._stripped(match.group(1))
-
-    def messages(self, prompt: Prompt, completion: str) -> list[dict[str, str]]:
-        """The conversation that ends in the completion, for the form `chat`; plain text is a user's turn."""
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        turns.append({"role": "assistant", "content": completion})
-        return [turn | {"content": self._stripped(turn["content"])} for turn in turns]
-
-    def _turn(self, message: Mapping[str, str]) -> str:
-        role = message["role"]
-        if not isinstance(self.turns, str) and role not in self.turns:
-            raise UserError(
-                f"classifier turns has no form for the role '{role}' (it has: {', '.join(self.turns)}); add one"
-            )
-        form = self.turns if isinstance(self.turns, str) else self.turns[role]
-        return _fill(form, {"role": role, "content": self._stripped(message["content"])})
-
-    def _stripped(self, text: str) -> str:
-        return text.strip() if self.strip else text
-
-
-@dataclass(config=STRICT, kw_only=True)
-class ClassifierSettings(Join):
+class ClassifierSettings:
     """Settings of a `ClassifierReward`.
 
     Args:
@@ -154,6 +47,11 @@ class ClassifierSettings(Join):
     model: str
     label: int | str | None = None
     activation: Literal["softmax", "sigmoid", "none"] | None = None
+    join: str = "pair"
+    prompt_pattern: str | None = None
+    turns: Annotated[Annotated[str, TEXT] | Annotated[dict[str, str], MAPPING], BY_FORM] = ROLE_TURNS
+    turn_separator: str = BLANK_LINE
+    strip: bool = False
     truncation_side: Literal["left", "right"] | None = None
     max_length: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
@@ -167,28 +65,118 @@ class ClassifierSettings(Join):
             raise ValueError(f"{label}: YAML reads yes, no, on and off as such; put it in quotes")
         return label
 
+    @field_validator("join")
+    @classmethod
+    def _is_a_form_or_template(cls, form: str) -> str:
+        if form in FORMS:
+            return form
+        if "{" not in form:
+            raise ValueError(
+                f"{form!r} is neither {', '.join(FORMS)} nor a template with {{completion}}{nearest(form, FORMS)}"
+            )
+        return _checked(form, {"prompt", "completion"}, "completion")
+
+    @field_validator("turns")
+    @classmethod
+    def _are_templates(cls, turns: str | dict[str, str]) -> str | dict[str, str]:
+        if not turns:
+            raise ValueError(f"{turns!r} is neither a template with {{content}} nor one for every role")
+        for form in _forms(turns):
+            _checked(form, {"role", "content"}, "content")
+        return turns
+
     def __post_init__(self) -> None:
-        super().__post_init__()
-        sparing: Literal["left", "right"] = "left" if self.completion_last else "right"
+        if self.prompt_pattern is not None:
+            compile_pattern("prompt_pattern", self.prompt_pattern, groups=1)
+        if self.join in ("completion", "chat"):
+            defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
+            if idle := [name for name, default in defaults.items() if getattr(self, name) != default]:
+                raise ValueError(f"{', '.join(idle)}: no effect with join: {self.join}; remove it")
+        shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
+        # A text that ends in the completion loses its prompt first when it is cut on the left.
+        completion_last = self.join.rfind("{completion}") >= self.join.rfind("{prompt}")
+        sparing: Literal["left", "right"] = "left" if shows_prompt and completion_last else "right"
         if self.truncation_side is None:
-            self.truncation_side = sparing if self.shows_prompt else "right"
-        elif self.truncation_side != sparing and self.shows_prompt and self.join != "pair":
+            self.truncation_side = sparing
+        elif self.truncation_side != sparing and shows_prompt and self.join != "pair":
             raise ValueError(
                 f"truncation_side {self.truncation_side} would cut the completion of a long row under "
                 f"join: {self.join!r}; set it to {sparing}"
             )
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokens of the form <|...|> that the settings write, in order; each must be one of the tokenizer's."""
+        # A pattern may take the separators away again.
+        separators = [] if self.prompt_pattern else [self.turn_separator]
+        texts = (self.join, *_forms(self.turns), *separators)
+        return list(dict.fromkeys(token for text in texts for token in _SPECIAL_TOKEN.findall(text)))
+
+    def texts(self, prompt: Prompt, completion: str) -> tuple[str, ...]:
+        """The text, or the pair of texts, that stands for a row; not for the form `chat`."""
+        completion = self._stripped(completion)
+        if self.join == "completion":
+            return (completion,)
+        shown = self.prompt_text(prompt)
+        if self.join == "pair":
+            return shown, completion
+        # Both are filled at once: a completion may hold the text "{prompt}".
+        return (_fill(self.join, {"prompt": shown, "completion": completion}),)
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt as one text: its turns joined, then the part that `prompt_pattern` picks.
+
+        Raises UserError for a role that `turns` has no form for, and where the pattern does not match.
+        """
+        if isinstance(prompt, str) and isinstance(self.turns, str):
+            text = self._stripped(prompt)
+        else:
+            text = self.turn_separator.join(map(self._turn, _as_messages(prompt)))
+        if self.prompt_pattern is None:
+            return text
+        match = re.search(self.prompt_pattern, text)
+        if match is None or match.group(1) is None:
+            raise UserError(
+                f"classifier prompt_pattern {self.prompt_pattern!r} matches nothing in the prompt {text!r:.100}: "
+                "fix the pattern, or remove it to show the whole prompt"
+            )
+        return self._stripped(match.group(1))
+
+    def messages(self, prompt: Prompt, completion: str) -> list[dict[str, str]]:
+        """The conversation that ends in the completion, for the form `chat`."""
+        turns = [*_as_messages(prompt), {"role": "assistant", "content": completion}]
+        return [turn | {"content": self._stripped(turn["content"])} for turn in turns]
+
+    def _turn(self, message: Mapping[str, str]) -> str:
+        role = message["role"]
+        form = self.turns if isinstance(self.turns, str) else self.turns.get(role)
+        if form is None:
+            raise UserError(
+                f"classifier turns has no form for the role '{role}' (it has: {', '.join(self.turns)}); add one"
+            )
+        return _fill(form, {"role": role, "content": self._stripped(message["content"])})
+
+    def _stripped(self, text: str) -> str:
+        return text.strip() if self.strip else text
 
 
 def _forms(turns: str | dict[str, str]) -> list[str]:
     return [turns] if isinstance(turns, str) else list(turns.values())
 
 
+def _as_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The messages of a prompt; plain text is a user's turn."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def _fill(form: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], form)
 
 
-def _check_placeholders(form: str, known: set[str], needed: str) -> None:
+def _checked(form: str, known: set[str], needed: str) -> str:
+    """The template, if its placeholders are known ones and the needed one is among them."""
     found = set(_PLACEHOLDER.findall(form))
     if needed not in found or found - known:
         valid = ", ".join(f"{{{name}}}" for name in sorted(known))
         raise ValueError(f"{form!r} must hold {{{needed}}}, and of placeholders only {valid}")
+    return form

@@ -20,6 +20,7 @@ def find_numbers(text: str, decimal: str = ".", percent: str = "number") -> list
         decimal: `.`, or `,` for 1.234,5.
         percent: what 50% is: `number` 50.0, or `fraction` 0.5.
     """
+    separators = ("." if decimal == "," else ",") + _INNER_SPACES
     found: list[float] = []
     for match in _pattern(decimal).finditer(_without_latex(text)):
         part = match.groupdict()
@@ -27,7 +28,8 @@ def find_numbers(text: str, decimal: str = ".", percent: str = "number") -> list
         if part["percent"] and percent == "fraction":
             factor /= 100
         if part["denominator"] is None:
-            found.append(factor * _decimal(part["decimal"], decimal))
+            written = part["decimal"].translate(str.maketrans("", "", separators)).replace(decimal, ".")
+            found.append(factor * float(written))
             continue
         numerator, denominator = float(part["numerator"]), float(part["denominator"])
         whole = float(part["whole"] or 0)
@@ -52,11 +54,6 @@ def _pattern(decimal: str) -> re.Pattern[str]:
         rf"|(?P<decimal>(?:(?:{grouped}|\d+)(?:{point}\d+)?|{point}\d+)(?:[eE][-+]?\d+(?![A-Za-z0-9]))?)"
         r")(?P<percent> ?\\?%)?"
     )
-
-
-def _decimal(written: str, decimal: str) -> float:
-    separators = ("." if decimal == "," else ",") + _INNER_SPACES
-    return float(written.translate(str.maketrans("", "", separators)).replace(decimal, "."))
 
 
 def _without_latex(text: str) -> str:

@@ -67,11 +67,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_classifier_reward(preset: str | None = None, **settings: Any) -> ClassifierReward:
-    """The classifier of these settings, with those of the `preset` where nothing else is set.
-
-    Raises UserError for an unknown preset or setting.
-    """
+    """The classifier of these settings, with those of the `preset` where nothing else is set."""
     if preset is not None:
-        check_name("classifier preset", preset, PRESETS)
+        check_name("classifier preset", "preset", preset, PRESETS)
         settings = PRESETS[preset] | settings
     return make("classifier reward", ClassifierReward, settings)

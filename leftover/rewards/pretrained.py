@@ -60,7 +60,6 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
 
     Raises UserError where there is none, or where weights are missing: a head of random numbers would score as well.
     """
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "output_loading_info": True, "weights_only": True}
     architecture: Any = AutoModelForSequenceClassification
     config: dict[str, Any] = {}
     try:
@@ -68,11 +67,12 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
         if fields.get("model_type") == MODEL_TYPE:
             architecture, config = NeoXRewardModel, {"config": make_config(fields)}
         tokenizer = AutoTokenizer.from_pretrained(path, **config)
-        model, info = architecture.from_pretrained(path, **config, **options)
+        model, info = architecture.from_pretrained(
+            path, **config, dtype=torch_dtype(dtype), output_loading_info=True, weights_only=True
+        )
     except _LOAD_ERRORS as error:
         raise UserError(f"no sequence classifier: {first_line(error)}") from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"]))
+    if missing := ", ".join(sorted(info["missing_keys"])):
         raise UserError(f"not a trained sequence classifier: it has no weights for {missing}")
     # Without its files, transformers makes up a tokenizer that knows no word.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
@@ -103,24 +103,17 @@ def untrained_classifier(
     return tokenizer, model
 
 
-def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts anything between two texts; those of most decoders do not."""
-    return tokenizer.num_special_tokens_to_add(pair=True) > 0
-
-
 def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-    """UserError where the tokenizer cannot serve the settings within `max_length`."""
+    """Refuse a tokenizer that cannot serve the settings within `max_length`."""
     special = tokenizer.num_special_tokens_to_add(pair=settings.join == "pair")
-    if settings.join == "pair" and not separates_pairs(tokenizer):
+    if settings.join == "pair" and not special:
         raise UserError(
-            "its tokenizer puts nothing between the texts of a pair: set join to the template that the model was "
-            "trained with, or to chat"
+            "its tokenizer does not separate the texts of a pair: set join to the template that the model was trained "
+            "with, or to chat"
         )
     if settings.join == "chat" and not tokenizer.chat_template:
         raise UserError("its tokenizer has no chat template: set join to a template of text")
-    known = tokenizer.get_vocab()
-    unknown = [token for token in settings.special_tokens if token not in known]
-    if unknown:
+    if unknown := [token for token in settings.special_tokens if token not in tokenizer.get_vocab()]:
         raise UserError(f"its tokenizer has no token {', '.join(unknown)}")
     if max_length is not None and max_length <= special:
         raise UserError(f"max_length {max_length} leaves no room beside {special} special tokens")

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ class PythonReward:
     Its key holds the source of its module.
     """
 
-    def __init__(self, function: str = "", **settings: Any):
-        module_name, separator, name = str(function).partition(":")
-        if not separator:
-            raise UserError(f"python reward '{function}' is not of the form module:function")
+    def __init__(self, function: str | None = None, **settings: Any):
+        if function is None:
+            raise UserError("python reward: missing key 'function': name yours as my_module:my_score")
+        if not isinstance(function, str) or ":" not in function:
+            raise UserError(f"python reward: function {function!r} is not of the form module:function")
+        module_name, _, name = function.partition(":")
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         try:
@@ -39,12 +42,8 @@ class PythonReward:
 
     def identity(self) -> dict[str, Any]:
         source = Path(self.module.__file__ or "").read_bytes() if self.module.__file__ else b""
-        return {
-            "type": "python",
-            "function": self.function,
-            "source": hashlib.sha256(source).hexdigest()[:16],
-            **self.settings,
-        }
+        digest = hashlib.sha256(source).hexdigest()[:16]
+        return {"type": "python", "function": self.function, "source": digest, **self.settings}
 
 
 def call_reward(
@@ -57,11 +56,14 @@ def call_reward(
 
     Raises UserError that names the function where it fails or returns anything else.
     """
+    texts = {"prompts": list(prompts), "completions": list(completions)}
+    call = partial(function, **texts, **settings)
     try:
-        if _takes_names(function):
-            returned = function(prompts=list(prompts), completions=list(completions), **settings)
-        else:
-            returned = function(list(prompts), list(completions), **settings)
+        inspect.signature(function).bind(**texts, **settings)
+    except (TypeError, ValueError):  # other names; or a built-in function, which may show none
+        call = partial(function, *texts.values(), **settings)
+    try:
+        returned = call()
     except Exception as error:  # the user's function may fail in any way
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
@@ -87,25 +89,13 @@ def check_finite(name: str, scores: Sequence[float | None], completions: Sequenc
         )
 
 
-def _takes_names(function: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a built-in function may show none
-        return False
-    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return any_keyword or {"prompts", "completions"} <= parameters.keys()
-
-
 def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
     """One reward function that adds up one or several, and checks what they return; None where there is none."""
     if reward_funcs is None:
         return None
     functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    for function in functions:
-        if not callable(function):
-            raise UserError(
-                f"reward_funcs takes functions, got {function!r:.80}; leftover.rewards.load_reward makes one"
-            )
+    if other := next((function for function in functions if not callable(function)), None):
+        raise UserError(f"reward_funcs takes functions, got {other!r:.80}; leftover.rewards.load_reward makes one")
 
     def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         columns = [

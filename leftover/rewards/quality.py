@@ -4,12 +4,14 @@ AUC and Spearman's correlation are functions of row weights here: ranks are coun
 resamples of a bootstrap repeats rows by their weight.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from leftover.metrics import Interval, bootstrap_ends, bootstrap_interval, pair_accuracy
+from leftover.rewards.examples import Examples
+from leftover.rewards.features import prompt_text
 
 _MAX_ROWS_OF_A_PROMPT = 1000  # their pairs are counted: half a million
 
@@ -48,9 +50,9 @@ def spearman(scores: np.ndarray, rewards: np.ndarray) -> Weighted:
     return weighted
 
 
-def bootstrap(statistic: Weighted, clusters: Sequence) -> Interval:
+def bootstrap(statistic: Weighted, clusters: np.ndarray) -> Interval:
     """A statistic of weighted rows with its 95 % interval (see `bootstrap_ends`) by the clusters [N] of the rows."""
-    ids = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    ids = np.unique(clusters, return_inverse=True)[1]
     num_clusters = int(ids.max()) + 1
     value = statistic(np.ones(len(ids)))
     if num_clusters == 1:
@@ -62,26 +64,20 @@ def bootstrap(statistic: Weighted, clusters: Sequence) -> Interval:
     return Interval(value, *bootstrap_ends(resampled, num_clusters))
 
 
-def held_out_facts(
-    target: str,
-    scores: np.ndarray,
-    rewards: np.ndarray,
-    families: Sequence[str],
-    prompts: Sequence[str],
-    pairs: np.ndarray,
-) -> dict[str, Any]:
-    """The quality of a scorer on held-out rows, for JSON: a statistic of `target` with its 95 % interval.
+def held_out_facts(scores: np.ndarray, rows: Examples) -> dict[str, Any]:
+    """The quality of scores [N] of held-out rows, for JSON: a statistic of their target with its 95 % interval.
 
-    label: AUC. score: Spearman. pairs [P, 2] of rows (chosen, rejected): share whose chosen row is scored higher.
+    label: AUC. score: Spearman. pairs: share whose chosen row is scored higher.
     """
-    facts: dict[str, Any] = {"held_out_rows": len(scores), "held_out_families": len(set(families))}
-    if target == "pairs":
-        difference = scores[pairs[:, 0]] - scores[pairs[:, 1]]
-        interval = bootstrap_interval((np.sign(difference) + 1) / 2, [families[i] for i in pairs[:, 0]])
-        return facts | {"held_out_pairs": len(pairs), "held_out_pair_accuracy": _rounded(interval)}
-    name, statistic = ("auc", auc) if target == "label" else ("spearman", spearman)
-    facts[f"held_out_{name}"] = _rounded(bootstrap(statistic(scores, rewards), families))
-    accuracy, count = pair_accuracy(scores, rewards, prompts, max_group_rows=_MAX_ROWS_OF_A_PROMPT)
+    facts: dict[str, Any] = {"held_out_rows": len(scores), "held_out_families": len(set(rows.families))}
+    if rows.target == "pairs":
+        chosen, rejected = rows.pairs.T
+        interval = bootstrap_interval((np.sign(scores[chosen] - scores[rejected]) + 1) / 2, rows.families[chosen])
+        return facts | {"held_out_pairs": len(chosen), "held_out_pair_accuracy": _rounded(interval)}
+    name, statistic = ("auc", auc) if rows.target == "label" else ("spearman", spearman)
+    facts[f"held_out_{name}"] = _rounded(bootstrap(statistic(scores, rows.scores), rows.families))
+    prompts = [prompt_text(prompt) for prompt in rows.prompts]
+    accuracy, count = pair_accuracy(scores, rows.scores, prompts, max_group_rows=_MAX_ROWS_OF_A_PROMPT)
     if count:
         facts |= {"same_prompt_pairs": count, "same_prompt_accuracy": round(accuracy, 4)}
     return facts

@@ -4,16 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
-from leftover.errors import UserError
+from leftover.errors import UserError, located
+from leftover.recipe.forms import Transform
 from leftover.recipe.sections import RewardSection
-from leftover.rewards.base import ColumnReward, Prompt, Reward, learner, load_reward, make
+from leftover.rewards.base import STRICT, ColumnReward, Prompt, Reward, learner, load_reward, make
 from leftover.rewards.python import check_finite
-from leftover.rewards.transform import Transform, apply_transform, check_transform, fit_transform, needs_fit
-
-MISSING_RULES = ("drop", "impute", "renormalise")
+from leftover.rewards.transform import apply_transform, fit_transform, needs_fit
 
 Scores = Mapping[str, Sequence[float | None]] | Mapping[str, np.ndarray]  # by component
+
+
+class SumSettings(RewardSection):
+    functions: list[dict[str, Any]] = Field(min_length=1)
+
+
+class Component(BaseModel):
+    """What a function of a sum may have beside the settings of its type."""
+
+    model_config = STRICT | ConfigDict(extra="allow")
+
+    weight: float = 1.0
+    name: str | None = None
+    normalise: Transform | None = None
 
 
 class SumReward:
@@ -25,35 +39,38 @@ class SumReward:
         transform: of the sum, as `fit_transform` takes it.
         missing: for rows that a component has no score for. drop: the row has no reward; impute: the component counts
             with its mean over the training rows; renormalise: the other weights are scaled up to the same sum.
+        where: the place of `functions`, for messages.
     """
 
-    def __init__(self, functions: list[dict[str, Any]], transform: Transform = None, missing: str = "drop"):
-        if not functions:
-            raise UserError("reward.functions is empty: name at least one")
-        if missing not in MISSING_RULES:
-            raise UserError(f"reward.missing is '{missing}', not one of {', '.join(MISSING_RULES)}")
+    def __init__(
+        self,
+        functions: list[dict[str, Any]],
+        transform: Transform | None = None,
+        missing: str = "drop",
+        where: str = "functions",
+    ):
         self.components: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
-        self.normalise: dict[str, Transform] = {}
-        for spec in functions:
-            spec = dict(spec)
-            weight, normalise = spec.pop("weight", 1.0), spec.pop("normalise", None)
-            name = spec.pop("name", None) or _default_name(spec)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-                raise UserError(f"reward function '{name}': weight is {weight!r}, not a number")
+        self.normalise: dict[str, Transform | None] = {}
+        for i, spec in enumerate(functions):
+            place = f"{where}[{i}]"
+            component, name = make(place, Component, spec), component_name(spec)
             if name in self.components:
-                raise UserError(f"two reward functions are named '{name}'; set 'name' on each")
-            self.components[name], self.weights[name] = load_reward(spec), float(weight)
-            check_transform(normalise, f"reward function '{name}': normalise")
-            self.normalise[name] = None if normalise == "none" else normalise
+                raise UserError(f"{place}: '{name}' is the name of another function: give each a `name`")
+            with located(place):
+                self.components[name] = load_reward(component.model_extra or {})
+            self.weights[name] = component.weight
+            self.normalise[name] = None if component.normalise == "none" else component.normalise
         self.transform, self.missing = transform, missing
-        self.state: dict[str, Any] = {"components": {}, "total": {"name": "none"}}
         # What needs no fit works from the start, for users outside a run.
-        for name, normalise in self.normalise.items():
-            if not needs_fit(normalise):
-                self.state["components"][name] = {"transform": fit_transform(normalise, np.empty(0)), "mean": None}
-        if not needs_fit(transform):
-            self.state["total"] = fit_transform(transform, np.empty(0))
+        self.state: dict[str, Any] = {
+            "components": {
+                name: {"transform": fit_transform(normalise, np.empty(0)), "mean": None}
+                for name, normalise in self.normalise.items()
+                if not needs_fit(normalise)
+            },
+            "total": None if needs_fit(transform) else fit_transform(transform, np.empty(0)),
+        }
 
     def score_components(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, list[float | None]]:
         """The scores of every component as they are, by name. Raises UserError for one that is not finite."""
@@ -78,12 +95,9 @@ class SumReward:
         return total.tolist()
 
     def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
-        """Fit normalisations, means and transform on the training rows (`train` [N] bool).
-
-        Returns `state`, which another reward of the same settings can take over.
-        """
+        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns `state`."""
         for name, normalise in self.normalise.items():
-            training = np.asarray(scores[name], np.float64)[train]
+            training = scores[name][train]
             fitted = fit_transform(normalise, training)
             found = apply_transform(fitted, training[np.isfinite(training)])
             self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
@@ -92,17 +106,17 @@ class SumReward:
 
     def total(self, scores: Scores) -> np.ndarray:
         """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
-        return apply_transform(self.state["total"], self._sum(scores))
+        summed = self._sum(scores)
+        if self.state["total"] is None:
+            raise _unfitted("the sum", self.transform)
+        return apply_transform(self.state["total"], summed)
 
     def weighted(self, scores: Scores) -> dict[str, np.ndarray]:
         """Each component's part of the sum, [N] float64, NaN where it has no score."""
         parts = {}
         for name, weight in self.weights.items():
             if name not in self.state["components"]:
-                raise UserError(
-                    f"reward function '{name}' is normalised by {self.normalise[name]}, which is fitted on training "
-                    "rows: use it in a recipe, or call fit"
-                )
+                raise _unfitted(f"'{name}'", self.normalise[name])
             fitted = self.state["components"][name]["transform"]
             parts[name] = weight * apply_transform(fitted, as_array(scores[name]))
         return parts
@@ -113,15 +127,13 @@ class SumReward:
             for name, part in parts.items():
                 mean = self.state["components"][name]["mean"]
                 part[np.isnan(part)] = np.nan if mean is None else self.weights[name] * mean
-        stacked = np.stack(list(parts.values()))
+        stacked = np.stack([*parts.values()])
         if self.missing != "renormalise":
             return stacked.sum(0)
-        weights = np.array(list(self.weights.values()))[:, None]
-        there = np.isfinite(stacked)
-        present = (weights * there).sum(0)
+        weights, present = np.array([*self.weights.values()])[:, None], np.isfinite(stacked)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scaled = np.nansum(stacked, 0) * weights.sum() / present
-        return np.where(there.any(0), scaled, np.nan)
+            scaled = np.nansum(stacked, 0) * weights.sum() / (weights * present).sum(0)
+        return np.where(present.any(0), scaled, np.nan)
 
     @property
     def scores_new_completions(self) -> bool:
@@ -130,8 +142,7 @@ class SumReward:
     @property
     def only_recorded(self) -> list[str]:
         """Names of the components that score no new completion: columns without a stand-in."""
-        columns = {name: reward for name, reward in self.components.items() if isinstance(reward, ColumnReward)}
-        return [name for name, reward in columns.items() if reward.stand_in is None]
+        return [name for name, r in self.components.items() if isinstance(r, ColumnReward) and r.stand_in is None]
 
     @property
     def has_recorded_scores(self) -> bool:
@@ -145,19 +156,25 @@ class SumReward:
 
 def make_sum_reward(**settings: Any) -> SumReward:
     """The sum by the settings of a recipe's section `reward`. Raises UserError for an unknown one."""
-    section = make("sum reward", RewardSection, settings)
+    section = make("sum reward", SumSettings, settings)
     return SumReward(section.functions, section.transform, section.missing)
 
 
 def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
     """Scores as float64, None as NaN."""
-    if isinstance(scores, np.ndarray):
-        return scores.astype(np.float64)
-    return np.array([np.nan if score is None else score for score in scores], np.float64)
+    return np.array(scores, np.float64)
 
 
-def _default_name(spec: dict[str, Any]) -> str:
-    named = spec.get("function") or spec.get("preset") or spec.get("model") or spec.get("path") or spec.get("column")
+def _unfitted(what: str, transform: Transform | None) -> UserError:
+    remedy = "use it in a recipe, or call fit"
+    return UserError(f"{what} is normalised by {transform}, which is fitted on training rows: {remedy}")
+
+
+def component_name(spec: dict[str, Any]) -> str:
+    """The name of a function of a sum: the one that it has, or what tells most about it."""
+    if spec.get("name"):
+        return spec["name"]
+    named = next((spec[key] for key in ("function", "preset", "model", "path", "column") if spec.get(key)), None)
     return str(named or spec.get("type")).rpartition("/")[2]
 
 
@@ -172,9 +189,8 @@ def reads_scores(reward: SumReward) -> list[str]:
     return fitted + (["missing: impute"] if reward.missing == "impute" else [])
 
 
-def fresh_reward(section: RewardSection) -> SumReward | None:
+def fresh_reward(reward: SumReward) -> SumReward | None:
     """A reward outside a run; None where the scores are recorded. UserError for one that is fitted on rows."""
-    reward = SumReward(section.functions, section.transform, section.missing)
     if not reward.scores_new_completions:
         return None
     if fitted := fitted_parts(reward):

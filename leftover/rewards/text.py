@@ -1,44 +1,29 @@
-"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`.
-
-length            white-space tokens
-ngram_diversity   distinct over all n-grams
-vader             sentiment in [-1, 1]
-regex             whether, or how often, a regular expression matches
-answer            whether the completion is the row's answer: AnswerReward
-numeric_answer    whether its last number is the row's answer: NumericAnswerReward
-tfidf_diversity   mean TF-IDF weight of its terms, as in A-LoL: TfidfDiversityReward
-"""
+"""Rewards computed from the text alone, or from it and the rows: `type: text`, by `function`."""
 
 import re
-from functools import cache
-from pkgutil import resolve_name
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from leftover.errors import UserError
 from leftover.metrics import distinct_n
-from leftover.rewards.base import STRICT, Reward, TextReward, check_name, make
+from leftover.rewards.answers import AnswerReward, NumericAnswerReward
+from leftover.rewards.base import STRICT, Prompt, Reward, TextReward, check_name, compile_pattern, make, not_fitted
+from leftover.store.manifest import read_json, write_json
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-# function -> its class, imported when a recipe names it.
-FUNCTIONS: dict[str, str] = {
-    "length": "leftover.rewards.text:LengthReward",
-    "ngram_diversity": "leftover.rewards.text:NgramDiversityReward",
-    "vader": "leftover.rewards.text:VaderReward",
-    "regex": "leftover.rewards.text:RegexReward",
-    "answer": "leftover.rewards.answers:AnswerReward",
-    "numeric_answer": "leftover.rewards.answers:NumericAnswerReward",
-    "tfidf_diversity": "leftover.rewards.tfidf:TfidfDiversityReward",
-}
-
-
-def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
-    """The text reward of that name. Raises UserError for an unknown name or setting."""
-    check_name("text reward", function, FUNCTIONS)
-    return make(f"text reward '{function}'", resolve_name(FUNCTIONS[str(function)]), settings)
+_FEW_TERMS = 5
+_BATCH_ROWS = 2048
 
 
 @dataclass(config=STRICT)
@@ -72,15 +57,14 @@ class VaderReward(TextReward):
 
     function = "vader"
 
+    @cached_property
+    def _analyzer(self) -> "SentimentIntensityAnalyzer":
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        return SentimentIntensityAnalyzer()
+
     def score(self, completion: str) -> float:
-        return float(_vader().polarity_scores(completion)["compound"])
-
-
-@cache
-def _vader() -> "SentimentIntensityAnalyzer":
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    return SentimentIntensityAnalyzer()
+        return float(self._analyzer.polarity_scores(completion)["compound"])
 
 
 @dataclass(config=STRICT)
@@ -120,14 +104,75 @@ class RegexReward(TextReward):
         return float((found is None) == self.negate)
 
 
-def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
-    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
-    try:
-        expression = re.compile(pattern, flags)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from error
-    if expression.groups < groups:
-        raise ValueError(
-            f"{key} {pattern!r} has no group: put parentheses around the part that counts, as in '#### (.+)'"
-        )
-    return expression
+@dataclass(config=STRICT)
+class TfidfDiversityReward(TextReward):
+    """How rare the words of a completion are: mean of its non-zero TF-IDF weights, in [0, 1].
+
+    For a completion of n < 5 distinct known terms it is multiplied by n/10: one word alone would have the weight 1.
+    Without a known term it is 0.0. Terms and their document frequencies are those of the training completions, by
+    scikit-learn's TfidfVectorizer with its defaults (lower case, words of two letters or more, smoothed IDF, unit
+    length).
+    """
+
+    function = "tfidf_diversity"
+    reads_rows = True
+
+    def __post_init__(self) -> None:
+        self._vectorizer: TfidfVectorizer | None = None
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        if self._vectorizer is None:
+            raise not_fitted("text reward 'tfidf_diversity'")
+        return diversity(self._vectorizer.transform(completions)).tolist()
+
+    def fit(self, folder: Path, rows: "Dataset") -> dict[str, Any]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer()
+        try:
+            parts = rows.select_columns(["completion", "split"]).iter(batch_size=_BATCH_ROWS)
+            texts = (zip(part["completion"], part["split"], strict=True) for part in parts)
+            vectorizer.fit(text for part in texts for text, split in part if split == "train")
+        except ValueError as error:
+            if "empty vocabulary" not in str(error):
+                raise
+            raise UserError(
+                "text reward 'tfidf_diversity': the training completions hold no word of two letters or more"
+            ) from error
+        write_json(folder / "terms.json", vectorizer.get_feature_names_out().tolist())
+        np.save(folder / "idf.npy", vectorizer.idf_, allow_pickle=False)
+        return {"terms": len(vectorizer.idf_)}
+
+    def load(self, folder: Path) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        terms = read_json(folder / "terms.json")
+        self._vectorizer = TfidfVectorizer(vocabulary={term: i for i, term in enumerate(terms)})
+        self._vectorizer.idf_ = np.load(folder / "idf.npy", allow_pickle=False)
+
+
+def diversity(weights: "sparse.csr_matrix") -> np.ndarray:
+    """[N] from TF-IDF weights [N, terms]: the mean of those above 0, times n/10 where there are n < 5 of them."""
+    num_terms = np.diff(weights.indptr)
+    mean = np.asarray(weights.sum(axis=1)).ravel() / np.maximum(num_terms, 1)
+    return mean * np.where(num_terms < _FEW_TERMS, num_terms / 10, 1.0)
+
+
+FUNCTIONS: dict[str, type[TextReward]] = {
+    reward.function: reward
+    for reward in (
+        LengthReward,
+        NgramDiversityReward,
+        VaderReward,
+        RegexReward,
+        AnswerReward,
+        NumericAnswerReward,
+        TfidfDiversityReward,
+    )
+}
+
+
+def make_text_reward(function: str | None = None, **settings: Any) -> Reward:
+    """The text reward of that name."""
+    check_name("text reward", "function", function, FUNCTIONS)
+    return make(f"text reward '{function}'", FUNCTIONS[str(function)], settings)

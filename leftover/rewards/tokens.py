@@ -59,7 +59,7 @@ class Words:
     """Counts of known words and bigrams, [N, words + bigrams]."""
 
     def __init__(self, words: list[str], bigrams: np.ndarray):
-        self.words, self.bigrams = words, bigrams  # bigrams [B, 2]: into words, in ascending order of `_key`
+        self.known, self.bigrams = words, bigrams  # bigrams [B, 2]: into words, in ascending order of `_key`
         self._column = {word: i for i, word in enumerate(words)}
         self._keys = self._key(bigrams)
 
@@ -73,13 +73,13 @@ class Words:
         rows, pairs = tokens.bigrams(known.columns(tokens))
         keys, column = np.unique(known._key(pairs), return_inverse=True)
         common = keys[texts_with(_sum(rows, column, (tokens.num_texts, len(keys)))) >= min_texts]
-        return cls(known.words, np.stack(np.divmod(common, max(len(found), 1)), axis=1))
+        return cls(known.known, np.stack(np.divmod(common, max(len(found), 1)), axis=1))
 
     def __call__(self, tokens: Tokens) -> "csr_array":
         from scipy import sparse
 
         columns = self.columns(tokens)
-        words = tokens.counts(columns, len(self.words))
+        words = tokens.counts(columns, len(self.known))
         if not len(self._keys):
             return words
         rows, pairs = tokens.bigrams(columns)
@@ -93,10 +93,10 @@ class Words:
         return np.array([self._column.get(word, -1) for word in tokens.words], np.int64)
 
     def names(self) -> list[str]:
-        return self.words + [f"{self.words[a]} {self.words[b]}" for a, b in self.bigrams]
+        return self.known + [f"{self.known[a]} {self.known[b]}" for a, b in self.bigrams]
 
     def _key(self, pairs: np.ndarray) -> np.ndarray:
-        return pairs[:, 0] * max(len(self.words), 1) + pairs[:, 1]
+        return pairs[:, 0] * max(len(self.known), 1) + pairs[:, 1]
 
 
 class Characters:
@@ -106,7 +106,7 @@ class Characters:
     _MAX_CACHED = 200_000
 
     def __init__(self, ngrams: list[str], sizes: tuple[int, ...]):
-        self.ngrams, self.sizes = ngrams, sizes
+        self.known, self.sizes = ngrams, sizes
         self._column = {ngram: i for i, ngram in enumerate(ngrams)}
         self._cache: dict[str, np.ndarray] = {}
 
@@ -114,7 +114,7 @@ class Characters:
     def learn(cls, tokens: Tokens, min_texts: int, sizes: tuple[int, ...]) -> "Characters":
         """The n-grams of at least `min_texts` texts."""
         every = cls(list(dict.fromkeys(gram for word in tokens.words for gram in _ngrams(word, sizes))), sizes)
-        return cls([every.ngrams[i] for i in np.flatnonzero(texts_with(every(tokens)) >= min_texts)], sizes)
+        return cls([every.known[i] for i in np.flatnonzero(texts_with(every(tokens)) >= min_texts)], sizes)
 
     def __call__(self, tokens: Tokens) -> "csr_array":
         if len(self._cache) > self._MAX_CACHED:
@@ -123,13 +123,13 @@ class Characters:
             if word not in self._cache:
                 found = [self._column[gram] for gram in _ngrams(word, self.sizes) if gram in self._column]
                 self._cache[word] = np.array(found, np.int64)
-        known = [self._cache[word] for word in tokens.words]
-        rows = np.repeat(np.arange(len(known)), [len(columns) for columns in known])
-        columns = np.concatenate(known) if known else np.empty(0, np.int64)
-        return tokens.counts() @ _sum(rows, columns, (len(known), len(self.ngrams)))
+        of_words = [self._cache[word] for word in tokens.words]
+        rows = np.repeat(np.arange(len(of_words)), [len(columns) for columns in of_words])
+        columns = np.concatenate(of_words) if of_words else np.empty(0, np.int64)
+        return tokens.counts() @ _sum(rows, columns, (len(of_words), len(self.known)))
 
     def names(self) -> list[str]:
-        return self.ngrams
+        return self.known
 
 
 def texts_with(counts: "csr_array") -> np.ndarray:

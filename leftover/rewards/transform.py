@@ -6,34 +6,21 @@ from typing import Any
 import numpy as np
 
 from leftover.errors import UserError
+from leftover.recipe.forms import Transform
 
 # Quantiles kept of the training rewards: enough for a rank, small enough for a JSON file.
 _NUM_QUANTILES = 1001
 
-NAMES = ("sigmoid", "quantile", "minmax", "standardise")
 
-Transform = str | dict[str, float] | None  # one of NAMES, `scale` and `offset`, or none
-
-
-def needs_fit(spec: Transform) -> bool:
+def needs_fit(spec: Transform | None) -> bool:
     """Whether a transform is fitted on training rewards."""
     return spec in ("quantile", "minmax", "standardise")
 
 
-def check_transform(spec: object, key: str) -> None:
-    """Raises UserError, naming the key, for anything that is not a transform."""
-    if isinstance(spec, dict):
-        valid = spec.keys() <= {"scale", "offset"} and all(isinstance(v, (int, float)) for v in spec.values())
-    else:
-        valid = spec is None or spec in ("none", *NAMES)
-    if not valid:
-        raise UserError(f"{key} is {spec!r}: none, {', '.join(NAMES)}, or {{scale: a, offset: b}}")
-
-
-def fit_transform(spec: Transform, train_rewards: np.ndarray) -> dict[str, Any]:
+def fit_transform(spec: Transform | None, train_rewards: np.ndarray) -> dict[str, Any]:
     """What `apply_transform` needs, as JSON: the name and what was fitted on the training rewards (NaN ignored)."""
     rewards = train_rewards[np.isfinite(train_rewards)]
-    if spec is None:
+    if spec in (None, "none"):
         return {"name": "none"}
     if isinstance(spec, dict):
         return {"name": "affine", "scale": spec.get("scale", 1.0), "offset": spec.get("offset", 0.0)}

@@ -45,12 +45,14 @@ class Run:
     @cached_property
     def reward(self) -> SumReward:
         section = self.recipe.reward
-        return SumReward(section.functions, section.transform, section.missing)
+        where = f"{self.recipe.where}: reward.functions"
+        return SumReward(section.functions, section.transform, section.missing, where)
 
     @cached_property
     def judges(self) -> SumReward | None:
         """Held-out scorers: reported, never trained on."""
-        return SumReward(self.recipe.evaluate.judges) if self.recipe.evaluate.judges else None
+        judges, where = self.recipe.evaluate.judges, f"{self.recipe.where}: evaluate.judges"
+        return SumReward(judges, where=where) if judges else None
 
     @cached_property
     def models(self) -> Models:

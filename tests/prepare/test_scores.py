@@ -84,7 +84,7 @@ def test_a_normalisation_that_needs_rows_is_refused_before_it_has_seen_any():
 
 @pytest.mark.parametrize("faulty", ["zscore", {"scale": "x"}, {"factor": 2}, 3])
 def test_a_faulty_normalisation_is_refused_by_name(faulty):
-    with pytest.raises(UserError, match=r"reward function 'length': normalise is .*standardise"):
+    with pytest.raises(UserError, match=r"functions\[0\]: normalise.*: Input should be"):
         SumReward([LENGTH | {"normalise": faulty}])
 
 

@@ -28,12 +28,12 @@ def test_a_name_of_the_users_stays_in_the_place_of_a_fault(name: str) -> None:
 @pytest.mark.parametrize(
     ("section", "place"),
     [
-        ({"data": {"path": ["a.jsonl", ["b.jsonl"]]}}, "data.path.1"),
+        ({"data": {"path": ["a.jsonl", ["b.jsonl"]]}}, "data.path[1]"),
         ({"reward": {"transform": {"scale": "two"}}}, "reward.transform.scale"),
         ({"model": {"path": "m", "tokenizer": {"vocab_size": 3}}}, "model.tokenizer.vocab_size"),
         ({"compare": {"grid": {"nll": 3}}}, "compare.grid.nll"),
         ({"data": {"path": "d", "labels": {1: "good"}}}, "data.labels.1"),
-        ({"seeds": [0, "x"]}, "seeds.1"),
+        ({"seeds": [0, "x"]}, "seeds[1]"),
     ],
 )
 def test_branches_of_a_union_are_no_part_of_the_place(section: dict[str, Any], place: str) -> None:

@@ -82,8 +82,11 @@ def test_names_are_found_whatever_their_case():
             {"model": {"config": {}, "tokenizer": {"vocab_sise": 300}}},
             "'model.tokenizer.vocab_sise'; did you mean 'vo",
         ),
-        ({"model": {"path": "m", "tokenizer": 3}}, "model.tokenizer: Input should be a valid string (got 3)"),
-        ({"data": {"path": [1]}}, "data.path.0: Input should be a valid string (got 1)"),
+        (
+            {"model": {"path": "m", "tokenizer": 3}},
+            "model.tokenizer: Input should be a valid string: put it in quotes",
+        ),
+        ({"data": {"path": [1]}}, "data.path[0]: Input should be a valid string: put it in quotes (got 1)"),
         ({"compare": {"grid": "declred"}}, "compare.grid: Input should be 'none' or 'declared' (got 'declred')"),
         ({"compare": {"grid": {"dpo": 3}}}, "compare.grid.dpo: Input should be a valid list (got 3)"),
     ],

@@ -105,8 +105,8 @@ def test_token_types_that_a_generic_tokenizer_gives_do_not_reach_a_model_without
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     typed = reward(path, join="{completion}")
-    typed._loaded = dataclasses.replace(typed._load(), tokenizer=tokenizer)
-    assert "token_type_ids" in typed._encode(typed._load(), ["Ada"], ["soon"])[0]
+    typed._loaded = dataclasses.replace(typed._loaded, tokenizer=tokenizer)
+    assert "token_type_ids" in typed._encode(["Ada"], ["soon"])[0]
     assert typed(["Ada"], ["soon"]) == pytest.approx([logits(classifiers["gpt2"], "soon").sigmoid().item()], abs=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_a_template_turns_literal_special_tokens_into_the_token(classifiers):
     scores = reward(classifiers["gpt2"], join=TEMPLATE)(["Ada leaks", "{completion}"], ["sorry", "thank {prompt}"])
     rows = ["Ada leaks<|endoftext|>sorry", "{completion}<|endoftext|>thank {prompt}"]
     assert scores == pytest.approx([logits(classifiers["gpt2"], row).sigmoid().item() for row in rows], abs=1e-5)
-    tokenizer = reward(classifiers["gpt2"], join=TEMPLATE)._load().tokenizer
+    tokenizer = reward(classifiers["gpt2"], join=TEMPLATE)._loaded.tokenizer
     assert tokenizer.eos_token_id in tokenizer(rows[0])["input_ids"]
 
 

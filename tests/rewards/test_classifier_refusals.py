@@ -84,8 +84,8 @@ def test_the_identity_does_not_hold_what_only_speed_depends_on(classifiers):
         ({"turns": {"user": "{content}<|eot|>"}}, r"has no token <\|eot\|>"),
         ({"turn_separator": "<|eot|>"}, r"has no token <\|eot\|>"),
         ({"join": "chat"}, "classifier '.*bert': .* no chat template"),
-        ({"join": "chat", "prompt_pattern": "(.)"}, "prompt_pattern: without effect under join: chat"),
-        ({"join": "completion", "turns": "{content}"}, "turns: without effect under join: completion"),
+        ({"join": "chat", "prompt_pattern": "(.)"}, "prompt_pattern: no effect with join: chat"),
+        ({"join": "completion", "turns": "{content}"}, "turns: no effect with join: completion"),
         ({"prompt_pattern": "("}, "is not a regular expression"),
         ({"prompt_pattern": "a.*"}, "has no group"),
         ({"turns": "{role}"}, r"turns: '\{role\}' must hold \{content\}"),
@@ -113,7 +113,7 @@ def test_a_softmax_of_one_output_is_refused(classifiers):
 
 
 def test_a_pair_is_refused_where_the_tokenizer_would_glue_it_together(classifiers):
-    with pytest.raises(UserError, match=r"classifier '.*gpt2': .* puts nothing between the texts of a pair: set join"):
+    with pytest.raises(UserError, match=r"classifier '.*gpt2': .* texts of a pair: set join"):
         reward(classifiers["gpt2"])(["Ada"], ["soon"])
 
 

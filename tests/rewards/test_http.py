@@ -133,6 +133,11 @@ def test_the_time_that_the_service_names_is_waited_for_and_said(service, caplog)
     assert "http reward: status 429; trying again in 1 s, as it asks" in caplog.text
 
 
+def test_a_time_that_cannot_be_read_is_ignored(service):
+    service.plan = [answer({}, 503, Retry_After="soon")]
+    assert reward(service)(["a"], ["bc"]) == [2.0]
+
+
 def test_a_third_try_waits_for_the_backoff(service):
     service.plan = [answer({}, 500)] * 2
     reward(service, backoff=0.2)(["a"], ["bc"])
@@ -241,7 +246,7 @@ def test_a_key_that_is_not_set_or_cannot_be_sent_is_refused_without_showing_it(s
     with pytest.raises(UserError, match=r"environment variable SCORER_KEY \(token_env\) is not set"):
         scorer(["a"], ["b"])
     monkeypatch.setenv("SCORER_KEY", "canary\r\nX: y")
-    with pytest.raises(UserError, match="characters that no header can") as error:
+    with pytest.raises(UserError, match="characters that a header cannot") as error:
         scorer(["a"], ["b"])
     assert "canary" not in str(error.value) and not service.requests
 

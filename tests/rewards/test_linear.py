@@ -46,8 +46,8 @@ def test_characters_are_counted_as_by_scikit_learn_within_words():
     spaced = [" ".join(tokens.words[i] for i in tokens.ids[tokens.rows == row]) for row in range(len(TEXTS))]
     vectorizer = CountVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2).fit(spaced)
     found = Characters.learn(tokens, 2, (3, 4, 5))
-    columns = [found.ngrams.index(gram) for gram in vectorizer.get_feature_names_out()]
-    assert len(columns) == len(found.ngrams) > 10
+    columns = [found.known.index(gram) for gram in vectorizer.get_feature_names_out()]
+    assert len(columns) == len(found.known) > 10
     assert (found(tokens)[:, columns].toarray() == vectorizer.transform(spaced).toarray()).all()
 
 
@@ -291,16 +291,16 @@ def rows_of(labels: list[float | None], families: int = 40) -> list[dict[str, An
     [
         (rows_of([0.0, 1.0] * 4), {}, "8 rows of 8 families are too few"),
         (rows_of([0.0, 1.0] * 20, families=1), {}, "40 rows of 1 families are too few.*name in fit.columns.family"),
-        (rows_of([1.0] * 40), {}, "all 40 labels in the column 'reward' .* are 1: there is nothing to tell apart"),
+        (rows_of([1.0] * 40), {}, "all 40 labels in the column .reward. .* are 1"),
         (rows_of([0.5] * 40), {}, "all 40 scores in the column 'reward' .* are 0.5"),
         (rows_of([None] * 40), {}, r"no row has a score in the column 'reward' \(fit.columns.reward\)"),
-        (rows_of([1.0] * 2 + [0.0] * 38), {}, "families have rows of label 1 to learn from, and 5 are needed"),
+        (rows_of([1.0] * 2 + [0.0] * 38), {}, "families have rows of label 1 to learn from; 5 are needed: give more"),
         (rows_of([0.5, 2.0] * 20), {"target": "label"}, "needs 0 or 1 .* found 0.5: set target: score"),
         (rows_of([0.0, 1.0] * 20), {"target": "pairs"}, "target: pairs needs rows `chosen` and `rejected`"),
         (
             [row | {"is_chosen": True} for row in rows_of([None] * 40)],
             {},
-            "no two rows that follow each other share a prompt",
+            "put the rows of a pair next to each other",
         ),
         (
             [row | {"completion": f"w{i}"} for i, row in enumerate(rows_of([0.0, 1.0] * 20))],
@@ -319,13 +319,13 @@ def test_rows_that_teach_nothing_are_refused_with_a_remedy(rows, settings, expec
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ({}, "needs `path` .* or `fit` .*, and not both"),
-        ({"fit": "rows", "path": "x"}, "needs `path` .* or `fit` .*, and not both"),
+        ({}, "needs either `path` .* or `fit`"),
+        ({"fit": "rows", "path": "x"}, "needs either `path` .* or `fit`"),
         ({"fit": "row"}, "fit is 'row': it takes `rows`, or the keys of a data section"),
         ({"fit": {"paht": "x"}}, "fit: unknown key 'paht'; did you mean 'path'"),
         ({"fit": {"foo": "x"}}, "fit: unknown key 'foo'; valid here: path, .* on_bad_row, max_rows, part$"),
         ({"fit": {"path": "x", "columns": {"reward": 3}}}, "fit: columns.reward: Input should be a valid string"),
-        ({"fit": {"path": "x", "max_prompt_tokens": 3}}, "fit: max_prompt_tokens: for the training of policies"),
+        ({"fit": {"path": "x", "max_prompt_tokens": 3}}, "fit: max_prompt_tokens: .*remove it"),
         ({"fit": "rows", "feature": "pair"}, "unknown key 'feature'; did you mean 'features'"),
         ({"fit": "rows", "features": "all"}, "features: Input should be 'completion', 'both', 'pair' or 'overlap'"),
         ({"fit": "rows", "held_out": 1}, "held_out: Input should be less than 1"),

@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from leftover.metrics import bootstrap_interval, pair_accuracy
+from leftover.rewards.examples import Examples
 from leftover.rewards.quality import auc, bootstrap, held_out_facts, spearman
 
 RNG = np.random.default_rng(0)
@@ -46,9 +47,9 @@ def test_rows_that_come_in_families_of_copies_make_no_interval_narrower():
 
 
 def test_what_is_not_defined_has_no_value_and_no_interval():
-    facts = held_out_facts(
-        "label", np.array([0.0, 1]), np.array([1.0, 1]), ["a", "b"], ["p", "q"], np.empty((0, 2), int)
-    )
+    labels, families, pairs = np.array([1.0, 1]), np.array(["a", "b"]), np.empty((0, 2), int)
+    rows = Examples("label", ["p", "q"], ["", ""], labels, families, pairs, outside=np.zeros(2, bool))
+    facts = held_out_facts(np.array([0.0, 1]), rows)
     assert facts["held_out_auc"] == {"value": None, "low": None, "high": None}
 
 

@@ -163,24 +163,24 @@ def test_the_identity_of_a_sum_leaves_the_weights_out():
         ({"type": "clasifier", "model": "x"}, "unknown reward type 'clasifier'; did you mean 'classifier'?"),
         (
             {"function": "vader"},
-            "unknown reward type None; valid here: column, text, classifier, linear, fine_tuned, python, http, sum",
+            "missing key 'type': the reward type, one of column, text, classifier, linear",
         ),
         ({"type": "text", "function": "vadr"}, "unknown text reward 'vadr'; did you mean 'vader'?"),
         ({"type": "text", "function": "length", "n": 3}, "text reward 'length': unknown key 'n'"),
         ({"type": "text", "function": "ngram_diversity", "size": 3}, "unknown key 'size'"),
         ({"type": "text", "function": "ngram_diversity", "n": "2"}, "n: Input should be a valid integer"),
-        ({"type": "text"}, "unknown text reward None; valid here: length, ngram_diversity"),
+        ({"type": "text"}, "missing key 'function': the text reward, one of length, ngram_diversity"),
         ({"type": "classifier"}, "missing key 'model'"),
         ({"type": "classifier", "model": "x", "lable": 1}, "unknown key 'lable'; did you mean 'label'?"),
         ({"type": "column", "name_of_column": "x"}, "unknown key 'name_of_column'"),
-        ({"type": "sum", "functions": []}, "functions is empty"),
+        ({"type": "sum", "functions": []}, "functions: List should have at least 1 item"),
         (
             {"type": "sum", "functions": [{"type": "text", "function": "length", "weight": "heavy"}]},
-            "reward function 'length': weight is 'heavy', not a number",
+            "functions[0]: weight: Input should be a valid number (got 'heavy')",
         ),
         (
             {"type": "sum", "functions": [{"type": "text", "function": "length"}] * 2},
-            "two reward functions are named 'length'; set 'name' on each",
+            "functions[1]: 'length' is the name of another function: give each a `name`",
         ),
     ],
 )
@@ -202,3 +202,14 @@ def test_a_score_that_is_not_finite_is_named_with_its_completion(number, module)
     reward = load_reward({"type": "sum", "functions": [{"type": "python", "function": f"{name}:f", "name": "mine"}]})
     with pytest.raises(UserError, match=f"'mine' gave {number} for the completion 'bad one'"):
         reward(["a", "b"], ["fine", "bad one"])
+
+
+def test_a_transform_that_needs_rows_is_refused_before_it_has_seen_any():
+    reward = load_reward({"type": "sum", "functions": [{"type": "text", "function": "length"}], "transform": "minmax"})
+    with pytest.raises(UserError, match=r"sum is normalised by minmax.*recipe"):
+        reward(PROMPTS, COMPLETIONS)
+
+
+def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(module):
+    name = module("def f(questions, answers, **more):\n    return [len(a) + more['plus'] for a in answers]\n")
+    assert load_reward({"type": "python", "function": f"{name}:f", "plus": 1})(["a"], ["bc"]) == [3.0]

@@ -165,7 +165,7 @@ def test_prompts_of_every_split_and_form_are_looked_up(function, fitted):
 
 @pytest.mark.parametrize("function", ["answer", "numeric_answer"])
 def test_rows_without_any_answer_are_refused_with_the_key_that_names_the_column(function, tmp_path, table):
-    with pytest.raises(UserError, match=r"no row has one: name their column in data\.columns\.answer"):
+    with pytest.raises(UserError, match=r"no row has an answer: name their column in data\.columns\.answer"):
         text_reward(function).fit(tmp_path, table([row(answer=None)]))
 
 
@@ -181,7 +181,7 @@ def test_answers_that_differ_are_reported_and_each_is_right(tmp_path, table, cap
 
 @pytest.mark.parametrize("text", ["four", "1e999"])
 def test_a_row_whose_answer_holds_no_number_is_named(text, tmp_path, table):
-    with pytest.raises(UserError, match=rf"cannot read 1 of the rows' answers; the first:\n.*rows\.jsonl:2: '{text}'"):
+    with pytest.raises(UserError, match=rf"cannot read 1 answers of the rows: .*\n.*rows\.jsonl:2: '{text}'"):
         text_reward("numeric_answer").fit(tmp_path, table([row(), row(answer=text)]))
 
 
@@ -333,7 +333,7 @@ def test_a_reward_that_reads_rows_says_so_and_refuses_to_score_before(function):
         ({"function": "regx", "pattern": "a"}, "unknown text reward 'regx'; did you mean 'regex'?"),
         ({"function": "regex"}, "missing key 'pattern'"),
         ({"function": "regex", "pattern": "(a"}, "pattern '(a' is not a regular expression: missing )"),
-        ({"function": "regex", "pattern": 7}, "pattern: Input should be a valid string (got 7)"),
+        ({"function": "regex", "pattern": 7}, "pattern: Input should be a valid string: put it in quotes (got 7)"),
         (
             {"function": "regex", "pattern": "a", "mode": "find"},
             "mode: Input should be 'match', 'count' or 'fullmatch'",

@@ -19,10 +19,10 @@ from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.data_section import DataSection
-from leftover.recipe.files import load_recipe, make_recipe, reward_section
+from leftover.recipe.files import load_recipe, make_recipe
 from leftover.recipe.sections import Recipe
-from leftover.rewards import learner
-from leftover.rewards.sum import SumReward, fitted_parts, fresh_reward, reads_scores
+from leftover.rewards import SumReward, learner, load_reward
+from leftover.rewards.sum import fitted_parts, fresh_reward, reads_scores
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
@@ -121,7 +121,7 @@ def open_source(
         raise UserError(
             f"--policy and --policy-seed choose among the policies of a run, and '{model}' is no run's folder"
         )
-    section, changes = reward_section(reward), list(overrides)
+    given, changes = load_reward(reward) if reward else None, list(overrides)
     if recipe is None:
         if prompts is None:
             raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
@@ -132,7 +132,7 @@ def open_source(
             chat_template=made.model.chat_template,
             trust_remote_code=made.model.trust_remote_code,
         )
-        return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(section or made.reward))
+        return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(given or Run(made).reward))
     # `changes` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
     saved, settings = load_recipe(recipe), load_recipe(recipe, changes)
     run = open_run(saved)
@@ -146,10 +146,10 @@ def open_source(
         found = recipe_prompts(run, splits)
     else:
         raise UserError("--set data.path: give the file as PROMPTS, after the model")
-    if section is None and settings.reward == saved.reward:
+    if given is None and settings.reward == saved.reward:
         scores, learnt = recipe_reward(run)
     else:
-        scores, learnt = fresh_reward(section or settings.reward), {}
+        scores, learnt = fresh_reward(given or Run(settings).reward), {}
     return Source(path, settings, run.models.tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
 
 

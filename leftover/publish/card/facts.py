@@ -8,8 +8,9 @@ from leftover.evaluation.measures import MEASURES, interval, part_names
 from leftover.evaluation.tables import GLOSSARY, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import base_name, is_hub_id, public_name
+from leftover.recipe.forms import Transform
 from leftover.recipe.sections import Recipe, RewardSection
-from leftover.rewards.sum import _default_name
+from leftover.rewards.sum import component_name
 from leftover.store.table import Table, equals
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     """(name, kind, weight, normalisation) of every component; further settings may name services, and stay out."""
     return [
         (
-            str(spec.get("name") or _default_name(spec)),
+            component_name(spec),
             str(spec.get("type", "")),
             f"{spec.get('weight', 1.0):g}",
             transform_text(spec.get("normalise")),
@@ -82,7 +83,7 @@ def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def transform_text(spec: str | dict[str, float] | None) -> str:
+def transform_text(spec: Transform | None) -> str:
     """The transform of a reward or of a component, in words."""
     if isinstance(spec, dict):
         return ", ".join(f"{name} {value:g}" for name, value in spec.items())
