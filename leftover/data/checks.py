@@ -12,17 +12,22 @@ SPLITS = ("train", "validation", "test")
 # Other names in use, those of three letters in ATOMIC's files.
 _SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 _SPLIT_NAMES |= {"trn": "train", "tst": "test"}
-_REMEDY = "; name yours in data.columns, or in data.table.names those of a table without a header line"
 # Parts of an assistant's message that a template would write beside its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
-def check_row(raw: Row, data: DataSection) -> Row:
-    """The row of the table, without its place. Raises ValueError that names the column at fault."""
+def check_row(raw: Row, data: DataSection, of_recipe: bool = True) -> Row:
+    """The row of the table, without its place. Raises ValueError that names the column at fault.
+
+    `of_recipe`: whether the user can name the columns in a recipe.
+    """
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns
-    prompt, completion = (cell(raw, column, remedy=_REMEDY) for column in (columns.prompt, columns.completion))
+    prompt, completion = (
+        cell(raw, getattr(columns, key), remedy=f"; name yours in data.columns.{key}" if of_recipe else "")
+        for key in ("prompt", "completion")
+    )
     text = _text(prompt, columns.prompt)
     family, source, is_chosen = raw.get(columns.family), raw.get(columns.source), raw.get("is_chosen")
     if not isinstance(is_chosen, (bool, NoneType)):

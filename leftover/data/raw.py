@@ -38,7 +38,7 @@ def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
                 options.append(_options(one, where))
                 yield where, one
 
-    checked = list(check_rows(located(), data, None, {}, _REMEDY))
+    checked = list(check_rows(located(), data, None, {}, _REMEDY, of_recipe=False))
     return [row | {"chat_template_kwargs": own} for row, own in zip(checked, options, strict=True)]
 
 

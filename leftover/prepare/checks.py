@@ -10,7 +10,7 @@ from leftover.prepare.readers import training_mask
 from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
-from leftover.store.table import Table, column
+from leftover.store.table import Table, column, equals
 
 
 def value_targets(recipe: Recipe, reward: SumReward) -> str:
@@ -48,9 +48,15 @@ def check_reporting(recipe: Recipe) -> None:
 
 
 def check_prompts(recipe: Recipe, table: Table) -> None:
-    """Refuse a policy that compares completions where no prompt has two of them; known before anything is scored."""
+    """Refuse rows of which a policy can train on none, or compare none, before anything is scored."""
     rows = table.open("rows", "split", "tokens")
-    group = column(rows, "group")[training_mask(rows)]
+    trains = training_mask(rows)
+    if recipe.data.train_on == "chosen" and not (trains & equals(rows, "is_chosen", True)).any():
+        raise UserError(
+            "data.train_on: chosen needs chosen/rejected pairs or a column is_chosen, and no training row is marked as "
+            "chosen: set data.train_on: all, or give such rows"
+        )
+    group = column(rows, "group")[trains]
     for name in offline_policies(recipe):
         check_groups(name, policy_objective(recipe, name)[0], group)
 
@@ -84,9 +90,12 @@ def _check_policy(recipe: Recipe, reward: SumReward, name: str, columns: Columns
         and value_targets(recipe, reward) != "reference_samples"
     ):
         # Left to the arithmetic, advantages of rounding errors would be trained on.
+        which, remedy = "", "give scores that differ"
+        if trains_on_chosen(recipe, objective):
+            which, remedy = "with data.train_on: chosen ", "set data.train_on: all, give scores in chosen_reward"
         raise UserError(
-            f"policy '{name}': all recorded rewards are equal ({np.nanmax(scores):g}), so that no training row has "
-            "a positive advantage: there is nothing left over to train on"
+            f"policy '{name}': {which}all recorded rewards are equal ({np.nanmax(scores):g}), so that no training row "
+            f"has a positive advantage; {remedy}, or give reward.functions"
         )
     if "nonnegative_reward" in needs:
         check_requirements(name, objective, {"reward": scores}, only=("reward",))

@@ -22,10 +22,7 @@ def training_rows(
     rows = table.open("rows", "split", "tokens", *blocks)
     keep = equals(rows, "split", split) & equals(rows, "kept", True)
     if chosen_only:
-        is_chosen = equals(rows, "is_chosen", True)
-        if not is_chosen.any():
-            raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
-        keep &= is_chosen
+        keep &= equals(rows, "is_chosen", True)
     if not keep.any():
         raise UserError(f"the {split} split has no row left after truncation")
     names = ["prompt", "conversational", "group", "prompt_ids", "completion_ids"]
