@@ -34,13 +34,13 @@ def reference_columns(run: Run) -> None:
     reference, description = Reference.of_run(run), "reference log-probabilities"
 
     def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
-        rows = list(shard)
-        where = np.flatnonzero([row["kept"] for row in rows])
-        logprobs, features = reference.read([rows[i] for i in where], features=True, description=description)
+        where = np.flatnonzero(equals(shard, "kept", True))
+        ids = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids"))
+        logprobs, features = reference.read(*ids, features=True, description=description)
         assert features is not None
-        all_features = np.full((len(rows), features.shape[1]), np.nan, np.float32)
+        all_features = np.full((len(shard), features.shape[1]), np.nan, np.float32)
         all_features[where] = features
-        by_row: list[Any] = [[]] * len(rows)
+        by_row: list[Any] = [[]] * len(shard)
         for i, values in zip(where, logprobs, strict=True):
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}

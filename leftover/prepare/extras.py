@@ -148,8 +148,7 @@ def mismatched_logprobs(
     reference: Reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """log pi_ref of every completion after the prompt in its place, [N]: the sum over its tokens."""
-    pairs = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    logprobs, _ = reference.read(pairs, description="mismatched log-probabilities")
+    logprobs, _ = reference.read(prompt_ids, completion_ids, description="mismatched log-probabilities")
     return np.array([float(lp.sum()) for lp in logprobs])
 
 

@@ -44,15 +44,17 @@ class Reference:
         return self.load()
 
     def read(
-        self, rows: Sequence[dict[str, Any]], *, features: bool = False, description: str | None = None
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        features: bool = False,
+        description: str | None = None,
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
         """log pi_ref of every completion token, [T_i] a row, and the pooled features of every prompt, [N, 2 H]."""
+        rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
         return reference_pass(
-            *self._loaded,
-            rows,
-            features=features,
-            compute_dtype=self.compute_dtype,
-            description=description,
+            *self._loaded, rows, features=features, compute_dtype=self.compute_dtype, description=description
         )
 
     def hidden(self, prompt_ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:

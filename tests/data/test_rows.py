@@ -12,7 +12,6 @@ import pytest
 
 from leftover.data.documents import split_sentences
 from leftover.data.formats import read_rows
-from leftover.data.raw import checked_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
@@ -113,14 +112,6 @@ def test_a_column_that_some_rows_lack_is_reported_with_their_places(tmp_path, ro
     assert "2 of 4 rows" in message
     assert all(f"{path}:{line}: no column 'completion'" in message for line in (3, 4))
     assert "data.columns.completion" in message
-
-
-def test_without_a_recipe_no_key_of_one_is_named():
-    with pytest.raises(UserError) as refused:
-        checked_rows(QUESTIONS)
-    message = str(refused.value)
-    assert "train_dataset[0]: no column 'prompt' (found: Question, answer" in message
-    assert "rename" in message and "data." not in message
 
 
 def test_documents_are_cut_into_sentences_of_prompt_and_completion(tmp_path):
