@@ -9,9 +9,9 @@ from leftover.data.records import FAULT, Row, cell
 from leftover.recipe.data_section import DataSection
 
 SPLITS = ("train", "validation", "test")
-# Other names in use, those of three letters in ATOMIC's files.
-_SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
-_SPLIT_NAMES |= {"trn": "train", "tst": "test"}
+# ATOMIC's files have names of three letters.
+_SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
+_SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Parts of an assistant's message that a template would write beside its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
@@ -138,9 +138,10 @@ def _split(raw: Row, data: DataSection) -> str | None:
         if source not in data.source_splits:
             raise ValueError(f"the source {source!r} is not one of data.source_splits: {', '.join(data.source_splits)}")
         return data.source_splits[source]
-    value = raw.get(data.columns.split) if data.columns.split else None
-    names = _SPLIT_NAMES | data.split_names
-    if value is not None and str(value) not in names:
+    column, names = data.columns.split, _SPLIT_NAMES | data.split_names
+    if column is None or (value := raw.get(column)) is None:
+        return None
+    if str(value) not in names:
         known = ", ".join(SPLITS)
-        raise ValueError(f"'{data.columns.split}' is {value!r:.40}; use one of {known}, or map it in data.split_names")
-    return None if value is None else names[str(value)]
+        raise ValueError(f"'{column}' is {value!r:.40}; use one of {known}, or map it in data.split_names")
+    return names[str(value)]

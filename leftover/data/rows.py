@@ -92,6 +92,7 @@ def check_rows(
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
     faults, kinds = list[str](), set[str]()
     refuses = data.on_bad_row == "error"
+    low, high = data.part
     fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
     if rejects:
         rejects.start("rows")
@@ -107,7 +108,8 @@ def check_rows(
             if rejects and not refuses:
                 rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
             continue
-        if not _in_part(row["family"], data.part):
+        # Splits use another hash.
+        if data.part != (0.0, 1.0) and not low <= text_hash(f"part\0{row['family']}") / 2**64 < high:
             stats["other_parts"] += 1
             continue
         fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}\0{row['tools'] or ''}"))
@@ -146,11 +148,6 @@ def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects |
         )
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
-
-
-def _in_part(family: str, part: tuple[float, float]) -> bool:
-    """Whether a family's hash lies in [low, high) of the unit interval; splits use another hash."""
-    return part == (0.0, 1.0) or part[0] <= text_hash(f"part\0{family}") / 2**64 < part[1]
 
 
 def as_prompt(text: str, conversational: bool) -> Any:

@@ -207,9 +207,8 @@ def _tokenised(
             len(checked),
             args.max_completion_length,
         )
-    checked, prompt_ids, completion_ids = (
-        [values[i] for i in kept] for values in (checked, tokens.prompt_ids, tokens.completion_ids)
-    )
+    checked = [checked[i] for i in kept]
+    prompt_ids, completion_ids = ([ids[i] for i in kept] for ids in (tokens.prompt_ids, tokens.completion_ids))
     return checked, _table(checked, prompt_ids, completion_ids)
 
 

@@ -1,19 +1,16 @@
 """Rows of the prepared table as training, checkpoint selection and evaluation read them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.needs import needs_of, offline_policies
 from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 # The columns that training reads, where the table has them.
 _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids")
@@ -24,7 +21,7 @@ _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio"}
 
 def split_rows(
     table: Table, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False, extras: Sequence[str] = ()
-) -> "Dataset":
+) -> Dataset:
     """Kept rows of one split as a Dataset with the columns that training reads, and with `extras`."""
     rows = table.open("rows", "split", "tokens", *blocks)
     keep = equals(rows, "split", split) & equals(rows, "kept", True)
@@ -48,7 +45,7 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
     return tuple(block for block in ("reward", "reference", *own) if table.has(block))
 
 
-def selection_rows(recipe: Recipe, table: Table) -> "Dataset":
+def selection_rows(recipe: Recipe, table: Table) -> Dataset:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
     rows = split_rows(table, "validation", available_blocks(recipe, table))
     return _of_some_prompts(rows, recipe.evaluate.max_selection_prompts, recipe.seed)
@@ -61,13 +58,13 @@ def test_rows(recipe: Recipe, table: Table) -> list[dict[str, Any]]:
     return list(_of_some_prompts(rows, recipe.evaluate.max_prompts, recipe.seed))
 
 
-def _of_some_prompts(rows: "Dataset", num_prompts: int, seed: int) -> "Dataset":
+def _of_some_prompts(rows: Dataset, num_prompts: int, seed: int) -> Dataset:
     groups = column(rows, "group")
     chosen = np.random.default_rng(seed).permutation(np.unique(groups))[:num_prompts]
     return rows.select(np.flatnonzero(np.isin(groups, chosen)))
 
 
-def training_mask(table: "Dataset") -> np.ndarray:
+def training_mask(table: Dataset) -> np.ndarray:
     """[N] bool: the rows of the training split that are kept."""
     return equals(table, "split", "train") & equals(table, "kept", True)
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import Tensor
 
 from leftover.data.rows import as_prompt
@@ -13,9 +14,6 @@ from leftover.models.generate import generate
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.recipe.sections import ValueSection
 from leftover.runs.run import Run
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Reference:
 
     def sampled_rewards(
         self,
-        rows: "Dataset | dict[str, Any]",
+        rows: Dataset | dict[str, Any],
         chosen: np.ndarray,
         reward_func: Callable,
         settings: ValueSection,

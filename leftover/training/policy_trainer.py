@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from leftover.data.collate import Collator
 from leftover.data.chat import Chat
+from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.data.documents import split_sentences
+from leftover.data.files import split_sentences
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
