@@ -14,8 +14,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from leftover.errors import UserError
+from leftover.prepare.constants import Reference
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
-from leftover.prepare.reference import Reference
 from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run

@@ -19,9 +19,8 @@ from leftover.data.splits import unique_ids
 from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
 from leftover.objectives.requirements import check_groups
-from leftover.prepare.constants import values_and_advantages
+from leftover.prepare.constants import Reference, values_and_advantages
 from leftover.prepare.extras import add_extras
-from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings

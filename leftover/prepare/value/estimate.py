@@ -42,13 +42,6 @@ class Prompts:
         self.is_train = np.bincount(self.of_row, rows.is_train) > 0
         self._kept: dict[int, Tensor] = {}
 
-    def mean_reward(self) -> np.ndarray:
-        """Mean recorded reward of the TRAINING rows of every prompt; NaN where none has one."""
-        scored = np.isfinite(self.rows.reward) & self.rows.is_train
-        counts = np.bincount(self.of_row[scored], minlength=len(self.first))
-        sums = np.bincount(self.of_row[scored], self.rows.reward[scored], minlength=len(self.first))
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
     def keep_hidden(self, prompts: np.ndarray, settings: ValueSection) -> None:
         """Compute the hidden states of the prompts and keep them, where the attention head is to be tried."""
         if "head" not in settings.candidates:
@@ -153,8 +146,11 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     Training prompts are cross-fitted in folds of whole families; the held-out splits, whose rewards fit nothing,
     get the fit on all training prompts.
     """
-    means = prompts.mean_reward()
-    scored = np.flatnonzero(prompts.is_train & np.isfinite(means))
+    reward, size = prompts.rows.reward, len(prompts.first)
+    teaches = np.isfinite(reward) & prompts.rows.is_train
+    counts = np.bincount(prompts.of_row[teaches], minlength=size)
+    means = np.bincount(prompts.of_row[teaches], reward[teaches], minlength=size) / np.maximum(counts, 1)
+    scored = np.flatnonzero(counts)
     if len(scored) == 0:
         raise UserError("value.targets: recorded needs rewards, and no training row has one")
     families = np.unique(prompts.family[prompts.is_train])
@@ -166,9 +162,9 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     prompts.keep_hidden(scored, settings)
     num_folds = min(settings.folds, len(families))
     fold_of_family = np.random.default_rng(seed).permutation(len(families)) % num_folds
-    fold = np.full(len(prompts.first), -1)
+    fold = np.full(size, -1)
     fold[prompts.is_train] = fold_of_family[np.searchsorted(families, prompts.family[prompts.is_train])]
-    values, baseline = np.empty(len(prompts.first)), np.empty(len(prompts.first))
+    values, baseline = np.empty(size), np.empty(size)
     kinds: list[str] = []
     for number in [*range(num_folds), -1]:
         seen = scored[fold[scored] != number]

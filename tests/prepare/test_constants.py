@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM
 
-from leftover.prepare.reference import Reference
+from leftover.prepare.constants import Reference
 from leftover.recipe.sections import ValueSection
 from tests.conftest import scored_rows
 
