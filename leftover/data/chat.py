@@ -102,8 +102,7 @@ class Chat:
     def turn(self, conversation: Conversation, completion: str) -> Turn:
         """The prompt, and the whole conversation up to the end of the completion's turn.
 
-        Raises ConversationFault where the template refuses the conversation, or writes it so that the completion
-        cannot be told apart.
+        Raises ConversationFault where the template refuses the conversation, or hides where the completion begins.
         """
         asked, whole = self.asked(conversation), self._render(conversation.answered(completion))
         if not whole.startswith(asked):

@@ -12,7 +12,7 @@ SPLITS = ("train", "validation", "test")
 # ATOMIC's files have names of three letters.
 _SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
 _SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
-# Parts of an assistant's message that a template would write beside its content.
+# Parts of an assistant's message that a template would write in addition to its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
@@ -83,7 +83,7 @@ def _only_turn(completion: object, column: str) -> object:
     if len(completion) != 1 or not _is_message(completion[0]) or completion[0]["role"] != "assistant":
         raise ValueError(f"'{column}' must be a text or one assistant message; put earlier turns into the prompt")
     if lost := [name for name in _NOT_TEXT if completion[0].get(name)]:
-        raise ValueError(f"'{column}' holds {' and '.join(lost)} beside its content; write them into the content")
+        raise ValueError(f"'{column}' has {' and '.join(lost)} besides its content; write them into the content")
     return completion[0]["content"]
 
 

@@ -69,7 +69,7 @@ def check_files(data: DataSection) -> None:
 
 
 def data_files(data: DataSection) -> list[str]:
-    """The files that the rows come from, for keys; a Hub id stands for itself."""
+    """The files and Hub ids that the rows come from."""
     return data.paths + ([data.drop_listed] if data.drop_listed else [])
 
 

@@ -137,7 +137,7 @@ def reference_columns(run: Run) -> None:
 
 
 def value(run: Run) -> None:
-    """Block `value`: V(x), and beside it A = R - V, where a policy of the recipe uses them."""
+    """Block `value`: V(x) and A = R - V, where a policy of the recipe uses them."""
     if not needs_value(run.recipe):
         if run.table.has("value"):  # of an earlier recipe of this folder
             run.note(value=None, leftover=None)
@@ -196,12 +196,7 @@ def values_and_advantages(
         return reference.sampled_rewards(rows, chosen, reward_func, settings).mean(1)
 
     values, report = estimate_values(
-        constants,
-        settings,
-        targets,
-        seed=reference.seed,
-        hidden=reference.hidden,
-        sample_rewards=sample_rewards,
+        constants, settings, targets, seed=reference.seed, hidden=reference.hidden, sample_rewards=sample_rewards
     )
     reward = torch.from_numpy(constants.reward.copy())
     return values, advantage(reward, torch.from_numpy(values)).numpy(), report
@@ -211,7 +206,7 @@ def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:
     """How many training rows are left over, how large their advantages are, how evenly they carry the run."""
     scored = advantages[np.isfinite(advantages)]
     positive = scored[leftover_mask(torch.from_numpy(scored)).numpy()]
-    quantiles = [float(q) for q in np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])] if len(scored) else []
+    quantiles = np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist() if len(scored) else []
     ess = effective_sample_size(positive)
     if len(positive) and ess < 0.1 * len(positive):
         log.warning("leftover: few rows carry the run (effective sample size %.0f of %d)", ess, len(positive))

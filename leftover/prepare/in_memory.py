@@ -90,7 +90,7 @@ def prepare_evaluation(
 def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
     """Rows of the table from a user's dictionaries; faults are raised together.
 
-    Each has beside the columns of ROWS_SCHEMA its own `chat_template_kwargs`, as TRL's trainers read them.
+    Besides the columns of ROWS_SCHEMA each has its own `chat_template_kwargs`, as TRL's trainers read them.
     """
     data = DataSection(path=name)
     located = [found for i, row in enumerate(rows) for found in expand(Record(f"{name}[{i}]", row, name, i), data)]

@@ -27,9 +27,9 @@ from leftover.store.table import column, equals
 log = logging.getLogger(__name__)
 
 _SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
-# Where more than this share of the first rows have a prompt and a completion that meet word to word, as cells of a
-# table that were not written to be joined, a space is likely to be missing.
-_RUN_TOGETHER, _SEAMS_READ = 0.9, 1000
+# Where more of the first rows have a prompt and a completion that meet word to word, a space is likely to be missing.
+_RUN_TOGETHER = 0.9
+_SEAMS_READ = 1000
 
 
 def read(run: Run) -> None:
@@ -106,14 +106,13 @@ def tokens(run: Run) -> None:
     rows = run.table.open("rows")
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
-        faults: dict[int, str] = {}
         texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
-        done = tokenise(run.models.chat, texts, limits, faults if data.on_bad_row == "skip" else None, _SKIP)
+        done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
         ids = pa.list_(pa.int32())
         return done._asdict() | {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
             "completion_ids": pa.array(done.completion_ids, type=ids),
-            "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
+            "fault": pa.array(done.fault, type=pa.string()),
         }
 
     conclude = partial(_count_tokens, run, rows)
@@ -165,4 +164,4 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
             f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
         )
     if len(rejected) == len(rows):
-        raise UserError(f"no row is left: {run.rejects.path} says why for every row")
+        raise UserError(f"no row is left: see {run.rejects.path} for the reasons")

@@ -27,7 +27,7 @@ class RowConstants:
     family: np.ndarray
     reward: np.ndarray
     is_train: np.ndarray
-    features: Any  # an array, or `table.FixedLists`, which reads the rows that are asked for
+    features: Any  # an array, or `table.FixedLists`, which reads rows when they are indexed
     prompt_ids: Sequence[Sequence[int]]
 
 
@@ -102,7 +102,7 @@ def estimate_values(
     """
     prompts = Prompts(rows, hidden)
     if targets == "group_loo":
-        values, report = _group_loo(rows)
+        values, report = _group_loo(prompts)
     elif targets == "recorded":
         values, report = _recorded(prompts, settings, seed)
     else:
@@ -181,19 +181,19 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     return values[prompts.of_row], report
 
 
-def _group_loo(rows: RowConstants) -> tuple[np.ndarray, dict[str, Any]]:
+def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
     """The mean reward of the OTHER completions of the prompt; the training mean where there is no other."""
+    rows, group, size = prompts.rows, prompts.of_row, len(prompts.first)
     scored = np.isfinite(rows.reward)
-    _, group = np.unique(rows.group, return_inverse=True)
-    sums = np.bincount(group[scored], rows.reward[scored], minlength=group.max() + 1)
-    counts = np.bincount(group[scored], minlength=group.max() + 1)
+    sums = np.bincount(group[scored], rows.reward[scored], minlength=size)
+    counts = np.bincount(group[scored], minlength=size)
     others = counts[group] - scored
     rest = sums[group] - np.where(scored, rows.reward, 0.0)
     alone = int(((others == 0) & scored).sum())
     if alone == scored.sum():
         raise UserError("value.targets: group_loo needs prompts with several scored completions, and none has")
     if alone:
-        log.warning("value: %d rows have no other completion of their prompt; the training mean stands in", alone)
+        log.warning("value: %d rows have no other completion of their prompt and get the training mean", alone)
     mean = float(rows.reward[scored & rows.is_train].mean())
     values = np.where(others > 0, rest / np.maximum(others, 1), mean)
     usable = scored & rows.is_train & (others > 0)
