@@ -33,11 +33,11 @@ def test_a_group_may_lack_scores_and_hold_messages(rows_file):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ({"rewards": [1]}, "'rewards' is not a list of 2 scores"),
-        ({"rewards": 1.0}, "'rewards' is not a list of 2 scores"),
-        ({"completions": "So."}, "'completions' is not a list of completions"),
-        ({"completions": []}, "'completions' is not a list of completions"),
-        ({"reward": 1.0}, "a group of completions with one 'reward': give 'rewards'"),
+        ({"rewards": [1]}, "'rewards' is not a list of 2"),
+        ({"rewards": 1.0}, "'rewards' is not a list of 2"),
+        ({"completions": "So."}, "'completions' is not a list"),
+        ({"completions": []}, "'completions' is not a list"),
+        ({"reward": 1.0}, "give 'rewards'"),
         ({"rewards": [1, "x"]}, "'reward' is str 'x', not a number"),
         ({"completions": ["a", " "]}, "'completion' is empty"),
     ],

@@ -185,7 +185,7 @@ def test_a_faulty_list_of_bad_rows_is_named(content, tmp_path, rows_file):
     ],
 )
 def test_a_row_that_is_not_of_the_helpful_and_harmless_form_is_named(fault, tmp_path, rows_file):
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: not a Helpful-and-Harmless row"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*\(prefix, suffix, reward\)"):
         read(tmp_path, rows_file([HH_ROW | fault]), format="hh")
 
 
