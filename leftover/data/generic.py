@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from leftover.data.records import LEFT_OUT, Located, Record, Row, fill_templates
+from leftover.data.records import LEFT_OUT, Located, Record, Row, cell, fill_templates
 from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _SIDES = ("chosen", "rejected")
@@ -36,9 +36,11 @@ def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Locat
         yield where, {LEFT_OUT: "whose chosen and rejected completion are the same"}
         return
     for side in _SIDES:
-        prompt, completion = rest.get(columns.prompt), row[side]
-        if isinstance(completion, list) and prompt is None:  # implicit prompt: all turns but the last
+        completion = row[side]
+        if isinstance(completion, list) and row.get(columns.prompt) is None:  # implicit prompt: all turns but the last
             prompt, completion = completion[:-1], completion[-1:]
+        else:
+            prompt = cell(row, columns.prompt)
         extra = {"is_chosen": side == "chosen", columns.reward: scores[side]}
         yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
 

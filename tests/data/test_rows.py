@@ -104,6 +104,16 @@ def test_a_column_that_every_row_lacks_is_reported_once_with_its_key_and_the_nea
     assert "data.columns.prompt" in message
 
 
+def test_a_prompt_column_that_pairs_lack_is_reported_with_the_columns_of_the_file(tmp_path, rows_file):
+    path = rows_file([{"Question": "Why?", "chosen": "So.", "rejected": "No."}] * 3)
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, path, columns={"prompt": "question"})
+    message = str(refused.value)
+    assert message.count("no column 'question'") == 1
+    assert "found: Question, chosen, rejected" in message and "did you mean 'Question'?" in message
+    assert "data.columns" in message
+
+
 def test_a_column_that_some_rows_lack_is_reported_with_their_places(tmp_path, rows_file):
     path = rows_file([*ROWS, {"prompt": "Hello"}, {"prompt": "Bye"}])
     with pytest.raises(UserError) as refused:
