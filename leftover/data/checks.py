@@ -111,7 +111,7 @@ def _score(value: object, column: str, labels: dict[str, float]) -> float | None
     """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score."""
     if value is None:
         return None
-    # A float among the values of `labels` is of a row that was written with its score, as by `leftover generate`.
+    # A float among the values of `labels` comes from a row written with its score, as by `leftover generate`.
     if labels and not (isinstance(value, float) and str(value) not in labels and value in labels.values()):
         if str(value) not in labels:
             quote = " (YAML reads yes, no, on and off as these: quote them)" if {"True", "False"} & set(labels) else ""

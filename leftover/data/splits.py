@@ -4,17 +4,14 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
 from leftover.recipe.data_section import DataSection
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +21,7 @@ _EVAL_PROMPTS_CHECKED = 2000
 _TRAIN_CHUNK = 256  # training prompts compared at a time
 
 
-def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np.ndarray]:
+def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.ndarray]:
     """Columns `group` [N] int64, `family_id` [N] int64 and `split` [N] (a name of `SPLITS`).
 
     The user's splits hold where every row has one. Otherwise families are ranked by a hash of their id and the seed,

@@ -1,15 +1,14 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
 from leftover.data.records import Row
 from leftover.data.rows import first_of
 from leftover.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Limits(NamedTuple):
@@ -66,7 +65,7 @@ def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[li
     return _encode(chat, [turn.asked for turn in turns], rows)
 
 
-def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
+def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int) -> list[int]:
     """The last `limit` tokens of a prompt; a leading beginning-of-sequence token is kept in front."""
     if len(ids) <= limit:
         return ids
@@ -76,7 +75,7 @@ def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
 
 
 def decode_completions(
-    tokenizer: "Tokenizer", completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
+    tokenizer: Tokenizer, completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
 ) -> list[str]:
     """Text of completions, without their end, special tokens and outer white space: what rewards and readers see."""
     # An end need not be a special token, which decoding would leave out.

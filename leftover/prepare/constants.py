@@ -124,7 +124,7 @@ def reference_columns(run: Run) -> None:
     def conclude(block: Dataset) -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
-        log.info("reference: %.3f nats a completion token on the first rows", -per_token)
+        log.info("reference: %.3f nats per completion token on the first rows", -per_token)
         if run.recipe.reference.source == "as_is" and per_token < _FAR_FROM_ROWS:
             log.warning(
                 "reference: the rows are far from the model as it is (%.2f nats a token); importance weights will be "

@@ -55,7 +55,7 @@ def quantile_block(run: Run) -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
-        log.info("quantile: training rows at %.2f of the reference's own rewards on average", found.mean())
+        log.info("quantile: training rows score as high as %.2f of the reference's completions", found.mean())
 
     source = run.table.open("rows", "split", "tokens", "reward")
     run.table.write_columns(

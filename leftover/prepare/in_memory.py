@@ -64,7 +64,7 @@ def prepare_evaluation(
     rows: Rows,
     name: str = "eval_dataset",
 ) -> Rows:
-    """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
+    """Evaluation rows may be prompts alone; completions, where given, serve for likelihood and log-ratio.
 
     `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
     """
