@@ -1,15 +1,14 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
 from leftover.data.records import Row
 from leftover.data.rows import first_of
 from leftover.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Limits(NamedTuple):
@@ -27,10 +26,11 @@ class Tokenised(NamedTuple):
     prompt_cut: list[bool]
     completion_long: list[bool]
     system_cut: list[bool]  # the cut prompt began with a system turn or with tools, which the cut takes first
+    fault: list[str | None]  # why the chat template cannot write the row
 
 
 def tokenise(
-    chat: Chat, rows: Sequence[Row], limits: Limits, faults: dict[int, str] | None = None, remedy: str = ""
+    chat: Chat, rows: Sequence[Row], limits: Limits, *, skip_faulty: bool = False, remedy: str = ""
 ) -> Tokenised:
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
@@ -39,45 +39,33 @@ def tokenise(
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
     both sides; apart only where a token spans the seam.
 
-    `faults` gets the faults of rows by their numbers, and such a row is not kept. Without it they are raised together
-    as UserError, with the remedy.
+    A row that the chat template cannot write is not kept; unless `skip_faulty`, such rows are raised together as
+    UserError, with the remedy.
     """
-
-    def write(row: Row) -> Turn:
-        if row["conversational"]:
-            return chat.turn(Conversation.of(row), row["completion"])
-        return Turn(row["prompt"], row["prompt"] + row["completion"])
-
-    faults, turns = _turns(rows, write, faults, remedy)
+    turns, faults = _turns(chat, rows, remedy, skip_faulty=skip_faulty)
     prompt_ids = _encode(chat, [turn.asked for turn in turns], rows)
     whole_ids = _encode(chat, [turn.whole for turn in turns], rows)
     ends = set(chat.ends)
-    out = Tokenised([], [], [], [], [], [])
+    out = Tokenised([], [], [], [], [], [], faults)
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        completion = [] if i in faults else _completion(chat, turns[i], prompt, whole, ends)
+        completion = [] if faults[i] else _completion(chat, turns[i], prompt, whole, ends)
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
         out.prompt_ids.append(cut_prompt(chat.tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
-        out.kept.append(i not in faults and (not long or limits.long_completions == "cut"))
+        out.kept.append(not faults[i] and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
         out.system_cut.append(cut and rows[i]["conversational"] and _has_system(Conversation.of(rows[i])))
     return out
 
 
-def encode_prompts(
-    chat: Chat, rows: Sequence[Row], faults: dict[int, str] | None = None, remedy: str = ""
-) -> list[list[int]]:
-    """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
-
-    def write(row: Row) -> Turn:
-        return Turn(chat.asked(Conversation.of(row)) if row["conversational"] else row["prompt"], "")
-
-    _, turns = _turns(rows, write, faults, remedy)
+def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[list[int]]:
+    """Token ids of each prompt as the model would be asked to continue it, uncut; UserError with the rows' faults."""
+    turns, _ = _turns(chat, rows, remedy, prompts_only=True)
     return _encode(chat, [turn.asked for turn in turns], rows)
 
 
-def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
+def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int) -> list[int]:
     """The last `limit` tokens of a prompt; a leading beginning-of-sequence token is kept in front."""
     if len(ids) <= limit:
         return ids
@@ -87,7 +75,7 @@ def cut_prompt(tokenizer: "Tokenizer", ids: list[int], limit: int) -> list[int]:
 
 
 def decode_completions(
-    tokenizer: "Tokenizer", completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
+    tokenizer: Tokenizer, completion_ids: Sequence[Sequence[int]], ends: Collection[int] = ()
 ) -> list[str]:
     """Text of completions, without their end, special tokens and outer white space: what rewards and readers see."""
     # An end need not be a special token, which decoding would leave out.
@@ -96,20 +84,27 @@ def decode_completions(
 
 
 def _turns(
-    rows: Sequence[Row], write: Callable[[Row], Turn], faults: dict[int, str] | None, remedy: str
-) -> tuple[dict[int, str], list[Turn]]:
-    """The faults of rows by their numbers, and all rows as text; a faulty one is empty."""
-    found, turns = {} if faults is None else faults, list[Turn]()
+    chat: Chat, rows: Sequence[Row], remedy: str, *, skip_faulty: bool = False, prompts_only: bool = False
+) -> tuple[list[Turn], list[str | None]]:
+    """All rows as text, and the faults of those that the chat template cannot write, whose text is empty."""
+
+    def write(row: Row) -> Turn:
+        if not row["conversational"]:
+            return Turn(row["prompt"], "" if prompts_only else row["prompt"] + row["completion"])
+        conversation = Conversation.of(row)
+        return Turn(chat.asked(conversation), "") if prompts_only else chat.turn(conversation, row["completion"])
+
+    turns, faults = [Turn("", "")] * len(rows), list[str | None]([None]) * len(rows)
     for i, row in enumerate(rows):
         try:
-            turns.append(write(row))
+            turns[i] = write(row)
         except ConversationFault as fault:
-            found[i] = str(fault)
-            turns.append(Turn("", ""))
-    if faults is None and found:
-        first = first_of(f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in found.items())
-        raise UserError(f"{len(found)} conversations cannot be written by the chat template; {first}\n{remedy}".strip())
-    return found, turns
+            faults[i] = str(fault)
+    found = [f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in enumerate(faults) if fault]
+    if found and not skip_faulty:
+        refusal = f"{len(found)} conversations cannot be written by the chat template; {first_of(found)}"
+        raise UserError(f"{refusal}\n{remedy}".strip())
+    return turns, faults
 
 
 def _encode(chat: Chat, texts: Sequence[str], rows: Sequence[Row]) -> list[list[int]]:

@@ -1,26 +1,29 @@
-"""The constants of a row: log pi_ref(y|x), V(x) and A(x, y). Each stage writes one block of the table."""
+"""The constants of a row: log pi_ref(y|x), V(x) and A(x, y), and the frozen reference that they come from."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from torch import Tensor
 
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.metrics import effective_sample_size
+from leftover.models.generate import generate
+from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
 from leftover.prepare.checks import needs_value, value_targets
-from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +31,100 @@ log = logging.getLogger(__name__)
 _FAR_FROM_ROWS = -3.0
 
 
+@dataclass
+class Reference:
+    """A model and its tokenizer, which `load` gives when they are first needed, and how it reads and samples."""
+
+    load: Callable[[], tuple[Any, Any]]
+    compute_dtype: str | None
+    max_new_tokens: int
+    seed: int
+    batch_size: int = 64  # of sampling
+
+    @classmethod
+    def of_run(cls, run: Run) -> "Reference":
+        recipe = run.recipe
+        return cls(
+            lambda: (run.models.reference(), run.models.tokenizer),
+            recipe.compute_dtype,
+            recipe.max_new_tokens,
+            recipe.seed,
+            recipe.evaluate.batch_size,
+        )
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        return self.load()
+
+    def read(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        features: bool = False,
+        description: str | None = None,
+    ) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """log pi_ref of every completion token, [T_i] a row, and the pooled features of every prompt, [N, 2 H]."""
+        rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        return reference_pass(
+            *self._loaded, rows, features=features, compute_dtype=self.compute_dtype, description=description
+        )
+
+    def hidden(self, prompt_ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+        """(i, last hidden states [L_i, H]) of every prompt, in any order."""
+        return prompt_hidden(*self._loaded, prompt_ids, compute_dtype=self.compute_dtype)
+
+    def sampled_rewards(
+        self,
+        rows: Dataset | dict[str, Any],
+        chosen: np.ndarray,
+        reward_func: Callable,
+        settings: ValueSection,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """Rewards of the reference's own completions of the chosen rows' prompts, [n, samples a prompt].
+
+        rows: columns `prompt`, `conversational` and `prompt_ids`.
+        """
+        prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
+        prompts = [as_prompt(rows["prompt"][int(i)], rows["conversational"][int(i)]) for i in chosen]
+        repeats = settings.num_samples
+        rewards = np.empty((len(chosen), repeats))
+        for repeat in range(repeats):
+            _, texts = generate(
+                *self._loaded,
+                prompt_ids,
+                max_new_tokens=self.max_new_tokens,
+                sample=settings.decoding == "sample",
+                batch_size=self.batch_size,
+                seed=(self.seed if seed is None else seed) + repeat,
+                description=f"reference samples {repeat + 1}/{repeats}",
+            )
+            rewards[:, repeat] = reward_func(prompts, texts)
+        return rewards
+
+
 def reference_columns(run: Run) -> None:
     """Block `reference`: log-probabilities of completion tokens and pooled prompt features, in one pass."""
     key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
     reference, description = Reference.of_run(run), "reference log-probabilities"
 
-    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
-        rows = list(shard)
-        where = np.flatnonzero([row["kept"] for row in rows])
-        logprobs, features = reference.read([rows[i] for i in where], features=True, description=description)
+    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
+        where = np.flatnonzero(equals(shard, "kept", True))
+        ids = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids"))
+        logprobs, features = reference.read(*ids, features=True, description=description)
         assert features is not None
-        all_features = np.full((len(rows), features.shape[1]), np.nan, np.float32)
+        all_features = np.full((len(shard), features.shape[1]), np.nan, np.float32)
         all_features[where] = features
-        by_row: list[Any] = [[]] * len(rows)
+        by_row: list[Any] = [[]] * len(shard)
         for i, values in zip(where, logprobs, strict=True):
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
 
-    def conclude(block: "Dataset") -> None:
+    def conclude(block: Dataset) -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
-        log.info("reference: %.3f nats a completion token on the first rows", -per_token)
+        log.info("reference: %.3f nats per completion token on the first rows", -per_token)
         if run.recipe.reference.source == "as_is" and per_token < _FAR_FROM_ROWS:
             log.warning(
                 "reference: the rows are far from the model as it is (%.2f nats a token); importance weights will be "
@@ -61,7 +137,7 @@ def reference_columns(run: Run) -> None:
 
 
 def value(run: Run) -> None:
-    """Block `value`: V(x), and beside it A = R - V, where a policy of the recipe uses them."""
+    """Block `value`: V(x) and A = R - V, where a policy of the recipe uses them."""
     if not needs_value(run.recipe):
         if run.table.has("value"):  # of an earlier recipe of this folder
             run.note(value=None, leftover=None)
@@ -103,7 +179,7 @@ def value(run: Run) -> None:
 
 def values_and_advantages(
     constants: RowConstants,
-    rows: "Dataset | dict[str, Any]",
+    rows: Dataset | dict[str, Any],
     reference: Reference,
     settings: ValueSection,
     targets: str,
@@ -120,12 +196,7 @@ def values_and_advantages(
         return reference.sampled_rewards(rows, chosen, reward_func, settings).mean(1)
 
     values, report = estimate_values(
-        constants,
-        settings,
-        targets,
-        seed=reference.seed,
-        hidden=reference.hidden,
-        sample_rewards=sample_rewards,
+        constants, settings, targets, seed=reference.seed, hidden=reference.hidden, sample_rewards=sample_rewards
     )
     reward = torch.from_numpy(constants.reward.copy())
     return values, advantage(reward, torch.from_numpy(values)).numpy(), report
@@ -135,7 +206,7 @@ def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:
     """How many training rows are left over, how large their advantages are, how evenly they carry the run."""
     scored = advantages[np.isfinite(advantages)]
     positive = scored[leftover_mask(torch.from_numpy(scored)).numpy()]
-    quantiles = [float(q) for q in np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])] if len(scored) else []
+    quantiles = np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist() if len(scored) else []
     ess = effective_sample_size(positive)
     if len(positive) and ess < 0.1 * len(positive):
         log.warning("leftover: few rows carry the run (effective sample size %.0f of %d)", ess, len(positive))

@@ -7,21 +7,19 @@ mismatched_*: a completion of another prompt, and its log-probability under the 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
 from leftover.errors import UserError
+from leftover.prepare.constants import Reference
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
-from leftover.prepare.reference import Reference
 from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -42,28 +40,22 @@ def quantile_block(run: Run) -> None:
         "seed": run.seed,
     }
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
         if chosen.any():
-            rewards[chosen], quantile[chosen] = reward_quantiles(
-                reference,
-                shard.select(np.flatnonzero(chosen)),
-                column(shard, "group")[chosen],
-                column(shard, "reward")[chosen],
-                run.reward,
-                samples=samples,
-                # The number of the shard, so that a shard that is computed again gets the same samples.
-                seed=run.seed + samples * _shard_number(scratch),
-            )
+            # The number of the shard, so that a shard that is computed again gets the same samples.
+            seed = run.seed + samples * _shard_number(scratch)
+            rows = shard.select(np.flatnonzero(chosen))
+            rewards[chosen], quantile[chosen] = reward_quantiles(reference, rows, run.reward, samples, seed)
         return {"reference_rewards": rewards, "reward_quantile": quantile}
 
-    def conclude(block: "Dataset") -> None:
+    def conclude(block: Dataset) -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
-        log.info("quantile: training rows at %.2f of the reference's own rewards on average", found.mean())
+        log.info("quantile: training rows score as high as %.2f of the reference's completions", found.mean())
 
     source = run.table.open("rows", "split", "tokens", "reward")
     run.table.write_columns(
@@ -72,37 +64,28 @@ def quantile_block(run: Run) -> None:
 
 
 def reward_quantiles(
-    reference: Reference,
-    rows: "Dataset | dict[str, Any]",
-    group: np.ndarray,
-    reward: np.ndarray,
-    reward_func: Callable,
-    *,
-    samples: int,
-    seed: int,
+    reference: Reference, rows: Dataset | dict[str, Any], reward_func: Callable, samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of completions sampled from the reference, [N, samples], and the share of them <= the row's, [N].
 
-    Rows of one prompt (`group`) share the samples. `rows` has `prompt`, `conversational` and `prompt_ids`.
+    Rows of one prompt share the samples. `rows` has `group`, `reward`, `prompt`, `conversational` and `prompt_ids`.
     """
-    _, first, of_row = np.unique(group, return_index=True, return_inverse=True)
+    _, first, of_row = np.unique(rows["group"], return_index=True, return_inverse=True)
     settings = ValueSection(samples_per_prompt=samples)
     sampled = reference.sampled_rewards(rows, first, reward_func, settings, seed)[of_row]
-    return sampled, (sampled <= reward[:, None]).mean(1)
+    return sampled, (sampled <= np.array(rows["reward"])[:, None]).mean(1)
 
 
 def mismatched_block(run: Run) -> None:
     """Block `mismatched`: `mismatched_ids` and `mismatched_reference_logprob` of the training rows."""
-    key = {
-        "from": {name: run.table.digest(name) for name in ("tokens", "split")},
-        "seed": run.seed,
-    } | logprobs_key(run)
+    key = {"from": {name: run.table.digest(name) for name in ("tokens", "split")}, "seed": run.seed}
+    key |= logprobs_key(run)
     source, reference = run.table.open("split", "tokens"), Reference.of_run(run)
     training = np.flatnonzero(training_mask(source))
     partner = np.full(len(source), -1)
     partner[training] = training[mismatch(column(source, "group")[training], run.seed)]
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         start = SHARD_ROWS * _shard_number(scratch)
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)
@@ -113,19 +96,14 @@ def mismatched_block(run: Run) -> None:
             logprob[chosen] = mismatched_logprobs(reference, shard.select(chosen)["prompt_ids"][:], completions)
             for i, completion in zip(chosen, completions, strict=True):
                 ids[i] = completion
-        return {
-            "mismatched_ids": pa.array(ids, type=pa.list_(pa.int32())),
-            "mismatched_reference_logprob": logprob,
-        }
+        ids_column = pa.array(ids, type=pa.list_(pa.int32()))
+        return {"mismatched_ids": ids_column, "mismatched_reference_logprob": logprob}
 
     run.table.write_columns("mismatched", key, source, compute, description="mismatched log-probabilities")
 
 
 def mismatch(group: np.ndarray, seed: int) -> np.ndarray:
-    """[N] int: for every row a row of another prompt, each prompt's rows spread over the others, random by `seed`.
-
-    Raises UserError where all rows share one prompt.
-    """
+    """[N] int: for every row a row of another prompt, each prompt's rows spread over the others, random by `seed`."""
     if len(group) == 0:
         return np.empty(0, np.int64)
     _, member_of, sizes = np.unique(group, return_inverse=True, return_counts=True)
@@ -148,8 +126,7 @@ def mismatched_logprobs(
     reference: Reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """log pi_ref of every completion after the prompt in its place, [N]: the sum over its tokens."""
-    pairs = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    logprobs, _ = reference.read(pairs, description="mismatched log-probabilities")
+    logprobs, _ = reference.read(prompt_ids, completion_ids, description="mismatched log-probabilities")
     return np.array([float(lp.sum()) for lp in logprobs])
 
 
@@ -157,15 +134,13 @@ def add_extras(
     table: dict[str, Any], needs: frozenset[str], reference: Reference, samples: int, reward_func: Callable | None
 ) -> None:
     """For rows without a recipe: add the columns of these blocks that `needs` names to `table`."""
-    group, seed = np.array(table["group"]), reference.seed
+    seed = reference.seed
     if "reward_quantile" in needs:
         assert reward_func is not None
-        _, quantile = reward_quantiles(
-            reference, table, group, table["reward"], reward_func, samples=samples, seed=seed
-        )
+        _, quantile = reward_quantiles(reference, table, reward_func, samples, seed)
         table["reward_quantile"] = np.where(np.isfinite(table["reward"]), quantile, np.nan)
     if "mismatched_logratio" in needs:
-        table["mismatched_ids"] = [table["completion_ids"][i] for i in mismatch(group, seed)]
+        table["mismatched_ids"] = [table["completion_ids"][i] for i in mismatch(table["group"], seed)]
         table["mismatched_reference_logprob"] = mismatched_logprobs(
             reference, table["prompt_ids"], table["mismatched_ids"]
         )

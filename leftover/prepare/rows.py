@@ -2,13 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
@@ -23,10 +24,12 @@ from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 log = logging.getLogger(__name__)
+
+_SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
+# Where more of the first rows have a prompt and a completion that meet word to word, a space is likely to be missing.
+_RUN_TOGETHER = 0.9
+_SEAMS_READ = 1000
 
 
 def read(run: Run) -> None:
@@ -41,11 +44,9 @@ def read(run: Run) -> None:
 
     if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
         log.info(
-            "rows: %d read, %d rejected, %d repeat an earlier row, %d without a recorded score",
-            stats["read"],
-            stats["rejected"],
-            stats["duplicates"],
-            stats["without_reward"],
+            "rows: %(read)d read, %(rejected)d rejected, %(duplicates)d repeat an earlier row, %(without_reward)d "
+            "without a recorded score",
+            stats,
         )
         for reason, count in stats["left_out"].items():
             log.info("rows: %d dropped %s", count, reason)
@@ -61,11 +62,8 @@ def row_settings(data: DataSection) -> dict[str, Any]:
 def split(run: Run) -> None:
     """Block `split`: group, family and split of every row."""
     data = run.recipe.data
-    key = {
-        "from": {"rows": run.table.digest("rows")},
-        "sizes": [data.validation_size, data.test_size],
-        "seed": run.seed,
-    }
+    sizes = [data.validation_size, data.test_size]
+    key = {"from": {"rows": run.table.digest("rows")}, "sizes": sizes, "seed": run.seed}
     rows = run.table.open("rows")
 
     def compute() -> dict[str, Any]:
@@ -104,60 +102,49 @@ def tokens(run: Run) -> None:
     fit_tokenizer(run)
     data = run.recipe.data
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    key = {
-        "from": {"rows": run.table.digest("rows")},
-        "tokenizer": tokenizer_key(run),
-        "limits": list(limits),
-    }
+    key = {"from": {"rows": run.table.digest("rows")}, "tokenizer": tokenizer_key(run), "limits": list(limits)}
     rows = run.table.open("rows")
 
-    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
-        faults: dict[int, str] = {}
+    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
         texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
-        done = tokenise(run.models.chat, texts, limits, faults if data.on_bad_row == "skip" else None, _SKIP)
+        done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
         ids = pa.list_(pa.int32())
-        return {
+        return done._asdict() | {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
             "completion_ids": pa.array(done.completion_ids, type=ids),
-            "kept": done.kept,
-            "prompt_cut": done.prompt_cut,
-            "completion_long": done.completion_long,
-            "system_cut": done.system_cut,
-            "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
+            "fault": pa.array(done.fault, type=pa.string()),
         }
 
-    written = run.table.write_columns(
-        "tokens", key, rows, compute, description="tokenise", conclude=partial(_count_tokens, run, rows)
-    )
-    if written and _run_together(rows.select(range(min(len(rows), _SEAMS_READ)))):
+    conclude = partial(_count_tokens, run, rows)
+    if not run.table.write_columns("tokens", key, rows, compute, description="tokenise", conclude=conclude):
+        return
+    plain = [row for row in rows.select(range(min(len(rows), _SEAMS_READ))) if not row["conversational"]]
+    met = sum(bool(row["prompt"][-1:].strip()) and row["completion"][:1].isalnum() for row in plain)
+    if plain and met > _RUN_TOGETHER * len(plain):
         log.warning(
             "tokens: prompts and completions meet without a space between them; where there should be one, set "
             'data.columns.completion: " {your_column}"'
         )
-    if written and equals(rows, "conversational", True).any():
+    if equals(rows, "conversational", True).any():
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
 
 
-_SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
-
-
-def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:
+def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
     """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
     data = run.recipe.data
-    counts = {name: int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut")}
-    long, cut, systems = counts.values()
+    long, cut, systems = (int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut"))
     dropped = long if data.long_completions == "drop" else 0
     rejected = np.flatnonzero(equals(block, "kept", False))
     faulty = len(rejected) - dropped
     run.rejects.start("tokens")
     for i in rejected:
         row = rows[int(i)]
-        long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
-        reason = block[int(i)]["fault"] or long_reason
+        reason = block[int(i)]["fault"]
+        reason = reason or f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
         run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
-    some = {"system_turns_cut": systems, "rows_refused": faulty}
     facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
-    run.note(tokens=facts | {name: count for name, count in some.items() if count})
+    rare = {"system_turns_cut": systems, "rows_refused": faulty}
+    run.note(tokens=facts | {name: count for name, count in rare.items() if count})
     log.info(
         "tokens: %d prompts cut on the left, %d completions too long (%s)",
         cut,
@@ -177,15 +164,4 @@ def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:
             f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
         )
     if len(rejected) == len(rows):
-        raise UserError(f"no row is left: {run.rejects.path} says why for every row")
-
-
-_SEAMS_READ = 1000  # rows whose prompt and completion are looked at
-_RUN_TOGETHER = 0.9
-
-
-def _run_together(rows: Iterable[dict[str, Any]]) -> bool:
-    """Whether nearly all texts meet word to word, as cells of a table do that were not written to be joined."""
-    plain = [row for row in rows if not row["conversational"]]
-    met = [row["prompt"][-1:].strip() and row["completion"][:1].isalnum() for row in plain]
-    return len(met) > 0 and sum(map(bool, met)) > _RUN_TOGETHER * len(met)
+        raise UserError(f"no row is left: see {run.rejects.path} for the reasons")

@@ -4,9 +4,10 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.data.rows import as_prompt
 from leftover.monitoring.terminal import progress_bar
@@ -21,14 +22,11 @@ from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
 from leftover.store.table import column, equals
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 log = logging.getLogger(__name__)
 
 STATE = "reward_state.json"
-# Rows between two saves of a component's scores: what a killed run scores again is less than this. A reward that asks
-# for a batch at a time says how many rows that is: its attribute `batch_rows`.
+# Rows between two saves of a component's scores, and so the most that a killed run scores again. A reward may set
+# another number in its attribute `batch_rows`.
 BATCH_ROWS = 256
 
 
@@ -73,25 +71,23 @@ def score_component(run: Run, name: str) -> None:
     if learner(reward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         if isinstance(reward, ColumnReward):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
-        done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)
-        if scratch.is_file():  # a killed write may have left a part of a number
-            done.tofile(scratch)
-        with progress_bar(len(shard), f"score {name}", "row") as bar:
+        scratch.touch()
+        done = np.fromfile(scratch, np.float64)
+        done.tofile(scratch)  # a killed write may have left a part of a number
+        with progress_bar(len(shard), f"score {name}", "row") as bar, scratch.open("ab") as file:
             bar.update(len(done))
             for start in range(len(done), len(shard), batch_rows):
                 part = shard[start : start + batch_rows]
                 prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
                 scores = reward(prompts, part["completion"])
                 check_finite(f"reward function '{name}'", scores, part["where"])
-                new = as_array(scores)
-                with scratch.open("ab") as file:
-                    file.write(new.tobytes())
-                done = np.concatenate([done, new])
-                bar.update(len(new))
-        return {f"reward/{name}": done}
+                file.write(as_array(scores).tobytes())
+                file.flush()
+                bar.update(len(scores))
+        return {f"reward/{name}": np.fromfile(scratch, np.float64)}
 
     run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
 

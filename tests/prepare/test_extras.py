@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from leftover import pipeline
-from leftover.prepare.reference import Reference
+from leftover.prepare.constants import Reference
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 

@@ -20,8 +20,8 @@ from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
 from leftover.pipeline import run
+from leftover.prepare.constants import Reference
 from leftover.prepare.extras import mismatch, mismatched_logprobs
-from leftover.prepare.reference import Reference
 from leftover.recipe.files import make_recipe
 from leftover.recipe.needs import needs_of
 from leftover.runs.claim import open_run

@@ -1,6 +1,7 @@
 """The paper's value head: attention pooling with a learned query over the hidden states of the prompt."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def fit_head(
         nn.init.constant_(head.output.bias, float(targets[~held_out].mean()))
         optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate)
         train, rest = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        best, best_error, best_epoch = _state(head), _error(head, hidden, targets, rest), 0
+        best, best_error, best_epoch = deepcopy(head.state_dict()), _error(head, hidden, targets, rest), 0
         for epoch in range(1, epochs + 1):
             order = train[torch.randperm(len(train)).numpy()]
             for start in range(0, len(order), _BATCH):
@@ -87,7 +88,7 @@ def fit_head(
                 optimizer.step()
             error = _error(head, hidden, targets, rest)
             if error < best_error:
-                best, best_error, best_epoch = _state(head), error, epoch
+                best, best_error, best_epoch = deepcopy(head.state_dict()), error, epoch
             elif epoch - best_epoch >= patience:
                 break
     head.load_state_dict(best)
@@ -97,11 +98,8 @@ def fit_head(
 @torch.inference_mode()
 def predict_head(head: ValueHead, hidden: Sequence[Tensor]) -> np.ndarray:
     """V of every prompt, [N] float64."""
-    parts = [
-        head(*_stack(hidden[start : start + _BATCH])).numpy().astype(np.float64)
-        for start in range(0, len(hidden), _BATCH)
-    ]
-    return np.concatenate(parts)
+    parts = [head(*_stack(hidden[start : start + _BATCH])) for start in range(0, len(hidden), _BATCH)]
+    return torch.cat(parts).numpy().astype(np.float64)
 
 
 def _stack(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -111,7 +109,3 @@ def _stack(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _error(head: ValueHead, hidden: Sequence[Tensor], targets: np.ndarray, rows: np.ndarray) -> float:
     return float(np.square(predict_head(head, [hidden[i] for i in rows]) - targets[rows]).mean())
-
-
-def _state(head: ValueHead) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in head.state_dict().items()}

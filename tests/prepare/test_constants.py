@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM
 
-from leftover.prepare.reference import Reference
+from leftover.prepare.constants import Reference
 from leftover.recipe.sections import ValueSection
 from tests.conftest import scored_rows
 
@@ -32,7 +32,7 @@ def sampled(path: str, tokenizer: Any, seed: int, samples: int, **settings: Any)
     assert not loads, "nothing is loaded before it is needed"
     section = ValueSection(samples_per_prompt=samples, **settings)
     rewards = reference.sampled_rewards(table, np.array([4, 1]), score, section)
-    reference.read([{"prompt_ids": [1], "completion_ids": [2]}])
+    reference.read([[1]], [[2]])
     assert loads == [path], "and once"
     return rewards, texts
 
