@@ -67,17 +67,23 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
+def head_sees_only(model: Any, positions: Tensor) -> Iterator[dict[str, Tensor]]:
     """Inside, the model's head gets only the hidden states at `positions` of [B L]: logits [1, N, V].
 
-    The model's own forward runs around it, so that what it does to logits (soft caps, scales) and its wrappers (PEFT,
-    DDP, FSDP) stay in force.
+    Of the last forward these are `captured["hidden"]` [1, N, H]. The model's own forward runs around it, so that what
+    it does to logits (soft caps, scales) and its wrappers (PEFT, DDP, FSDP) stay in force.
     """
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
-    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),)):
-        yield
+    captured: dict[str, Tensor] = {}
+
+    def gather(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        captured["hidden"] = inputs[0].flatten(0, 1)[positions].unsqueeze(0)
+        return captured["hidden"]
+
+    with head.register_forward_pre_hook(gather):
+        yield captured
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -157,8 +157,4 @@ def _loaded(
         tokenizer = load_tokenizer(path)
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, peft_config)
-    return model, tokenizer
+    return model if peft_config is None else get_peft_model(model, peft_config), tokenizer

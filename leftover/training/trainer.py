@@ -63,8 +63,13 @@ class LoLTrainer(TrainsAlong):
             selected, weights, self.selection_facts = selection(self.args, columns)
             self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
             self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
+            self.trained_tokens = int(columns["length"][self.draw_order.indices].sum())
             check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
         self.extras = Extras(self, needs | self.objective.optional if self.train_dataset is not None else ())
+
+    def facts(self) -> dict[str, int]:
+        """Tokens of the rows of the whole run, without padding, and what the selection dropped."""
+        return {"trained_tokens": self.trained_tokens, **self.selection_facts}
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; at its end the batches of the last step are freed."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, Rows
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs
 from leftover.training.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
-from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
+from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, unique_prompts
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
@@ -38,17 +39,6 @@ class Progress:
     rollout_tokens: int = 0
     rollout_seconds: float = 0.0  # generating, scoring and judging them
     trained_tokens: int = 0
-
-    def save(self, checkpoint: Path, value_head: nn.Module) -> None:
-        """Write them, and the value head, beside the policy of a checkpoint."""
-        save_file(value_head.state_dict(), checkpoint / _HEAD_FILE)
-        write_json(checkpoint / _PROGRESS_FILE, asdict(self))
-
-    @staticmethod
-    def load(checkpoint: Path, value_head: nn.Module) -> "Progress":
-        """What `save` wrote; the value head is filled."""
-        value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
-        return Progress(**read_json(checkpoint / _PROGRESS_FILE))
 
 
 class PPOTrainer(PolicyTrainer):
@@ -108,7 +98,7 @@ class PPOTrainer(PolicyTrainer):
         started, args, rank = time.perf_counter(), self.args, self.args.process_index
         rows = [self.prompts[i] for i in self.order[number][rank :: args.world_size]]
         policy, progress = self.accelerator.unwrap_model(self.model), self.progress
-        seed = rollout_seed(args.seed, number, rank)
+        seed = int(np.random.SeedSequence([args.seed, number, rank]).generate_state(1)[0])
         rollouts = complete(policy, self.reference, self.processing_class, rows, self.reward_func, args, seed)
         rewards = shaped_rewards(rollouts, args, progress.kl_coef, self._summed)
         if self.state.global_step == 0:
@@ -195,11 +185,14 @@ class PPOTrainer(PolicyTrainer):
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            self.progress.save(folder, self.value_head)
+            save_file(self.value_head.state_dict(), folder / _HEAD_FILE)
+            write_json(folder / _PROGRESS_FILE, asdict(self.progress))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.progress = Progress.load(Path(resume_from_checkpoint), self.value_head)
+        checkpoint = Path(resume_from_checkpoint)
+        self.value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
+        self.progress = Progress(**read_json(checkpoint / _PROGRESS_FILE))
         self.sums.num_tokens = self.progress.trained_tokens
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
