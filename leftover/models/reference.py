@@ -121,6 +121,7 @@ def prompt_hidden(
     compute_dtype: str | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of similar length."""
+    model.eval()  # the frozen reference stays so
     with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device:
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)

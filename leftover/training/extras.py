@@ -25,7 +25,7 @@ class Provider:
 
     columns: tuple[str, ...] = ()  # of the training rows
     module: nn.Module | None = None  # trained along
-    learning_rate: float | None = None  # of the module; None: the policy's
+    learning_rate: float  # of the module
 
     def __init__(self, trainer: "TrainsAlong", name: str):
         self.trainer, self.name = trainer, name
@@ -140,38 +140,29 @@ def row_columns(names: Iterable[str]) -> list[str]:
     return [name for extra in sorted(set(names) & PROVIDERS.keys()) for name in PROVIDERS[extra].columns]
 
 
-class Extras:
-    """All extras of a run: `extras(model, inputs, batch)` is the batch with them."""
-
-    def __init__(self, trainer: "TrainsAlong", names: Iterable[str]):
-        self.providers = {name: PROVIDERS[name](trainer, name) for name in sorted(set(names) & PROVIDERS.keys())}
-
-    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
-        found = {name: provider(model, inputs, batch) for name, provider in self.providers.items()}
-        return batch._replace(extras=found)
-
-    @property
-    def modules(self) -> nn.ModuleDict:
-        """What is trained along, by the extra's name."""
-        return nn.ModuleDict({name: p.module for name, p in self.providers.items() if p.module is not None})
-
-
 class TrainsAlong(PolicyTrainer):
     """A trainer with extras: their modules are in its optimizer, its checkpoints and its resume."""
 
-    extras: Extras
+    providers: dict[str, Provider]
     settings: Any  # the objective's own
     step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
+
+    def with_extras(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
+        return batch._replace(extras={name: give(model, inputs, batch) for name, give in self.providers.items()})
+
+    @property
+    def trained_along(self) -> nn.ModuleDict:
+        """The modules that are trained along, by the extra's name."""
+        return nn.ModuleDict({name: p.module for name, p in self.providers.items() if p.module is not None})
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for provider in self.extras.providers.values():
+        for provider in self.providers.values():
             if provider.module is None or id(next(provider.module.parameters())) in known:
                 continue
             parameters = list(provider.module.parameters())
-            rate = {} if provider.learning_rate is None else {"lr": provider.learning_rate}
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, **rate})
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": provider.learning_rate})
             # The Trainer averages over processes, and clears, the gradients of the policy alone.
             optimizer.register_step_pre_hook(lambda *_, p=parameters: self._average(p))
             optimizer.register_step_post_hook(lambda *_, m=provider.module: m.zero_grad())
@@ -184,10 +175,10 @@ class TrainsAlong(PolicyTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.extras.modules and self.args.should_save:
-            save_file(self.extras.modules.state_dict(), Path(output_dir) / _FILE)
+        if self.trained_along and self.args.should_save:
+            save_file(self.trained_along.state_dict(), Path(output_dir) / _FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.extras.modules:
-            self.extras.modules.load_state_dict(load_file(Path(checkpoint) / _FILE))
+        if checkpoint is not None and self.trained_along:
+            self.trained_along.load_state_dict(load_file(Path(checkpoint) / _FILE))
