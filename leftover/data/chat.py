@@ -35,7 +35,7 @@ class ConversationFault(ValueError):
 
 
 class Conversation(NamedTuple):
-    """Messages that ask for a completion, and what the template gets beside them."""
+    """Messages that ask for a completion, and what the template gets with them."""
 
     messages: Messages
     tools: Tools | None = None
@@ -96,9 +96,8 @@ class Chat:
 
     def asked(self, conversation: Conversation) -> str:
         """The prompt as the model is asked to continue it; one that ends in an assistant's turn continues that turn."""
-        return self._render(
-            conversation, **{"continue_final_message" if conversation.continues else "add_generation_prompt": True}
-        )
+        option = "continue_final_message" if conversation.continues else "add_generation_prompt"
+        return self._render(conversation, **{option: True})
 
     def turn(self, conversation: Conversation, completion: str) -> Turn:
         """The prompt, and the whole conversation up to the end of the completion's turn.
@@ -116,7 +115,8 @@ class Chat:
             )
         closing = self._closing(conversation)
         body = whole.removesuffix(closing)
-        if not whole.endswith(closing) or not _squash(body).endswith(_squash(completion)):
+        # Templates set white space as they like.
+        if not whole.endswith(closing) or not "".join(body.split()).endswith("".join(completion.split())):
             raise ConversationFault(
                 f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that "
                 "another text is trained on than scored; take out of the completion what the template drops (often "
@@ -234,11 +234,6 @@ class Chat:
         except ConversationFault:
             return True
         return False
-
-
-def _squash(text: str) -> str:
-    """The text without white space, which templates set as they like."""
-    return "".join(text.split())
 
 
 def readable(row: Row, between: str = " ", *, tools: bool = False) -> str:

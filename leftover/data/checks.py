@@ -9,20 +9,25 @@ from leftover.data.records import FAULT, Row, cell
 from leftover.recipe.data_section import DataSection
 
 SPLITS = ("train", "validation", "test")
-# Other names in use, those of three letters in ATOMIC's files.
-_SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
-_SPLIT_NAMES |= {"trn": "train", "tst": "test"}
-_REMEDY = "; name yours in data.columns, or in data.table.names those of a table without a header line"
+# ATOMIC's files have names of three letters.
+_SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
+_SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Parts of an assistant's message that a template would write beside its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
-def check_row(raw: Row, data: DataSection) -> Row:
-    """The row of the table, without its place. Raises ValueError that names the column at fault."""
+def check_row(raw: Row, data: DataSection, of_recipe: bool = True) -> Row:
+    """The row of the table, without its place. Raises ValueError that names the column at fault.
+
+    `of_recipe`: whether the user can name the columns in a recipe.
+    """
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns
-    prompt, completion = (cell(raw, column, remedy=_REMEDY) for column in (columns.prompt, columns.completion))
+    prompt, completion = (
+        cell(raw, getattr(columns, key), remedy=f"; name yours in data.columns.{key}" if of_recipe else "")
+        for key in ("prompt", "completion")
+    )
     text = _text(prompt, columns.prompt)
     family, source, is_chosen = raw.get(columns.family), raw.get(columns.source), raw.get("is_chosen")
     if not isinstance(is_chosen, (bool, NoneType)):
@@ -133,9 +138,10 @@ def _split(raw: Row, data: DataSection) -> str | None:
         if source not in data.source_splits:
             raise ValueError(f"the source {source!r} is not one of data.source_splits: {', '.join(data.source_splits)}")
         return data.source_splits[source]
-    value = raw.get(data.columns.split) if data.columns.split else None
-    names = _SPLIT_NAMES | data.split_names
-    if value is not None and str(value) not in names:
+    column, names = data.columns.split, _SPLIT_NAMES | data.split_names
+    if column is None or (value := raw.get(column)) is None:
+        return None
+    if str(value) not in names:
         known = ", ".join(SPLITS)
-        raise ValueError(f"'{data.columns.split}' is {value!r:.40}; use one of {known}, or map it in data.split_names")
-    return None if value is None else names[str(value)]
+        raise ValueError(f"'{column}' is {value!r:.40}; use one of {known}, or map it in data.split_names")
+    return names[str(value)]

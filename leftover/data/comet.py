@@ -12,10 +12,7 @@ _SCORES = ("p_valid_model", "label", "valid")
 
 
 def comet_row(record: Record, data: DataSection) -> Row:
-    """One triple as one row: head and relation are the prompt, the tail the completion, the head the family.
-
-    Raises ValueError for an empty head or relation, and for an empty tail where that is a fault.
-    """
+    """One triple as one row: head and relation are the prompt, the tail the completion, the head the family."""
     settings, columns = data.comet, data.columns
     triple = {name: text_of(record.row, name) for name in HEADER}
     empty = [name for name in HEADER if not triple[name]]

@@ -24,10 +24,7 @@ class Reply(NamedTuple):
 
 
 def expand_dialogue(record: Record, data: DataSection) -> Iterator[Located]:
-    """The rows of a conversation, or of one reply with its history. The conversation is the family.
-
-    Raises ValueError for a record of no known form.
-    """
+    """The rows of a conversation, or of one reply with its history. The conversation is the family."""
     settings, columns = data.dialogue, data.columns
     form = next((replies for name, replies in _FORMS.items() if name in record.row), None)
     if form is None:

@@ -1,9 +1,10 @@
-"""Readers of files (JSON, CSV, TSV, Parquet, the Hub) -> (where, record), a record as its file has it."""
+"""Readers of files (JSON, CSV, TSV, Parquet, the Hub, plain text) -> (where, record), a record as its file has it."""
 
 import csv
 import gzip
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Columns of numbers or truth values.
 _SCORES = {"chosen_score", "chosen_reward", "rejected_score", "rejected_reward", "is_chosen"}
+_SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
 
 class Source(NamedTuple):
@@ -191,3 +193,36 @@ def read_hub(source: Source, data: DataSection) -> Iterator[Located]:
             yield f"{named} row {number}", row
     except Exception as error:  # datasets raises a different type for every cause
         raise UserError(f"{named}: cannot be read as hub: {one_line(error)}") from error
+
+
+def read_documents(source: Source, data: DataSection) -> Iterator[Located]:
+    """Plain text cut into prompts of a few sentences and the sentences that follow; a document is a family."""
+    settings, columns = data.documents, data.columns
+    needed = settings.prompt_sentences + settings.completion_sentences
+    for number, document in enumerate(_documents(source.path, settings.separator), start=1):
+        sentences = split_sentences(document)
+        for start in range(0, len(sentences) - needed + 1, settings.stride or needed):
+            middle = start + settings.prompt_sentences
+            row = {
+                columns.prompt: " ".join(sentences[start:middle]),
+                columns.completion: " " + " ".join(sentences[middle : start + needed]),
+                columns.family: f"{Path(source.path).name}#{number}",
+            }
+            yield f"{source.path} document {number}", row
+
+
+def _documents(path: str, separator: str) -> Iterator[str]:
+    lines: list[str] = []
+    for _, line in read_lines(path):
+        if line.strip() == separator:
+            yield "".join(lines)
+            lines = []
+        else:
+            lines.append(line)
+    yield "".join(lines)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of plain English text; closing quotes stay with the sentence they close."""
+    flat = " ".join(text.split())
+    return [s for s in _SENTENCE_END.sub(lambda m: m.group(1) + "\n", flat).split("\n") if s]

@@ -1,13 +1,12 @@
 """From `data` of a recipe to rows: which file is read how, and which layout makes rows of its records."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from leftover.data.comet import HEADER, comet_row
 from leftover.data.dialogue import expand_dialogue
-from leftover.data.documents import read_documents
-from leftover.data.files import Source, read_hub, read_json, read_jsonl, read_parquet, read_table
+from leftover.data.files import Source, read_documents, read_hub, read_json, read_jsonl, read_parquet, read_table
 from leftover.data.generic import expand_record
 from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
@@ -24,7 +23,8 @@ _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "hub": read_hub,
     "documents": read_documents,
 }
-# Published layouts, over any kind of file; with all other formats rows are in the user's own columns.
+# Published layouts, over any kind of file; with all other formats rows are in the user's own columns. They raise
+# ValueError for a faulty record.
 _ONE_ROW = {"comet": comet_row, "reddit": reddit_row}
 _SEVERAL_ROWS = {"hh": expand_hh, "dialogue": expand_dialogue}
 _ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
@@ -78,7 +78,8 @@ def list_sources(data: DataSection) -> list[Source]:
     kinds = {path: _kind(path, data.format) for path in data.paths}
     files = _distinct_names([path for path, kind in kinds.items() if kind != "hub"])
     hub = [path for path in kinds if path not in files]
-    subsets = list(itertools.product(hub, [data.hub_config], _listed(data.hub_data_dir), _listed(data.hub_split)))
+    folders, splits = (v if isinstance(v, list) else [v] for v in (data.hub_data_dir, data.hub_split))
+    subsets = list(itertools.product(hub, [data.hub_config], folders, splits))
     telling = [i for i in range(4) if len({subset[i] for subset in subsets}) > 1] or [0]
     header = HEADER if data.format == "comet" else ()
     sources: list[Source] = []
@@ -88,10 +89,6 @@ def list_sources(data: DataSection) -> list[Source]:
         for subset in (subset for subset in subsets if subset[0] == path):
             sources.append(Source(path, "hub", "/".join(str(subset[i]) for i in telling), *subset[1:]))
     return sources
-
-
-def _listed(value: str | list[str] | None) -> Sequence[str | None]:
-    return value if isinstance(value, list) else [value]
 
 
 def _kind(path: str, declared: str) -> str:
@@ -110,14 +107,14 @@ def _kind(path: str, declared: str) -> str:
 
 def _distinct_names(paths: Iterable[str]) -> dict[str, str]:
     """File names without their endings; where two are alike, with as many folders before them as it takes."""
-    parts = {path: [*Path(path).parent.parts, _stem(path)] for path in paths}
+
+    def stem(path: str) -> str:
+        name = Path(path).name.removesuffix(".gz")
+        return name.removesuffix(Path(name).suffix) if Path(name).suffix in (*_ENDINGS, ".txt") else name
+
+    parts = {path: [*Path(path).parent.parts, stem(path)] for path in paths}
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {path: "/".join(whole[-depth:]) for path, whole in parts.items()}
         if len(set(names.values())) == len(names):
             return names
     return {path: path for path in parts}
-
-
-def _stem(path: str) -> str:
-    name = Path(path).name.removesuffix(".gz")
-    return name.removesuffix(Path(name).suffix) if Path(name).suffix in (*_ENDINGS, ".txt") else name

@@ -9,10 +9,7 @@ _SIDES = ("chosen", "rejected")
 
 
 def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
-    """The rows of one record: itself, two of a pair, one a completion of a group, or the last turn of a conversation.
-
-    Raises ValueError for a record that contradicts itself.
-    """
+    """The rows of one record: itself, two of a pair, one for each completion of a group, or one of a conversation."""
     columns = data.columns
     row = fill_templates(record.row, columns)
     if columns.completion in row:
@@ -28,11 +25,7 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
 
 
 def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:
-    """A `chosen`/`rejected` pair as two rows that share a prompt.
-
-    Scores come from `chosen_reward` and `rejected_reward` (or `_score`). A pair without scores only ranks the two: 1
-    and 0.
-    """
+    """Two rows that share a prompt, scored by `chosen_reward` and `rejected_reward` (or `_score`), else as 1 and 0."""
     if row.get(columns.reward) is not None:
         raise ValueError(f"a chosen/rejected pair with one '{columns.reward}': give chosen_reward and rejected_reward")
     rest = {name: value for name, value in row.items() if not name.startswith(_SIDES)}

@@ -18,10 +18,7 @@ _TURN = re.compile(rf"\n\n({'|'.join(_SPEAKERS)}):")
 
 
 def expand_hh(record: Record, data: DataSection) -> Iterator[Located]:
-    """The two rows of a comparison. Its family is the human's first turn, which is the same in both forms.
-
-    Raises ValueError for a record of neither form.
-    """
+    """The two rows of a comparison. Its family is the human's first turn, which is the same in both forms."""
     row = record.row
     if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
         return expand_pair(record.where, _transcripts(row, data.columns), data.columns)
@@ -75,7 +72,7 @@ def _transcripts(row: Row, columns: ColumnsSection) -> Row:
 
 
 def parse_transcript(text: str) -> list[dict[str, str]]:
-    r"""Messages of "\n\nHuman: ...\n\nAssistant: ...". Raises ValueError where the text starts otherwise."""
+    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; ValueError where the text starts otherwise."""
     before, *parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip() or not parts:
         raise ValueError(f"a transcript starts with neither {' nor '.join(f'{name}:' for name in _SPEAKERS)}")
@@ -86,10 +83,7 @@ def parse_transcript(text: str) -> list[dict[str, str]]:
 
 
 def listed_rows(sources: list[Source], listing: str) -> dict[str, set[int]]:
-    """The row numbers (from 0) of every source, by its path, that the authors' list drops.
-
-    Raises UserError where the list cannot be read or names none of the files.
-    """
+    """The row numbers (from 0) of every source, by its path, that the authors' list drops."""
     try:
         dropped = TypeAdapter(dict[str, set[int]]).validate_json(Path(listing).read_bytes())
     except (OSError, ValidationError) as error:

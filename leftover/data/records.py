@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from leftover.errors import nearest
 from leftover.recipe.data_section import ColumnsSection
 
 Row = dict[str, Any]
@@ -27,7 +28,8 @@ class Record(NamedTuple):
 def cell(row: Mapping[str, Any], name: str, purpose: str = "", remedy: str = "") -> Any:
     """The value in a column. Raises ValueError, with what the column is for, where the record lacks it."""
     if name not in row:
-        raise ValueError(f"no column '{name}'{purpose} (found: {', '.join(sorted(row)) or 'none'}){remedy}")
+        found = ", ".join(sorted(row)) or "none"
+        raise ValueError(f"no column '{name}'{purpose} (found: {found}){remedy}{nearest(name, row)}")
     return row[name]
 
 

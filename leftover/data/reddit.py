@@ -16,19 +16,17 @@ _DELETED = {"[deleted]", "[removed]"}
 
 
 def reddit_row(record: Record, data: DataSection) -> Row:
-    """One comment or post as one row. The family of a comment is its thread (`link_id`), of a post its prompt.
-
-    Rows with an empty text are dropped. Raises ValueError for a missing column.
-    """
+    """One comment or post as one row. The family of a comment is its thread (`link_id`), of a post its prompt."""
     settings, columns = data.reddit, data.columns
     purpose = f" for data.reddit.completion: {settings.completion}"
-    texts = {name: text_of(record.row, name, purpose) for name in _COLUMNS[settings.completion]}
+    names = _COLUMNS[settings.completion]
+    texts = {name: text_of(record.row, name, purpose) for name in names}
     if not all(texts.values()):
-        return {LEFT_OUT: f"without {' or '.join(_COLUMNS[settings.completion])}"}
+        return {LEFT_OUT: f"without {' or '.join(names)}"}
     if settings.deleted == "drop" and _DELETED & set(texts.values()):
         return {LEFT_OUT: "whose text was deleted"}
     row = record.row | texts | {"subreddit": record.row.get("subreddit") or record.source.rpartition("/")[2]}
-    completion = texts[_COLUMNS[settings.completion][1]]
+    completion = texts[names[1]]
     if settings.completion == "title":
         words = completion.split()
         row["title_start"], rest = " ".join(words[: settings.split_words]), words[settings.split_words :]

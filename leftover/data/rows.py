@@ -64,8 +64,8 @@ class Rejects:
 
 
 REMEDY = (
-    "Fix them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside in "
-    "rejected_rows.jsonl"
+    "Fix them, name your columns in data.columns (those of a table without a header line in data.table.names), or set "
+    "data.on_bad_row: skip to put faulty rows aside in rejected_rows.jsonl"
 )
 
 
@@ -80,32 +80,36 @@ def check_rows(
     rejects: Rejects | None,
     stats: dict[str, Any],
     remedy: str = REMEDY,
+    of_recipe: bool = True,
 ) -> Iterator[Row]:
     """Yield rows of `ROWS_SCHEMA`.
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
     input was read; with `skip` faulty rows go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows
-    of the largest sources, and by reason the rows that declared rules drop.
+    of the largest sources, and by reason the rows that declared rules drop. `of_recipe` as in `check_row`.
     """
     left_out, sources = Counter[str](), Counter[str]()
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
-    faults: list[str] = []
+    faults, kinds = list[str](), set[str]()
     refuses = data.on_bad_row == "error"
+    low, high = data.part
     fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
     if rejects:
         rejects.start("rows")
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):
         stats["read"] += 1
         try:
-            row = check_row(raw, data)
+            row = check_row(raw, data, of_recipe)
         except ValueError as error:
             stats["rejected"] += 1
-            faults.append(f"{where}: {error}")
-            del faults[_FAULTS_SHOWN:]
+            if len(faults) < _FAULTS_SHOWN:
+                faults.append(f"{where}: {error}")
+                kinds.add(str(error).partition(" (found: ")[0])
             if rejects and not refuses:
                 rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
             continue
-        if not _in_part(row["family"], data.part):
+        # Splits use another hash.
+        if data.part != (0.0, 1.0) and not low <= text_hash(f"part\0{row['family']}") / 2**64 < high:
             stats["other_parts"] += 1
             continue
         fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}\0{row['tools'] or ''}"))
@@ -116,6 +120,8 @@ def check_rows(
             yield row | {"where": where}
     stats["sources"] = dict(sources.most_common(_SOURCES_SHOWN))
     stats["duplicates"] = len(fingerprints) - len(np.unique(np.frombuffer(fingerprints, np.uint64)))
+    if len(kinds) == 1 and stats["rejected"] == stats["read"]:
+        del faults[1:]  # such as a column that every row lacks: a fault of the file
     if faults and refuses:
         raise UserError(f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}\n{remedy}")
     _check_any_left(data, stats, rejects, faults[:1])
@@ -142,11 +148,6 @@ def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects |
         )
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
-
-
-def _in_part(family: str, part: tuple[float, float]) -> bool:
-    """Whether a family's hash lies in [low, high) of the unit interval; splits use another hash."""
-    return part == (0.0, 1.0) or part[0] <= text_hash(f"part\0{family}") / 2**64 < part[1]
 
 
 def as_prompt(text: str, conversational: bool) -> Any:

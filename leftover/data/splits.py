@@ -30,7 +30,10 @@ def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np
     The user's splits hold where every row has one. Otherwise families are ranked by a hash of their id and the seed,
     so that most of them keep their side when rows are added.
     """
-    groups, families = unique_ids(_asked(rows)), unique_ids(rows["family"])
+    # The same messages with other tools are another prompt.
+    tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
+    groups = unique_ids(f"{prompt}\0{tool or ''}" for prompt, tool in zip(rows["prompt"], tools, strict=True))
+    families = unique_ids(rows["family"])
     given = [split for split in rows["user_split"] if split is not None]
     column = data.columns.split
     if given and len(given) < len(rows):
@@ -38,8 +41,7 @@ def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np
     if given:
         splits = np.array(given)
         held_out = [np.unique(families[splits == split]) for split in ("validation", "test")]
-        crossing = int(np.isin(np.concatenate(held_out), families[splits == "train"]).sum())
-        if crossing:
+        if crossing := int(np.isin(np.concatenate(held_out), families[splits == "train"]).sum()):
             log.warning(
                 "%d prompt families are in the given train split and in another split too: held-out results will "
                 "look better than they are",
@@ -59,13 +61,6 @@ def assign_splits(rows: "Dataset", data: DataSection, seed: int) -> dict[str, np
         if not (splits == split).any():
             raise UserError(f"the {split} split has no row: {remedy}")
     return {"group": groups, "family_id": families, "split": splits}
-
-
-def _asked(rows: "Dataset") -> Iterable[str]:
-    """What the model is asked in every row: the same messages with other tools are another prompt."""
-    if "tools" not in rows.column_names:
-        return rows["prompt"]
-    return (f"{prompt}\0{tools or ''}" for prompt, tools in zip(rows["prompt"], rows["tools"], strict=True))
 
 
 def unique_ids(values: Iterable[str]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
@@ -42,13 +42,7 @@ def tokenise(
     `faults` gets the faults of rows by their numbers, and such a row is not kept. Without it they are raised together
     as UserError, with the remedy.
     """
-
-    def write(row: Row) -> Turn:
-        if row["conversational"]:
-            return chat.turn(Conversation.of(row), row["completion"])
-        return Turn(row["prompt"], row["prompt"] + row["completion"])
-
-    faults, turns = _turns(rows, write, faults, remedy)
+    faults, turns = _turns(chat, rows, faults, remedy)
     prompt_ids = _encode(chat, [turn.asked for turn in turns], rows)
     whole_ids = _encode(chat, [turn.whole for turn in turns], rows)
     ends = set(chat.ends)
@@ -65,15 +59,9 @@ def tokenise(
     return out
 
 
-def encode_prompts(
-    chat: Chat, rows: Sequence[Row], faults: dict[int, str] | None = None, remedy: str = ""
-) -> list[list[int]]:
-    """Token ids of each prompt as the model would be asked to continue it, uncut; `faults` as in `tokenise`."""
-
-    def write(row: Row) -> Turn:
-        return Turn(chat.asked(Conversation.of(row)) if row["conversational"] else row["prompt"], "")
-
-    _, turns = _turns(rows, write, faults, remedy)
+def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[list[int]]:
+    """Token ids of each prompt as the model would be asked to continue it, uncut; UserError with the rows' faults."""
+    _, turns = _turns(chat, rows, None, remedy, prompts_only=True)
     return _encode(chat, [turn.asked for turn in turns], rows)
 
 
@@ -96,13 +84,18 @@ def decode_completions(
 
 
 def _turns(
-    rows: Sequence[Row], write: Callable[[Row], Turn], faults: dict[int, str] | None, remedy: str
+    chat: Chat, rows: Sequence[Row], faults: dict[int, str] | None, remedy: str, prompts_only: bool = False
 ) -> tuple[dict[int, str], list[Turn]]:
     """The faults of rows by their numbers, and all rows as text; a faulty one is empty."""
     found, turns = {} if faults is None else faults, list[Turn]()
     for i, row in enumerate(rows):
         try:
-            turns.append(write(row))
+            if not row["conversational"]:
+                turns.append(Turn(row["prompt"], row["prompt"] + ("" if prompts_only else row["completion"])))
+            elif prompts_only:
+                turns.append(Turn(chat.asked(Conversation.of(row)), ""))
+            else:
+                turns.append(chat.turn(Conversation.of(row), row["completion"]))
         except ConversationFault as fault:
             found[i] = str(fault)
             turns.append(Turn("", ""))

@@ -4,13 +4,12 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
-from leftover.objectives import Columns
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
 from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
-from leftover.store.table import Table, column
+from leftover.store.table import Table, column, equals
 
 
 def value_targets(recipe: Recipe, reward: SumReward) -> str:
@@ -48,9 +47,15 @@ def check_reporting(recipe: Recipe) -> None:
 
 
 def check_prompts(recipe: Recipe, table: Table) -> None:
-    """Refuse a policy that compares completions where no prompt has two of them; known before anything is scored."""
+    """Refuse rows of which a policy can train on none, or compare none, before anything is scored."""
     rows = table.open("rows", "split", "tokens")
-    group = column(rows, "group")[training_mask(rows)]
+    trains = training_mask(rows)
+    if recipe.data.train_on == "chosen" and not (trains & equals(rows, "is_chosen", True)).any():
+        raise UserError(
+            "data.train_on: chosen needs chosen/rejected pairs or a column is_chosen, and no training row is marked as "
+            "chosen: set data.train_on: all, or give such rows"
+        )
+    group = column(rows, "group")[trains]
     for name in offline_policies(recipe):
         check_groups(name, policy_objective(recipe, name)[0], group)
 
@@ -58,40 +63,36 @@ def check_prompts(recipe: Recipe, table: Table) -> None:
 def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
     """Refuse a policy that the rewards cannot serve, before the reference is fitted for it."""
     rows = table.open("rows", "split", "tokens", "reward")
-    everything = {
-        "reward": column(rows, "reward"),
-        "group": column(rows, "group"),
-        "is_chosen": column(rows, "is_chosen").astype(np.float64),
-    }
+    everything = {name: column(rows, name).astype(np.float64) for name in ("reward", "group", "is_chosen")}
     trains = training_mask(rows)
     for name in offline_policies(recipe):
-        objective, _ = policy_objective(recipe, name)
-        chosen = trains & (everything["is_chosen"] == 1) if trains_on_chosen(recipe, objective) else trains
-        _check_policy(recipe, reward, name, {column: values[chosen] for column, values in everything.items()})
-
-
-def _check_policy(recipe: Recipe, reward: SumReward, name: str, columns: Columns) -> None:
-    objective, _ = policy_objective(recipe, name)
-    needs, scores = needs_of(recipe, name), columns["reward"]
-    if "reward" in needs and not np.isfinite(scores).any():
-        raise UserError(
-            f"policy '{name}' needs scores, and no training row has one in the column "
-            f"'{recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
-        )
-    if (
-        "advantage" in needs
-        and np.nanmax(scores) == np.nanmin(scores)
-        and value_targets(recipe, reward) != "reference_samples"
-    ):
-        # Left to the arithmetic, advantages of rounding errors would be trained on.
-        raise UserError(
-            f"policy '{name}': all recorded rewards are equal ({np.nanmax(scores):g}), so that no training row has "
-            "a positive advantage: there is nothing left over to train on"
-        )
-    if "nonnegative_reward" in needs:
-        check_requirements(name, objective, {"reward": scores}, only=("reward",))
-    if objective.usable is not None and not objective.usable(columns, np.isfinite(scores)).any():
-        raise UserError(
-            f"policy '{name}' compares completions of one prompt by their rewards, and no training prompt has two of "
-            "different reward"
-        )
+        (objective, _), needs = policy_objective(recipe, name), needs_of(recipe, name)
+        chosen_only = trains_on_chosen(recipe, objective)
+        inside = trains & (everything["is_chosen"] == 1) if chosen_only else trains
+        columns = {key: values[inside] for key, values in everything.items()}
+        scores = columns["reward"]
+        if "reward" in needs and not np.isfinite(scores).any():
+            raise UserError(
+                f"policy '{name}' needs scores, and no training row has one in the column "
+                f"'{recipe.data.columns.reward}': name the column in data.columns.reward, or give reward.functions"
+            )
+        if (
+            "advantage" in needs
+            and np.nanmax(scores) == np.nanmin(scores)
+            and value_targets(recipe, reward) != "reference_samples"
+        ):
+            # Left to the arithmetic, advantages of rounding errors would be trained on.
+            which, remedy = "", "give scores that differ"
+            if chosen_only:
+                which, remedy = "with data.train_on: chosen ", "set data.train_on: all, give scores in chosen_reward"
+            raise UserError(
+                f"policy '{name}': {which}all recorded rewards are equal ({np.nanmax(scores):g}), so that no training "
+                f"row has a positive advantage; {remedy}, or give reward.functions"
+            )
+        if "nonnegative_reward" in needs:
+            check_requirements(name, objective, columns, only=("reward",))
+        if objective.usable is not None and not objective.usable(columns, np.isfinite(scores)).any():
+            raise UserError(
+                f"policy '{name}' compares completions of one prompt by their rewards, and no training prompt has two "
+                "of different reward"
+            )

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.metrics import effective_sample_size
@@ -19,9 +20,6 @@ from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 log = logging.getLogger(__name__)
 
 # Nats a token below which an instruct model plainly does not write such completions.
@@ -33,19 +31,19 @@ def reference_columns(run: Run) -> None:
     key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
     reference, description = Reference.of_run(run), "reference log-probabilities"
 
-    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
-        rows = list(shard)
-        where = np.flatnonzero([row["kept"] for row in rows])
-        logprobs, features = reference.read([rows[i] for i in where], features=True, description=description)
+    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
+        where = np.flatnonzero(equals(shard, "kept", True))
+        ids = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids"))
+        logprobs, features = reference.read(*ids, features=True, description=description)
         assert features is not None
-        all_features = np.full((len(rows), features.shape[1]), np.nan, np.float32)
+        all_features = np.full((len(shard), features.shape[1]), np.nan, np.float32)
         all_features[where] = features
-        by_row: list[Any] = [[]] * len(rows)
+        by_row: list[Any] = [[]] * len(shard)
         for i, values in zip(where, logprobs, strict=True):
             by_row[i] = values
         return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
 
-    def conclude(block: "Dataset") -> None:
+    def conclude(block: Dataset) -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats a completion token on the first rows", -per_token)
@@ -103,7 +101,7 @@ def value(run: Run) -> None:
 
 def values_and_advantages(
     constants: RowConstants,
-    rows: "Dataset | dict[str, Any]",
+    rows: Dataset | dict[str, Any],
     reference: Reference,
     settings: ValueSection,
     targets: str,

@@ -7,10 +7,11 @@ mismatched_*: a completion of another prompt, and its log-probability under the 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
@@ -19,9 +20,6 @@ from leftover.recipe.sections import ValueSection
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ def quantile_block(run: Run) -> None:
         "seed": run.seed,
     }
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
@@ -59,7 +57,7 @@ def quantile_block(run: Run) -> None:
             )
         return {"reference_rewards": rewards, "reward_quantile": quantile}
 
-    def conclude(block: "Dataset") -> None:
+    def conclude(block: Dataset) -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
@@ -73,7 +71,7 @@ def quantile_block(run: Run) -> None:
 
 def reward_quantiles(
     reference: Reference,
-    rows: "Dataset | dict[str, Any]",
+    rows: Dataset | dict[str, Any],
     group: np.ndarray,
     reward: np.ndarray,
     reward_func: Callable,
@@ -102,7 +100,7 @@ def mismatched_block(run: Run) -> None:
     partner = np.full(len(source), -1)
     partner[training] = training[mismatch(column(source, "group")[training], run.seed)]
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         start = SHARD_ROWS * _shard_number(scratch)
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)
@@ -148,8 +146,7 @@ def mismatched_logprobs(
     reference: Reference, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
 ) -> np.ndarray:
     """log pi_ref of every completion after the prompt in its place, [N]: the sum over its tokens."""
-    pairs = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    logprobs, _ = reference.read(pairs, description="mismatched log-probabilities")
+    logprobs, _ = reference.read(prompt_ids, completion_ids, description="mismatched log-probabilities")
     return np.array([float(lp.sum()) for lp in logprobs])
 
 

@@ -1,5 +1,6 @@
-"""`LoLTrainer` without a recipe: raw rows gain the columns that `leftover prepare` would give them."""
+"""`LoLTrainer` without a recipe: a user's own rows gain the columns that `leftover prepare` would give them."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,16 +11,19 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from leftover.data.raw import asked, chat_of, checked_rows, encode_checked, tokenise_checked
-from leftover.data.rows import as_prompt
+from leftover.data.chat import Chat, Options
+from leftover.data.formats import expand
+from leftover.data.records import Record, Row
+from leftover.data.rows import as_prompt, check_rows
 from leftover.data.splits import unique_ids
+from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
 from leftover.errors import UserError
-from leftover.objectives import Objective
 from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import values_and_advantages
 from leftover.prepare.extras import add_extras
 from leftover.prepare.reference import Reference
 from leftover.prepare.value.estimate import RowConstants
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import ValueSection
@@ -27,6 +31,11 @@ from leftover.recipe.sections import ValueSection
 log = logging.getLogger(__name__)
 
 Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
+
+_REMEDY = "Fix or drop them, or rename your columns (Dataset.rename_column)"
+_CHAT_REMEDY = "Fix or drop them, or give the tokenizer another chat_template"
+# Rows by which the reward functions are compared with the recorded rewards.
+_ROWS_COMPARED = 32
 
 
 def prepare_rows(
@@ -49,8 +58,54 @@ def prepare_rows(
     return train, evaluation
 
 
-def _reference(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
-    return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
+def prepare_evaluation(
+    reference: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PolicyConfig,
+    rows: Rows,
+    name: str = "eval_dataset",
+) -> Rows:
+    """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
+
+    `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
+    """
+    if "prompt_ids" in _columns(rows, name):
+        return rows
+    whole = all(row.get("completion") is not None or row.get("messages") is not None for row in rows)
+    checked = checked_rows(rows if whole else [{**row, "completion": "-"} for row in rows], name)
+    chat = _chat(tokenizer, args, checked)
+    if whole:
+        tokens = _tokenise(chat, args, checked)
+        table = _table(checked, tokens.prompt_ids, tokens.completion_ids)
+        table["reward"] = [row["recorded_reward"] for row in checked]
+    else:
+        encoded = encode_prompts(chat, checked, remedy=_CHAT_REMEDY)
+        prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
+        table = _table(checked, prompt_ids, [[] for _ in checked]) | {"reward": [None] * len(checked)}
+    if reference is not None and any(reward is not None for reward in table["reward"]):
+        ids = table["prompt_ids"], table["completion_ids"]
+        table["reference_logprobs"], _ = _reference(reference, tokenizer, args).read(*ids)
+    return datasets.Dataset.from_dict(table)
+
+
+def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
+    """Rows of the table from a user's dictionaries; faults are raised together.
+
+    Each has beside the columns of ROWS_SCHEMA its own `chat_template_kwargs`, as TRL's trainers read them.
+    """
+    data = DataSection(path=name)
+    located = [found for i, row in enumerate(rows) for found in expand(Record(f"{name}[{i}]", row, name, i), data)]
+    options = {where: _options(row, where) for where, row in located}
+    checked = check_rows(located, data, None, {}, _REMEDY, of_recipe=False)
+    return [row | {"chat_template_kwargs": options[row["where"]]} for row in checked]
+
+
+def _options(row: Row, where: str) -> Options:
+    options = row.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: 'chat_template_kwargs' is a {type(options).__name__}, not a dictionary of options")
+    # A data set gives every row the keys of all rows, with None for those that it lacks.
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _columns(rows: Any, name: str) -> list[str]:
@@ -69,32 +124,58 @@ def _columns(rows: Any, name: str) -> list[str]:
     return list(rows[0])
 
 
-def _prepare_train(
-    reference: Reference, args: LoLConfig, rows: Iterable[dict], reward_func: Callable | None, facts: dict[str, float]
-) -> datasets.Dataset:
-    checked, tokens = _tokenised(reference.load()[1], args, rows)
+def _reference(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
+    return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: list[Row]) -> Chat:
+    """The tokenizer's chat template, which must have the options of the configuration and of the rows."""
+    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens)
+    chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
+    return chat
+
+
+def _tokenise(chat: Chat, args: PolicyConfig, checked: list[Row]) -> Tokenised:
+    limits = Limits(args.max_prompt_length, args.max_completion_length)
+    tokens = tokenise(chat, checked, limits, remedy=_CHAT_REMEDY)
+    if any(tokens.system_cut):
+        log.warning(
+            "%d prompts lost their system turn or tools, which come first, to max_prompt_length=%d",
+            sum(tokens.system_cut),
+            args.max_prompt_length,
+        )
+    return tokens
+
+
+def _table(checked: list[Row], prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> dict[str, Any]:
+    def asked(row: Row) -> str:
+        # The same messages with other tools or template options are another prompt.
+        options = json.dumps(row["chat_template_kwargs"], sort_keys=True) if row["chat_template_kwargs"] else ""
+        return "\0".join([row["prompt"], row["tools"] or "", options])
+
     table: dict[str, Any] = {name: [row[name] for row in checked] for name in ("prompt", "conversational")}
-    table |= tokens | {"group": unique_ids(asked(row) for row in checked)}
-    recorded, targets = _rewards(table, checked, args.value_targets, reward_func)
-    table["reward"] = np.array([np.nan if reward is None else reward for reward in recorded], np.float64)
+    table |= {"prompt_ids": prompt_ids, "completion_ids": completion_ids}
+    return table | {"group": unique_ids(map(asked, checked))}
+
+
+def _prepare_train(
+    reference: Reference, args: LoLConfig, rows: Iterable[Row], reward_func: Callable | None, facts: dict[str, float]
+) -> datasets.Dataset:
+    checked, table = _tokenised(reference.load()[1], args, rows)
     objective = objective_of(args)
     needs = objective.needs(objective_settings(args)) | objective.optional
-    needs_value = "value" in needs or args.rows == "leftover"
-    _check(args.objective, objective, needs, needs_value, targets, table, reward_func)
-    if needs_value or "reference_logprobs" in needs:
-        view = [
-            {"prompt_ids": p, "completion_ids": c}
-            for p, c in zip(table["prompt_ids"], table["completion_ids"], strict=True)
-        ]
-        with_features = needs_value or "soft_value" in needs
-        table["reference_logprobs"], features = reference.read(view, features=with_features)
+    if args.rows == "leftover":
+        needs |= {"value"}
+    table["reward"], targets = _rewards(checked, args.value_targets, reward_func)
+    _check(args, needs, targets, table, reward_func)
+    if needs & {"value", "reference_logprobs"}:
+        ids = table["prompt_ids"], table["completion_ids"]
+        table["reference_logprobs"], features = reference.read(*ids, features=bool(needs & {"value", "soft_value"}))
         if "soft_value" in needs:
             table["prompt_features"] = features
-        if needs_value:
-            everything = np.ones(len(checked), bool)
-            constants = RowConstants(
-                table["group"], table["group"], table["reward"], everything, features, table["prompt_ids"]
-            )
+        if "value" in needs:
+            group, trains = table["group"], np.ones(len(checked), bool)
+            constants = RowConstants(group, group, table["reward"], trains, features, table["prompt_ids"])
             settings = ValueSection(samples_per_prompt=args.value_samples_per_prompt)
             table["value"], table["advantage"], report = values_and_advantages(
                 constants, table, reference, settings, targets, reward_func
@@ -108,13 +189,14 @@ def _prepare_train(
 
 
 def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Iterable[dict]
-) -> tuple[list[dict], dict[str, Any]]:
-    """The checked rows that fit the limits, and their token ids."""
+    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Iterable[Row]
+) -> tuple[list[Row], dict[str, Any]]:
+    """The checked rows that fit the limits, and their prompts and token ids as a table."""
     checked = checked_rows(rows)
-    tokens = tokenise_checked(tokenizer, args, checked)
+    chat = _chat(tokenizer, args, checked)
+    tokens = _tokenise(chat, args, checked)
     if any(row["conversational"] for row in checked):
-        chat_of(tokenizer, args).warn(tools=any(row["tools"] for row in checked))
+        chat.warn(tools=any(row["tools"] for row in checked))
     kept = [i for i, keep in enumerate(tokens.kept) if keep]
     if not kept:
         raise UserError(f"no row is left: every completion exceeds {args.max_completion_length} tokens")
@@ -125,92 +207,43 @@ def _tokenised(
             len(checked),
             args.max_completion_length,
         )
-    ids = {name: [getattr(tokens, name)[i] for i in kept] for name in ("prompt_ids", "completion_ids")}
-    return [checked[i] for i in kept], ids
+    checked = [checked[i] for i in kept]
+    prompt_ids, completion_ids = ([ids[i] for i in kept] for ids in (tokens.prompt_ids, tokens.completion_ids))
+    return checked, _table(checked, prompt_ids, completion_ids)
 
 
-def _rewards(
-    table: dict[str, Any], checked: list[dict], targets: str, reward_func: Callable | None
-) -> tuple[Sequence[float | None], str]:
-    """Recorded rewards, or those of the function where none is recorded; and the kind of value targets."""
-    prompts = [as_prompt(p, c) for p, c in zip(table["prompt"], table["conversational"], strict=True)]
-    completions, recorded = [row["completion"] for row in checked], [row["recorded_reward"] for row in checked]
-    if all(reward is None for reward in recorded) and reward_func is not None:
-        recorded = reward_func(prompts, completions)
-    elif reward_func is not None and targets == "auto" and not _gives(reward_func, prompts, completions, recorded):
-        log.warning(
-            "reward_funcs do not give the rows' recorded rewards, so the value is fitted on the recorded ones "
-            "(value_targets: recorded) and reward_funcs serve evaluate() alone"
-        )
-        targets = "recorded"
-    if targets == "auto":
-        targets = "reference_samples" if reward_func is not None else "recorded"
-    return recorded, targets
-
-
-def _gives(
-    reward_func: Callable, prompts: list[Any], completions: list[str], recorded: list[float | None], num_tried: int = 32
-) -> bool:
-    """Whether the function gives the recorded rewards, by the first rows that have one."""
-    tried = [i for i, reward in enumerate(recorded) if reward is not None][:num_tried]
-    scores = reward_func([prompts[i] for i in tried], [completions[i] for i in tried])
-    return bool(np.allclose(scores, np.array([recorded[i] for i in tried], np.float64), rtol=1e-3, atol=1e-3))
+def _rewards(checked: list[Row], targets: str, reward_func: Callable | None) -> tuple[np.ndarray, str]:
+    """Recorded rewards, [N], or those of the function where none is recorded; and the kind of value targets."""
+    prompts = [as_prompt(row["prompt"], row["conversational"]) for row in checked]
+    completions = [row["completion"] for row in checked]
+    rewards = np.array([row["recorded_reward"] for row in checked], np.float64)
+    scored = np.flatnonzero(np.isfinite(rewards))[:_ROWS_COMPARED]
+    if reward_func is None:
+        return rewards, "recorded" if targets == "auto" else targets
+    if len(scored) == 0:
+        rewards = np.array(reward_func(prompts, completions), np.float64)
+    elif targets == "auto":
+        scores = reward_func([prompts[i] for i in scored], [completions[i] for i in scored])
+        if not np.allclose(scores, rewards[scored], rtol=1e-3, atol=1e-3):
+            log.warning(
+                "reward_funcs do not give the rows' recorded rewards, so the value is fitted on the recorded ones "
+                "(value_targets: recorded) and reward_funcs serve evaluate() alone"
+            )
+            targets = "recorded"
+    return rewards, "reference_samples" if targets == "auto" else targets
 
 
 def _check(
-    name: str,
-    objective: Objective,
-    needs: frozenset[str],
-    needs_value: bool,
-    targets: str,
-    table: dict[str, Any],
-    reward_func: Callable | None,
+    args: LoLConfig, needs: frozenset[str], targets: str, table: dict[str, Any], reward_func: Callable | None
 ) -> None:
     """Refuse what the rows cannot serve, before the reference runs."""
     scored = np.isfinite(table["reward"])
     if 0 < scored.sum() < len(scored):
         log.warning("%d of %d rows have no reward: objectives that need one skip them", (~scored).sum(), len(scored))
-    if needs_value and not scored.any():
-        raise UserError(f"objective '{name}' needs scores: give rows a 'reward', or pass reward_funcs")
-    check_groups(name, objective, np.array(table["group"]))
+    if "value" in needs and not scored.any():
+        raise UserError(f"objective '{args.objective}' needs scores: give rows a 'reward', or pass reward_funcs")
+    check_groups(args.objective, objective_of(args), table["group"])
     if "reward_quantile" in needs and reward_func is None:
-        raise UserError(f"objective '{name}' scores the reference's own completions: pass reward_funcs")
-    if needs_value and targets == "reference_samples" and reward_func is None:
+        raise UserError(f"objective '{args.objective}' scores the reference's own completions: pass reward_funcs")
+    if "value" in needs and targets == "reference_samples" and reward_func is None:
         raise UserError("value_targets='reference_samples' scores new completions: pass reward_funcs")
-
-
-def prepare_evaluation(
-    reference: nn.Module | None,
-    tokenizer: PreTrainedTokenizerBase,
-    args: PolicyConfig,
-    rows: Rows,
-    name: str = "eval_dataset",
-) -> Rows:
-    """Evaluation rows may be prompts alone; completions, where given, tell likelihood and log-ratio.
-
-    `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
-    """
-    if "prompt_ids" in _columns(rows, name):
-        return rows
-    raw: list[dict[str, Any]] = list(rows)
-    if all(row.get("completion") is not None or row.get("messages") is not None for row in raw):
-        checked = checked_rows(raw, name)
-        tokens = tokenise_checked(tokenizer, args, checked)
-        prompt_ids, completion_ids = tokens.prompt_ids, tokens.completion_ids
-        rewards = [row["recorded_reward"] for row in checked]
-    else:
-        checked = checked_rows([{**row, "completion": "-"} for row in raw], name)
-        prompt_ids = encode_checked(tokenizer, args, checked)
-        completion_ids, rewards = [[] for _ in prompt_ids], [None] * len(prompt_ids)
-    table: dict[str, Any] = {
-        "prompt": [row["prompt"] for row in checked],
-        "conversational": [row["conversational"] for row in checked],
-        "prompt_ids": prompt_ids,
-        "completion_ids": completion_ids,
-        "group": unique_ids(asked(row) for row in checked),
-        "reward": rewards,
-    }
-    if reference is not None and any(reward is not None for reward in rewards):
-        view = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-        table["reference_logprobs"], _ = _reference(reference, tokenizer, args).read(view)
-    return datasets.Dataset.from_dict(table)

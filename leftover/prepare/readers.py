@@ -1,9 +1,10 @@
 """Rows of the prepared table as training, checkpoint selection and evaluation read them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.recipe.lol_config import LoLConfig
@@ -11,26 +12,24 @@ from leftover.recipe.needs import needs_of, offline_policies
 from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+# The columns that training reads, where the table has them.
+_COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids")
+_CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
+# block -> the extra that reads it
+_EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio"}
 
 
-def training_rows(
+def split_rows(
     table: Table, split: str, blocks: tuple[str, ...], *, chosen_only: bool = False, extras: Sequence[str] = ()
-) -> "Dataset":
+) -> Dataset:
     """Kept rows of one split as a Dataset with the columns that training reads, and with `extras`."""
     rows = table.open("rows", "split", "tokens", *blocks)
     keep = equals(rows, "split", split) & equals(rows, "kept", True)
     if chosen_only:
-        is_chosen = equals(rows, "is_chosen", True)
-        if not is_chosen.any():
-            raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
-        keep &= is_chosen
+        keep &= equals(rows, "is_chosen", True)
     if not keep.any():
         raise UserError(f"the {split} split has no row left after truncation")
-    names = ["prompt", "conversational", "group", "prompt_ids", "completion_ids"]
-    optional = ("reward", "value", "advantage", "reference_logprobs", *extras)
-    names += [n for n in optional if n in rows.column_names]
+    names = [name for name in (*_COLUMNS, *_CONSTANTS, *extras) if name in rows.column_names]
     return rows.select_columns(names).select(np.flatnonzero(keep))
 
 
@@ -46,38 +45,33 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
     return tuple(block for block in ("reward", "reference", *own) if table.has(block))
 
 
-def selection_rows(recipe: Recipe, table: Table) -> "Dataset":
+def selection_rows(recipe: Recipe, table: Table) -> Dataset:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
-    rows = training_rows(table, "validation", available_blocks(recipe, table))
-    groups = column(rows, "group")
-    chosen = np.random.default_rng(recipe.seed).permutation(np.unique(groups))
-    chosen = chosen[: recipe.evaluate.max_selection_prompts]
-    return rows.select(np.flatnonzero(np.isin(groups, chosen)))
-
-
-def training_mask(table: "Dataset") -> np.ndarray:
-    """[N] bool: the rows of the training split that are kept."""
-    return equals(table, "split", "train") & equals(table, "kept", True)
+    rows = split_rows(table, "validation", available_blocks(recipe, table))
+    return _of_some_prompts(rows, recipe.evaluate.max_selection_prompts, recipe.seed)
 
 
 def test_rows(recipe: Recipe, table: Table) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
-    rows = table.open("rows", "split", "tokens", *available_blocks(recipe, table))
-    keep = equals(rows, "split", "test") & equals(rows, "kept", True)
-    if not keep.any():
-        raise UserError("the test split has no row left after truncation")
+    extras = ("completion", "family_id", "source")
+    rows = split_rows(table, "test", available_blocks(recipe, table), extras=extras)
+    return list(_of_some_prompts(rows, recipe.evaluate.max_prompts, recipe.seed))
+
+
+def _of_some_prompts(rows: Dataset, num_prompts: int, seed: int) -> Dataset:
     groups = column(rows, "group")
-    chosen = np.random.default_rng(recipe.seed).permutation(np.unique(groups[keep]))[: recipe.evaluate.max_prompts]
-    names = ["prompt", "conversational", "completion", "group", "family_id", "source", "prompt_ids", "completion_ids"]
-    names += [n for n in ("reward", "reference_logprobs") if n in rows.column_names]
-    return list(rows.select_columns(names).select(np.flatnonzero(keep & np.isin(groups, chosen))))
+    chosen = np.random.default_rng(seed).permutation(np.unique(groups))[:num_prompts]
+    return rows.select(np.flatnonzero(np.isin(groups, chosen)))
+
+
+def training_mask(table: Dataset) -> np.ndarray:
+    """[N] bool: the rows of the training split that are kept."""
+    return equals(table, "split", "train") & equals(table, "kept", True)
 
 
 def unique_prompts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of every prompt, in the order of the prompts' ids."""
-    by_group: dict[int, dict] = {}
-    for row in rows:
-        by_group.setdefault(row["group"], row)
+    by_group = {row["group"]: row for row in reversed(rows)}
     return [by_group[group] for group in sorted(by_group)]
 
 
@@ -98,7 +92,3 @@ def num_reference_samples(recipe: Recipe) -> int:
     if len(set(wanted.values())) > 1:
         raise UserError(f"policies rank rewards among different numbers of reference_samples ({wanted}): set one")
     return next(iter(wanted.values()), 0)
-
-
-# block -> the extra that reads it
-_EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio"}

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import Tensor
 
 from leftover.data.rows import as_prompt
@@ -13,9 +14,6 @@ from leftover.models.generate import generate
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.recipe.sections import ValueSection
 from leftover.runs.run import Run
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass
@@ -44,15 +42,17 @@ class Reference:
         return self.load()
 
     def read(
-        self, rows: Sequence[dict[str, Any]], *, features: bool = False, description: str | None = None
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        *,
+        features: bool = False,
+        description: str | None = None,
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
         """log pi_ref of every completion token, [T_i] a row, and the pooled features of every prompt, [N, 2 H]."""
+        rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
         return reference_pass(
-            *self._loaded,
-            rows,
-            features=features,
-            compute_dtype=self.compute_dtype,
-            description=description,
+            *self._loaded, rows, features=features, compute_dtype=self.compute_dtype, description=description
         )
 
     def hidden(self, prompt_ids: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
@@ -61,7 +61,7 @@ class Reference:
 
     def sampled_rewards(
         self,
-        rows: "Dataset | dict[str, Any]",
+        rows: Dataset | dict[str, Any],
         chosen: np.ndarray,
         reward_func: Callable,
         settings: ValueSection,

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
@@ -22,9 +23,6 @@ from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +109,14 @@ def tokens(run: Run) -> None:
     }
     rows = run.table.open("rows")
 
-    def compute(shard: "Dataset", _: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
         faults: dict[int, str] = {}
         texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
         done = tokenise(run.models.chat, texts, limits, faults if data.on_bad_row == "skip" else None, _SKIP)
         ids = pa.list_(pa.int32())
-        return {
+        return done._asdict() | {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),
             "completion_ids": pa.array(done.completion_ids, type=ids),
-            "kept": done.kept,
-            "prompt_cut": done.prompt_cut,
-            "completion_long": done.completion_long,
-            "system_cut": done.system_cut,
             "fault": pa.array([faults.get(i) for i in range(len(shard))], type=pa.string()),
         }
 
@@ -141,19 +135,18 @@ def tokens(run: Run) -> None:
 _SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put such rows aside in rejected_rows.jsonl"
 
 
-def _count_tokens(run: Run, rows: "Dataset", block: "Dataset") -> None:
+def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
     """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
     data = run.recipe.data
-    counts = {name: int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut")}
-    long, cut, systems = counts.values()
+    long, cut, systems = (int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut"))
     dropped = long if data.long_completions == "drop" else 0
     rejected = np.flatnonzero(equals(block, "kept", False))
     faulty = len(rejected) - dropped
     run.rejects.start("tokens")
     for i in rejected:
         row = rows[int(i)]
-        long_reason = f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
-        reason = block[int(i)]["fault"] or long_reason
+        reason = block[int(i)]["fault"]
+        reason = reason or f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
         run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
     some = {"system_turns_cut": systems, "rows_refused": faulty}
     facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}

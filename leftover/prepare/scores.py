@@ -4,9 +4,10 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from leftover.data.rows import as_prompt
 from leftover.monitoring.terminal import progress_bar
@@ -20,9 +21,6 @@ from leftover.runs.names import slug
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
 from leftover.store.table import column, equals
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def score_component(run: Run, name: str) -> None:
     if learner(reward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
 
-    def compute(shard: "Dataset", scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         if isinstance(reward, ColumnReward):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
         done = np.fromfile(scratch, np.float64) if scratch.is_file() else np.empty(0)

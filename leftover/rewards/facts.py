@@ -50,10 +50,10 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
 
 
 def show_facts(facts: dict[str, Any]) -> None:
-    """A table of the components on stderr where there are several, and a warning where one dominates the sum."""
+    """A table of the components on stderr, and a warning where one of several dominates the sum."""
+    if log.isEnabledFor(logging.INFO):
+        console(stderr=True, width=140).print(_table(facts))
     if len(facts["components"]) > 1:
-        if log.isEnabledFor(logging.INFO):
-            console(stderr=True, width=140).print(_table(facts))
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(
@@ -71,14 +71,15 @@ def _table(facts: dict[str, Any]) -> "Table":
 
     table = Table(title=f"Reward on {facts['rows']:,} training rows", title_justify="left")
     table.add_column("component", overflow="fold")
-    for header in ("weight", "mean", "sd", "range", "missing", "variance"):
+    several = len(facts["components"]) > 1
+    for header in ("weight", "mean", "sd", "range", "missing", *(["variance"] if several else [])):
         table.add_column(header, justify="right")
     for name, of in facts["components"].items():
         span = f"{_number(of['min'])} to {_number(of['max'])}"
         numbers = (f"{of['weight']:g}", _number(of["mean"]), _number(of["sd"]), span, str(of["missing"]))
-        table.add_row(name, *numbers, _percent(of["share_of_variance"]))
+        table.add_row(name, *numbers, *([_percent(of["share_of_variance"])] if several else []))
     pairs = [f"{pair.replace(' | ', ', ')}: {_number(r)}" for pair, r in facts["correlation"].items()]
-    table.caption = "Correlation of " + "; ".join(pairs)
+    table.caption = "Correlation of " + "; ".join(pairs) if several else None
     table.caption_justify = "left"
     return table
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from leftover.data.chat import Chat
 from leftover.data.collate import Collator
-from leftover.data.raw import chat_of
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
@@ -61,7 +61,9 @@ class PolicyTrainer(Trainer):
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
         policy, tokenizer = _loaded(model, processing_class, peft_config)
-        align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
+        align_generation_config(
+            policy, tokenizer, Chat(tokenizer, self.args.chat_template_kwargs, self.args.end_tokens).ends
+        )
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
             disable_dropout(policy)

@@ -19,7 +19,7 @@ from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
-from leftover.prepare.readers import available_blocks, selection_rows, training_rows
+from leftover.prepare.readers import available_blocks, selection_rows, split_rows
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.needs import trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
@@ -63,14 +63,14 @@ def fit_reference(run: Run) -> None:
     } | recipe.quantization_key
     if run.manifest.begin("reference", key, partial(discard, folder)).finished:
         return
-    validation = training_rows(run.table, "validation", ())
+    validation = split_rows(run.table, "validation", ())
     chosen = np.random.default_rng(run.seed).permutation(len(validation))[:MAX_LIKELIHOOD_ROWS]
     facts = _train(
         run,
         folder,
         run.models.base(),
         reference_args(recipe, run.folder),
-        training_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
+        split_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
         validation.select(np.sort(chosen)),
     )
     run.manifest.finish("reference", **facts)
@@ -130,9 +130,9 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
     fields = recipe.train | recipe.policies[name]
     if fields.get("objective") in ONLINE:
         chosen_only = recipe.data.train_on == "chosen"
-        return training_rows(table, "train", available_blocks(recipe, table), chosen_only=chosen_only)
+        return split_rows(table, "train", available_blocks(recipe, table), chosen_only=chosen_only)
     objective, settings = objective_and_settings(fields)
-    return training_rows(
+    return split_rows(
         table,
         "train",
         available_blocks(recipe, table, name),

@@ -110,7 +110,7 @@ def test_a_pair_of_one_text_says_nothing_and_is_left_out(rows_file):
 def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_file):
     path = rows_file([{"titel": "T", "completion": "c"}, {"title": ["T"], "completion": "c"}])
     assert faults(path, columns={"prompt": "{title}!"}) == [
-        "no column 'title' for the template '{title}!' (found: completion, titel)",
+        "no column 'title' for the template '{title}!' (found: completion, titel); did you mean 'titel'?",
         "'title', of the template '{title}!', is not a text: ['T']",
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leftover.data.documents import split_sentences
+from leftover.data.files import split_sentences
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
@@ -88,6 +88,30 @@ def test_columns_of_other_names_are_read(tmp_path, rows_file):
     (row,) = read(tmp_path, path, columns=columns)
     assert (row["prompt"], row["completion"], row["recorded_reward"]) == ("a?", "b", 1.0)
     assert (row["family"], row["user_split"]) == ("7", "validation")
+
+
+QUESTIONS = [{"Question": "Why?", "answer": "So."}, {"Question": "How?", "answer": "Thus.", "reward": 1.0}] * 3
+
+
+def test_a_column_that_every_row_lacks_is_reported_once_with_its_key_and_the_nearest(tmp_path, rows_file):
+    path = rows_file(QUESTIONS)
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, path, columns={"prompt": "question", "completion": "answer"})
+    message = str(refused.value)
+    assert message.count("no column 'question'") == 1
+    assert "6 of 6 rows" in message and f"{path}:1: " in message
+    assert "found: Question, answer" in message and "did you mean 'Question'?" in message
+    assert "data.columns.prompt" in message
+
+
+def test_a_column_that_some_rows_lack_is_reported_with_their_places(tmp_path, rows_file):
+    path = rows_file([*ROWS, {"prompt": "Hello"}, {"prompt": "Bye"}])
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, path)
+    message = str(refused.value)
+    assert "2 of 4 rows" in message
+    assert all(f"{path}:{line}: no column 'completion'" in message for line in (3, 4))
+    assert "data.columns.completion" in message
 
 
 def test_documents_are_cut_into_sentences_of_prompt_and_completion(tmp_path):

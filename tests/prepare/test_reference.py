@@ -32,7 +32,7 @@ def sampled(path: str, tokenizer: Any, seed: int, samples: int, **settings: Any)
     assert not loads, "nothing is loaded before it is needed"
     section = ValueSection(samples_per_prompt=samples, **settings)
     rewards = reference.sampled_rewards(table, np.array([4, 1]), score, section)
-    reference.read([{"prompt_ids": [1], "completion_ids": [2]}])
+    reference.read([[1]], [[2]])
     assert loads == [path], "and once"
     return rewards, texts
 

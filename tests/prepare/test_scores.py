@@ -107,6 +107,16 @@ def test_a_component_that_dominates_the_sum_is_warned_of(tmp_path, tiny_recipe, 
     assert "'length' makes up 100% of the variance of the sum" in caplog.text
 
 
+@pytest.mark.parametrize("functions", [[LENGTH], [LENGTH, DIVERSITY]])
+def test_scoring_ends_with_a_table_of_every_component(functions, tmp_path, tiny_recipe, caplog, capsys):
+    caplog.set_level(logging.INFO, "leftover")
+    prepare(tiny_recipe(tmp_path, reward={"functions": functions}))
+    shown = capsys.readouterr().err
+    assert "training rows" in shown and "mean" in shown
+    assert all(function["function"] in shown for function in functions)
+    assert ("Correlation" in shown) == ("variance" in shown) == (len(functions) > 1)
+
+
 def prepare(content: dict, only: str = "score") -> Run:
     run = open_run(make_recipe(content))
     pipeline.prepare(run, only)

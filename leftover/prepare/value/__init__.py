@@ -1,6 +1,5 @@
 """V(x): what the reference is worth on a prompt, by a small estimate on its frozen hidden states."""
 
-from leftover.prepare.value.fit import FittedValue, fit_value
 from leftover.prepare.value.head import ValueHead
 
-__all__ = ["FittedValue", "ValueHead", "fit_value"]
+__all__ = ["ValueHead"]

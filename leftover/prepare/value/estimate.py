@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from leftover.errors import UserError
-from leftover.prepare.value.fit import FittedValue, fit_value, held_out_r2, r_squared
+from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 
 log = logging.getLogger(__name__)
@@ -40,38 +40,54 @@ class Prompts:
         self.family = rows.family[self.first]
         # A user's own splits may cut through a prompt: it counts as seen where any of its rows trains.
         self.is_train = np.bincount(self.of_row, rows.is_train) > 0
+        self._kept: dict[int, Tensor] = {}
 
-    def features(self, prompts: np.ndarray) -> np.ndarray:
-        """Pooled features of the given prompts, [n, 2 H]."""
-        return self.rows.features[self.first[prompts]]
-
-    def hidden(self, prompts: np.ndarray) -> list[Tensor]:
-        """Last hidden states of the given prompts; the base runs once over them."""
-        assert self._hidden is not None
-        states: dict[int, Tensor] = dict(self._hidden([self.rows.prompt_ids[int(self.first[p])] for p in prompts]))
-        return [states[i] for i in range(len(prompts))]
-
-    def mean_reward(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean recorded reward of the TRAINING rows of every prompt (NaN where it has none), and of how many."""
+    def mean_reward(self) -> np.ndarray:
+        """Mean recorded reward of the TRAINING rows of every prompt; NaN where none has one."""
         scored = np.isfinite(self.rows.reward) & self.rows.is_train
         counts = np.bincount(self.of_row[scored], minlength=len(self.first))
         sums = np.bincount(self.of_row[scored], self.rows.reward[scored], minlength=len(self.first))
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan), counts
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
-    def predict(self, fitted: FittedValue, prompts: np.ndarray, known: dict[int, Tensor]) -> np.ndarray:
-        """V of the given prompts; hidden states that are not `known` are computed in chunks and dropped."""
-        out = []
+    def keep_hidden(self, prompts: np.ndarray, settings: ValueSection) -> None:
+        """Compute the hidden states of the prompts and keep them, where the attention head is to be tried."""
+        if "head" not in settings.candidates:
+            return
+        tokens = sum(len(self.rows.prompt_ids[int(self.first[p])]) for p in prompts)
+        size = tokens * self.rows.features.shape[1] // 2 * 4
+        if size > _MAX_HIDDEN_BYTES:
+            log.warning(
+                "value: the attention head is not tried: hidden states of %d prompts would take %.1f GiB; lower "
+                "value.num_prompts to try it",
+                len(prompts),
+                size / 2**30,
+            )
+            return
+        self._kept = dict(zip(prompts.tolist(), self._states(prompts), strict=True))
+
+    def problem(self, prompts: np.ndarray, targets: np.ndarray) -> Problem:
+        """The given prompts, to be fitted to these targets; hidden states are those that were kept."""
+        hidden = [self._kept[p] for p in prompts.tolist()] if self._kept else None
+        return Problem(self.rows.features[self.first[prompts]], targets, self.family[prompts], hidden)
+
+    def predict(self, fitted: FittedValue, prompts: np.ndarray) -> np.ndarray:
+        """V of the given prompts; hidden states that are not kept are computed in chunks and dropped."""
+        values = [np.empty(0)]
         for start in range(0, len(prompts), _CHUNK):
             chunk = prompts[start : start + _CHUNK]
-            if fitted.kind != "head":
-                out.append(fitted.predict(self.features(chunk)))
-                continue
-            missing = np.array([p for p in chunk if p not in known], np.int64)
-            states = dict(zip(missing.tolist(), self.hidden(missing), strict=True)) if len(missing) else {}
-            out.append(
-                fitted.predict(self.features(chunk), [known[p] if p in known else states[p] for p in chunk.tolist()])
-            )
-        return np.concatenate(out) if out else np.empty(0)
+            hidden = self._states(chunk) if fitted.kind == "head" else None
+            values.append(fitted.predict(self.rows.features[self.first[chunk]], hidden))
+        return np.concatenate(values)
+
+    def _states(self, prompts: np.ndarray) -> list[Tensor]:
+        """Last hidden states of the given prompts; the base runs once over those that are not kept."""
+        missing = [p for p in prompts.tolist() if p not in self._kept]
+        states = dict(self._kept)
+        if missing:
+            assert self._hidden is not None
+            found = self._hidden([self.rows.prompt_ids[int(self.first[p])] for p in missing])
+            states |= {missing[i]: hidden for i, hidden in found}
+        return [states[p] for p in prompts.tolist()]
 
 
 def estimate_values(
@@ -101,7 +117,7 @@ def estimate_values(
         values, report = _reference_samples(prompts, settings, seed, sample_rewards)
     if settings.bounds is not None:
         values = np.clip(values, *settings.bounds)
-    if report["r2"] is not None and not np.isfinite(report["r2"]):
+    if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
         "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
@@ -122,11 +138,11 @@ def _reference_samples(
     available = np.flatnonzero(prompts.is_train)
     chosen = np.sort(np.random.default_rng(seed).permutation(available)[: settings.num_prompts])
     targets = sample_rewards(prompts.first[chosen])
-    options, known = _options(prompts, chosen, settings, seed)
-    hidden = [known[p] for p in chosen.tolist()] if known else None
-    r2 = held_out_r2(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
-    fitted = fit_value(prompts.features(chosen), targets, prompts.family[chosen], hidden=hidden, **options)
-    values = prompts.predict(fitted, np.arange(len(prompts.first)), known)
+    prompts.keep_hidden(chosen, settings)
+    problem = prompts.problem(chosen, targets)
+    r2 = held_out_r2(problem, settings, seed)
+    fitted = fit_value(problem, settings, seed)
+    values = prompts.predict(fitted, np.arange(len(prompts.first)))
     report = {"kind": fitted.kind, "r2": r2, "scores": fitted.scores, "num_prompts": len(chosen)}
     return values[prompts.of_row], report | {"mean_reward_of_reference": float(np.mean(targets))}
 
@@ -137,23 +153,21 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     Training prompts are cross-fitted in folds of whole families; the held-out splits, whose rewards fit nothing,
     get the fit on all training prompts.
     """
-    means, _ = prompts.mean_reward()
+    means = prompts.mean_reward()
     scored = np.flatnonzero(prompts.is_train & np.isfinite(means))
     if len(scored) == 0:
         raise UserError("value.targets: recorded needs rewards, and no training row has one")
-    options, known = _options(prompts, scored, settings, seed)
     families = np.unique(prompts.family[prompts.is_train])
     if len(families) < 2:
         raise UserError(
             "value.targets: recorded is cross-fitted by prompt, and all training rows share one prompt family; use "
             "group_loo, or give rows of other prompts"
         )
+    prompts.keep_hidden(scored, settings)
     num_folds = min(settings.folds, len(families))
-    fold_of_family = dict(
-        zip(families, np.random.default_rng(seed).permutation(len(families)) % num_folds, strict=True)
-    )
-    fold = np.array([fold_of_family.get(f, -1) for f in prompts.family])
-    fold[~prompts.is_train] = -1
+    fold_of_family = np.random.default_rng(seed).permutation(len(families)) % num_folds
+    fold = np.full(len(prompts.first), -1)
+    fold[prompts.is_train] = fold_of_family[np.searchsorted(families, prompts.family[prompts.is_train])]
     values, baseline = np.empty(len(prompts.first)), np.empty(len(prompts.first))
     kinds: list[str] = []
     for number in [*range(num_folds), -1]:
@@ -161,13 +175,12 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         if len(seen) == 0:
             raise UserError("value.targets: recorded needs scores in at least two prompt families of the training rows")
         target = np.flatnonzero(fold == number)
-        hidden = [known[p] for p in seen.tolist()] if known else None
-        fitted = fit_value(prompts.features(seen), means[seen], prompts.family[seen], hidden=hidden, **options)
-        values[target] = prompts.predict(fitted, target, known)
+        fitted = fit_value(prompts.problem(seen, means[seen]), settings, seed)
+        values[target] = prompts.predict(fitted, target)
         baseline[target] = means[seen].mean()
         kinds.append(fitted.kind)
     r2 = r_squared(means[scored], values[scored], baseline[scored])
-    kind = max(set(kinds), key=kinds.count)
+    kind = max(kinds, key=kinds.count)
     report = {"kind": kind, "r2": r2, "scores": {}, "num_prompts": len(scored), "kinds_by_fold": kinds}
     return values[prompts.of_row], report
 
@@ -190,30 +203,3 @@ def _group_loo(rows: RowConstants) -> tuple[np.ndarray, dict[str, Any]]:
     usable = scored & rows.is_train & (others > 0)
     r2 = r_squared(rows.reward[usable], values[usable], mean)
     return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": len(counts), "rows_alone": alone}
-
-
-def _options(
-    prompts: Prompts, chosen: np.ndarray, settings: ValueSection, seed: int
-) -> tuple[dict[str, Any], dict[int, Tensor]]:
-    """Arguments of `fit_value`, and the cached hidden states of the chosen prompts (none where there is no head)."""
-    candidates = list(settings.candidates)
-    known: dict[int, Tensor] = {}
-    if "head" in candidates:
-        tokens = sum(len(prompts.rows.prompt_ids[int(prompts.first[p])]) for p in chosen)
-        size = tokens * prompts.rows.features.shape[1] // 2 * 4
-        if size > _MAX_HIDDEN_BYTES:
-            log.warning(
-                "value: the attention head is not tried: hidden states of %d prompts would take %.1f GiB; lower "
-                "value.num_prompts to try it",
-                len(chosen),
-                size / 2**30,
-            )
-            candidates.remove("head")
-        else:
-            known = dict(zip(chosen.tolist(), prompts.hidden(chosen), strict=True))
-    return {
-        "candidates": candidates,
-        "head_epochs": settings.head_epochs,
-        "head_learning_rate": settings.head_learning_rate,
-        "seed": seed,
-    }, known
