@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from leftover.data.chat import Chat
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
@@ -21,7 +20,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import Rows, prepare_evaluation
+from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
@@ -61,9 +60,7 @@ class PolicyTrainer(Trainer):
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
         policy, tokenizer = _loaded(model, processing_class, peft_config)
-        align_generation_config(
-            policy, tokenizer, Chat(tokenizer, self.args.chat_template_kwargs, self.args.end_tokens).ends
-        )
+        align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
             disable_dropout(policy)
@@ -156,7 +153,7 @@ def _loaded(
     if isinstance(model, str):
         model = load_model(model)
     if tokenizer is None:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, of_recipe=False)
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model if peft_config is None else get_peft_model(model, peft_config), tokenizer

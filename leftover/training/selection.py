@@ -61,8 +61,8 @@ def select_rows(
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
                 f"{_ranges(columns)}, so nothing is left over to train on. Are all rewards equal, or did the "
-                "reference's own samples score higher than the rows? Value targets of the kind 'recorded' compare the "
-                "rows with one another"
+                "reference's own samples score higher than the rows? 'recorded' value targets compare the rows with "
+                "one another"
             )
     if rows == "top":
         scored = np.flatnonzero(selected)
@@ -96,7 +96,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 def selection(args: LoLConfig, columns: Columns) -> Selection:
     """What the settings select of the training rows. Raises UserError where the rows cannot serve the objective."""
     objective, settings = objective_of(args), objective_settings(args)
-    check_requirements(args.objective, objective, columns, settings)
+    check_requirements(args.objective, objective, columns, settings, of_recipe=False)  # whose rows were checked before
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
     if objective.usable is None:
         weights = draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
