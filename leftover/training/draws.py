@@ -1,7 +1,4 @@
-"""The order of the data, computed once for a whole run: which rows each batch holds.
-
-Resuming is a slice of it, distribution a shard of it, and one seed gives one run on any number of processes.
-"""
+"""Which rows each batch of a whole run holds: resuming is a slice of this order, each process takes a shard of it."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,4 @@
-"""Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name.
-
-A provider gives its extra from the collated batch, from the row columns that it names, from the model, or from a
-module that is trained along with the policy.
-"""
+"""Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name."""
 
 from collections.abc import Iterable
 from pathlib import Path

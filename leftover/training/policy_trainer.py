@@ -122,8 +122,7 @@ class PolicyTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, our card without results, into `output_dir`; `push_to_hub` uploads it with the model.
 
-        Takes what `Trainer.create_model_card` takes, of which language, license, tags, model_name, finetuned_from and
-        dataset_tags go into its header.
+        Of the arguments of `Trainer.create_model_card` those named below go into its header.
         """
         from leftover.publish.card import write_trainer_card
 

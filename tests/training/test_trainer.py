@@ -253,12 +253,12 @@ def test_priority_unweighted_draws_by_advantage_and_drops_the_factor(
 
 
 def test_raw_rows_without_prompts_of_several_completions_are_refused(tiny_llama_path: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="objective 'dpo' compares completions of one prompt, and each of the 20"):
+    with pytest.raises(UserError, match=r"'dpo' .*20 training rows.* give several completions"):
         standalone(tiny_llama_path, tmp_path, scored_rows(20), objective="dpo")
 
 
 def test_raw_rows_without_a_function_that_scores_samples_are_refused(tiny_llama_path: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'qrpo' scores the reference's own completions: pass reward_funcs"):
+    with pytest.raises(UserError, match=r"'qrpo' .*pass reward_funcs"):
         standalone(tiny_llama_path, tmp_path, scored_rows(20), objective="qrpo")
 
 
@@ -290,7 +290,7 @@ def test_peft_config_trains_an_adapter_and_saves_no_base(tiny_llama_path: str, t
     ("settings", "message"),
     [
         ({"objective": "a_lol_sec"}, "did you mean 'a_lol_seq'"),
-        ({"rows": "best"}, "rows: 'best' is not one of"),
+        ({"rows": "best"}, "rows: 'best'"),
         ({"objective": "nll", "objective_settings": {"clip": 1}}, "no setting 'clip'"),
     ],
 )
@@ -320,11 +320,11 @@ def test_value_and_reward_are_on_one_scale_whatever_the_functions_give(
     trainer = standalone(
         tiny_llama_path, tmp_path, rows, reward_funcs=lambda prompts, completions: [1e6] * len(prompts)
     )
-    assert "do not give the rows' recorded rewards" in caplog.text
+    assert "value_targets: recorded" in caplog.text
     assert max(trainer.train_dataset["value"]) < 100
     caplog.clear()
     trainer = standalone(tiny_llama_path, tmp_path, rows, reward_funcs=score_answers)
-    assert "recorded rewards" not in caplog.text
+    assert "value_targets" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_reward_functions_get_prompts_and_completions_by_name_or_in_order(
     ("returned", "message"),
     [
         ([1.0], "returned 1 scores for"),
-        (None, r"must return one number \(or None\) per completion"),
+        (None, "must return one number"),
         ("many", "must return one number"),
         (float("nan"), "gave nan for the completion"),
     ],
@@ -378,7 +378,7 @@ def test_rows_without_a_reward_among_others_are_said(tiny_llama_path: str, tmp_p
     ("rows", "message"),
     [
         ([], "train_dataset holds no row"),
-        ("rows.csv", "train_dataset is a str; give a datasets.Dataset"),
+        ("rows.csv", r"train_dataset is a str.*datasets\.Dataset"),
         ({"train": [], "test": []}, "dictionary of train, test: choose one split"),
     ],
 )

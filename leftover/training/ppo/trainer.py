@@ -38,7 +38,6 @@ class Progress:
     rollouts: int = 0  # completions
     rollout_tokens: int = 0
     rollout_seconds: float = 0.0  # generating, scoring and judging them
-    trained_tokens: int = 0
 
 
 class PPOTrainer(PolicyTrainer):
@@ -162,13 +161,10 @@ class PPOTrainer(PolicyTrainer):
         loss = total / (count if num_items_in_batch is None else num_items_in_batch) * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        self.progress.trained_tokens = self.sums.num_tokens
-
     def facts(self) -> dict[str, Any]:
-        """What the run cost beside its optimizer steps."""
-        return {name: value for name, value in asdict(self.progress).items() if name != "kl_coef"}
+        """What the run cost besides its optimizer steps."""
+        counts = asdict(self.progress) | {"trained_tokens": self.sums.num_tokens}
+        return {name: value for name, value in counts.items() if name != "kl_coef"}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's; with a separate learning rate for the value head where the settings have one."""
@@ -186,14 +182,15 @@ class PPOTrainer(PolicyTrainer):
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             save_file(self.value_head.state_dict(), folder / _HEAD_FILE)
-            write_json(folder / _PROGRESS_FILE, asdict(self.progress))
+            write_json(folder / _PROGRESS_FILE, {"kl_coef": self.progress.kl_coef, **self.facts()})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoint = Path(resume_from_checkpoint)
         self.value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
-        self.progress = Progress(**read_json(checkpoint / _PROGRESS_FILE))
-        self.sums.num_tokens = self.progress.trained_tokens
+        progress = read_json(checkpoint / _PROGRESS_FILE)
+        self.sums.num_tokens = progress.pop("trained_tokens")
+        self.progress = Progress(**progress)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The value head is in a separate file, which the policy of the best checkpoint does not need.
