@@ -59,7 +59,13 @@ class PolicyTrainer(Trainer):
         self.sums = MetricSums()
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
-        policy, tokenizer = _loaded(model, processing_class, peft_config)
+        path = model if isinstance(model, str) else model.config.name_or_path
+        policy = load_model(path) if isinstance(model, str) else model
+        tokenizer = load_tokenizer(path, of_recipe=False) if processing_class is None else processing_class
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if peft_config is not None:
+            policy = get_peft_model(policy, peft_config)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
@@ -142,17 +148,3 @@ class PolicyTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)
             if folder == Path(str(self.args.output_dir)):
                 self.create_model_card()
-
-
-def _loaded(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
-    path = model if isinstance(model, str) else model.config.name_or_path
-    if isinstance(model, str):
-        model = load_model(model)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(path, of_recipe=False)
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model if peft_config is None else get_peft_model(model, peft_config), tokenizer

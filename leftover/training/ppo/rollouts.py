@@ -2,21 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator
-from leftover.data.rows import as_prompt
-from leftover.models.divergence import FrozenStart
-from leftover.models.generate import end_ids, generate
-from leftover.models.reference import autocast
 from leftover.objectives.ppo import advantages_and_returns, explained_variance, moments, token_rewards, whiten
 from leftover.recipe.ppo_config import PPOConfig
-from leftover.training.ppo.policy import score_tokens
 
 Summed = Callable[[Tensor], Tensor]  # adds a tensor over processes, so that moments are those of all rollouts
 
@@ -46,56 +38,6 @@ class Rollouts:
         """[N, T] bool: the tokens of the completions."""
         lengths = torch.tensor([len(ids) for ids in self.completion_ids])
         return torch.arange(self.logprobs.shape[1]) < lengths[:, None]
-
-
-def complete(
-    policy: Any,
-    reference: FrozenStart,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
-    reward_func: Callable,
-    args: PPOConfig,
-    seed: int,
-) -> Rollouts:
-    """The policy's completions of prompts, scored by the reward function, the policy and the reference.
-
-    Args:
-        policy: a language model with a value head.
-        reference: the policy's frozen start.
-        rows: with `prompt`, `conversational` and `prompt_ids`.
-    """
-    prompt_ids = [list(row["prompt_ids"]) for row in rows]
-    with autocast(next(policy.parameters()).device, args.compute_dtype):
-        completion_ids, texts = generate(
-            policy,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=args.max_completion_length,
-            sample=True,
-            temperature=args.temperature,
-            batch_size=args.rollout_batch_size,
-            seed=seed,
-        )
-    scores = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
-    written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    score = partial(
-        score_tokens, policy, tokenizer.pad_token_id, written,
-        compute_dtype=args.compute_dtype, temperature=args.temperature,
-    )  # fmt: skip
-    now = score(entropies=True)
-    with reference.in_place():
-        before = score()
-    ends = end_ids(policy)
-    return Rollouts(
-        prompt_ids,
-        completion_ids,
-        scores=torch.tensor(scores, dtype=torch.float32),
-        ended=torch.tensor([ids[-1] in ends for ids in completion_ids]),
-        logprobs=now.logprobs,
-        reference_logprobs=before.logprobs,
-        values=now.values,
-        entropies=now.entropies,
-    )
 
 
 def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: Summed = lambda total: total) -> Tensor:

@@ -1,8 +1,9 @@
 """`PPOTrainer`: transformers' Trainer over batches that the policy itself writes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
+from leftover.models.generate import end_ids, generate
+from leftover.models.reference import autocast
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.in_memory import prepare_evaluation
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, Rows
-from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs
-from leftover.training.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
+from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
+from leftover.training.ppo.rollouts import Rollouts, shaped_rewards, targets
 from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, unique_prompts
 
 __all__ = ["PPOConfig", "PPOTrainer"]
@@ -96,9 +100,9 @@ class PPOTrainer(PolicyTrainer):
         """The completions of PPO step `number` of this process, and the columns that it trains on."""
         started, args, rank = time.perf_counter(), self.args, self.args.process_index
         rows = [self.prompts[i] for i in self.order[number][rank :: args.world_size]]
-        policy, progress = self.accelerator.unwrap_model(self.model), self.progress
+        progress = self.progress
         seed = int(np.random.SeedSequence([args.seed, number, rank]).generate_state(1)[0])
-        rollouts = complete(policy, self.reference, self.processing_class, rows, self.reward_func, args, seed)
+        rollouts = self._complete(rows, seed)
         rewards = shaped_rewards(rollouts, args, progress.kl_coef, self._summed)
         if self.state.global_step == 0:
             self._start_values(rollouts, rewards)
@@ -115,6 +119,40 @@ class PPOTrainer(PolicyTrainer):
         logs["rollout/seconds"] = progress.rollout_seconds
         self.sums.add({name: (torch.tensor(float(value)), 1) for name, value in logs.items()})
         return rollouts, columns
+
+    def _complete(self, rows: Sequence[dict[str, Any]], seed: int) -> Rollouts:
+        """The policy's completions of prompts, scored by the reward function, the policy and the reference."""
+        args, policy, tokenizer = self.args, self.accelerator.unwrap_model(self.model), self.processing_class
+        prompt_ids = [list(row["prompt_ids"]) for row in rows]
+        with autocast(next(policy.parameters()).device, args.compute_dtype):
+            completion_ids, texts = generate(
+                policy,
+                tokenizer,
+                prompt_ids,
+                max_new_tokens=args.max_completion_length,
+                sample=True,
+                temperature=args.temperature,
+                batch_size=args.rollout_batch_size,
+                seed=seed,
+            )
+        scores = self.reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
+        written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        score = partial(
+            score_tokens, policy, tokenizer.pad_token_id, written,
+            compute_dtype=args.compute_dtype, temperature=args.temperature,
+        )  # fmt: skip
+        now = score(entropies=True)
+        with self.reference.in_place():
+            before = score()
+        ends = end_ids(policy)
+        return Rollouts(
+            prompt_ids,
+            completion_ids,
+            scores=torch.tensor(scores, dtype=torch.float32),
+            ended=torch.tensor([ids[-1] in ends for ids in completion_ids]),
+            reference_logprobs=before.logprobs,
+            **now._asdict(),
+        )
 
     def _start_values(self, rollouts: Rollouts, rewards: Tensor) -> None:
         """Start the values at the mean reward: from 0, clipped values would take long to get there."""
