@@ -18,7 +18,7 @@ class CompletionBatch(NamedTuple):
 
     Log-probabilities are <= 0. Only `logprobs`, and extras that are trained along, carry a gradient. Entries outside
     `mask` are ignored. A column that the table lacks is NaN, so that using it by mistake shows.
-    `extras` holds what only single objectives need, by the names of `leftover.training.extras.PROVIDERS`.
+    `extras` holds what only single objectives need, by their names in `leftover.training.extras`.
     """
 
     logprobs: Float[Tensor, "B T"]

@@ -1,6 +1,6 @@
 """Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,23 @@ from leftover.training.policy_trainer import PolicyTrainer
 _FILE = "trained_along.safetensors"
 
 
+# Extras that are columns of the rows, [B]. is_chosen: 1 for the chosen of a pair, 0 for the rejected, else NaN.
+# reward_quantile: the share of the reference's own completions of the prompt that are rewarded no better than the row.
+ROW_EXTRAS = ("is_chosen", "reward_quantile")
+
+
 class Provider:
-    """One extra of a run: `provider(model, inputs, batch)`. This one reads the column of its name, NaN without it."""
+    """One extra that is computed for every batch: `provider(model, inputs, batch)`."""
 
     columns: tuple[str, ...] = ()  # of the training rows
     module: nn.Module | None = None  # trained along
     learning_rate: float  # of the module
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        self.trainer, self.name = trainer, name
+    def __init__(self, trainer: "TrainsAlong"):
+        self.trainer = trainer
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        return inputs.get(self.name, torch.full_like(batch.reward, torch.nan))
-
-
-class RewardQuantile(Provider):
-    """[B] the share of the reference's own completions of the prompt that are rewarded no better than the row."""
-
-    columns = ("reward_quantile",)
-
-
-class IsChosen(Provider):
-    """[B] 1 for the chosen of a pair, 0 for the rejected, NaN for rows of no pair."""
-
-    columns = ("is_chosen",)
+        raise NotImplementedError
 
 
 class MismatchedLogratio(Provider):
@@ -51,8 +44,8 @@ class MismatchedLogratio(Provider):
 
     columns = ("mismatched_ids", "mismatched_reference_logprob")
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         self.known: tuple[list, Tensor] | None = None  # a step's batches, and its mean
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
@@ -76,8 +69,8 @@ class MismatchedLogratio(Provider):
 class AdvantageScale(Provider):
     """[] the standard deviation of the training rows' advantages."""
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         advantages = torch.from_numpy(column(trainer.train_dataset, "advantage").copy())
         scale = advantages[advantages.isfinite()].std(correction=0)
         self.scale = torch.where(scale > 0, scale, 1.0).float()
@@ -106,8 +99,8 @@ class SoftValue(Provider):
 
     columns = ("prompt_features",)
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         width = len(trainer.train_dataset[0]["prompt_features"])
         rewards = torch.from_numpy(column(trainer.train_dataset, "reward").copy())
         linear = nn.Linear(width, 1)
@@ -122,18 +115,17 @@ class SoftValue(Provider):
 
 
 PROVIDERS: dict[str, type[Provider]] = {
-    "is_chosen": IsChosen,
     "mismatched_logratio": MismatchedLogratio,
     "advantage_scale": AdvantageScale,
     "log_normaliser": LogNormaliser,
     "soft_value": SoftValue,
-    "reward_quantile": RewardQuantile,
 }
 
 
-def row_columns(names: Iterable[str]) -> list[str]:
+def row_columns(names: Collection[str]) -> list[str]:
     """The columns of the training rows that the extras among `names` read."""
-    return [name for extra in sorted(set(names) & PROVIDERS.keys()) for name in PROVIDERS[extra].columns]
+    computed = [column for name in names if name in PROVIDERS for column in PROVIDERS[name].columns]
+    return sorted([*computed, *(name for name in names if name in ROW_EXTRAS)])
 
 
 class TrainsAlong(PolicyTrainer):
@@ -144,7 +136,9 @@ class TrainsAlong(PolicyTrainer):
     step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
 
     def with_extras(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
-        return batch._replace(extras={name: give(model, inputs, batch) for name, give in self.providers.items()})
+        recorded = {name: inputs[name] for name in ROW_EXTRAS if name in inputs}
+        computed = {name: provider(model, inputs, batch) for name, provider in self.providers.items()}
+        return batch._replace(extras=recorded | computed)
 
     @property
     def trained_along(self) -> nn.ModuleDict:

@@ -59,8 +59,8 @@ class PolicyTrainer(Trainer):
         self.sums = MetricSums()
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
-        path = model if isinstance(model, str) else model.config.name_or_path
-        policy = load_model(path) if isinstance(model, str) else model
+        policy: Any = load_model(model) if isinstance(model, str) else model
+        path = model if isinstance(model, str) else policy.config.name_or_path
         tokenizer = load_tokenizer(path, of_recipe=False) if processing_class is None else processing_class
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

@@ -67,7 +67,7 @@ class LoLTrainer(TrainsAlong):
         needs = self.objective.needs(self.settings)
         check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
         used = sorted((needs | self.objective.optional) & PROVIDERS.keys())
-        self.providers = {name: PROVIDERS[name](self, name) for name in used}
+        self.providers = {name: PROVIDERS[name](self) for name in used}
 
     def facts(self) -> dict[str, int]:
         """Tokens of the rows of the whole run, without padding, and what the selection dropped."""
