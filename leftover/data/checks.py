@@ -36,7 +36,7 @@ def check_row(raw: Row, data: DataSection, of_recipe: bool = True) -> Row:
         "prompt": text,
         "completion": _text(_only_turn(completion, columns.completion), columns.completion),
         "conversational": not isinstance(prompt, str),
-        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data.labels),
+        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data.labels, of_recipe),
         "answer": _answer(raw.get(columns.answer), columns.answer) if columns.answer else None,
         "tools": _tools(raw.get(columns.tools), columns.tools),
         "family": text if family is None else str(family),
@@ -107,7 +107,7 @@ def _tools(value: object, column: str) -> str | None:
     return json.dumps(tools, ensure_ascii=False) if tools else None
 
 
-def _score(value: object, column: str, labels: dict[str, float]) -> float | None:
+def _score(value: object, column: str, labels: dict[str, float], of_recipe: bool) -> float | None:
     """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score."""
     if value is None:
         return None
@@ -118,9 +118,10 @@ def _score(value: object, column: str, labels: dict[str, float]) -> float | None
             raise ValueError(f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}{quote}")
         value = labels[str(value)]
     if not isinstance(value, (bool, int, float)):
+        where = " in data.labels" if of_recipe else ""
         raise ValueError(
-            f"'{column}' is {type(value).__name__} {value!r:.40}, not a number; give classes numbers in data.labels, "
-            "as {good: 1, bad: 0}"
+            f"'{column}' is {type(value).__name__} {value!r:.40}, not a number; give classes numbers{where}, as "
+            "{good: 1, bad: 0}"
         )
     try:
         score = float(value)

@@ -124,7 +124,7 @@ def check_rows(
         del faults[1:]  # such as a column that every row lacks: a fault of the file
     if faults and refuses:
         raise UserError(f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}\n{remedy}")
-    _check_any_left(data, stats, rejects, faults[:1])
+    _check_any_left(data, stats, rejects, faults[:1], of_recipe)
 
 
 def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Iterator[Located]:
@@ -135,7 +135,9 @@ def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Ite
             yield where, raw
 
 
-def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str]) -> None:
+def _check_any_left(
+    data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str], of_recipe: bool
+) -> None:
     read = stats["read"]
     if rejects and read == stats["rejected"] > 0:
         raise UserError(
@@ -143,9 +145,8 @@ def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects |
         )
     if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
-        raise UserError(
-            f"{data.path} (key data.path) holds no row{' except dropped ones: ' if reasons else ''}{reasons}"
-        )
+        name = f"{data.path} (key data.path)" if of_recipe else data.path
+        raise UserError(f"{name} holds no row{' except dropped ones: ' if reasons else ''}{reasons}")
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 

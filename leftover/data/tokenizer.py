@@ -22,14 +22,17 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
-def load_tokenizer(path: str, *, chat_template: str | None = None, trust_remote_code: bool = False) -> "Tokenizer":
+def load_tokenizer(
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, of_recipe: bool = True
+) -> "Tokenizer":
     """The tokenizer at `path` (folder or Hub id), with a padding token; `chat_template: plain` names ours."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at '{path}' (key model.tokenizer or model.path): {first_line(error)}") from error
+        remedy = "key model.tokenizer or model.path" if of_recipe else "pass one as processing_class"
+        raise UserError(f"no tokenizer at '{path}' ({remedy}): {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer at '{path}' has no end-of-sequence token; set one and save it again")
     if tokenizer.pad_token_id is None:
@@ -49,15 +52,15 @@ def read_chat_template(setting: str | None) -> str | None:
     return Path(setting).read_text(encoding="utf-8")
 
 
-def single_token(tokenizer: "Tokenizer", text: str) -> int:
-    """The id of a text of `model.end_tokens`. Raises UserError where it is not one token."""
+def single_token(tokenizer: "Tokenizer", text: str, key: str) -> int:
+    """The id of a text of `end_tokens`. Raises UserError, which begins with `key`, where it is not one token."""
     known = tokenizer.convert_tokens_to_ids(text)
     if isinstance(known, int) and known != tokenizer.unk_token_id:
         return known
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise UserError(
-            f"model.end_tokens: {text!r} is not one token of this tokenizer but {len(ids)}, "
+            f"{key}: {text!r} is not one token of this tokenizer but {len(ids)}, "
             f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
         )
     return ids[0]

@@ -23,7 +23,6 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
-    trainable_adapter: bool = True,
     quantization: dict[str, Any] | None = None,
 ) -> Any:
     """The causal LM at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its own base).
@@ -36,14 +35,12 @@ def load_model(
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
-        if is_adapter(path):
-            from peft import PeftConfig, PeftModel
+        if not is_adapter(path):
+            return AutoModelForCausalLM.from_pretrained(path, **options)
+        from peft import PeftConfig, PeftModel
 
-            base = AutoModelForCausalLM.from_pretrained(
-                PeftConfig.from_pretrained(path).base_model_name_or_path, **options
-            )
-            return PeftModel.from_pretrained(base, path, is_trainable=trainable_adapter)
-        return AutoModelForCausalLM.from_pretrained(path, **options)
+        base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path, **options)
+        return PeftModel.from_pretrained(base, path, is_trainable=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 

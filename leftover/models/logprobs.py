@@ -67,17 +67,23 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_sees_only(model: Any, positions: Tensor) -> Iterator[None]:
+def head_sees_only(model: Any, positions: Tensor) -> Iterator[dict[str, Tensor]]:
     """Inside, the model's head gets only the hidden states at `positions` of [B L]: logits [1, N, V].
 
-    The model's own forward runs around it, so that what it does to logits (soft caps, scales) and its wrappers (PEFT,
-    DDP, FSDP) stay in force.
+    Of the last forward these are `captured["hidden"]` [1, N, H]. The model's own forward runs around it, so that what
+    it does to logits (soft caps, scales) and its wrappers (PEFT, DDP, FSDP) stay in force.
     """
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
-    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[positions].unsqueeze(0),)):
-        yield
+    captured: dict[str, Tensor] = {}
+
+    def gather(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        captured["hidden"] = inputs[0].flatten(0, 1)[positions].unsqueeze(0)
+        return captured["hidden"]
+
+    with head.register_forward_pre_hook(gather):
+        yield captured
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:
@@ -94,7 +100,7 @@ class _SelectedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:
-        parts = zip(_chunks(logits), _chunks(targets, logits), strict=True)
+        parts = zip(*_chunks(logits, targets), strict=True)
         found = [rows.log_softmax(-1, dtype=torch.float32).gather(1, y[:, None]) for rows, y in parts]
         ctx.save_for_backward(logits, targets)
         ctx.overwrite = overwrite
@@ -104,8 +110,7 @@ class _SelectedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, targets = ctx.saved_tensors
         gradient = logits if ctx.overwrite else torch.empty_like(logits)
-        columns = (logits, targets, -gradients[0], gradient)
-        for rows, y, weight, out in zip(*(_chunks(column, logits) for column in columns), strict=True):
+        for rows, y, weight, out in zip(*_chunks(logits, targets, -gradients[0], gradient), strict=True):
             # d log softmax(z)_y / dz = onehot(y) - softmax(z)
             probabilities = rows.softmax(-1, dtype=torch.float32)
             probabilities.scatter_add_(1, y[:, None], probabilities.new_full((len(y), 1), -1.0))
@@ -113,8 +118,7 @@ class _SelectedLogprobs(torch.autograd.Function):
         return gradient, None, None
 
 
-def _chunks(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Views of a few rows each, as many as hold `CHUNK_ELEMENTS` of `like` (default: of `rows` itself)."""
-    like = rows if like is None else like
-    elements = CHUNK_ELEMENTS.get(like.device.type, CHUNK_ELEMENTS["cuda"])
-    return rows.split(max(1, elements // like.shape[1]))
+def _chunks(logits: Tensor, *columns: Tensor) -> list[tuple[Tensor, ...]]:
+    """Logits and columns of as many rows in views of a few rows each, which hold `CHUNK_ELEMENTS` logits."""
+    elements = CHUNK_ELEMENTS.get(logits.device.type, CHUNK_ELEMENTS["cuda"])
+    return [column.split(max(1, elements // logits.shape[1])) for column in (logits, *columns)]

@@ -4,6 +4,7 @@ from functools import partial
 
 from leftover.objectives import groups, groupwise, offline, pointwise
 from leftover.objectives.batch import Columns, CompletionBatch, NoSettings, Objective
+from leftover.objectives.pointwise import ClipSettings, sequence_importance, token_importance
 from leftover.objectives.released import released_objectives
 
 _REWARD = frozenset({"reward"})
@@ -15,38 +16,24 @@ _A_LOL = _ADVANTAGE | _REFERENCE
 _by_reward = partial(Objective, draw_by="reward")
 _of_leftover = partial(Objective, rows="leftover", draw_by="advantage")
 
-# The paper's, and its controls on the same rows.
-_PAPER: dict[str, Objective] = {
+OBJECTIVES: dict[str, Objective] = {
+    # The paper's, and its controls on the same rows.
     "nll": Objective(pointwise.nll),
     "nll_top": Objective(pointwise.nll, requires=_REWARD, rows="top"),
     "wbc": _by_reward(pointwise.wbc, requires=_WEIGHT),
     "r_gold": _by_reward(pointwise.r_gold, pointwise.FloorSettings, _WEIGHT),
-    "r_lol": _by_reward(
-        pointwise.r_lol, pointwise.ClipSettings, _WEIGHT | _REFERENCE, importance_weights=pointwise.sequence_importance
-    ),
-    "a_lol": _of_leftover(
-        pointwise.a_lol,
-        pointwise.ClipSettings,
-        _ADVANTAGE | _REFERENCE,
-        importance_weights=pointwise.sequence_importance,
-    ),
+    "r_lol": _by_reward(pointwise.r_lol, ClipSettings, _WEIGHT | _REFERENCE, importance_weights=sequence_importance),
+    "a_lol": _of_leftover(pointwise.a_lol, ClipSettings, _A_LOL, importance_weights=sequence_importance),
     "a_lol_ref_free": _of_leftover(pointwise.a_lol_ref_free, requires=_ADVANTAGE),
-    "a_lol_seq": _of_leftover(
-        pointwise.a_lol_seq,
-        pointwise.ClipSettings,
-        _ADVANTAGE | _REFERENCE,
-        importance_weights=pointwise.token_importance,
-    ),
+    "a_lol_seq": _of_leftover(pointwise.a_lol_seq, ClipSettings, _A_LOL, importance_weights=token_importance),
     "a_lol_kl": _of_leftover(
         pointwise.a_lol_kl,
         pointwise.KLSettings,
         _A_LOL,
-        importance_weights=pointwise.sequence_importance,
+        importance_weights=sequence_importance,
         metrics=pointwise.kl_metrics,
     ),
-}
-
-_GROUPWISE: dict[str, Objective] = {
+    # Of pairs and groups.
     "dpo": Objective(
         groupwise.dpo,
         groupwise.DPOSettings,
@@ -64,11 +51,9 @@ _GROUPWISE: dict[str, Objective] = {
         _REWARD | _REFERENCE,
         unit="group",
         usable=groups.unequal,
-        importance_weights=pointwise.token_importance,
+        importance_weights=token_importance,
     ),
-}
-
-_OFFLINE: dict[str, Objective] = {
+    # Others for scored rows.
     "awr": Objective(offline.awr, offline.AWRSettings, _ADVANTAGE | {"advantage_scale"}, metrics=offline.awr_metrics),
     "kto": Objective(
         offline.kto,
@@ -85,8 +70,6 @@ _OFFLINE: dict[str, Objective] = {
     ),
     "var": Objective(offline.var, offline.VARSettings, _REWARD | {"log_normaliser"}),
 }
-
-OBJECTIVES: dict[str, Objective] = _PAPER | _GROUPWISE | _OFFLINE
 
 # The released scripts' variants, for `released_code: true`: script -> name -> objective.
 RELEASED: dict[str, dict[str, Objective]] = released_objectives(OBJECTIVES)

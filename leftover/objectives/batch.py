@@ -1,7 +1,7 @@
 """What an objective sees, and how one is declared."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ class CompletionBatch(NamedTuple):
 
     Log-probabilities are <= 0. Only `logprobs`, and extras that are trained along, carry a gradient. Entries outside
     `mask` are ignored. A column that the table lacks is NaN, so that using it by mistake shows.
-    `extras` holds what only single objectives need, by the names of `leftover.training.extras.PROVIDERS`.
+    `extras` holds what only single objectives need, by their names in `leftover.training.extras`.
     """
 
     logprobs: Float[Tensor, "B T"]
@@ -43,10 +43,10 @@ class Objective:
     loss: Callable[[CompletionBatch, Any], Tensor]
     settings: type = NoSettings
     # Names of columns and of extras; "nonnegative_reward" where the loss is meaningless for R < 0.
-    requires: frozenset[str] = field(default_factory=frozenset)
+    requires: frozenset[str] = frozenset()
     # What is required under some settings only.
     also_requires: Callable[[Any], frozenset[str]] = lambda settings: frozenset()
-    optional: frozenset[str] = field(default_factory=frozenset)  # extras that it uses where rows have them
+    optional: frozenset[str] = frozenset()  # extras that it uses where rows have them
     unit: str = "completion"  # or "group": one loss per completion or per group
     rows: str = "all"  # what `rows: auto` selects: all, leftover or top
     # With unit "group": which of the selected rows the loss can use (`leftover.objectives.groups`).

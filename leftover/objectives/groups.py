@@ -33,7 +33,8 @@ def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
     A prompt with one selected row, or whose two are alike in choice and reward, has no pair.
     """
     keep = np.zeros(len(selected), bool)
-    choice, reward = _choice(columns), columns["reward"]
+    reward = columns["reward"]
+    choice = np.nan_to_num(columns.get("is_chosen", np.full(len(reward), np.nan)), nan=_UNKNOWN)
     for rows in _groups(columns, selected):
         ranked = rows[np.lexsort((-reward[rows], -choice[rows]))]
         best, worst = ranked[0], ranked[-1]
@@ -50,12 +51,12 @@ def unequal(columns: Columns, selected: np.ndarray) -> np.ndarray:
     return keep
 
 
+def members_of(group: np.ndarray) -> list[np.ndarray]:
+    """The rows of every group of `group` [N] ids, in the order of the ids."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
 def _groups(columns: Columns, selected: np.ndarray) -> list[np.ndarray]:
     rows = np.flatnonzero(selected)
-    rows = rows[np.argsort(columns["group"][rows], kind="stable")]
-    return np.split(rows, np.flatnonzero(np.diff(columns["group"][rows])) + 1) if len(rows) else []
-
-
-def _choice(columns: Columns) -> np.ndarray:
-    unknown = np.full(len(columns["reward"]), np.nan)
-    return np.nan_to_num(columns.get("is_chosen", unknown), nan=_UNKNOWN)
+    return [rows[members] for members in members_of(columns["group"][rows])] if len(rows) else []

@@ -17,18 +17,27 @@ def called(name: str) -> str:
 
 
 def check_requirements(
-    name: str, objective: Objective, columns: Columns, settings: object = None, only: Sequence[str] = ROW_NUMBERS
+    name: str,
+    objective: Objective,
+    columns: Columns,
+    settings: object = None,
+    only: Sequence[str] = ROW_NUMBERS,
+    of_recipe: bool = True,
 ) -> None:
-    """Refuse rows without a number that the objective needs, or with negative rewards; `only`: numbers known so far."""
+    """Refuse rows without a number that the objective needs, or with negative rewards.
+
+    `only`: the numbers that are known so far; `of_recipe`: whether the remedy may be a key of a recipe.
+    """
     needs = objective.needs(settings or objective.settings())
     for number in only:
         if number in needs and (number not in columns or not np.isfinite(columns[number]).any()):
             raise UserError(f"{called(name)} needs the column '{number}', which no training row has")
     if "nonnegative_reward" in needs and (negative := int((columns["reward"] < 0).sum())):
+        transform = "set reward.transform (minmax, sigmoid, quantile, or a scale and an offset)"
         raise UserError(
             f"{called(name)} needs rewards >= 0 (a negative one would train against its row): {negative} of "
-            f"{len(columns['reward'])} rows are below 0, the lowest {np.nanmin(columns['reward']):.4g}; set "
-            "reward.transform (minmax, sigmoid, quantile, or a scale and an offset)"
+            f"{len(columns['reward'])} rows are below 0, the lowest {np.nanmin(columns['reward']):.4g}; "
+            f"{transform if of_recipe else 'shift or scale them'}"
         )
 
 

@@ -22,7 +22,7 @@ from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import Reference, values_and_advantages
 from leftover.prepare.extras import add_extras
 from leftover.prepare.value.estimate import RowConstants
-from leftover.recipe.data_section import DataSection
+from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import ValueSection
@@ -72,7 +72,7 @@ def prepare_evaluation(
         return rows
     whole = all(row.get("completion") is not None or row.get("messages") is not None for row in rows)
     checked = checked_rows(rows if whole else [{**row, "completion": "-"} for row in rows], name)
-    chat = _chat(tokenizer, args, checked)
+    chat = chat_of(tokenizer, args, checked)
     if whole:
         tokens = _tokenise(chat, args, checked)
         table = _table(checked, tokens.prompt_ids, tokens.completion_ids)
@@ -92,7 +92,7 @@ def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
 
     Besides the columns of ROWS_SCHEMA each has its own `chat_template_kwargs`, as TRL's trainers read them.
     """
-    data = DataSection(path=name)
+    data = DataSection(path=name, columns=ColumnsSection(split=None))
     located = [found for i, row in enumerate(rows) for found in expand(Record(f"{name}[{i}]", row, name, i), data)]
     options = {where: _options(row, where) for where, row in located}
     checked = check_rows(located, data, None, {}, _REMEDY, of_recipe=False)
@@ -127,9 +127,9 @@ def _reference(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: Polic
     return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: list[Row]) -> Chat:
+def chat_of(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = ()) -> Chat:
     """The tokenizer's chat template, which must have the options of the configuration and of the rows."""
-    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens)
+    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens, of_recipe=False)
     chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
     return chat
 
@@ -176,9 +176,12 @@ def _prepare_train(
             group, trains = table["group"], np.ones(len(checked), bool)
             constants = RowConstants(group, group, table["reward"], trains, features, table["prompt_ids"])
             settings = ValueSection(samples_per_prompt=args.value_samples_per_prompt)
-            table["value"], table["advantage"], report = values_and_advantages(
-                constants, table, reference, settings, targets, reward_func
-            )
+            try:
+                table["value"], table["advantage"], report = values_and_advantages(
+                    constants, table, reference, settings, targets, reward_func
+                )
+            except UserError as error:  # it names the key of a recipe
+                raise UserError(str(error).replace("value.targets: ", "value_targets=")) from error
             if report["r2"] is not None:
                 facts["value/r2"] = report["r2"]
     if "is_chosen" in needs:
@@ -192,13 +195,15 @@ def _tokenised(
 ) -> tuple[list[Row], dict[str, Any]]:
     """The checked rows that fit the limits, and their prompts and token ids as a table."""
     checked = checked_rows(rows)
-    chat = _chat(tokenizer, args, checked)
+    chat = chat_of(tokenizer, args, checked)
     tokens = _tokenise(chat, args, checked)
     if any(row["conversational"] for row in checked):
         chat.warn(tools=any(row["tools"] for row in checked))
     kept = [i for i, keep in enumerate(tokens.kept) if keep]
     if not kept:
-        raise UserError(f"no row is left: every completion exceeds {args.max_completion_length} tokens")
+        raise UserError(
+            f"every completion is longer than max_completion_length={args.max_completion_length} tokens: raise it"
+        )
     if len(kept) < len(checked):
         log.warning(
             "%d of %d rows dropped: their completions exceed max_completion_length=%d tokens",

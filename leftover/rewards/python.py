@@ -79,13 +79,14 @@ def call_reward(
     return scores
 
 
-def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str]) -> None:
+def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str], of_recipe: bool = True) -> None:
     """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
+        remedy = "return None where there is no score: reward.missing has a rule for it"
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
-            "scores are not finite numbers); return None where there is no score: reward.missing has a rule for it"
+            f"scores are not finite numbers); {remedy if of_recipe else 'every completion needs a score'}"
         )
 
 
@@ -103,7 +104,7 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
             for f in functions
         ]
         totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
-        check_finite("reward_funcs", totals, completions)
+        check_finite("reward_funcs", totals, completions, of_recipe=False)
         return totals
 
     return total

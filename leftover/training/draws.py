@@ -1,11 +1,10 @@
-"""The order of the data, computed once for a whole run: which rows each batch holds.
-
-Resuming is a slice of it, distribution a shard of it, and one seed gives one run on any number of processes.
-"""
+"""Which rows each batch of a whole run holds: resuming is a slice of this order, each process takes a shard of it."""
 
 from typing import NamedTuple
 
 import numpy as np
+
+from leftover.objectives.groups import members_of
 
 # Batches are formed inside windows of this many batches, so that rows of similar length meet while the order of the run
 # stays random. Which rows are drawn is settled before: bucketing changes no row's expected count.
@@ -64,10 +63,10 @@ def draw_batches(
     if max_tokens is not None and lengths is None:
         raise ValueError("max_tokens needs lengths")
     rng, num_rows = np.random.default_rng(seed), sizes.pop()
-    members = _members(groups)
+    members = None if groups is None else members_of(np.asarray(groups))
     unit_weights = _unit_weights(weights, members, num_rows)
     unit_lengths = None if lengths is None else _reduce(np.asarray(lengths), members, np.max)
-    unit_rows = np.array([len(rows) for rows in members]) if members is not None else np.ones(num_rows, np.int64)
+    unit_rows = _reduce(np.ones(num_rows, np.int64), members, np.sum)
 
     batches: list[np.ndarray] = []
     window = _WINDOW_BATCHES * (batch_size or 64)
@@ -80,15 +79,6 @@ def draw_batches(
     offsets = np.cumsum([0] + [len(batch) for batch in batches], dtype=np.int64)
     indices = np.concatenate(batches) if batches else np.empty(0, np.int64)
     return DrawOrder(indices.astype(np.int64), offsets)
-
-
-def _members(groups: np.ndarray | None) -> list[np.ndarray] | None:
-    if groups is None:
-        return None
-    groups = np.asarray(groups)
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order])) + 1
-    return np.split(order, starts)
 
 
 def _reduce(values: np.ndarray, members: list[np.ndarray] | None, how) -> np.ndarray:

@@ -1,10 +1,6 @@
-"""Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name.
+"""Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name."""
 
-A provider gives its extra from the collated batch, from the row columns that it names, from the model, or from a
-module that is trained along with the policy.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +16,23 @@ from leftover.training.policy_trainer import PolicyTrainer
 _FILE = "trained_along.safetensors"
 
 
+# Extras that are columns of the rows, [B]. is_chosen: 1 for the chosen of a pair, 0 for the rejected, else NaN.
+# reward_quantile: the share of the reference's own completions of the prompt that are rewarded no better than the row.
+ROW_EXTRAS = ("is_chosen", "reward_quantile")
+
+
 class Provider:
-    """One extra of a run: `provider(model, inputs, batch)`. This one reads the column of its name, NaN without it."""
+    """One extra that is computed for every batch: `provider(model, inputs, batch)`."""
 
     columns: tuple[str, ...] = ()  # of the training rows
     module: nn.Module | None = None  # trained along
-    learning_rate: float | None = None  # of the module; None: the policy's
+    learning_rate: float  # of the module
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        self.trainer, self.name = trainer, name
+    def __init__(self, trainer: "TrainsAlong"):
+        self.trainer = trainer
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        return inputs.get(self.name, torch.full_like(batch.reward, torch.nan))
-
-
-class RewardQuantile(Provider):
-    """[B] the share of the reference's own completions of the prompt that are rewarded no better than the row."""
-
-    columns = ("reward_quantile",)
-
-
-class IsChosen(Provider):
-    """[B] 1 for the chosen of a pair, 0 for the rejected, NaN for rows of no pair."""
-
-    columns = ("is_chosen",)
+        raise NotImplementedError
 
 
 class MismatchedLogratio(Provider):
@@ -55,8 +44,8 @@ class MismatchedLogratio(Provider):
 
     columns = ("mismatched_ids", "mismatched_reference_logprob")
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         self.known: tuple[list, Tensor] | None = None  # a step's batches, and its mean
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
@@ -80,8 +69,8 @@ class MismatchedLogratio(Provider):
 class AdvantageScale(Provider):
     """[] the standard deviation of the training rows' advantages."""
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         advantages = torch.from_numpy(column(trainer.train_dataset, "advantage").copy())
         scale = advantages[advantages.isfinite()].std(correction=0)
         self.scale = torch.where(scale > 0, scale, 1.0).float()
@@ -110,8 +99,8 @@ class SoftValue(Provider):
 
     columns = ("prompt_features",)
 
-    def __init__(self, trainer: "TrainsAlong", name: str):
-        super().__init__(trainer, name)
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
         width = len(trainer.train_dataset[0]["prompt_features"])
         rewards = torch.from_numpy(column(trainer.train_dataset, "reward").copy())
         linear = nn.Linear(width, 1)
@@ -126,52 +115,44 @@ class SoftValue(Provider):
 
 
 PROVIDERS: dict[str, type[Provider]] = {
-    "is_chosen": IsChosen,
     "mismatched_logratio": MismatchedLogratio,
     "advantage_scale": AdvantageScale,
     "log_normaliser": LogNormaliser,
     "soft_value": SoftValue,
-    "reward_quantile": RewardQuantile,
 }
 
 
-def row_columns(names: Iterable[str]) -> list[str]:
+def row_columns(names: Collection[str]) -> list[str]:
     """The columns of the training rows that the extras among `names` read."""
-    return [name for extra in sorted(set(names) & PROVIDERS.keys()) for name in PROVIDERS[extra].columns]
-
-
-class Extras:
-    """All extras of a run: `extras(model, inputs, batch)` is the batch with them."""
-
-    def __init__(self, trainer: "TrainsAlong", names: Iterable[str]):
-        self.providers = {name: PROVIDERS[name](trainer, name) for name in sorted(set(names) & PROVIDERS.keys())}
-
-    def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
-        found = {name: provider(model, inputs, batch) for name, provider in self.providers.items()}
-        return batch._replace(extras=found)
-
-    @property
-    def modules(self) -> nn.ModuleDict:
-        """What is trained along, by the extra's name."""
-        return nn.ModuleDict({name: p.module for name, p in self.providers.items() if p.module is not None})
+    computed = [column for name in names if name in PROVIDERS for column in PROVIDERS[name].columns]
+    return sorted([*computed, *(name for name in names if name in ROW_EXTRAS)])
 
 
 class TrainsAlong(PolicyTrainer):
     """A trainer with extras: their modules are in its optimizer, its checkpoints and its resume."""
 
-    extras: Extras
+    providers: dict[str, Provider]
     settings: Any  # the objective's own
     step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
+
+    def with_extras(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:
+        recorded = {name: inputs[name] for name in ROW_EXTRAS if name in inputs}
+        computed = {name: provider(model, inputs, batch) for name, provider in self.providers.items()}
+        return batch._replace(extras=recorded | computed)
+
+    @property
+    def trained_along(self) -> nn.ModuleDict:
+        """The modules that are trained along, by the extra's name."""
+        return nn.ModuleDict({name: p.module for name, p in self.providers.items() if p.module is not None})
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for provider in self.extras.providers.values():
+        for provider in self.providers.values():
             if provider.module is None or id(next(provider.module.parameters())) in known:
                 continue
             parameters = list(provider.module.parameters())
-            rate = {} if provider.learning_rate is None else {"lr": provider.learning_rate}
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, **rate})
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": provider.learning_rate})
             # The Trainer averages over processes, and clears, the gradients of the policy alone.
             optimizer.register_step_pre_hook(lambda *_, p=parameters: self._average(p))
             optimizer.register_step_post_hook(lambda *_, m=provider.module: m.zero_grad())
@@ -184,10 +165,10 @@ class TrainsAlong(PolicyTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.extras.modules and self.args.should_save:
-            save_file(self.extras.modules.state_dict(), Path(output_dir) / _FILE)
+        if self.trained_along and self.args.should_save:
+            save_file(self.trained_along.state_dict(), Path(output_dir) / _FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.extras.modules:
-            self.extras.modules.load_state_dict(load_file(Path(checkpoint) / _FILE))
+        if checkpoint is not None and self.trained_along:
+            self.trained_along.load_state_dict(load_file(Path(checkpoint) / _FILE))

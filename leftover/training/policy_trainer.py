@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from leftover.data.chat import Chat
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
@@ -21,7 +20,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import Rows, prepare_evaluation
+from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
@@ -60,10 +59,14 @@ class PolicyTrainer(Trainer):
         self.sums = MetricSums()
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
-        policy, tokenizer = _loaded(model, processing_class, peft_config)
-        align_generation_config(
-            policy, tokenizer, Chat(tokenizer, self.args.chat_template_kwargs, self.args.end_tokens).ends
-        )
+        policy: Any = load_model(model) if isinstance(model, str) else model
+        path = model if isinstance(model, str) else policy.config.name_or_path
+        tokenizer = load_tokenizer(path, of_recipe=False) if processing_class is None else processing_class
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if peft_config is not None:
+            policy = get_peft_model(policy, peft_config)
+        align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
             disable_dropout(policy)
@@ -125,8 +128,7 @@ class PolicyTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, our card without results, into `output_dir`; `push_to_hub` uploads it with the model.
 
-        Takes what `Trainer.create_model_card` takes, of which language, license, tags, model_name, finetuned_from and
-        dataset_tags go into its header.
+        Of the arguments of `Trainer.create_model_card` those named below go into its header.
         """
         from leftover.publish.card import write_trainer_card
 
@@ -146,21 +148,3 @@ class PolicyTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)
             if folder == Path(str(self.args.output_dir)):
                 self.create_model_card()
-
-
-def _loaded(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model (loaded where a path was given, wrapped where an adapter is asked for) and its tokenizer."""
-    path = model if isinstance(model, str) else model.config.name_or_path
-    if isinstance(model, str):
-        model = load_model(model)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(path)
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, peft_config)
-    return model, tokenizer

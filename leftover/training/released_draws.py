@@ -27,7 +27,7 @@ def released_order(
     if args.world_size > 1:
         raise UserError("released_code draws as the released scripts do, in one process: start it on one")
     if objective.unit == "group":
-        raise UserError(f"the released code has no '{args.objective}': leave released_code out for that policy")
+        raise UserError(f"the released code has no '{args.objective}': leave released_code out for it")
     assistant = args.released_script == "assistant"
     among_leftover = args.rows == "leftover" or (args.rows == "auto" and objective.rows == "leftover")
     drawn = priority or (assistant and among_leftover)

@@ -27,8 +27,7 @@ from leftover.runs.keys import base_key
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
-from leftover.store.table import Table, column, list_lengths
-from leftover.training.draws import DrawOrder
+from leftover.store.table import Table, column
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.settings import effective, policy_settings, reference_args, subject, training_args
@@ -188,17 +187,5 @@ def _train(
         **({"resumed_at": int(Path(checkpoint).name.rpartition("-")[2])} if checkpoint else {}),
         **peak,
         "evaluations": history,
-        **(trainer.facts() if isinstance(trainer, PPOTrainer) else _offline_facts(trainer)),
+        **trainer.facts(),
     }
-
-
-def _offline_facts(trainer: LoLTrainer) -> dict[str, Any]:
-    assert trainer.draw_order is not None
-    tokens = trained_tokens(trainer.train_dataset, trainer.draw_order)
-    return {"trained_tokens": tokens, **trainer.selection_facts}
-
-
-def trained_tokens(rows: Dataset, order: DrawOrder) -> int:
-    """Tokens of the rows of a whole draw order: of prompts and completions, without padding."""
-    lengths = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
-    return int(lengths[order.indices].sum())

@@ -61,8 +61,8 @@ def select_rows(
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
                 f"{_ranges(columns)}, so nothing is left over to train on. Are all rewards equal, or did the "
-                "reference's own samples score higher than the rows? Value targets of the kind 'recorded' compare the "
-                "rows with one another"
+                "reference's own samples score higher than the rows? 'recorded' value targets compare the rows with "
+                "one another"
             )
     if rows == "top":
         scored = np.flatnonzero(selected)
@@ -96,7 +96,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 def selection(args: LoLConfig, columns: Columns) -> Selection:
     """What the settings select of the training rows. Raises UserError where the rows cannot serve the objective."""
     objective, settings = objective_of(args), objective_settings(args)
-    check_requirements(args.objective, objective, columns, settings)
+    check_requirements(args.objective, objective, columns, settings, of_recipe=False)  # whose rows were checked before
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
     if objective.usable is None:
         weights = draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
@@ -135,20 +135,13 @@ def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: 
     """
     if args.released_code:
         return released_order(args, objective_of(args), columns, selected, weights, by_priority(args))
-    if not (args.whole_groups or objective_of(args).unit == "group"):
-        return _run_order(args, columns["length"], None, selected, weights)
-    # Only the selected rows of a group are drawn.
-    rows = np.flatnonzero(selected)
-    order, steps = _run_order(args, columns["length"][rows], columns["group"][rows], selected[rows], weights[rows])
-    return DrawOrder(rows[order.indices], order.offsets), steps
-
-
-def _run_order(
-    args: LoLConfig, length: np.ndarray, group: np.ndarray | None, selected: np.ndarray, weights: np.ndarray
-) -> tuple[DrawOrder, int]:
+    # Only the selected rows of a group are drawn; a single row that is not selected has a weight of 0.
+    by_group = args.whole_groups or objective_of(args).unit == "group"
+    rows = np.flatnonzero(selected) if by_group else np.arange(len(selected))
+    weights, group = weights[rows], columns["group"][rows] if by_group else None
     per_step = args.gradient_accumulation_steps * args.world_size
     options: dict[str, Any] = {
-        "lengths": length if args.length_bucketing or args.max_tokens_per_batch else None,
+        "lengths": columns["length"][rows] if args.length_bucketing or args.max_tokens_per_batch else None,
         "groups": group,
         "batch_size": None if args.max_tokens_per_batch else args.per_device_train_batch_size,
         "max_tokens": args.max_tokens_per_batch,
@@ -156,7 +149,7 @@ def _run_order(
         "seed": args.data_seed if args.data_seed is not None else args.seed,
     }
     if args.max_steps <= 0:
-        num_units = int(selected.sum()) if group is None else len(np.unique(group[selected]))
+        num_units = int(selected.sum()) if group is None else len(np.unique(group))
         order = draw_batches(weights, int(np.ceil(args.num_train_epochs * num_units)), **options)
         num_batches = order.num_batches - order.num_batches % args.world_size
         max_steps = -(-num_batches // per_step)
@@ -167,4 +160,5 @@ def _run_order(
         while order.num_batches < num_batches:  # a token budget may fill a batch with more rows
             num_units *= 2
             order = draw_batches(weights, num_units, **options)
-    return DrawOrder(order.indices[: order.offsets[num_batches]], order.offsets[: num_batches + 1]), max_steps
+    indices = rows[order.indices[: order.offsets[num_batches]]]
+    return DrawOrder(indices, order.offsets[: num_batches + 1]), max_steps

@@ -17,7 +17,7 @@ from leftover.objectives.requirements import check_columns
 from leftover.prepare.in_memory import prepare_rows
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.draws import DrawOrder
-from leftover.training.extras import Extras, TrainsAlong, row_columns
+from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
 from leftover.training.policy_trainer import Rows
 from leftover.training.selection import run_order, selection, training_columns
@@ -50,21 +50,28 @@ class LoLTrainer(TrainsAlong):
         self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
     ) -> tuple[Dataset | None, Dataset | None]:
         self.objective, self.settings = objective_of(self.args), objective_settings(self.args)
-        self.step_batches = []
+        self.providers, self.step_batches = {}, []
         return prepare_rows(policy, tokenizer, self.args, train, evaluation, self.reward_func, self.run_metrics)
 
     def _begin(self) -> None:
         samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None
         if samples and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # whose weights are sharded
             self.reference = FrozenStart(self.model, offload=not hasattr(self.model, "peft_config"))
+        if self.train_dataset is None:
+            return
+        columns = training_columns(self.train_dataset)
+        selected, weights, self.selection_facts = selection(self.args, columns)
+        self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
+        self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
+        self.trained_tokens = int(columns["length"][self.draw_order.indices].sum())
         needs = self.objective.needs(self.settings)
-        if self.train_dataset is not None:
-            columns = training_columns(self.train_dataset)
-            selected, weights, self.selection_facts = selection(self.args, columns)
-            self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
-            self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
-            check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
-        self.extras = Extras(self, needs | self.objective.optional if self.train_dataset is not None else ())
+        check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
+        used = sorted((needs | self.objective.optional) & PROVIDERS.keys())
+        self.providers = {name: PROVIDERS[name](self) for name in used}
+
+    def facts(self) -> dict[str, int]:
+        """Tokens of the rows of the whole run, without padding, and what the selection dropped."""
+        return {"trained_tokens": self.trained_tokens, **self.selection_facts}
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; at its end the batches of the last step are freed."""
@@ -103,7 +110,7 @@ class LoLTrainer(TrainsAlong):
     ) -> Any:
         """Sum of the objective's losses over the units of the whole optimizer step."""
         batch = self.completion_batch(completion_logprobs(model, inputs, overwrite_logits=True), inputs)
-        batch = self.extras(model, inputs, batch)
+        batch = self.with_extras(model, inputs, batch)
         losses = self.objective.loss(batch, self.settings)
         if self.state.global_step == 0 and self.model.training:
             self.sums.add(initial_logratio(batch, self.args, self.model))

@@ -203,7 +203,7 @@ def test_the_check_at_step_0_knows_that_quantised_products_are_rounded(
     batch = trainer.completion_batch(*scored(trainer, rows))
     trainer.model.is_quantized = quantised
     if refused:
-        with pytest.raises(UserError, match=r"at step 0 policy and reference differ by 0\.01"):
+        with pytest.raises(UserError, match=r"at step 0 .* 0\.01"):
             initial_logratio(batch, trainer.args, trainer.model)
     else:
         initial_logratio(batch, trainer.args, trainer.model)

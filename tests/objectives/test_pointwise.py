@@ -19,7 +19,7 @@ from jaxtyping import TypeCheckError
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.pointwise import ClipSettings, FloorSettings, KLSettings
 from leftover.objectives.requirements import ROW_NUMBERS
-from leftover.training.extras import PROVIDERS
+from leftover.training.extras import PROVIDERS, ROW_EXTRAS
 from tests.objectives.objective_checks import (
     POLICY,
     REWARD,
@@ -295,7 +295,7 @@ def test_the_objectives_are_these():
 
 
 def test_whatever_an_objective_requires_is_a_column_or_has_a_provider():
-    known = {*ROW_NUMBERS, "reference_logprobs", "nonnegative_reward", *PROVIDERS}
+    known = {*ROW_NUMBERS, "reference_logprobs", "nonnegative_reward", *PROVIDERS, *ROW_EXTRAS}
     for objective in OBJECTIVES.values():
         other = {f.name: True for f in fields(objective.settings) if f.default is False}
         other |= {f.name: 0.5 for f in fields(objective.settings) if f.default is None}

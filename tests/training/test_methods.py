@@ -140,11 +140,11 @@ def test_the_gradient_is_the_same_under_a_split_into_micro_batches(
     start = parameters(trainer.model)
     batch = Collator(0)([rows[i] for i in range(12)])
     logprobs = completion_logprobs(trainer.model, batch)
-    whole = trainer.extras(trainer.model, batch, trainer.completion_batch(logprobs, batch))
+    whole = trainer.with_extras(trainer.model, batch, trainer.completion_batch(logprobs, batch))
     trainer.objective.loss(whole, trainer.settings).mean().backward()
     expected = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     trainer.model.zero_grad()
-    trainer.extras.modules.zero_grad()
+    trainer.trained_along.zero_grad()
     trainer.train()
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close((start - parameters(trainer.model)) / 1e-2, expected, atol=3e-5, rtol=1e-3)
@@ -230,7 +230,7 @@ def test_the_reference_point_of_kto_starts_at_zero_and_follows_the_policy(
     trainer = make_trainer(tiny_llama_path, tokenizer, rows, tmp_path, objective="kto", max_steps=3)
     trainer.train()
     batch = Collator(0)([rows[i] for i in range(6)])
-    found = trainer.extras.providers["mismatched_logratio"](trainer.model, batch, None)
+    found = trainer.providers["mismatched_logratio"](trainer.model, batch, None)
     pairs = [{"prompt_ids": rows[i]["prompt_ids"], "completion_ids": rows[i]["mismatched_ids"]} for i in range(6)]
     logprob = completion_logprobs(trainer.model, Collator(0)(pairs)).sum(1)
     expected = logprob.detach() - torch.tensor(rows["mismatched_reference_logprob"][:6])
@@ -260,14 +260,14 @@ def test_the_value_of_dro_is_trained_saved_and_resumed(
     settings = {"objective": "dro", "save_strategy": "steps", "save_steps": 3, "max_steps": 6}
     settings |= {"objective_settings": {"value_learning_rate": 0.1}}
     whole = make_trainer(tiny_llama_path, tokenizer, rows, tmp_path / "whole", **settings)
-    start = [p.detach().clone() for p in whole.extras.modules.parameters()]
+    start = [p.detach().clone() for p in whole.trained_along.parameters()]
     assert start[1].item() == pytest.approx(np.mean(rows["reward"]), abs=1e-6)
     whole.train()
-    trained = list(whole.extras.modules.parameters())
+    trained = list(whole.trained_along.parameters())
     assert (trained[0] - start[0]).abs().max() > 0.05 and (trained[1] - start[1]).abs() > 1e-3
     again = make_trainer(tiny_llama_path, tokenizer, rows, tmp_path / "again", **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
-    for ours, theirs in zip(again.extras.modules.parameters(), trained, strict=True):
+    for ours, theirs in zip(again.trained_along.parameters(), trained, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(parameters(again.model), parameters(whole.model))
 
@@ -280,8 +280,8 @@ def test_the_value_of_dro_takes_the_step_of_its_own_gradient(
     trainer = make_trainer(
         tiny_llama_path, tokenizer, rows, tmp_path, objective="dro", max_steps=3, max_grad_norm=0, **settings
     )
-    bias = trainer.extras.modules["soft_value"][1].bias.item()
-    weight = torch.zeros_like(trainer.extras.modules["soft_value"][1].weight)
+    bias = trainer.trained_along["soft_value"][1].bias.item()
+    weight = torch.zeros_like(trainer.trained_along["soft_value"][1].weight)
     for i in range(3):  # the policy stays: D = 0, and dL/dV = V - R
         batch = Collator(0)([rows[int(j)] for j in trainer.draw_order.batch(i)])
         features = torch.nn.functional.layer_norm(batch["prompt_features"], batch["prompt_features"].shape[1:])
@@ -289,8 +289,8 @@ def test_the_value_of_dro_takes_the_step_of_its_own_gradient(
         weight = weight - 0.5 * (error[:, None] * features).mean(0)
         bias = bias - 0.5 * error.mean().item()
     trainer.train()
-    torch.testing.assert_close(trainer.extras.modules["soft_value"][1].weight, weight, atol=1e-4, rtol=1e-3)
-    assert trainer.extras.modules["soft_value"][1].bias.item() == pytest.approx(bias, abs=1e-4)
+    torch.testing.assert_close(trainer.trained_along["soft_value"][1].weight, weight, atol=1e-4, rtol=1e-3)
+    assert trainer.trained_along["soft_value"][1].bias.item() == pytest.approx(bias, abs=1e-4)
 
 
 @pytest.mark.parametrize(

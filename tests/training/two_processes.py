@@ -36,7 +36,7 @@ for objective in objectives:
     )
     trainer.train()
     weights = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
-    weights |= dict(trainer.extras.modules.named_parameters())
+    weights |= dict(trainer.trained_along.named_parameters())
     results[objective] = {"weights": {n: p.detach() for n, p in weights.items()}, "log": trainer.state.log_history}
 if args.process_index == 0:
     torch.save(results, f"{output}/result.pt")

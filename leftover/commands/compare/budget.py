@@ -14,7 +14,7 @@ from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs import claim
 from leftover.runs.run import Run
-from leftover.training.run import policy_rows, trained_tokens
+from leftover.training.run import policy_rows
 from leftover.training.selection import run_order, selection, training_columns
 from leftover.training.settings import training_args
 
@@ -82,11 +82,10 @@ def plan_updates(run: Run, entries: list[Entry], budget: str) -> dict[str, Plann
         args = training_args(one, entry.name, run.recipe.seeds[0])
         if isinstance(args, PPOConfig):
             return Planned(entry.fields["max_steps"], None)
-        rows = policy_rows(one.recipe, one.table, entry.name)
-        columns = training_columns(rows)
+        columns = training_columns(policy_rows(one.recipe, one.table, entry.name))
         selected, weights, _ = selection(args, columns)
         order, updates = run_order(args, columns, selected, weights)
-        number, tokens = int(selected.sum()), trained_tokens(rows, order)
+        number, tokens = int(selected.sum()), int(columns["length"][order.indices].sum())
         return Planned(updates, tokens, number, number / len(selected), args.per_device_train_batch_size)
 
     return give_updates(entries, budget, plan)

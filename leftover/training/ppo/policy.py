@@ -1,7 +1,6 @@
 """What PPO needs of a policy: log-probability, value and entropy of every completion token."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +46,7 @@ class TokenOutputs(NamedTuple):
 
     logprobs: Tensor
     values: Tensor
-    entropies: Tensor | None
+    entropies: Tensor  # 0 where they are not asked for
 
 
 def token_outputs(
@@ -63,26 +62,17 @@ def token_outputs(
     """
     mask = batch["completion_mask"].bool()
     input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting), _head_input(model) as captured:
+    with head_sees_only(model, predicting) as captured:
         logits = model(input_ids=input_ids, use_cache=False).logits
     logits = logits.flatten(0, 1) if temperature == 1 else logits.flatten(0, 1) / temperature
     values = getattr(getattr(model, "module", model), VALUE_HEAD)(captured["hidden"].flatten(0, 1))
-    found = entropy(logits.detach()) if entropies else None
+    found = entropy(logits.detach()) if entropies else torch.zeros_like(values)
     logprobs = selected_logprobs(logits, batch["completion_ids"][mask], overwrite_logits=not entropies)
 
     def placed(numbers: Tensor) -> Tensor:
         return torch.zeros(mask.shape, device=numbers.device).masked_scatter(mask, numbers)
 
-    return TokenOutputs(placed(logprobs), placed(values), None if found is None else placed(found))
-
-
-@contextlib.contextmanager
-def _head_input(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Inside, `captured['hidden']` holds what the language model's head was given."""
-    captured: dict[str, Tensor] = {}
-    head = getattr(model, "module", model).get_output_embeddings()
-    with head.register_forward_pre_hook(lambda _, inputs: captured.__setitem__("hidden", inputs[0])):
-        yield captured
+    return TokenOutputs(placed(logprobs), placed(values), placed(found))
 
 
 @torch.no_grad()
@@ -105,6 +95,5 @@ def score_tokens(
         for chosen, batch in batches(rows, pad_token_id, device):
             found = token_outputs(policy, batch, temperature=temperature, entropies=entropies)
             for whole, part in zip(out, found, strict=True):
-                if whole is not None and part is not None:
-                    whole[chosen, : part.shape[1]] = part.float().cpu()
-    return out if entropies else out._replace(entropies=None)
+                whole[chosen, : part.shape[1]] = part.float().cpu()
+    return out

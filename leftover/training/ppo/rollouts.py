@@ -2,28 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from leftover.data.collate import pad
-from leftover.data.rows import as_prompt
-from leftover.models.divergence import FrozenStart
-from leftover.models.generate import end_ids, generate
-from leftover.models.reference import autocast
+from leftover.data.collate import Collator
 from leftover.objectives.ppo import advantages_and_returns, explained_variance, moments, token_rewards, whiten
 from leftover.recipe.ppo_config import PPOConfig
-from leftover.training.ppo.policy import score_tokens
 
-Summed = Callable[[Tensor], Tensor]
-
-
-def _alone(total: Tensor) -> Tensor:
-    """The sum over one process."""
-    return total
+Summed = Callable[[Tensor], Tensor]  # adds a tensor over processes, so that moments are those of all rollouts
 
 
 @dataclass(frozen=True)
@@ -53,64 +40,8 @@ class Rollouts:
         return torch.arange(self.logprobs.shape[1]) < lengths[:, None]
 
 
-def complete(
-    policy: Any,
-    reference: FrozenStart,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
-    reward_func: Callable,
-    args: PPOConfig,
-    seed: int,
-) -> Rollouts:
-    """The policy's completions of prompts, scored by the reward function, the policy and the reference.
-
-    Args:
-        policy: a language model with a value head.
-        reference: the policy's frozen start.
-        rows: with `prompt`, `conversational` and `prompt_ids`.
-    """
-    prompt_ids = [list(row["prompt_ids"]) for row in rows]
-    with autocast(next(policy.parameters()).device, args.compute_dtype):
-        completion_ids, texts = generate(
-            policy,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=args.max_completion_length,
-            sample=True,
-            temperature=args.temperature,
-            batch_size=args.rollout_batch_size,
-            seed=seed,
-        )
-    scores = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
-    written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
-    score = partial(
-        score_tokens, policy, tokenizer.pad_token_id, written,
-        compute_dtype=args.compute_dtype, temperature=args.temperature,
-    )  # fmt: skip
-    now = score(entropies=True)
-    with reference.in_place():
-        before = score()
-    assert now.entropies is not None
-    ends = end_ids(policy)
-    return Rollouts(
-        prompt_ids,
-        completion_ids,
-        scores=torch.tensor(scores, dtype=torch.float32),
-        ended=torch.tensor([ids[-1] in ends for ids in completion_ids]),
-        logprobs=now.logprobs,
-        reference_logprobs=before.logprobs,
-        values=now.values,
-        entropies=now.entropies,
-    )
-
-
-def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: Summed = _alone) -> Tensor:
-    """[N, T] rewards a token: score at the end, penalties for divergence and for a missing end.
-
-    Args:
-        kl_coef: the penalty on a nat of divergence.
-        summed: adds a tensor over processes, so that moments are those of all rollouts.
-    """
+def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: Summed = lambda total: total) -> Tensor:
+    """[N, T] rewards a token: score at the end, penalties for divergence (`kl_coef` a nat) and for a missing end."""
     mask, scores = rollouts.mask, rollouts.scores
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * (~rollouts.ended)
@@ -121,7 +52,7 @@ def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: 
 
 
 def targets(
-    rollouts: Rollouts, rewards: Tensor, args: PPOConfig, summed: Summed = _alone
+    rollouts: Rollouts, rewards: Tensor, args: PPOConfig, summed: Summed = lambda total: total
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The columns [N, T] that a mini-batch trains on, and what is logged of the rollouts of all processes."""
     mask = rollouts.mask
@@ -158,13 +89,7 @@ def collate(
     rollouts: Rollouts, columns: dict[str, Tensor], chosen: Sequence[int], pad_token_id: int
 ) -> dict[str, Tensor]:
     """The chosen rollouts as a batch in the aligned layout, as wide as the longest of them."""
-    prompt_ids, prompt_mask = pad([rollouts.prompt_ids[i] for i in chosen], pad_token_id, left=True)
-    completion_ids, completion_mask = pad([rollouts.completion_ids[i] for i in chosen], pad_token_id)
-    batch = {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": prompt_mask,
-        "completion_ids": completion_ids,
-        "completion_mask": completion_mask,
-    }
-    width = completion_ids.shape[1]
+    rows = [{"prompt_ids": rollouts.prompt_ids[i], "completion_ids": rollouts.completion_ids[i]} for i in chosen]
+    batch = Collator(pad_token_id)(rows)
+    width = batch["completion_ids"].shape[1]
     return batch | {name: column[list(chosen), :width] for name, column in columns.items()}

@@ -62,11 +62,6 @@ def align_cadence(args: PPOConfig, num_prompts: int) -> None:
     args.max_steps, args.logging_steps, args.logging_strategy = max_steps, updates, IntervalStrategy.STEPS
 
 
-def rollout_seed(*parts: int) -> int:
-    """One seed for the completions of one PPO step and process."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
 class RolloutLoader:
     """A data loader whose every pass is one PPO step: completions first, then their mini-batches, `ppo_epochs` times.
 

@@ -1,11 +1,13 @@
 """`PPOTrainer`: transformers' Trainer over batches that the policy itself writes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -13,16 +15,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
+from leftover.models.generate import end_ids, generate
+from leftover.models.reference import autocast
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.in_memory import prepare_evaluation
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, Rows
-from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, token_outputs
-from leftover.training.ppo.rollouts import Rollouts, complete, shaped_rewards, targets
-from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, rollout_seed, unique_prompts
+from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
+from leftover.training.ppo.rollouts import Rollouts, shaped_rewards, targets
+from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, unique_prompts
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
@@ -37,18 +42,6 @@ class Progress:
     rollouts: int = 0  # completions
     rollout_tokens: int = 0
     rollout_seconds: float = 0.0  # generating, scoring and judging them
-    trained_tokens: int = 0
-
-    def save(self, checkpoint: Path, value_head: nn.Module) -> None:
-        """Write them, and the value head, beside the policy of a checkpoint."""
-        save_file(value_head.state_dict(), checkpoint / _HEAD_FILE)
-        write_json(checkpoint / _PROGRESS_FILE, asdict(self))
-
-    @staticmethod
-    def load(checkpoint: Path, value_head: nn.Module) -> "Progress":
-        """What `save` wrote; the value head is filled."""
-        value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
-        return Progress(**read_json(checkpoint / _PROGRESS_FILE))
 
 
 class PPOTrainer(PolicyTrainer):
@@ -107,9 +100,9 @@ class PPOTrainer(PolicyTrainer):
         """The completions of PPO step `number` of this process, and the columns that it trains on."""
         started, args, rank = time.perf_counter(), self.args, self.args.process_index
         rows = [self.prompts[i] for i in self.order[number][rank :: args.world_size]]
-        policy, progress = self.accelerator.unwrap_model(self.model), self.progress
-        seed = rollout_seed(args.seed, number, rank)
-        rollouts = complete(policy, self.reference, self.processing_class, rows, self.reward_func, args, seed)
+        progress = self.progress
+        seed = int(np.random.SeedSequence([args.seed, number, rank]).generate_state(1)[0])
+        rollouts = self._complete(rows, seed)
         rewards = shaped_rewards(rollouts, args, progress.kl_coef, self._summed)
         if self.state.global_step == 0:
             self._start_values(rollouts, rewards)
@@ -126,6 +119,40 @@ class PPOTrainer(PolicyTrainer):
         logs["rollout/seconds"] = progress.rollout_seconds
         self.sums.add({name: (torch.tensor(float(value)), 1) for name, value in logs.items()})
         return rollouts, columns
+
+    def _complete(self, rows: Sequence[dict[str, Any]], seed: int) -> Rollouts:
+        """The policy's completions of prompts, scored by the reward function, the policy and the reference."""
+        args, policy, tokenizer = self.args, self.accelerator.unwrap_model(self.model), self.processing_class
+        prompt_ids = [list(row["prompt_ids"]) for row in rows]
+        with autocast(next(policy.parameters()).device, args.compute_dtype):
+            completion_ids, texts = generate(
+                policy,
+                tokenizer,
+                prompt_ids,
+                max_new_tokens=args.max_completion_length,
+                sample=True,
+                temperature=args.temperature,
+                batch_size=args.rollout_batch_size,
+                seed=seed,
+            )
+        scores = self.reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
+        written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        score = partial(
+            score_tokens, policy, tokenizer.pad_token_id, written,
+            compute_dtype=args.compute_dtype, temperature=args.temperature,
+        )  # fmt: skip
+        now = score(entropies=True)
+        with self.reference.in_place():
+            before = score()
+        ends = end_ids(policy)
+        return Rollouts(
+            prompt_ids,
+            completion_ids,
+            scores=torch.tensor(scores, dtype=torch.float32),
+            ended=torch.tensor([ids[-1] in ends for ids in completion_ids]),
+            reference_logprobs=before.logprobs,
+            **now._asdict(),
+        )
 
     def _start_values(self, rollouts: Rollouts, rewards: Tensor) -> None:
         """Start the values at the mean reward: from 0, clipped values would take long to get there."""
@@ -172,13 +199,10 @@ class PPOTrainer(PolicyTrainer):
         loss = total / (count if num_items_in_batch is None else num_items_in_batch) * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        self.progress.trained_tokens = self.sums.num_tokens
-
     def facts(self) -> dict[str, Any]:
-        """What the run cost beside its optimizer steps."""
-        return {name: value for name, value in asdict(self.progress).items() if name != "kl_coef"}
+        """What the run cost besides its optimizer steps."""
+        counts = asdict(self.progress) | {"trained_tokens": self.sums.num_tokens}
+        return {name: value for name, value in counts.items() if name != "kl_coef"}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's; with a separate learning rate for the value head where the settings have one."""
@@ -195,12 +219,16 @@ class PPOTrainer(PolicyTrainer):
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            self.progress.save(folder, self.value_head)
+            save_file(self.value_head.state_dict(), folder / _HEAD_FILE)
+            write_json(folder / _PROGRESS_FILE, {"kl_coef": self.progress.kl_coef, **self.facts()})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.progress = Progress.load(Path(resume_from_checkpoint), self.value_head)
-        self.sums.num_tokens = self.progress.trained_tokens
+        checkpoint = Path(resume_from_checkpoint)
+        self.value_head.load_state_dict(load_file(checkpoint / _HEAD_FILE))
+        progress = read_json(checkpoint / _PROGRESS_FILE)
+        self.sums.num_tokens = progress.pop("trained_tokens")
+        self.progress = Progress(**progress)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The value head is in a separate file, which the policy of the best checkpoint does not need.

@@ -248,6 +248,12 @@ def test_without_a_reward_function_there_is_nothing_to_train_on(tiny_llama_path:
         PPOTrainer(tiny_llama_path, PPOConfig(output_dir=str(tmp_path)), BANDIT)
 
 
+def test_rows_without_prompts_are_refused_with_a_remedy_of_python(tiny_llama_path: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_dataset\[0\]: no column 'prompt'(.|\n)*rename_column") as error:
+        PPOTrainer(tiny_llama_path, PPOConfig(output_dir=str(tmp_path)), [{"question": "Hi."}], reward_funcs=is_c)
+    assert "data." not in str(error.value)
+
+
 def rollouts_by_hand() -> Rollouts:
     """Completions of two tokens, which ended, and of one, which was cut."""
     return Rollouts(
