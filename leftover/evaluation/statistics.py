@@ -20,13 +20,13 @@ from leftover.runs.records import CompletionRecord, Difference, IntervalRecord, 
 
 
 class DataRecord(TypedDict):
-    """The data's own completion of a test prompt, and the scores of all completions that the data has of it."""
+    """The data's own completion of a test prompt."""
 
     group: int
     family: int
     text: str
     tokens: int
-    rewards: list[float]
+    rewards: list[float]  # of all completions that the data has of the prompt
 
 
 def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> ResultRow:
@@ -63,7 +63,6 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
 
 
 def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
-    """The numbers of a row that need rewards."""
     base, base_tokens = _column(theirs, "reward"), _column(theirs, "tokens")
     by_seed = {seed: _column(records, "reward") for seed, records in ours.items()}
     rewards = list(by_seed.values())
@@ -121,25 +120,22 @@ def compare(
 
 
 def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decoding: str) -> ResultRow:
-    """A policy over its seeds against the data's own completions, on the prompts (`data`: group -> their rewards).
+    """A policy over its seeds against the data's own completions; empty if nothing can be compared.
 
-    A prompt with several scored completions counts once: its win rate is the mean over them, its difference that from
-    their mean reward. Empty where nothing can be compared.
+    Args:
+        data: prompt -> the rewards of its completions in the data. A prompt with several counts once: its win rate is
+            the mean over them, its difference is from their mean.
     """
     ours = [[r for r in _by_prompt(records, decoding) if data.get(r["group"])] for records in seeds.values()]
     if not ours or not ours[0] or "reward" not in ours[0][0]:
         return {}
     _check_same_prompts(*ours)
     rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
-    theirs = [data[record["group"]] for record in ours[0]]
-    wins = [
-        win_rate([record["reward"]] * len(data[record["group"]]), data[record["group"]])
-        for records in ours
-        for record in records
-    ]
+    theirs = [np.mean(data[record["group"]]) for record in ours[0]]
+    wins = [win_rate([r["reward"]] * len(data[r["group"]]), data[r["group"]]) for records in ours for r in records]
     return {
         "win_rate_against_data": _mean(wins),
-        "difference_from_data": _interval([rewards - np.array([np.mean(own) for own in theirs])], ours[0]),
+        "difference_from_data": _interval([rewards - theirs], ours[0]),
         "prompts_with_data_reward": len(theirs),
     }
 
@@ -177,10 +173,9 @@ def _intervals(seeds: Sequence[Records], names: Sequence[str]) -> dict[str, Inte
 
 
 def _relative_diversity(ours: Sequence[list[str]], reference: list[str]) -> float | None:
-    """distinct-2 over the reference's, both cut to the shorter of the two for every prompt; mean over seeds.
+    """distinct-2 over the reference's, mean over seeds; None if the reference has no pair of words left.
 
-    A text cut short holds fewer n-grams, which are more often distinct: only texts of one length can be compared. None
-    where the reference has no pair of words left.
+    Shorter texts have fewer repeated n-grams, so both are cut to the shorter one for every prompt.
     """
     ratios = []
     for texts in ours:

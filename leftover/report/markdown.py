@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leftover.evaluation.markdown import escape, table
 from leftover.evaluation.measures import number
+from leftover.evaluation.tables import escape, markdown_table
 from leftover.monitoring.terminal import visible
 from leftover.report.embedded import shorten
 
@@ -28,7 +28,7 @@ def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: table(*grid)}
+    environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: markdown_table(*grid)}
     return environment
 
 

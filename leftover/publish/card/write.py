@@ -3,10 +3,11 @@
 import json
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from leftover.evaluation.markdown import escape, table
+from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter
 from leftover.objectives import ONLINE
 from leftover.publish.card import facts
@@ -15,10 +16,12 @@ from leftover.publish.card.method import papers, sentence, settings_of_fields, s
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact, policy_folder
+from leftover.store.table import equals
 
 log = logging.getLogger(__name__)
 
 NAME, PICTURE = "README.md", "learning_curve.png"
+_PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 
 
@@ -52,10 +55,10 @@ def write_card(
         policy: None for the reference.
         hub_id: where the model will be on the Hub; the code that loads it names this, or else the folder itself.
     """
-    recipe = run.recipe
+    recipe, table = run.recipe, run.table
     results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
     base, base_id = facts.base_model(recipe)
-    files, hub_data = facts.data_files(recipe, run.table)
+    files, hub_data = facts.data_files(recipe, table)
     trained = run.manifest.facts("reference" if policy is None else policy_artifact(policy, seed))
     values = {
         "name": recipe.name,
@@ -71,7 +74,7 @@ def write_card(
         "rewards": facts.reward_rows(recipe.reward),
         "transform": facts.transform_text(recipe.reward.transform),
         "results": facts.results_facts(results, policy or "reference", seed) if results else None,
-        "conversational": facts.is_conversational(run.table),
+        "conversational": table.has("rows") and equals(table.open("rows"), "conversational", True).any(),
         "template_options": recipe.model.template_options,
         "sampled": recipe.evaluate.primary == "sampled",
         "temperature": recipe.evaluate.temperature,
@@ -153,13 +156,13 @@ def _write(
         data,
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         q=escape,
-        table=table,
+        table=markdown_table,
         objective=objective,
         method=sentence(objective),
         settings=settings,
         picture=PICTURE,
         papers=papers(objective),
-        versions=facts.versions(),
+        versions={name: version(name) for name in _PACKAGES},
         **values,
     )
     card.content = without_paths(card.content, private)
