@@ -14,17 +14,15 @@ if TYPE_CHECKING:
     from leftover.runs.records import ResultRow
 
 _MAX_POINTS = 500
+_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 class Chart(NamedTuple):
-    """A picture with its title, and a description for those who cannot see it."""
+    """A picture with its title and a description for screen readers."""
 
     title: str
     svg: str
     description: str
-
-
-_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
@@ -107,9 +105,9 @@ def curve(
     def paint(axis: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for name, line in lines.items():
+        for name in lines:
             style = style_of(name, names) | {"label": printable(name), "ms": 2.5}
-            paint_curve(axis, line, chosen.get(name, ()), band=len(curves[name]) > 1, **style)
+            paint_curve(axis, curves[name], chosen.get(name, ()), **style)
         axis.set(xlabel="optimizer step", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 

@@ -47,7 +47,7 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 class Line(NamedTuple):
-    """A curve over seeds: at every step the mean and the range."""
+    """A curve over seeds: at every step the mean and range of those that have it."""
 
     steps: list[int]
     means: list[float]
@@ -56,20 +56,17 @@ class Line(NamedTuple):
 
 
 def over_seeds(curve: Curve) -> Line:
-    """The mean and range at every step, over the seeds that have it."""
     steps = sorted({step for points in curve.values() for step in points})
     found = [[points[step] for points in curve.values() if step in points] for step in steps]
     return Line(steps, [float(np.mean(v)) for v in found], [min(v) for v in found], [max(v) for v in found])
 
 
-def paint_curve(axis: "Axes", line: Line, chosen: Iterable[int], *, band: bool, **style: Any) -> None:
-    """Draw means over seeds, their range as a `band`, and a ring at every step in `chosen`.
-
-    Where there are many steps, means of neighbouring ones are drawn (`thinned`).
-    """
+def paint_curve(axis: "Axes", curve: Curve, chosen: Iterable[int], **style: Any) -> None:
+    """Draw means over seeds (`thinned`), the range of several as a band, and a ring at every step in `chosen`."""
+    line = over_seeds(curve)
     x, means, lows, highs = (thinned(values) for values in line)
     axis.plot(x, means, **({"marker": "o" if len(x) < 15 else None} | style))
-    if band:
+    if len(curve) > 1:
         axis.fill_between(x, lows, highs, color=style["color"], alpha=0.15, lw=0)
     for step in chosen:
         if line.steps[0] <= step <= line.steps[-1]:

@@ -87,11 +87,13 @@ def _time(cost: Entry) -> str:
 
 
 def machines(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
-    """Every machine and set of versions that stages ran with: `hardware`, `versions` and their `stages`."""
+    """Every machine and set of versions that stages ran with, each with its `stages`."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, entry in entries.items():
         for machine in (entry.get("cost") or {}).get("machines", []):
-            found.setdefault((_hardware(machine), _versions(machine)), []).append(name)
+            packages = [f"{package} {version}" for package, version in machine["packages"].items()]
+            versions = ", ".join([f"Python {machine['python']}", *packages])
+            found.setdefault((_hardware(machine), versions), []).append(name)
     return [{"hardware": kind[0], "versions": kind[1], "stages": names} for kind, names in found.items()]
 
 
@@ -100,11 +102,6 @@ def _hardware(machine: Entry) -> str:
     parts += [f"{size_text(machine['memory'])} of memory"] if "memory" in machine else []
     parts += [f"{count} x {name}" for name, count in Counter(map(str, machine["gpus"])).items()]
     return ", ".join(part for part in parts if part)
-
-
-def _versions(machine: Entry) -> str:
-    packages = [f"{name} {version}" for name, version in machine["packages"].items()]
-    return ", ".join([f"Python {machine['python']}", *packages])
 
 
 def clock(seconds: float) -> str:

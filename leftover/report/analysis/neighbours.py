@@ -35,9 +35,7 @@ def neighbour_disagreement(
         correlation: between reward and expectation over the rows; NaN where either is constant.
         num_compared: how many rows were drawn.
     """
-    chosen = np.arange(len(prompts))
-    if len(chosen) > max_rows:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:max_rows])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(prompts))[:max_rows])
     num_neighbours = max(0, min(num_neighbours, len(chosen) - 1))
     texts = [[column[i] for i in chosen.tolist()] for column in (prompts, completions)]
     nearest, similarity = _nearest(texts, num_neighbours)
