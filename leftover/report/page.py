@@ -132,17 +132,13 @@ def _environment() -> "Environment":
 
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
-    filters: dict[str, Any] = {
+    environment.filters |= {
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": Markup,  # made by report/svg.py, which escapes what it writes
         "own": Markup,  # page.css and page.js
         "short": lambda text: shorten(text.strip(), _SHOWN),
-        "number": lambda value, digits=3: _with_minus(value, f".{digits}f"),
-        "signed": lambda value, digits=3: _with_minus(value, f"+.{digits}f"),
-        "percent": lambda value, digits=0: _with_minus(value, f".{digits}%"),
-        "count": lambda value: _with_minus(value, ",d"),
+        "number": _with_minus,
     }
-    environment.filters |= filters
     return environment
 
 
@@ -151,5 +147,5 @@ def _readable(value: object) -> object:
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _with_minus(value: float | None, form: str) -> str:
+def _with_minus(value: float | None, form: str = ".3f") -> str:
     return number(value, form).replace("-", "−")
