@@ -10,7 +10,7 @@ Numbers = Sequence[float] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its bootstrap interval."""
+    """A mean with its bootstrap interval."""
 
     mean: float
     low: float

@@ -30,10 +30,9 @@ class DataRecord(TypedDict):
 
 
 def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> ResultRow:
-    """One row of the result table: a policy over its seeds, on the prompts the reference completed too.
+    """One row of the result table: a policy over its seeds, on the reference's prompts.
 
-    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family; the range over
-    seeds stands beside them.
+    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family.
     """
     theirs = _by_prompt(reference, decoding)
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
@@ -103,7 +102,7 @@ def compare(
 ) -> Difference | None:
     """The paired difference of two policies' means, prompt by prompt, averaged over the seeds they share.
 
-    `measure`: the reward, or the column of a component or a judge; None is returned where it was not measured.
+    Returns None if the `measure` (the reward, a component or a judge) was not measured.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
@@ -163,7 +162,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
-    """Of the mean over seeds; `seeds`: for each one number for each record."""
+    """Of the mean over seeds, each with one number a record."""
     mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
     return {"mean": mean, "low": low, "high": high}
 

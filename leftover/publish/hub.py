@@ -28,18 +28,18 @@ _LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a 
 
 
 class Target(NamedTuple):
-    """A policy that goes to the Hub. `seed` None: the one that was best on the selection prompts."""
+    """A policy that goes to the Hub."""
 
     policy: str
-    seed: int | None
+    seed: int | None  # None: the best one on the selection prompts
     hub_id: str
     private: bool | None  # None: as transformers, public unless the organisation's default is private
 
 
 def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Recipe:
-    """The recipe with its first policy (or, with {policy} in the id, every one) pushed to `hub_id`, if that is given.
+    """The recipe with its first policy (every one if the id has {policy}) pushed to `hub_id`.
 
-    `private` alone holds for what the recipe pushes itself. Raises UserError if it pushes nothing.
+    `private` without an id is for what the recipe pushes itself. Raises UserError if it pushes nothing.
     """
     fields: dict[str, Any] = {"hub_private_repo": True} if private else {}
     if hub_id is None and private and not targets(recipe):
@@ -53,10 +53,7 @@ def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Reci
 
 
 def targets(recipe: Recipe) -> list[Target]:
-    """What the recipe's settings push_to_hub, hub_model_id and hub_private_repo ask for.
-
-    Raises UserError for a missing or invalid id, and if two policies would have the same.
-    """
+    """What the recipe asks to push. Raises UserError for a missing or invalid id, or one that two policies share."""
     found: dict[str, Target] = {}
     for policy, own in recipe.policies.items():
         fields = recipe.train | own
@@ -79,10 +76,7 @@ def targets(recipe: Recipe) -> list[Target]:
 
 
 def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **options: Any) -> str:
-    """`leftover export --push-to-hub`; `options` are those of `push_policy`. Nothing is computed.
-
-    Returns the address. Raises UserError before the export if the push cannot succeed.
-    """
+    """`push_policy`, which gets `options`, after checking that it can succeed; returns the address."""
     if hub_id is None:
         raise UserError(_PRIVATE_ALONE)
     check_id(hub_id)
@@ -97,10 +91,7 @@ def check_id(hub_id: str) -> None:
 
 
 def check_login(hub_ids: Sequence[str]) -> None:
-    """Ask the Hub who we are, before hours of training; without ids, ask nothing.
-
-    Raises UserError if we may not write to one of the ids.
-    """
+    """Raise UserError, before hours of training, if we may not write to one of the ids."""
     from huggingface_hub import HfApi
 
     if not hub_ids:
@@ -127,7 +118,7 @@ def push_run(run: FinishedRun) -> None:
 
 
 def best_seed(metrics: Mapping[int, float | None]) -> int:
-    """The seed whose checkpoint was best on the selection prompts, the first of several alike; None: not measured."""
+    """The first seed whose checkpoint was best on the selection prompts; None: not measured."""
     measured = {seed: -math.inf if metric is None else float(metric) for seed, metric in metrics.items()}
     return max(measured, key=measured.__getitem__)
 
@@ -142,10 +133,7 @@ def push_policy(
     merge: bool = False,
     output: str | Path | None = None,
 ) -> str:
-    """Export one policy to `output`, or to a temporary folder, and upload that; returns its address.
-
-    An adapter whose base is a folder of this machine is merged into it: nobody else could load it.
-    """
+    """Export one policy to `output` (default: a temporary folder) and upload it; returns its address."""
     from leftover.publish.export import export_policy
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -155,7 +143,7 @@ def push_policy(
 
 
 def upload(folder: Path, hub_id: str, *, private: bool | None = None) -> str:
-    """Upload an exported folder in one commit; returns its address. Raises UserError with the Hub's own message."""
+    """Upload an exported folder in one commit; returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()

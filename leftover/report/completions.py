@@ -10,13 +10,11 @@ from leftover.runs.records import BySeed, CompletionRecord, Records
 
 
 def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, primary: str) -> dict[str, Any]:
-    """The data of the completions section, as plain JSON values.
+    """The data of the completions section, as plain JSON values for page.js; `rows`: the test rows, one a prompt.
 
-    rows: the test rows, one a prompt.
-    names: whose completions, the data's own first; of a policy those of its first seed. main: whose gain is
-    shown. decodings: the primary one first. components: names of the parts of the reward. prompts: each `id`,
-    `source`, `prompt`, `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components].
-    note: what a page has shortened; empty here.
+    names: the data first, then reference and policies, each of its first seed. prompts: each `id`, `source`, `prompt`,
+    `data` [text, reward], and a decoding -> name -> [text, reward, tokens, ended, components]. note: what the page
+    has shortened; empty here.
     """
     firsts = {name: seeds[min(seeds)] for name, seeds in records.items()}
     parts = _components(firsts["reference"])
@@ -45,7 +43,7 @@ def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, pri
 
 
 def examples(rows: Sequence[dict[str, Any]], records: BySeed, decoding: str, seed: int) -> list[dict[str, Any]]:
-    """For report.md: `prompt` and `completions`, (who, text, reward or None); of policies those of `seed`."""
+    """For report.md: each `prompt` with its `completions` (who, text, reward or None), those of `seed` if trained."""
     chosen = {name: seeds[seed] if seed in seeds else seeds[min(seeds)] for name, seeds in records.items()}
     found = by_prompt(chosen, decoding)
     return [

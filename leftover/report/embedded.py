@@ -49,11 +49,10 @@ class Embedded(NamedTuple):
 
 
 def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
-    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what was lost.
+    """A value with its `prompts` in at most `max_bytes`, and a note of what was lost (empty if nothing was).
 
-    As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
-    middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are
-    still too much, the last prompts are dropped. The note is empty if nothing is lost.
+    As it is if it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their middle,
+    those of more than 8,000 characters first, then of 4,000 and so on to 250; at last the last prompts are dropped.
     """
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:

@@ -77,9 +77,7 @@ def paint_curve(axis: "Axes", curve: Curve, chosen: Iterable[int], **style: Any)
 def thinned(values: Sequence[float]) -> np.ndarray:
     """The values, or means of neighbouring ones if there are more than `_MAX_STEPS`."""
     array = np.asarray(values, np.float64)
-    width = -(-len(array) // _MAX_STEPS)
-    if width <= 1:
-        return array
+    width = max(1, -(-len(array) // _MAX_STEPS))
     return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
 
 

@@ -17,8 +17,7 @@ _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     """Every comparison that was judged, those by models first; None if there are none.
 
-    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of comparisons that are
-    skipped because their completions have been regenerated since.
+    `outdated` names those that are skipped because their completions have been regenerated since.
     """
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
@@ -95,7 +94,7 @@ def _agreement(value: float | None) -> str:
 
 
 def token_text(tokens: Mapping[str, Any]) -> str:
-    """How many tokens some answers took, and their cost."""
+    """The tokens and cost of a judge's answers."""
     cost = f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
     uncounted = tokens["answers_without_count"]
     more = f"; {uncounted:,} answers were not counted by the service: it is more" if uncounted else ""

@@ -22,7 +22,6 @@ from leftover.report.completions import examples, side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.judge import judge_view
-from leftover.report.markdown import TEMPLATES
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
@@ -33,11 +32,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
-    """One page of one or more finished runs; by default report.html of the only run's folder, or of this folder.
+    """One page of finished runs; default: report.html in the folder of the only run, or in the current one.
 
     Raises UserError for a folder without a run, or whose run has no results yet.
     """
@@ -75,10 +75,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
 
 
 def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Render the report of runs to `path`, under a temporary name first.
-
-    The completions get what the rest of the page leaves of `MAX_PAGE_BYTES`, in equal parts a run.
-    """
+    """Write the report of runs; their completions share what the rest of the page leaves of `MAX_PAGE_BYTES`."""
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 

@@ -1,7 +1,7 @@
 """The last section of the page: how to run it again, the machines it ran on, and the cost of every stage."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,16 @@ def stages(entries: Mapping[str, Entry]) -> Grid:
     if any("peak_gpu_memory" in cost for cost in costs.values()):
         memory["peak_gpu_memory"] = "peak GPU memory"
 
-    def largest(key: str, among: Iterable[Entry]) -> str:
-        return size_text(max(found)) if (found := _known(key, among)) else NOT_RECORDED
-
-    cells = [[name, _time(cost), *(largest(key, [cost]) for key in memory)] for name, cost in costs.items()]
-    seconds = _known("seconds", costs.values())
+    cells = [[name, _time(cost), *(_size(cost.get(key)) for key in memory)] for name, cost in costs.items()]
+    seconds = [cost["seconds"] for cost in costs.values() if cost.get("seconds") is not None]
     if len(seconds) > 1:
-        total = clock(sum(seconds))
-        cells.append(["all that is recorded", total, *(largest(key, costs.values()) for key in memory)])
+        peaks = [max(cost.get(key) or 0 for cost in costs.values()) for key in memory]
+        cells.append(["all that is recorded", clock(sum(seconds)), *map(_size, peaks)])
     return Grid(["stage", "wall time", *memory.values()], cells)
 
 
-def _known(key: str, costs: Iterable[Entry]) -> list[float]:
-    return [cost[key] for cost in costs if cost.get(key) is not None]
+def _size(size: float | None) -> str:
+    return size_text(size) if size else NOT_RECORDED
 
 
 def _cost(entry: Entry) -> Entry:

@@ -12,7 +12,7 @@ from leftover import cli
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.report.judge import judge_view
-from leftover.report.markdown import render
+from leftover.report.write import render
 from leftover.store.manifest import Manifest, write_json
 from tests.commands.judge.judge_service import JudgeService, prefers
 from tests.conftest import scored_rows

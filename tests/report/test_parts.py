@@ -155,6 +155,11 @@ def test_wins_ties_and_losses_are_of_the_same_prompts_over_all_seeds() -> None:
     policy = {0: [record(0, 2.0), record(1, 1.0)], 1: [record(0, 2.0), record(1, 0.0)]}
     shares = win_shares({"reference": {0: reference}, "p": policy}, "sampled")
     assert shares == {"p": (pytest.approx(0.5), pytest.approx(0.25), pytest.approx(0.25))}
+    tied = [record(i, 1.0) for i in range(12)]
+    never_lost = win_shares(
+        {"reference": {0: tied}, "p": {0: [record(i, 1.0 + (i < 5)) for i in range(12)]}}, "sampled"
+    )
+    assert never_lost["p"][2] == 0 and f"{never_lost['p'][2]:.0%}" == "0%", "not -0%"
     unscored = {"reference": {0: [record(0, None)]}, "p": {0: [record(0, None)]}}
     assert win_shares(unscored, "sampled") == {}
 

@@ -13,8 +13,8 @@ from leftover.commands.compare.tables import cost_grid, method_caveats, part_gri
 from leftover.evaluation.measures import columns, glossary
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
-from leftover.report.markdown import render
 from leftover.report.page import run_view, write_page
+from leftover.report.write import render
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
 from leftover.store.manifest import write_json, write_text

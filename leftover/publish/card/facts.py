@@ -81,10 +81,7 @@ def transform_text(spec: str | dict[str, float] | None) -> str:
 
 
 def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:
-    """The verdict on one policy, its caveats, and its column of the result table beside the reference's and the data's.
-
-    `results`: as read from JSON, seeds as texts.
-    """
+    """The verdict on one policy, its caveats, and its column of the result table beside reference and data."""
     primary, columns = results["primary"], (policy, "reference", "data")
     own = dict(results[primary])
     if policy != results.get("main"):

@@ -11,7 +11,6 @@ from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter
 from leftover.objectives import ONLINE
 from leftover.publish.card import facts
-from leftover.publish.card.curve import draw_curve
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
@@ -23,6 +22,12 @@ log = logging.getLogger(__name__)
 NAME, PICTURE = "README.md", "learning_curve.png"
 _PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+# The first that was measured is drawn: the checkpoint was chosen by it.
+_MEASURES = {
+    "eval_reward/mean": "mean reward on the selection prompts",
+    "eval_logratio/rank_correlation": "rank correlation on the selection rows",
+    "eval_nll": "nats a token on the validation rows",
+}
 
 
 def write_cards(run: FinishedRun, results: dict[str, Any]) -> None:
@@ -53,7 +58,7 @@ def write_card(
     Args:
         results: the content of results.json or comparison.json; None leaves results out.
         policy: None for the reference.
-        hub_id: where the model will be on the Hub; the code that loads it names this, or else the folder itself.
+        hub_id: the model's id on the Hub, for the code that loads it; default: it loads from the folder itself.
     """
     recipe, table = run.recipe, run.table
     results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
@@ -81,7 +86,7 @@ def write_card(
         "max_new_tokens": recipe.max_new_tokens,
         "trust_remote_code": recipe.model.trust_remote_code,
         "trained": trained,
-        "curve": draw_curve(trained, folder / PICTURE),
+        "curve": _draw_curve(trained, folder / PICTURE),
     }
     metadata: dict[str, Any] = {"base_model": base_id, "datasets": hub_data}
     if results:
@@ -92,10 +97,7 @@ def write_card(
 
 
 def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
-    """Write README.md, and the learning curve if there is one, for the model of a trainer; returns its path.
-
-    `metadata`: fields of the card's header, such as `license` or `language`, beside those that the trainer gives.
-    """
+    """Write README.md and its picture for a trainer's model; `metadata`: further fields of its header, as `license`."""
     args, model = trainer.args, trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     base = str(inner.config.name_or_path or "")
@@ -127,7 +129,7 @@ def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
         "conversational": any(row.get("conversational", False) for row in rows),
         "template_options": args.chat_template_kwargs,
         "trained": trained if state.global_step else {},
-        "curve": draw_curve(trained, folder / PICTURE),
+        "curve": _draw_curve(trained, folder / PICTURE),
     }
     metadata = {"base_model": base if is_hub_id(base) else None} | metadata
     return _write(folder, metadata, values, settings, [base, str(args.output_dir)])
@@ -140,7 +142,7 @@ def _write(
     settings: dict[str, str],
     private: object,
 ) -> Path:
-    """Render the template into `folder`; `private`: settings (nested) whose paths are shortened to names."""
+    """Render the template into `folder`; paths in the nested settings `private` are shortened to names."""
     from huggingface_hub import ModelCard, ModelCardData
 
     header = {name: value for name, value in metadata.items() if value}
@@ -168,3 +170,32 @@ def _write(
     card.content = without_paths(card.content, private)
     card.save(folder / NAME)
     return folder / NAME
+
+
+def _draw_curve(facts: dict[str, Any], path: Path) -> str | None:
+    """Draw the evaluations in a policy's `facts`; returns the measure in words, None if there are none."""
+    points = facts.get("evaluations", [])
+    measured = [name for name in _MEASURES if any(name in point for point in points)]
+    if not measured:
+        return None
+    words, curve = _MEASURES[measured[0]], {p["step"]: p[measured[0]] for p in points if measured[0] in p}
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    axis.plot(list(curve), list(curve.values()), marker="o", ms=3.5, lw=1.8)
+    best = facts.get("best_step", -1)
+    if best in curve:
+        axis.plot(best, curve[best], marker="o", ms=10, mfc="none", color="C0", ls="", label="the checkpoint kept")
+        axis.legend(frameon=False, fontsize=9)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel(words, fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return words

@@ -13,11 +13,8 @@ _ROWS_SHOWN = 8
 _DUPLICATES_SHOWN = 5  # of each kind
 
 
-def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
-    """What `leftover inspect` reports about rows; arrays for pictures under `advantage`, `reward` and `value`.
-
-    Rows without a reward or a value are counted in `without_advantage` and nowhere else.
-    """
+def analyse(rows: ScoredRows) -> dict[str, Any]:
+    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`."""
     advantage = rows.advantage
     known = np.flatnonzero(np.isfinite(advantage))
     positive = advantage[known][advantage[known] > 0]
@@ -38,7 +35,7 @@ def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
         "calibration": calibration(rows.value, rows.reward),
         "by_source": leftover_by_source(rows.sources, rows.reward, advantage),
         "duplicates": duplicates,
-        "disagreement": _disagreement(rows, known, seed),
+        "disagreement": _disagreement(rows, known),
         "heaviest": [_row(rows, i) for i in heaviest],
         "dropped": [_row(rows, i) for i in widest],
         "advantage": advantage[known],
@@ -93,11 +90,10 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
 def leftover_by_source(
     sources: Sequence[str | None], rewards: np.ndarray, advantages: np.ndarray, *, max_sources: int = 20
 ) -> list[dict[str, Any]]:
-    """For every source its rows, leftover share with a 95 % interval (Wilson, 1927), and share of the drawing weight.
+    """For every source its leftover share with a 95 % interval, and its share of the drawing weight max(A, 0).
 
-    Rows without an advantage (NaN) are skipped; sources beyond the `max_sources` largest are merged into one named
-    None. The weight of a row is max(A, 0), by which priority draws. Largest share first; empty for fewer than two
-    sources.
+    Largest share first; empty for fewer than two sources. Rows without an advantage (NaN) are skipped; sources beyond
+    the `max_sources` largest are merged into one named None.
     """
     known = np.isfinite(advantages)
     names, rewards, advantages = np.array(sources, str)[known], rewards[known], advantages[known]
@@ -186,12 +182,10 @@ def _ids(texts: Sequence[str]) -> np.ndarray:
     return np.array([known.setdefault(" ".join(text.casefold().split()), len(known)) for text in texts], np.int64)
 
 
-def _disagreement(rows: ScoredRows, known: np.ndarray, seed: int) -> dict[str, Any]:
+def _disagreement(rows: ScoredRows, known: np.ndarray) -> dict[str, Any]:
     """Rows ordered by how far their reward is from their neighbours', each with its nearest neighbour."""
     reward = rows.reward[known]
-    found = neighbour_disagreement(
-        [rows.prompts[i] for i in known], [rows.completions[i] for i in known], reward, seed=seed
-    )
+    found = neighbour_disagreement([rows.prompts[i] for i in known], [rows.completions[i] for i in known], reward)
     gap, correlation = reward[found["rows"]] - found["expected"], found["correlation"]
     return {
         "rows": [

@@ -57,7 +57,7 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
 
 
 def value_of_words(
-    prompts: Sequence[str], group: np.ndarray, family: np.ndarray, reward: np.ndarray, seed: int = 0
+    prompts: Sequence[str], group: np.ndarray, family: np.ndarray, reward: np.ndarray
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """V of every row, [N], without a model: recorded rewards regressed on the words of the prompt, cross-fitted.
 
@@ -72,7 +72,7 @@ def value_of_words(
     features = _word_features(prompts)
     rows = RowConstants(group, family, reward, np.ones(len(reward), bool), features, [[]] * len(reward))
     settings = ValueSection(candidates=["constant", "ridge"])
-    value, about = estimate_values(rows, settings, "recorded", seed=seed)
+    value, about = estimate_values(rows, settings, "recorded", seed=0)
     return value, about | {"features": "words of the prompt"}
 
 
