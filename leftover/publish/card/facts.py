@@ -40,26 +40,6 @@ def data_files(recipe: Recipe, table: Table) -> tuple[list[tuple[str, str | None
     return [(path if path in hub else base_name(path), recorded.get(path)) for path in paths], hub
 
 
-def data_facts(prepared: dict[str, Any]) -> list[str]:
-    """Rows read, kept, left over and split, a sentence each."""
-    rows, split, tokens = prepared["rows"], prepared["split"], prepared["tokens"]
-    said = [
-        f"{rows['read']:,} rows read, {rows['rejected']:,} rejected as faulty, {tokens['rows_dropped']:,} dropped as "
-        "too long.",
-        f"Split by prompt family: {split['train']:,} training, {split['validation']:,} validation, {split['test']:,} "
-        "test rows.",
-    ]
-    if leftover := prepared.get("leftover"):
-        said.append(
-            f"The leftover: {leftover['leftover_rows']:,} of {leftover['training_rows']:,} training rows "
-            f"({leftover['share']:.1%}) have a positive advantage."
-        )
-    if value := prepared.get("value"):
-        r2 = "" if value["r2"] is None else f", R² {value['r2']:.3f} on prompts that took no part in it"
-        said.append(f"The value is the {value['kind']} estimate (targets: {value['targets']}{r2}).")
-    return said
-
-
 def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
     """(name, kind, weight, normalisation) of every component; further settings may name services, and stay out."""
     return [

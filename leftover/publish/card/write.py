@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from leftover.evaluation.measures import number
 from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter
 from leftover.objectives import ONLINE
@@ -75,7 +76,7 @@ def write_card(
         "path": hub_id or ".",
         "files": files,
         "hub_data": hub_data,
-        "data": facts.data_facts(run.prepared) if run.prepared else [],
+        "prepared": run.prepared,
         "rewards": facts.reward_rows(recipe.reward),
         "transform": facts.transform_text(recipe.reward.transform),
         "results": facts.results_facts(results, policy or "reference", seed) if results else None,
@@ -125,7 +126,7 @@ def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
         "sampled": args.eval_decoding == "sample",
         "temperature": 1.0,
         "max_new_tokens": args.max_completion_length,
-        "data": [f"{len(rows):,} training {kind}."] if rows else [],
+        "training_rows": f"{len(rows):,} training {kind}." if rows else "",
         "conversational": any(row.get("conversational", False) for row in rows),
         "template_options": args.chat_template_kwargs,
         "trained": trained if state.global_step else {},
@@ -159,6 +160,7 @@ def _write(
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         q=escape,
         table=markdown_table,
+        number=number,
         objective=objective,
         method=sentence(objective),
         settings=settings,
