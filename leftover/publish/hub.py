@@ -17,14 +17,14 @@ from leftover.runs.names import policy_artifact
 
 log = logging.getLogger(__name__)
 
-# Settings of LoLConfig that a run reads itself; its trainers do not push, since their checkpoints stay here.
+# Settings of LoLConfig that a run reads itself: its trainers do not push, so their checkpoints stay local.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo")
-# What an earlier push may have left: an adapter beside merged weights would be applied to them a second time.
+# Left by an earlier push, an adapter beside merged weights would be applied to them a second time.
 _WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 _ID = re.compile(rf"(?:{_PART}/)?{_PART}")
 _PRIVATE_ALONE = "--private goes with --push-to-hub: nothing is pushed"
-_LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that may write"
+_LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that can write"
 
 
 class Target(NamedTuple):
@@ -70,7 +70,7 @@ def targets(recipe: Recipe) -> list[Target]:
             if other.policy != policy:
                 raise UserError(
                     f"policies '{other.policy}' and '{policy}' would both be pushed to '{hub_id}': set push_to_hub and "
-                    "hub_model_id under policies.NAME of one alone, or write {policy} into the id"
+                    "hub_model_id under policies.NAME of only one, or put {policy} into the id"
                 )
     return list(found.values())
 
@@ -87,7 +87,7 @@ def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **opt
 def check_id(hub_id: str) -> None:
     """Raise UserError for an id that no model on the Hub can have."""
     if not _ID.fullmatch(hub_id) or len(hub_id) > 96 or re.search(r"--|\.\.|\.git$", hub_id):
-        raise UserError(f"'{hub_id}' is no id of the Hub: write OWNER/NAME of letters, digits, '-', '_' and '.'")
+        raise UserError(f"'{hub_id}' is not a Hub id: write OWNER/NAME with letters, digits, '-', '_' and '.'")
 
 
 def check_login(hub_ids: Sequence[str]) -> None:
@@ -100,12 +100,12 @@ def check_login(hub_ids: Sequence[str]) -> None:
         account = HfApi().whoami()
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise UserError(f"the Hub's token of '{account['name']}' may only read: {_LOGIN}")
+        raise UserError(f"the token of '{account['name']}' can only read: {_LOGIN}")
     owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
     for hub_id in hub_ids:
         owner = hub_id.rpartition("/")[0]
         if owner and owner.lower() not in (name.lower() for name in owners):
-            raise UserError(f"'{account['name']}' may not push to '{hub_id}': its owner is none of {', '.join(owners)}")
+            raise UserError(f"'{account['name']}' may not push to '{hub_id}', only to ids of {', '.join(owners)}")
 
 
 def push_run(run: FinishedRun) -> None:
@@ -178,4 +178,4 @@ def _hub_errors(what: str) -> Iterator[None]:
         raise UserError(f"cannot {what} on the Hub (status {status}: {said}){remedy}") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         said = hide(" ".join(str(error).split())[:300], get_token())
-        raise UserError(f"cannot {what}: the Hub is not reached ({said}); try again later, or do not push") from None
+        raise UserError(f"cannot {what}: the Hub cannot be reached ({said}); try again later, or do not push") from None

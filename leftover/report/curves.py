@@ -24,7 +24,7 @@ _PANELS = {
     "importance_weight/clipped_frac": ("Importance weights clipped", "share"),
     "kl": ("KL, online rollouts", "nats a completion"),
     "entropy": ("Entropy, online rollouts", "nats a token"),
-    "loss": ("Loss", "loss of the method's own"),
+    "loss": ("Loss", "the method's own loss"),
     "eval_nll": ("Held-out NLL", "nats a token"),
     "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),

@@ -47,7 +47,7 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 class Line(NamedTuple):
-    """A curve over seeds: at every step the mean and range of those that have it."""
+    """A curve over seeds: mean and range at every step, of the seeds that have it."""
 
     steps: list[int]
     means: list[float]

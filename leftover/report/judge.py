@@ -74,7 +74,7 @@ def _notes(of: Mapping[str, Any]) -> list[str]:
     left_out = {
         "questions without an answer": of.get("unanswered"),
         "answers without a verdict": of.get("without_verdict"),
-        "pairs skipped for that": of.get("pairs_without_outcome"),
+        "pairs skipped because of these": of.get("pairs_without_outcome"),
         "identical pairs, tied without asking": of.get("identical_pairs"),
     }
     if any(left_out.values()):
@@ -97,7 +97,7 @@ def token_text(tokens: Mapping[str, Any]) -> str:
     """The tokens and cost of a judge's answers."""
     cost = f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
     uncounted = tokens["answers_without_count"]
-    more = f"; {uncounted:,} answers were not counted by the service: it is more" if uncounted else ""
+    more = f"; more in fact, since {uncounted:,} answers came without a count" if uncounted else ""
     return (
         f"{tokens['answers']:,} answers: {tokens['prompt_tokens']:,} tokens of questions, "
         f"{tokens['completion_tokens']:,} of answers{cost}{more}."

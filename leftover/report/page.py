@@ -46,7 +46,7 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
         run = FinishedRun(folder)
         results = run.results()
         if results is None:
-            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` goes on with it")
+            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` continues it")
         views.append(run_view(run, results, f"run-{len(views) + 1}"))
     default = Path(folders[0]) if len(folders) == 1 else Path()
     return write_page(views, output or default / "report.html")

@@ -88,7 +88,7 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     }
 
 
-# Measure -> the type of metric on the Hub, and its name where no glossary stands beside it.
+# Measure -> the type of metric on the Hub, and its name without a glossary beside it.
 _METRICS = {
     "reward": ("reward", "mean reward"),
     "win_rate": ("win_rate", "win rate by reward against the reference"),
