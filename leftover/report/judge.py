@@ -22,22 +22,18 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
         return None
-    current = [found for found in results if _is_current(manifest, found)]
+    now = {name: digest(entry["key"]) for name, entry in manifest.entries.items()}
+    current = [
+        found
+        for found in results
+        if all(now.get(evaluation_artifact(subject)) == of for subject, of in found.get("evaluations", {}).items())
+    ]
     current.sort(key=lambda found: ("raters" in found, found["comparison"], _who(found)))
     return {
         "comparisons": [comparison_view(found) for found in current],
         "charts": [picture for found in current if (picture := _chart(found)) is not None],
         "outdated": sorted({found["comparison"] for found in results if found not in current}),
     }
-
-
-def _is_current(manifest: Manifest, found: Mapping[str, Any]) -> bool:
-    """Whether the completions that were judged are still those of the run."""
-    entries = manifest.entries
-    return all(
-        digest(entries.get(evaluation_artifact(subject), {}).get("key")) == of
-        for subject, of in found.get("evaluations", {}).items()
-    )
 
 
 def _who(found: Mapping[str, Any]) -> str:
