@@ -18,7 +18,7 @@ from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
-from leftover.report.completions import examples, side_by_side
+from leftover.report.completions import rounded, side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
 from leftover.report.judge import judge_view
@@ -56,7 +56,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
     """All sections of one run; `name` is the id of its part of the page."""
     recipe, records = run.recipe, read_records(run.folder, results["training"], run.recipe.seed)
     results = with_main(results, records)
-    prompts, primary = unique_prompts(test_rows(recipe, run.table)), results["primary"]
+    prompts = unique_prompts(test_rows(recipe, run.table))
     rows = rows_of_table(run.table, run.prepared.get("value"))
     return {
         "id": name,
@@ -67,8 +67,8 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
         "judge": judge_view(run.folder, run.manifest),
         "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
         "leftover": leftover_view(analyse(rows)) if rows else None,
-        "completions": side_by_side(prompts, records, results["main"], primary),
-        "examples": examples(prompts[: recipe.evaluate.num_examples], records, primary, recipe.seeds[0]),
+        "completions": side_by_side(prompts, records, results["main"], results["primary"], recipe.seeds[0]),
+        "num_examples": recipe.evaluate.num_examples,
         "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
@@ -80,7 +80,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
     def render(budget: int | None) -> str:
-        embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
+        embedded = [embed(rounded(run["completions"]), budget) if budget else Embedded("", "json", "") for run in runs]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
         return _render("report.html.j2", title=title, runs=shown)
 

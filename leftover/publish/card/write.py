@@ -53,8 +53,8 @@ def write_card(
     seed: int,
     folder: Path,
     hub_id: str | None = None,
-) -> Path:
-    """Write README.md and its picture beside the model in `folder`; returns the card's path.
+) -> None:
+    """Write README.md and its picture beside the model in `folder`.
 
     Args:
         results: the content of results.json or comparison.json; None leaves results out.
@@ -94,10 +94,10 @@ def write_card(
         name = (hub_id or "").rpartition("/")[2]
         metadata["model_name"] = name or f"{recipe.name} {policy or 'reference'}"
         metadata["eval_results"] = facts.evaluation_results(results, policy or "reference", files, hub_data)
-    return _write(folder, metadata, values, settings_of_policy(recipe, policy), recipe.model_dump())
+    _write(folder, metadata, values, settings_of_policy(recipe, policy), recipe.model_dump())
 
 
-def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
+def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> None:
     """Write README.md and its picture for a trainer's model; `metadata`: further fields of its header, as `license`."""
     args, model = trainer.args, trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -133,7 +133,7 @@ def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
         "curve": _draw_curve(trained, folder / PICTURE),
     }
     metadata = {"base_model": base if is_hub_id(base) else None} | metadata
-    return _write(folder, metadata, values, settings, [base, str(args.output_dir)])
+    _write(folder, metadata, values, settings, [base, str(args.output_dir)])
 
 
 def _write(
@@ -142,7 +142,7 @@ def _write(
     values: Mapping[str, Any],
     settings: dict[str, str],
     private: object,
-) -> Path:
+) -> None:
     """Render the template into `folder`; paths in the nested settings `private` are shortened to names."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -171,7 +171,6 @@ def _write(
     )
     card.content = without_paths(card.content, private)
     card.save(folder / NAME)
-    return folder / NAME
 
 
 def _draw_curve(facts: dict[str, Any], path: Path) -> str | None:
