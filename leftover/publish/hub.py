@@ -168,7 +168,7 @@ def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise UserError(f"cannot {what} on the Hub: no token. {_LOGIN[0].upper()}{_LOGIN[1:]}") from None
+        raise UserError(f"cannot {what} on the Hub without a token: {_LOGIN}") from None
     except OfflineModeIsEnabled:
         raise UserError(f"cannot {what} on the Hub: HF_HUB_OFFLINE is set; unset it, or do not push") from None
     except HfHubHTTPError as error:

@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any, NamedTuple
 
-MAX_PAGE_BYTES = 2_900_000  # of a page, unless its completions need more with MIN_BYTES
-MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 _LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
@@ -48,7 +46,7 @@ class Embedded(NamedTuple):
     note: str
 
 
-def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
+def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
     """A value with its `prompts` in at most `max_bytes`, and a note of what was lost (empty if nothing was).
 
     As it is if it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their middle,

@@ -20,7 +20,7 @@ from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
 from leftover.report.completions import rounded, side_by_side
 from leftover.report.curves import training_view
-from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
+from leftover.report.embedded import Embedded, embed, shorten
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
+_MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
+_MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
@@ -75,7 +77,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
 
 
 def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Write the report of runs; their completions share what the rest of the page leaves of `MAX_PAGE_BYTES`."""
+    """Write the report of runs; their completions share what the rest leaves of `_MAX_PAGE_BYTES`."""
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
@@ -85,7 +87,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
         return _render("report.html.j2", title=title, runs=shown)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
-    return _write(path, render(min(MAX_BYTES, max(MIN_BYTES, (MAX_PAGE_BYTES - rest) // len(runs)))))
+    return _write(path, render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs)))))
 
 
 def _link(target: Path, start: Path) -> str:

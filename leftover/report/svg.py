@@ -48,9 +48,9 @@ _RC = {
 }
 
 
-def draw(paint: Callable[["Axes"], None], *, width: float = 4.0, height: float = 2.6) -> str:
-    """The SVG of what `paint` draws on one axis, with a legend above unless it is too long; sizes in inches."""
-    with figure(_RC, figsize=(width, height), layout="constrained") as (made, axis):
+def draw(paint: Callable[["Axes"], None], *, height: float = 2.6) -> str:
+    """The SVG of what `paint` draws on one axis, with a legend above unless it is too long; `height` in inches."""
+    with figure(_RC, figsize=(4.0, height), layout="constrained") as (made, axis):
         paint(axis)
         handles, labels = axis.get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
