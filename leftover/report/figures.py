@@ -20,7 +20,7 @@ _COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
 
 @contextmanager
 def figure(rc: Any = None, **options: Any) -> Iterator[tuple["Figure", Any]]:
-    """`plt.subplots(**options)` without a display, under the settings `rc`; closed at the end."""
+    """`plt.subplots(**options)` without a display, under the settings `rc`."""
     import matplotlib
 
     matplotlib.use("Agg")

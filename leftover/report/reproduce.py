@@ -55,7 +55,6 @@ def stages(entries: Mapping[str, Entry]) -> Grid:
     memory = {"peak_memory": "peak memory"}
     if any("peak_gpu_memory" in cost for cost in costs.values()):
         memory["peak_gpu_memory"] = "peak GPU memory"
-
     cells = [[name, _time(cost), *(_size(cost.get(key)) for key in memory)] for name, cost in costs.items()]
     seconds = [cost["seconds"] for cost in costs.values() if cost.get("seconds") is not None]
     if len(seconds) > 1:
