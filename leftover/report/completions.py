@@ -57,12 +57,3 @@ def _components(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(alone) == 1 and all(r[alone[0]] == r["reward"] for r in records):
         names.remove(alone[0])
     return names
-
-
-def rounded(value: Any) -> Any:
-    """Every number of a JSON value as a reader sees it, so that the page stays small; None for NaN."""
-    if isinstance(value, float):
-        return round(value, 4) if value == value else None
-    if isinstance(value, list):
-        return [rounded(one) for one in value]
-    return {name: rounded(one) for name, one in value.items()} if isinstance(value, dict) else value

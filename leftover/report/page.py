@@ -18,7 +18,7 @@ from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
-from leftover.report.completions import rounded, side_by_side
+from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import Embedded, embed, shorten
 from leftover.report.judge import judge_view
@@ -82,7 +82,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
     def render(budget: int | None) -> str:
-        embedded = [embed(rounded(run["completions"]), budget) if budget else Embedded("", "json", "") for run in runs]
+        embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
         return _render("report.html.j2", title=title, runs=shown)
 

@@ -14,7 +14,7 @@ import pytest
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.verdict import caveats
 from leftover.report import charts
-from leftover.report.completions import rounded, side_by_side
+from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.figures import thinned
@@ -173,7 +173,7 @@ def test_completions_are_of_the_first_seed_of_the_recipe_and_rounded_for_the_pag
     }
     found = side_by_side(rows, records, "p", "sampled", seed=3)
     assert found["prompts"][0]["sampled"]["p"][0] == "seed 3" and found["names"] == ["data", "reference", "p"]
-    shown = rounded(found)["prompts"][0]
+    shown = unpacked(embed(found, 10_000))["prompts"][0]
     assert shown["data"] == ["own", None] and shown["sampled"]["reference"] == ["t", 0.1235, 3, True, []]
 
 
