@@ -10,7 +10,7 @@ Numbers = Sequence[float] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its bootstrap interval."""
+    """A mean with its bootstrap interval."""
 
     mean: float
     low: float
@@ -49,7 +49,7 @@ def bootstrap_interval(
 
     Args:
         values: [N] one number a prompt (a reward, or a paired difference of two methods).
-        clusters: [N] ids of prompt families (a story, a conversation); None makes every value its own cluster.
+        clusters: [N] ids of prompt families (a story, a conversation); default: every value is its own cluster.
 
     Returns:
         All NaN without values; low = high = mean for one cluster, which has no spread to resample.
@@ -80,7 +80,7 @@ def bootstrap_ends(
 ) -> tuple[float, float]:
     """Percentile interval of a statistic when whole clusters are drawn with replacement.
 
-    Resamples in which it is not defined (NaN) are dropped; the ends are NaN where it is defined in less than half.
+    Resamples in which it is undefined (NaN) are dropped; if that is half of them or more, the ends are NaN.
 
     Args:
         statistic: of the numbers of drawn clusters [B, num_clusters] -> [B], one for each resample.

@@ -83,7 +83,7 @@ def report(run: Run) -> dict[str, Any]:
     """results.json, report.md and report.html of the run folder, and cards; then policies go to the Hub."""
     from leftover.evaluation.gather import gather
     from leftover.publish.card import write_cards
-    from leftover.report import write_report
+    from leftover.report.write import write_report
     from leftover.runs.finished import FinishedRun
 
     results, finished = gather(run), FinishedRun(run.folder, run.recipe)

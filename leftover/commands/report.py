@@ -23,6 +23,8 @@ def report_on(runs: Sequence[str], *, overrides: Sequence[str] = (), output: str
 
 
 def _finished(path: Path, overrides: list[str]) -> Path:
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist: name the folder of a finished run, or a recipe to run first")
     if path.is_dir() and FinishedRun(path).results() is not None and not overrides:
         return path
     recipe = load_recipe(path, overrides)

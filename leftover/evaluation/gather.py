@@ -28,11 +28,7 @@ def gather(run: Run) -> dict[str, Any]:
 
 
 def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:
-    """What results.json and comparison.json share, and the completions it was computed from.
-
-    Args:
-        seeds: policy -> its seeds that were trained and evaluated.
-    """
+    """What results.json and comparison.json share, and its completions; `seeds`: policy -> those evaluated."""
     records = read_records(run.folder, seeds, run.seed)
     metrics = {
         name: {seed: read_metrics(run.folder, _subject(name, seed)) for seed in of} for name, of in records.items()

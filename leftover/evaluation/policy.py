@@ -23,13 +23,11 @@ def evaluate_policy(
     reward_func: Callable | None,
     start: "FrozenStart | None" = None,
 ) -> tuple[dict[str, float], list[Completion]]:
-    """Metrics of a policy on prepared rows (`prompt_ids`, and `completion_ids`, `reward` where they have them).
+    """Metrics of a policy on prepared rows, and the completions that were generated for them.
 
-    nll and perplexity: a token, on the rows' completions. logratio/rank_correlation and logratio/pair_accuracy:
-    of the sequence log-ratio against the recorded rewards. reward/*, completions/*: of completions
-    generated for the unique prompts, where a reward function can score them; these are returned beside the metrics,
-    in the order of the rows. kl, entropy: on some of these, where they are sampled and the model's `start` is known
-    (`leftover.models.divergence.sampled_divergence`).
+    nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
+    rewards. reward/*, completions/*: of completions generated for the unique prompts, if a reward function can score
+    them. kl, entropy: on some of these if they are sampled (`leftover.models.divergence.sampled_divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]

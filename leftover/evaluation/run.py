@@ -86,10 +86,9 @@ class Evaluation:
         artifact = evaluation_artifact(subject)
         if run.manifest.begin(artifact, self.key(subject)).finished:
             return
-        is_reference, reference = subject == "reference", self._scorers["reference_logprob"]
-        model = reference if is_reference else run.models.load(path)
+        model = self._scorers["reference_logprob"] if subject == "reference" else run.models.load(path)
         metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
-        if is_reference:  # its log-ratio against itself is 0, and the order of zeros rounding noise
+        if subject == "reference":  # its log-ratio against itself is 0, and the order of zeros rounding noise
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
         completions = [record for decoding in DECODINGS for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)

@@ -20,20 +20,19 @@ from leftover.runs.records import CompletionRecord, Difference, IntervalRecord, 
 
 
 class DataRecord(TypedDict):
-    """The data's own completion of a test prompt, and the scores of all completions that the data has of it."""
+    """The data's own completion of a test prompt."""
 
     group: int
     family: int
     text: str
     tokens: int
-    rewards: list[float]
+    rewards: list[float]  # of all completions that the data has of the prompt
 
 
 def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> ResultRow:
-    """One row of the result table: a policy over its seeds, on the prompts the reference completed too.
+    """One row of the result table: a policy over its seeds, on the reference's prompts.
 
-    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family; the range over
-    seeds stands beside them.
+    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family.
     """
     theirs = _by_prompt(reference, decoding)
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
@@ -63,7 +62,6 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
 
 
 def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
-    """The numbers of a row that need rewards."""
     base, base_tokens = _column(theirs, "reward"), _column(theirs, "tokens")
     by_seed = {seed: _column(records, "reward") for seed, records in ours.items()}
     rewards = list(by_seed.values())
@@ -104,7 +102,7 @@ def compare(
 ) -> Difference | None:
     """The paired difference of two policies' means, prompt by prompt, averaged over the seeds they share.
 
-    `measure`: the reward, or the column of a component or a judge; None is returned where it was not measured.
+    Returns None if the `measure` (the reward, a component or a judge) was not measured.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
@@ -121,25 +119,22 @@ def compare(
 
 
 def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decoding: str) -> ResultRow:
-    """A policy over its seeds against the data's own completions, on the prompts (`data`: group -> their rewards).
+    """A policy over its seeds against the data's own completions; empty if nothing can be compared.
 
-    A prompt with several scored completions counts once: its win rate is the mean over them, its difference that from
-    their mean reward. Empty where nothing can be compared.
+    Args:
+        data: prompt -> the rewards of its completions in the data. A prompt with several counts once: its win rate is
+            the mean over them, its difference is from their mean.
     """
     ours = [[r for r in _by_prompt(records, decoding) if data.get(r["group"])] for records in seeds.values()]
     if not ours or not ours[0] or "reward" not in ours[0][0]:
         return {}
     _check_same_prompts(*ours)
     rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
-    theirs = [data[record["group"]] for record in ours[0]]
-    wins = [
-        win_rate([record["reward"]] * len(data[record["group"]]), data[record["group"]])
-        for records in ours
-        for record in records
-    ]
+    theirs = [np.mean(data[record["group"]]) for record in ours[0]]
+    wins = [win_rate([r["reward"]] * len(data[r["group"]]), data[r["group"]]) for records in ours for r in records]
     return {
         "win_rate_against_data": _mean(wins),
-        "difference_from_data": _interval([rewards - np.array([np.mean(own) for own in theirs])], ours[0]),
+        "difference_from_data": _interval([rewards - theirs], ours[0]),
         "prompts_with_data_reward": len(theirs),
     }
 
@@ -167,7 +162,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
-    """Of the mean over seeds; `seeds`: for each one number for each record."""
+    """Of the mean over seeds, each with one number a record."""
     mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
     return {"mean": mean, "low": low, "high": high}
 
@@ -177,10 +172,9 @@ def _intervals(seeds: Sequence[Records], names: Sequence[str]) -> dict[str, Inte
 
 
 def _relative_diversity(ours: Sequence[list[str]], reference: list[str]) -> float | None:
-    """distinct-2 over the reference's, both cut to the shorter of the two for every prompt; mean over seeds.
+    """distinct-2 over the reference's, mean over seeds; None if the reference has no pair of words left.
 
-    A text cut short holds fewer n-grams, which are more often distinct: only texts of one length can be compared. None
-    where the reference has no pair of words left.
+    Shorter texts have fewer repeated n-grams, so both are cut to the shorter one for every prompt.
     """
     ratios = []
     for texts in ours:

@@ -1,5 +1,6 @@
 """The tables of results as texts, for terminal, Markdown, HTML and model card."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,24 @@ GLOSSARY = glossary(columns("run"))
 _SHORT = ("reward", "length", "distinct", "win_rate", "kl")
 # Where new completions could not be scored.
 SHORT_RECORDED = ("logratio/rank_correlation", "logratio/pair_accuracy", "length", "distinct", "kl")
+# An underscore inside a word, or a bracket that closes no link, is no markup.
+_MARKUP = re.compile(r"([\\`*<>|#]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))")
+
+
+class Markdown(str):
+    """Text that is Markdown already, which `escape` leaves as it is."""
+
+
+def escape(text: object) -> str:
+    """A text on one line, its Markdown escaped."""
+    return text if isinstance(text, Markdown) else _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table of escaped cells."""
+    cells = [[escape(cell) for cell in row] for row in (header, *rows)]
+    cells.insert(1, ["---"] * len(cells[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 class Grid(NamedTuple):

@@ -28,9 +28,11 @@ def export_policy(
 ) -> Path:
     """Write the policy of a finished run for `from_pretrained` and vLLM; returns the folder.
 
-    With `merge` an adapter is merged into its base; without it an adapter stays one. The generation config holds
-    the end-of-sequence ids that training rows ended in. `hub_id`: where the folder will be pushed to, for the model
-    card; an adapter is then merged also if its base is a folder of this machine.
+    The generation config holds the end-of-sequence ids that training rows ended in.
+
+    Args:
+        merge: merge an adapter into its base.
+        hub_id: where the folder will be pushed to; an adapter is then merged if its base is not on the Hub.
     """
     run = FinishedRun(run_folder)
     section = run.recipe.model
@@ -70,7 +72,7 @@ def export_policy(
 
 
 def _lost_elsewhere(source: Path) -> bool:
-    """Whether this is an adapter of a base that no other machine can load."""
+    """Whether this is an adapter whose base no other machine can load."""
     if not is_adapter(source):
         return False
     base = read_json(source / "adapter_config.json")["base_model_name_or_path"]

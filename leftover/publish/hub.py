@@ -17,29 +17,29 @@ from leftover.runs.names import policy_artifact
 
 log = logging.getLogger(__name__)
 
-# Settings of LoLConfig that a run reads itself; its trainers do not push, since their checkpoints stay here.
+# Settings of LoLConfig that a run reads itself: its trainers do not push, so their checkpoints stay local.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo")
-# What an earlier push may have left: an adapter beside merged weights would be applied to them a second time.
+# Left by an earlier push, an adapter beside merged weights would be applied to them a second time.
 _WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json"]
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 _ID = re.compile(rf"(?:{_PART}/)?{_PART}")
 _PRIVATE_ALONE = "--private goes with --push-to-hub: nothing is pushed"
-_LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that may write"
+_LOGIN = "set the environment variable HF_TOKEN, or run `hf auth login`, with a token that can write"
 
 
 class Target(NamedTuple):
-    """A policy that goes to the Hub. `seed` None: the one that was best on the selection prompts."""
+    """A policy that goes to the Hub."""
 
     policy: str
-    seed: int | None
+    seed: int | None  # None: the best one on the selection prompts
     hub_id: str
     private: bool | None  # None: as transformers, public unless the organisation's default is private
 
 
 def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Recipe:
-    """The recipe with its first policy (or, with {policy} in the id, every one) pushed to `hub_id`, if that is given.
+    """The recipe with its first policy (every one if the id has {policy}) pushed to `hub_id`.
 
-    `private` alone holds for what the recipe pushes itself. Raises UserError if it pushes nothing.
+    `private` without an id is for what the recipe pushes itself. Raises UserError if it pushes nothing.
     """
     fields: dict[str, Any] = {"hub_private_repo": True} if private else {}
     if hub_id is None and private and not targets(recipe):
@@ -53,10 +53,7 @@ def with_push(recipe: Recipe, hub_id: str | None, private: bool = False) -> Reci
 
 
 def targets(recipe: Recipe) -> list[Target]:
-    """What the recipe's settings push_to_hub, hub_model_id and hub_private_repo ask for.
-
-    Raises UserError for a missing or invalid id, and if two policies would have the same.
-    """
+    """What the recipe asks to push. Raises UserError for a missing or invalid id, or one that two policies share."""
     found: dict[str, Target] = {}
     for policy, own in recipe.policies.items():
         fields = recipe.train | own
@@ -73,16 +70,13 @@ def targets(recipe: Recipe) -> list[Target]:
             if other.policy != policy:
                 raise UserError(
                     f"policies '{other.policy}' and '{policy}' would both be pushed to '{hub_id}': set push_to_hub and "
-                    "hub_model_id under policies.NAME of one alone, or write {policy} into the id"
+                    "hub_model_id under policies.NAME of only one, or put {policy} into the id"
                 )
     return list(found.values())
 
 
 def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **options: Any) -> str:
-    """`leftover export --push-to-hub`; `options` are those of `push_policy`. Nothing is computed.
-
-    Returns the address. Raises UserError before the export if the push cannot succeed.
-    """
+    """`push_policy`, which gets `options`, after checking that it can succeed; returns the address."""
     if hub_id is None:
         raise UserError(_PRIVATE_ALONE)
     check_id(hub_id)
@@ -93,14 +87,11 @@ def export_and_push(folder: str | Path, hub_id: str | None, private: bool, **opt
 def check_id(hub_id: str) -> None:
     """Raise UserError for an id that no model on the Hub can have."""
     if not _ID.fullmatch(hub_id) or len(hub_id) > 96 or re.search(r"--|\.\.|\.git$", hub_id):
-        raise UserError(f"'{hub_id}' is no id of the Hub: write OWNER/NAME of letters, digits, '-', '_' and '.'")
+        raise UserError(f"'{hub_id}' is not a Hub id: write OWNER/NAME with letters, digits, '-', '_' and '.'")
 
 
 def check_login(hub_ids: Sequence[str]) -> None:
-    """Ask the Hub who we are, before hours of training; without ids, ask nothing.
-
-    Raises UserError if we may not write to one of the ids.
-    """
+    """Raise UserError, before hours of training, if we may not write to one of the ids."""
     from huggingface_hub import HfApi
 
     if not hub_ids:
@@ -109,12 +100,12 @@ def check_login(hub_ids: Sequence[str]) -> None:
         account = HfApi().whoami()
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise UserError(f"the Hub's token of '{account['name']}' may only read: {_LOGIN}")
+        raise UserError(f"the token of '{account['name']}' can only read: {_LOGIN}")
     owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
     for hub_id in hub_ids:
         owner = hub_id.rpartition("/")[0]
         if owner and owner.lower() not in (name.lower() for name in owners):
-            raise UserError(f"'{account['name']}' may not push to '{hub_id}': its owner is none of {', '.join(owners)}")
+            raise UserError(f"'{account['name']}' may not push to '{hub_id}', only to ids of {', '.join(owners)}")
 
 
 def push_run(run: FinishedRun) -> None:
@@ -127,7 +118,7 @@ def push_run(run: FinishedRun) -> None:
 
 
 def best_seed(metrics: Mapping[int, float | None]) -> int:
-    """The seed whose checkpoint was best on the selection prompts, the first of several alike; None: not measured."""
+    """The first seed whose checkpoint was best on the selection prompts; None: not measured."""
     measured = {seed: -math.inf if metric is None else float(metric) for seed, metric in metrics.items()}
     return max(measured, key=measured.__getitem__)
 
@@ -142,10 +133,7 @@ def push_policy(
     merge: bool = False,
     output: str | Path | None = None,
 ) -> str:
-    """Export one policy to `output`, or to a temporary folder, and upload that; returns its address.
-
-    An adapter whose base is a folder of this machine is merged into it: nobody else could load it.
-    """
+    """Export one policy to `output` (default: a temporary folder) and upload it; returns its address."""
     from leftover.publish.export import export_policy
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -155,7 +143,7 @@ def push_policy(
 
 
 def upload(folder: Path, hub_id: str, *, private: bool | None = None) -> str:
-    """Upload an exported folder in one commit; returns its address. Raises UserError with the Hub's own message."""
+    """Upload an exported folder in one commit; returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -180,7 +168,7 @@ def _hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        raise UserError(f"cannot {what} on the Hub: no token. {_LOGIN[0].upper()}{_LOGIN[1:]}") from None
+        raise UserError(f"cannot {what} on the Hub without a token: {_LOGIN}") from None
     except OfflineModeIsEnabled:
         raise UserError(f"cannot {what} on the Hub: HF_HUB_OFFLINE is set; unset it, or do not push") from None
     except HfHubHTTPError as error:
@@ -190,4 +178,4 @@ def _hub_errors(what: str) -> Iterator[None]:
         raise UserError(f"cannot {what} on the Hub (status {status}: {said}){remedy}") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         said = hide(" ".join(str(error).split())[:300], get_token())
-        raise UserError(f"cannot {what}: the Hub is not reached ({said}); try again later, or do not push") from None
+        raise UserError(f"cannot {what}: the Hub cannot be reached ({said}); try again later, or do not push") from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from leftover.report.figures import Curve, over_seeds, paint_curve, paint_reward_against_diversity
-from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, series_color
+from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,17 +14,15 @@ if TYPE_CHECKING:
     from leftover.runs.records import ResultRow
 
 _MAX_POINTS = 500
+_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 class Chart(NamedTuple):
-    """A picture with its title, and a description for those who cannot see it."""
+    """A picture with its title and a description for screen readers."""
 
     title: str
     svg: str
     description: str
-
-
-_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
     if name not in policies:
         return {"color": NEUTRAL if name == "reference" else INK, "ls": "-"}
     place = policies.index(name)
-    return {"color": series_color(place), "ls": _LINES[place // len(SERIES) % len(_LINES)]}
+    return {"color": SERIES[place % len(SERIES)], "ls": _LINES[place // len(SERIES) % len(_LINES)]}
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
@@ -96,10 +94,7 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
 def curve(
     title: str, curves: Mapping[str, Curve], names: Sequence[str], chosen: Mapping[str, set[int]], label: str
 ) -> Chart | None:
-    """A metric along optimizer steps: mean over seeds with their range, a ring at every checkpoint that was kept.
-
-    `curves`: policy -> its curve; `chosen`: policy -> the steps that its seeds kept.
-    """
+    """A metric along optimizer steps: mean over seeds with their range, a ring at every step in `chosen`."""
     lines = {name: line for name, seeds in curves.items() if (line := over_seeds(seeds)).steps}
     if not lines:
         return None
@@ -107,9 +102,9 @@ def curve(
     def paint(axis: "Axes") -> None:
         from matplotlib.ticker import MaxNLocator
 
-        for name, line in lines.items():
+        for name in lines:
             style = style_of(name, names) | {"label": printable(name), "ms": 2.5}
-            paint_curve(axis, line, chosen.get(name, ()), band=len(curves[name]) > 1, **style)
+            paint_curve(axis, curves[name], chosen.get(name, ()), **style)
         axis.set(xlabel="optimizer step", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
@@ -126,7 +121,7 @@ def advantage_histogram(advantage: np.ndarray) -> Chart | None:
     edges = width * np.arange(np.floor(advantage.min() / width), np.ceil(advantage.max() / width) + 1)
 
     def paint(axis: "Axes") -> None:
-        for kept, color, label in ((False, NEUTRAL, "dropped"), (True, series_color(0), "kept")):
+        for kept, color, label in ((False, NEUTRAL, "dropped"), (True, SERIES[0], "kept")):
             inside = advantage[(advantage > 0) == kept]
             if len(inside):
                 axis.hist(inside, edges.tolist(), color=color, label=f"{label}: {len(inside):,}", alpha=0.85)
@@ -148,14 +143,14 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
 
     def paint(axis: "Axes") -> None:
         kept = reward[chosen] > value[chosen]
-        for inside, color in ((~kept, NEUTRAL), (kept, series_color(0))):
+        for inside, color in ((~kept, NEUTRAL), (kept, SERIES[0])):
             points = value[chosen][inside], reward[chosen][inside]
             axis.plot(*points, ls="", marker="o", ms=2.2, color=color, alpha=0.45, mew=0)
         ends = [float(min(b["value"] for b in bins)), float(max(b["value"] for b in bins))]
         axis.plot(ends, ends, color=INK, lw=0.9, ls=(0, (4, 3)), label="R = V")
         errors = [1.96 * (b["error"] or 0.0) for b in bins]
         means = [b["value"] for b in bins], [b["reward"] for b in bins]
-        style: dict[str, Any] = {"color": series_color(1), "marker": "o", "ms": 4, "lw": 1.4, "capsize": 2}
+        style: dict[str, Any] = {"color": SERIES[1], "marker": "o", "ms": 4, "lw": 1.4, "capsize": 2}
         axis.errorbar(*means, yerr=errors, label="mean of rows of similar V", **style)
         axis.set(xlabel="value V(x)", ylabel="reward R(x, y)")
         axis.grid(color=GRID)
@@ -173,8 +168,8 @@ def weight_curve(advantage: np.ndarray) -> Chart | None:
     carried = np.interp(rows, at, np.append(0, np.cumsum(weights) / weights.sum()))
 
     def paint(axis: "Axes") -> None:
-        axis.plot(rows, carried, color=series_color(0), label="drawn by advantage")
-        axis.fill_between(rows, rows, carried, color=series_color(0), alpha=0.15, lw=0)
+        axis.plot(rows, carried, color=SERIES[0], label="drawn by advantage")
+        axis.fill_between(rows, rows, carried, color=SERIES[0], alpha=0.15, lw=0)
         axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")
         axis.set(xlabel="share of the leftover rows, heaviest first", ylabel="share of the weight")
 

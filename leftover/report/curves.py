@@ -10,7 +10,7 @@ import numpy as np
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import Recipe
 from leftover.report import charts
-from leftover.report.figures import Curve, figure, over_seeds, paint_curve, series_style
+from leftover.report.figures import Curve, figure, paint_curve, series_style
 from leftover.runs.names import policy_folder
 
 # metric -> title and label of the axis
@@ -24,7 +24,7 @@ _PANELS = {
     "importance_weight/clipped_frac": ("Importance weights clipped", "share"),
     "kl": ("KL, online rollouts", "nats a completion"),
     "entropy": ("Entropy, online rollouts", "nats a token"),
-    "loss": ("Loss", "loss of the method's own"),
+    "loss": ("Loss", "the method's own loss"),
     "eval_nll": ("Held-out NLL", "nats a token"),
     "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
@@ -36,7 +36,7 @@ Training = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # policy -> seed -> wh
 
 
 def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The learning curves of all policies; which were not logged, and whether that is for lack of sampling."""
+    """The learning curves of all policies; which were not logged, and whether for want of sampled completions."""
     training: Training = results["training"]
     logs = {
         p: {int(s): read_log(policy_folder(folder, p, s) / "metrics.jsonl") for s in seeds}
@@ -69,8 +69,7 @@ def draw_curves(folder: Path, training: Training, name: str = "learning_curves.p
     with figure(ncols=len(panels), figsize=(5.5 * len(panels), 3.8), squeeze=False) as (made, axes):
         for axis, (metric, curves) in zip(axes[0], panels.items(), strict=True):
             for policy, curve in curves.items():
-                band = len(training[policy]) > 1
-                paint_curve(axis, over_seeds(curve), chosen[policy], band=band, label=policy, ms=3.5, **styles[policy])
+                paint_curve(axis, curve, chosen[policy], label=policy, ms=3.5, **styles[policy])
             title, label = _PANELS[metric]
             axis.set_title(title, fontsize=10)
             axis.set(xlabel="optimizer step (a ring: the checkpoint that was kept)", ylabel=label)
@@ -83,15 +82,16 @@ def draw_curves(folder: Path, training: Training, name: str = "learning_curves.p
     return name
 
 
-def _curves(logs: Mapping[str, Mapping[int, Iterable[Mapping[str, Any]]]], metric: str) -> dict[str, Curve]:
+def _curves(logs: Mapping[str, Mapping[int, Iterable[Mapping[str, Any]]]], metric: str) -> Mapping[str, Curve]:
     """policy -> seed -> step -> number, of those that logged the metric."""
-    found = {p: {seed: _series(lines, metric) for seed, lines in seeds.items()} for p, seeds in logs.items()}
-    return {p: {seed: points for seed, points in of.items() if points} for p, of in found.items() if any(of.values())}
-
-
-def _series(lines: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:
-    found = {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), (int, float))}
-    return {step: value for step, value in found.items() if np.isfinite(value)}
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for policy, seeds in logs.items():
+        for seed, lines in seeds.items():
+            for line in lines:
+                value = line.get(metric)
+                if isinstance(value, (int, float)) and np.isfinite(value):
+                    found.setdefault(policy, {}).setdefault(seed, {})[line["step"]] = value
+    return found
 
 
 def _chosen(training: Training) -> dict[str, set[int]]:
@@ -100,7 +100,7 @@ def _chosen(training: Training) -> dict[str, set[int]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no such file. The half line of a killed run is skipped."""
+    """The lines of a metrics.jsonl, if there is one; the half line of a killed run is skipped."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

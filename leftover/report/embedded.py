@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any, NamedTuple
 
-MAX_PAGE_BYTES = 2_900_000  # of a page, unless its completions need more with MIN_BYTES
-MAX_BYTES, MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 _LIMITS = (None, 8000, 4000, 2000, 1000, 500, 350, 250)
 _MARK = " […] "
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
@@ -31,12 +29,14 @@ def shorten(text: str, limit: int | None) -> str:
     return text[:half] + _MARK + text[-half:]
 
 
-def _shorten_all(value: Any, limit: int | None) -> Any:
-    """Every string of a JSON value shortened; names of fields stay."""
+def _shown(value: Any, limit: int | None) -> Any:
+    """A JSON value as a reader sees it: its texts shortened, its numbers rounded (None for NaN)."""
     if isinstance(value, list):
-        return [_shorten_all(one, limit) for one in value]
+        return [_shown(one, limit) for one in value]
     if isinstance(value, dict):
-        return {name: _shorten_all(one, limit) for name, one in value.items()}
+        return {name: _shown(one, limit) for name, one in value.items()}
+    if isinstance(value, float):
+        return round(value, 4) if value == value else None
     return shorten(value, limit) if isinstance(value, str) else value
 
 
@@ -48,42 +48,38 @@ class Embedded(NamedTuple):
     note: str
 
 
-def embed(value: dict[str, Any], max_bytes: int = MAX_BYTES) -> Embedded:
-    """A value with its `prompts` in at most `max_bytes`, losing as little as possible, and a note of what was lost.
+def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
+    """A value with its `prompts` in at most `max_bytes`, and a note of what was lost (empty if nothing was).
 
-    As it is where it fits; else compressed (DEFLATE halves texts, in base64); else the longest texts lose their
-    middle, those of more than 8,000 characters first, then of 4,000 and so on; and where texts of 250 characters are
-    still too much, the last prompts are dropped. The note is empty if nothing is lost.
+    Numbers are rounded to four places. What does not fit is compressed (DEFLATE halves texts, in base64); if that is
+    not enough, the longest texts lose their middle, those of more than 8,000 characters first, then of 4,000 and so on
+    to 250; at last the last prompts are dropped.
     """
+    value = _shown(value, None)
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:
         return Embedded(plain, "json", "")
-    prompts, ratio = value["prompts"], 0.0
+    prompts: Any = None
     for limit in _LIMITS:
-        shown = _shorten_all(prompts, limit) if limit else prompts
-        note = _note(limit, len(prompts), len(prompts))
-        text = as_script_json(value | {"prompts": shown, "note": note}).encode()
-        if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:
-            continue  # shorter texts are compressed no better: it saves the time to see it
-        packed = _packed(text)
-        ratio = len(packed) / len(text)
-        if len(packed) <= max_bytes:
-            return Embedded(packed, "gzip", note)
-    count = len(shown)
-    while count and len(packed) > max_bytes:
+        longer, prompts = prompts, _shown(value["prompts"], limit)
+        if prompts == longer:
+            continue  # no text is that long
+        found = _packed(value, prompts, limit)
+        if len(found.text) <= max_bytes:
+            return found
+    while prompts and len(found.text) > max_bytes:
         # Compressed, a part of the prompts takes about that part of the bytes.
-        count = min(count - 1, int(count * 0.98 * max_bytes / len(packed)))
-        note = _note(limit, count, len(prompts))
-        packed = _packed(as_script_json(value | {"prompts": shown[:count], "note": note}).encode())
-    return Embedded(packed, "gzip", note)
+        prompts = prompts[: min(len(prompts) - 1, int(len(prompts) * 0.98 * max_bytes / len(found.text)))]
+        found = _packed(value, prompts, limit)
+    return found
 
 
-def _note(limit: int | None, shown: int, prompts: int) -> str:
+def _packed(value: dict[str, Any], prompts: list[Any], limit: int | None) -> Embedded:
+    """The value with these `prompts`, whose texts have at most `limit` characters, as base64 of gzip."""
     said = [f"texts of more than {limit:,} characters have lost their middle ({_MARK.strip()})"] if limit else []
-    said += [f"{shown:,} of {prompts:,} prompts are shown"] if shown < prompts else []
-    return f"To keep this page small, {' and '.join(said)}." if said else ""
-
-
-def _packed(text: bytes) -> str:
-    """Base64 of gzip; the same text gives the same. Nothing in it is markup."""
-    return base64.b64encode(gzip.compress(text, 6, mtime=0)).decode()
+    if len(prompts) < len(value["prompts"]):
+        said.append(f"{len(prompts):,} of {len(value['prompts']):,} prompts are shown")
+    note = f"To keep this page small, {' and '.join(said)}." if said else ""
+    text = as_script_json(value | {"prompts": prompts, "note": note})
+    # The same text gives the same bytes, and nothing in them is markup.
+    return Embedded(base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode(), "gzip", note)

@@ -20,7 +20,7 @@ _COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
 
 @contextmanager
 def figure(rc: Any = None, **options: Any) -> Iterator[tuple["Figure", Any]]:
-    """`plt.subplots(**options)` without a display, under the settings `rc`; closed at the end."""
+    """`plt.subplots(**options)` without a display, under the settings `rc`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,7 +47,7 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 class Line(NamedTuple):
-    """A curve over seeds: at every step the mean and the range."""
+    """A curve over seeds: mean and range at every step, of the seeds that have it."""
 
     steps: list[int]
     means: list[float]
@@ -56,20 +56,17 @@ class Line(NamedTuple):
 
 
 def over_seeds(curve: Curve) -> Line:
-    """The mean and range at every step, over the seeds that have it."""
     steps = sorted({step for points in curve.values() for step in points})
     found = [[points[step] for points in curve.values() if step in points] for step in steps]
     return Line(steps, [float(np.mean(v)) for v in found], [min(v) for v in found], [max(v) for v in found])
 
 
-def paint_curve(axis: "Axes", line: Line, chosen: Iterable[int], *, band: bool, **style: Any) -> None:
-    """Draw means over seeds, their range as a `band`, and a ring at every step in `chosen`.
-
-    Where there are many steps, means of neighbouring ones are drawn (`thinned`).
-    """
+def paint_curve(axis: "Axes", curve: Curve, chosen: Iterable[int], **style: Any) -> None:
+    """Draw means over seeds (`thinned`), the range of several as a band, and a ring at every step in `chosen`."""
+    line = over_seeds(curve)
     x, means, lows, highs = (thinned(values) for values in line)
     axis.plot(x, means, **({"marker": "o" if len(x) < 15 else None} | style))
-    if band:
+    if len(curve) > 1:
         axis.fill_between(x, lows, highs, color=style["color"], alpha=0.15, lw=0)
     for step in chosen:
         if line.steps[0] <= step <= line.steps[-1]:
@@ -80,9 +77,7 @@ def paint_curve(axis: "Axes", line: Line, chosen: Iterable[int], *, band: bool, 
 def thinned(values: Sequence[float]) -> np.ndarray:
     """The values, or means of neighbouring ones if there are more than `_MAX_STEPS`."""
     array = np.asarray(values, np.float64)
-    width = -(-len(array) // _MAX_STEPS)
-    if width <= 1:
-        return array
+    width = max(1, -(-len(array) // _MAX_STEPS))
     return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
 
 

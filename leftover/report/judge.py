@@ -17,28 +17,23 @@ _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     """Every comparison that was judged, those by models first; None if there are none.
 
-    comparisons: see `comparison_view`. charts: win, tie and loss of each. outdated: names of comparisons that are
-    skipped because their completions have been regenerated since.
+    `outdated` names those that are skipped because their completions have been regenerated since.
     """
     results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
         return None
-    current = [found for found in results if _is_current(manifest, found)]
+    now = {name: digest(entry["key"]) for name, entry in manifest.entries.items()}
+    current = [
+        found
+        for found in results
+        if all(now.get(evaluation_artifact(subject)) == of for subject, of in found.get("evaluations", {}).items())
+    ]
     current.sort(key=lambda found: ("raters" in found, found["comparison"], _who(found)))
     return {
         "comparisons": [comparison_view(found) for found in current],
         "charts": [picture for found in current if (picture := _chart(found)) is not None],
         "outdated": sorted({found["comparison"] for found in results if found not in current}),
     }
-
-
-def _is_current(manifest: Manifest, found: Mapping[str, Any]) -> bool:
-    """Whether the completions that were judged are still those of the run."""
-    entries = manifest.entries
-    return all(
-        digest(entries.get(evaluation_artifact(subject), {}).get("key")) == of
-        for subject, of in found.get("evaluations", {}).items()
-    )
 
 
 def _who(found: Mapping[str, Any]) -> str:
@@ -75,7 +70,7 @@ def _notes(of: Mapping[str, Any]) -> list[str]:
     left_out = {
         "questions without an answer": of.get("unanswered"),
         "answers without a verdict": of.get("without_verdict"),
-        "pairs skipped for that": of.get("pairs_without_outcome"),
+        "pairs skipped because of these": of.get("pairs_without_outcome"),
         "identical pairs, tied without asking": of.get("identical_pairs"),
     }
     if any(left_out.values()):
@@ -95,10 +90,10 @@ def _agreement(value: float | None) -> str:
 
 
 def token_text(tokens: Mapping[str, Any]) -> str:
-    """How many tokens some answers took, and their cost."""
+    """The tokens and cost of a judge's answers."""
     cost = f", cost {tokens['cost']:.4f}" if "cost" in tokens else ""
     uncounted = tokens["answers_without_count"]
-    more = f"; {uncounted:,} answers were not counted by the service: it is more" if uncounted else ""
+    more = f"; more in fact, since {uncounted:,} answers came without a count" if uncounted else ""
     return (
         f"{tokens['answers']:,} answers: {tokens['prompt_tokens']:,} tokens of questions, "
         f"{tokens['completion_tokens']:,} of answers{cost}{more}."

@@ -18,11 +18,10 @@ from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
-from leftover.report.completions import examples, side_by_side
+from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
-from leftover.report.embedded import MAX_BYTES, MAX_PAGE_BYTES, MIN_BYTES, Embedded, embed, shorten
+from leftover.report.embedded import Embedded, embed, shorten
 from leftover.report.judge import judge_view
-from leftover.report.markdown import TEMPLATES
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
@@ -33,11 +32,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
+_MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
+_MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
-    """One page of one or more finished runs; by default report.html of the only run's folder, or of this folder.
+    """One page of finished runs; default: report.html in the folder of the only run, or in the current one.
 
     Raises UserError for a folder without a run, or whose run has no results yet.
     """
@@ -46,7 +48,7 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
         run = FinishedRun(folder)
         results = run.results()
         if results is None:
-            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` goes on with it")
+            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` continues it")
         views.append(run_view(run, results, f"run-{len(views) + 1}"))
     default = Path(folders[0]) if len(folders) == 1 else Path()
     return write_page(views, output or default / "report.html")
@@ -56,7 +58,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
     """All sections of one run; `name` is the id of its part of the page."""
     recipe, records = run.recipe, read_records(run.folder, results["training"], run.recipe.seed)
     results = with_main(results, records)
-    prompts, primary = unique_prompts(test_rows(recipe, run.table)), results["primary"]
+    prompts = unique_prompts(test_rows(recipe, run.table))
     rows = rows_of_table(run.table, run.prepared.get("value"))
     return {
         "id": name,
@@ -67,18 +69,15 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
         "judge": judge_view(run.folder, run.manifest),
         "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
         "leftover": leftover_view(analyse(rows)) if rows else None,
-        "completions": side_by_side(prompts, records, results["main"], primary),
-        "examples": examples(prompts[: recipe.evaluate.num_examples], records, primary, recipe.seeds[0]),
+        "completions": side_by_side(prompts, records, results["main"], results["primary"], recipe.seeds[0]),
+        "num_examples": recipe.evaluate.num_examples,
         "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
 
 
 def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Render the report of runs to `path`, under a temporary name first.
-
-    The completions get what the rest of the page leaves of `MAX_PAGE_BYTES`, in equal parts a run.
-    """
+    """Write the report of runs; their completions share what the rest leaves of `_MAX_PAGE_BYTES`."""
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
@@ -88,7 +87,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
         return _render("report.html.j2", title=title, runs=shown)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
-    return _write(path, render(min(MAX_BYTES, max(MIN_BYTES, (MAX_PAGE_BYTES - rest) // len(runs)))))
+    return _write(path, render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs)))))
 
 
 def _link(target: Path, start: Path) -> str:
@@ -132,17 +131,13 @@ def _environment() -> "Environment":
 
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
-    filters: dict[str, Any] = {
+    environment.filters |= {
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": Markup,  # made by report/svg.py, which escapes what it writes
         "own": Markup,  # page.css and page.js
         "short": lambda text: shorten(text.strip(), _SHOWN),
-        "number": lambda value, digits=3: _with_minus(value, f".{digits}f"),
-        "signed": lambda value, digits=3: _with_minus(value, f"+.{digits}f"),
-        "percent": lambda value, digits=0: _with_minus(value, f".{digits}%"),
-        "count": lambda value: _with_minus(value, ",d"),
+        "number": _with_minus,
     }
-    environment.filters |= filters
     return environment
 
 
@@ -151,5 +146,5 @@ def _readable(value: object) -> object:
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _with_minus(value: float | None, form: str) -> str:
+def _with_minus(value: float | None, form: str = ".3f") -> str:
     return number(value, form).replace("-", "−")

@@ -1,7 +1,7 @@
 """The last section of the page: how to run it again, the machines it ran on, and the cost of every stage."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +55,16 @@ def stages(entries: Mapping[str, Entry]) -> Grid:
     memory = {"peak_memory": "peak memory"}
     if any("peak_gpu_memory" in cost for cost in costs.values()):
         memory["peak_gpu_memory"] = "peak GPU memory"
-
-    def largest(key: str, among: Iterable[Entry]) -> str:
-        return size_text(max(found)) if (found := _known(key, among)) else NOT_RECORDED
-
-    cells = [[name, _time(cost), *(largest(key, [cost]) for key in memory)] for name, cost in costs.items()]
-    seconds = _known("seconds", costs.values())
+    cells = [[name, _time(cost), *(_size(cost.get(key)) for key in memory)] for name, cost in costs.items()]
+    seconds = [cost["seconds"] for cost in costs.values() if cost.get("seconds") is not None]
     if len(seconds) > 1:
-        total = clock(sum(seconds))
-        cells.append(["all that is recorded", total, *(largest(key, costs.values()) for key in memory)])
+        peaks = [max(cost.get(key) or 0 for cost in costs.values()) for key in memory]
+        cells.append(["all that is recorded", clock(sum(seconds)), *map(_size, peaks)])
     return Grid(["stage", "wall time", *memory.values()], cells)
 
 
-def _known(key: str, costs: Iterable[Entry]) -> list[float]:
-    return [cost[key] for cost in costs if cost.get(key) is not None]
+def _size(size: float | None) -> str:
+    return size_text(size) if size else NOT_RECORDED
 
 
 def _cost(entry: Entry) -> Entry:
@@ -87,11 +83,13 @@ def _time(cost: Entry) -> str:
 
 
 def machines(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
-    """Every machine and set of versions that stages ran with: `hardware`, `versions` and their `stages`."""
+    """Every machine and set of versions that stages ran with, each with its `stages`."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, entry in entries.items():
         for machine in (entry.get("cost") or {}).get("machines", []):
-            found.setdefault((_hardware(machine), _versions(machine)), []).append(name)
+            packages = [f"{package} {version}" for package, version in machine["packages"].items()]
+            versions = ", ".join([f"Python {machine['python']}", *packages])
+            found.setdefault((_hardware(machine), versions), []).append(name)
     return [{"hardware": kind[0], "versions": kind[1], "stages": names} for kind, names in found.items()]
 
 
@@ -100,11 +98,6 @@ def _hardware(machine: Entry) -> str:
     parts += [f"{size_text(machine['memory'])} of memory"] if "memory" in machine else []
     parts += [f"{count} x {name}" for name, count in Counter(map(str, machine["gpus"])).items()]
     return ", ".join(part for part in parts if part)
-
-
-def _versions(machine: Entry) -> str:
-    packages = [f"{name} {version}" for name, version in machine["packages"].items()]
-    return ", ".join([f"Python {machine['python']}", *packages])
 
 
 def clock(seconds: float) -> str:

@@ -48,17 +48,9 @@ _RC = {
 }
 
 
-def series_color(number: int) -> str:
-    """The colour of series `number`; from the ninth on they repeat."""
-    return SERIES[number % len(SERIES)]
-
-
-def draw(paint: Callable[["Axes"], None], *, width: float = 4.0, height: float = 2.6) -> str:
-    """The SVG of a figure of one axis that `paint` draws; `width` and `height` in inches at 72 units each.
-
-    What `paint` labels is named above the axis, unless it is too much for a legend.
-    """
-    with figure(_RC, figsize=(width, height), layout="constrained") as (made, axis):
+def draw(paint: Callable[["Axes"], None], *, height: float = 2.6) -> str:
+    """The SVG of what `paint` draws on one axis, with a legend above unless it is too long; `height` in inches."""
+    with figure(_RC, figsize=(4.0, height), layout="constrained") as (made, axis):
         paint(axis)
         handles, labels = axis.get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:

@@ -1,7 +1,7 @@
 """What the page shows of one run, section by section: plain values and pictures, nothing of HTML."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,7 @@ from leftover.evaluation.measures import MEASURES, bounds, number
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.tables import GLOSSARY, component_grid, control_grid, result_grid, source_grid
 from leftover.evaluation.verdict import caveats, headline
-from leftover.metrics import win_rate
 from leftover.report import charts
-from leftover.report.charts import Chart
 from leftover.runs.names import decodings
 from leftover.runs.records import BySeed, Records, ResultRow
 
@@ -20,12 +18,10 @@ _DISTRIBUTIONS = 4  # more outlines hide one another
 
 
 def with_main(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
-    """Results with a main policy; a comparison has none, so the one with the highest reward (or rank correlation)."""
-    found: dict[str, Any] = json.loads(
-        json.dumps(results)
-    )  # seeds are texts, whether the results were just made or read
+    """Results with a main policy; of a comparison it is the one with the highest reward (or rank correlation)."""
+    found = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
     table = found[found["primary"]]["table"]
-    for name, seeds in records.items():  # comparisons of earlier versions do not hold it
+    for name, seeds in records.items():  # comparisons of earlier versions lack it
         own = _of_decoding(seeds, found["primary"])
         table[name].setdefault("reward_length_correlation", reward_length_correlation(own))
     if "main" in found:
@@ -86,8 +82,11 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
         }
         for decoding in decodings(primary)
     ]
-    rewards = {name: _rewards(seeds, primary) for name, seeds in records.items()}
-    scored = [n for n in dict.fromkeys(("reference", main, *rewards)) if n in rewards and len(rewards[n])]
+    rewards = {
+        name: np.array([r["reward"] for r in _of_decoding(seeds, primary) if "reward" in r], np.float64)
+        for name, seeds in records.items()
+    }
+    scored = [name for name in dict.fromkeys(("reference", main, *rewards)) if len(rewards[name])]
     pictures = [
         charts.reward_distribution({name: rewards[name] for name in scored[:_DISTRIBUTIONS]}, names),
         charts.reward_against_diversity({n: results[primary]["table"][n] for n in names}, names),
@@ -95,7 +94,7 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
     ]
     return {
         "tables": tables,
-        "charts": _drawn(pictures),
+        "charts": [picture for picture in pictures if picture],
         "glossary": GLOSSARY,
         "main": main,
         "absent": results.get("not_applicable", {}) | results.get("failed", {}),
@@ -106,22 +105,15 @@ def _of_decoding(seeds: Mapping[int, Records], decoding: str) -> Records:
     return [record for records in seeds.values() for record in records if record["decoding"] == decoding]
 
 
-def _rewards(seeds: Mapping[int, Records], decoding: str) -> np.ndarray:
-    return np.array([r["reward"] for r in _of_decoding(seeds, decoding) if "reward" in r], np.float64)
-
-
 def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, float]]:
-    """Shares of prompts on which a policy's reward is above, equal to and below the reference's, over its seeds."""
+    """The shares of prompts on which each policy, over its seeds, wins, ties and loses against the reference."""
     base = {r["group"]: r["reward"] for r in _of_decoding(records["reference"], decoding) if "reward" in r}
     found = {}
     for name, seeds in records.items():
-        lines = [record for record in _of_decoding(seeds, decoding) if record["group"] in base]
-        if name == "reference" or not lines:
-            continue
-        ours, theirs = [r["reward"] for r in lines], [base[r["group"]] for r in lines]
-        ties = float(np.mean([a == b for a, b in zip(ours, theirs, strict=True)]))
-        won = win_rate(ours, theirs) - ties / 2
-        found[name] = (won, ties, 1 - won - ties)
+        gaps = [r["reward"] - base[r["group"]] for r in _of_decoding(seeds, decoding) if r["group"] in base]
+        if gaps and name != "reference":
+            signs = np.sign(gaps)
+            found[name] = (float((signs > 0).mean()), float((signs == 0).mean()), float((signs < 0).mean()))
     return found
 
 
@@ -132,8 +124,4 @@ def leftover_view(analysis: Mapping[str, Any]) -> dict[str, Any]:
         charts.reward_against_value(analysis["value"], analysis["reward"], analysis["calibration"]["bins"]),
         charts.weight_curve(analysis["advantage"]),
     ]
-    return {**analysis, "charts": _drawn(pictures)}
-
-
-def _drawn(pictures: Iterable[Chart | None]) -> list[Chart]:
-    return [picture for picture in pictures if picture is not None]
+    return {**analysis, "charts": [picture for picture in pictures if picture]}

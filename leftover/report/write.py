@@ -2,24 +2,29 @@
 
 import logging
 import platform
+import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from leftover.evaluation.tables import Grid, result_grid
+from leftover.evaluation.measures import number
+from leftover.evaluation.tables import Grid, escape, markdown_table, result_grid
 from leftover.evaluation.verdict import verdict
-from leftover.monitoring.terminal import console
+from leftover.monitoring.terminal import console, visible
 from leftover.report.curves import draw_curves
-from leftover.report.markdown import render
-from leftover.report.page import run_view, write_page
+from leftover.report.embedded import shorten
+from leftover.report.page import TEMPLATES, run_view, write_page
 from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import write_json, write_text
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.console import Console
 
 log = logging.getLogger(__name__)
 
+_TEXT_SHOWN = 300  # characters of a text in Markdown
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped where no terminal sets a width
 
 
@@ -37,6 +42,25 @@ def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
     write_text(run.folder / "report.md", render("report.md.j2", results | view | values))
     log.info("report: %s", run.folder / "report.md")
     write_page([view], run.folder / "report.html")
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A Markdown template filled in; several empty lines become one."""
+    return re.sub(r"\n{3,}", "\n\n", _environment().get_template(template).render(values)).strip() + "\n"
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: markdown_table(*grid)}
+    return environment
+
+
+def quote(text: str) -> str:
+    """A text of data or models on one line of Markdown, without its middle if it is long."""
+    return escape(shorten(visible(" ".join(text.split())), _TEXT_SHOWN)) or "(empty)"
 
 
 def print_table(results: Mapping[str, Any], table: Grid) -> "Console":

@@ -11,12 +11,16 @@ import pytest
 from leftover import cli
 from leftover.commands.inspect import inspect
 from leftover.errors import UserError
-from leftover.report.analysis.analysis import analyse, weight_of_heaviest
-from leftover.report.analysis.calibration import calibration
-from leftover.report.analysis.duplicates import find_duplicates
+from leftover.report.analysis.analysis import (
+    analyse,
+    calibration,
+    find_duplicates,
+    leftover_by_source,
+    weight_of_heaviest,
+    wilson_interval,
+)
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows, value_of_words
-from leftover.report.analysis.sources import leftover_by_source, wilson_interval
 from tests.conftest import scored_rows
 
 

@@ -143,10 +143,10 @@ def test_who_may_not_push_is_told_before_anything_is_computed(
     recipe = write(content, tmp_path)
     reads = {"name": "me", "orgs": [], "auth": {"accessToken": {"role": "read"}}}
     for account, said in (
-        (reads, "may only read"),
-        ({"name": "you", "orgs": [], "auth": {}}, "'you' may not push to 'me/x': its owner is none of you"),
+        (reads, "can only read"),
+        ({"name": "you", "orgs": [], "auth": {}}, "'you' may not push to 'me/x'"),
         (refusal(401, f"Invalid token {TOKEN}"), "HF_TOKEN, or run `hf auth login`"),
-        (httpx2.ConnectError("no route to host"), "the Hub is not reached (no route to host)"),
+        (httpx2.ConnectError("no route to host"), "no route to host"),
     ):
         hub.account = account
         with pytest.raises(SystemExit) as stopped:
@@ -163,7 +163,7 @@ def refusal(status: int, words: str) -> HfHubHTTPError:
 
 def test_without_a_token_or_offline_the_real_library_is_understood(monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
-    with pytest.raises(UserError, match=r"no token\. Set the environment variable HF_TOKEN"):
+    with pytest.raises(UserError, match=r"without a token: .*HF_TOKEN"):
         check_login(["me/x"])
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: TOKEN)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") as error:  # which conftest has done
@@ -177,7 +177,7 @@ def test_an_upload_that_the_hub_refuses_is_said_in_its_words(hub: Hub, tmp_path:
         raise refusal(403, "You have no rights here")
 
     monkeypatch.setattr(HfApi, "create_repo", refused)
-    with pytest.raises(UserError, match=r"cannot push to 'me/x' on the Hub \(status 403: You have no rights here\)"):
+    with pytest.raises(UserError, match=r"'me/x'.*403: You have no rights here"):
         upload(tmp_path, "me/x")
 
 
@@ -195,10 +195,10 @@ def test_settings_of_a_recipe_and_the_option_ask_for_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (TWO | {"train": PUSH}, "policies 'a lol' and 'nll' would both be pushed to 'me/x'"),
+        (TWO | {"train": PUSH}, "'a lol' and 'nll' would both be pushed to 'me/x'"),
         (TWO | {"train": PUSH | {"hub_model_id": "me/x-{seed}"}}, "would both be pushed to 'me/x-0'"),
         ({"train": {"push_to_hub": True}}, "push_to_hub needs hub_model_id"),
-        ({"train": PUSH | {"hub_model_id": "/home/me/x"}}, "is no id of the Hub"),
+        ({"train": PUSH | {"hub_model_id": "/home/me/x"}}, "OWNER/NAME"),
         ({"train": {"hub_token": TOKEN}}, "'train.hub_token' cannot be set here"),
         ({"train": {"hub_strategy": "checkpoint"}}, "without its checkpoints"),
         ({"reference": {"train": PUSH}}, "policies are pushed, under 'policies' or 'train'"),
@@ -212,7 +212,7 @@ def test_what_cannot_be_pushed_is_refused(changes: dict[str, Any], said: str) ->
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../x", "a--b", "a/b.git", "a/-b", "a b", "x" * 97])
 def test_what_is_no_id_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="is no id of the Hub"):
+    with pytest.raises(UserError, match="OWNER/NAME"):
         check_id(name)
 
 

@@ -12,7 +12,7 @@ from leftover import cli
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.report.judge import judge_view
-from leftover.report.markdown import render
+from leftover.report.write import render
 from leftover.store.manifest import Manifest, write_json
 from tests.commands.judge.judge_service import JudgeService, prefers
 from tests.conftest import scored_rows
@@ -75,7 +75,7 @@ def test_verdicts_bias_cost_and_agreement_are_told(judged: Any) -> None:
     said = " ".join(model["notes"])
     assert "preferred in 0.60 [0.50, 0.70]" in said and "orders agree on 75%" in said
     assert "1 answers without a verdict; 1 pairs skipped" in said and "0 " not in said.split("1 answers")[1][:20]
-    assert "1,234 tokens of questions, 56 of answers, cost 0.0123; 2 answers were not counted" in said
+    assert "1,234 tokens of questions, 56 of answers, cost 0.0123" in said and "2 answers came without a count" in said
     said = " ".join(people["notes"])
     assert "20 ratings; Krippendorff's alpha 0.55" in said
     assert "ada and bo agree on 70% of 10, Cohen's kappa 0.40" in said and "Cohen's kappa n/a" in said

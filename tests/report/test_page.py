@@ -172,6 +172,8 @@ def test_several_runs_make_one_page_and_a_moved_run_is_reported_where_it_is(fold
 
 
 def test_a_folder_without_a_run_or_without_results_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"'nowhere' does not exist: name the folder of a .*run, or a recipe"):
+        report_on(["nowhere"])
     with pytest.raises(UserError, match="not the folder of a run"):
         report_on([str(tmp_path)])
     unfinished = tmp_path / "unfinished"

@@ -14,6 +14,7 @@ import pytest
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.verdict import caveats
 from leftover.report import charts
+from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.figures import thinned
@@ -155,8 +156,25 @@ def test_wins_ties_and_losses_are_of_the_same_prompts_over_all_seeds() -> None:
     policy = {0: [record(0, 2.0), record(1, 1.0)], 1: [record(0, 2.0), record(1, 0.0)]}
     shares = win_shares({"reference": {0: reference}, "p": policy}, "sampled")
     assert shares == {"p": (pytest.approx(0.5), pytest.approx(0.25), pytest.approx(0.25))}
+    tied = [record(i, 1.0) for i in range(12)]
+    never_lost = win_shares(
+        {"reference": {0: tied}, "p": {0: [record(i, 1.0 + (i < 5)) for i in range(12)]}}, "sampled"
+    )
+    assert never_lost["p"][2] == 0 and f"{never_lost['p'][2]:.0%}" == "0%", "not -0%"
     unscored = {"reference": {0: [record(0, None)]}, "p": {0: [record(0, None)]}}
     assert win_shares(unscored, "sampled") == {}
+
+
+def test_completions_are_of_the_first_seed_of_the_recipe_and_rounded_for_the_page() -> None:
+    rows = [{"group": 0, "source": None, "prompt": "p", "conversational": False, "completion": "own", "reward": np.nan}]
+    records: Any = {
+        "reference": {3: [record(0, 0.123456)]},
+        "p": {1: [record(0, 1.0, text="seed 1")], 3: [record(0, 2.0, text="seed 3")]},
+    }
+    found = side_by_side(rows, records, "p", "sampled", seed=3)
+    assert found["prompts"][0]["sampled"]["p"][0] == "seed 3" and found["names"] == ["data", "reference", "p"]
+    shown = unpacked(embed(found, 10_000))["prompts"][0]
+    assert shown["data"] == ["own", None] and shown["sampled"]["reference"] == ["t", 0.1235, 3, True, []]
 
 
 def results(**row: Any) -> dict[str, Any]:

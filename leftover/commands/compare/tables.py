@@ -6,9 +6,8 @@ from typing import Any
 
 from leftover.commands.compare.gather import DATA, training_cost
 from leftover.evaluation.gather import REFERENCE
-from leftover.evaluation.markdown import Markdown, escape
 from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, number, part, part_names
-from leftover.evaluation.tables import SHORT_RECORDED, Grid, grid
+from leftover.evaluation.tables import SHORT_RECORDED, Grid, Markdown, escape, grid
 from leftover.evaluation.verdict import completion_caveats
 from leftover.monitoring.terminal import size_text
 from leftover.report.write import print_table

@@ -14,8 +14,8 @@ from leftover.evaluation.measures import columns, glossary
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
-from leftover.report.markdown import render
 from leftover.report.page import run_view, write_page
+from leftover.report.write import render
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
 from leftover.store.manifest import write_json, write_text

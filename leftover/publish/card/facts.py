@@ -1,7 +1,6 @@
 """What a card says about a run: its model, data, reward and results, as plain texts and numbers."""
 
 import math
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from leftover.evaluation.measures import MEASURES, interval, part_names
@@ -11,17 +10,10 @@ from leftover.publish.card.public import base_name, is_hub_id, public_name
 from leftover.recipe.forms import Transform
 from leftover.recipe.sections import Recipe, RewardSection
 from leftover.rewards.sum import component_name
-from leftover.store.table import Table, equals
+from leftover.store.table import Table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
-
-_PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that this process runs."""
-    return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def base_model(recipe: Recipe) -> tuple[str, str | None]:
@@ -41,33 +33,12 @@ def reference_model(recipe: Recipe) -> str:
 
 
 def data_files(recipe: Recipe, table: Table) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """(file or Hub id, start of its SHA-256 if it is a file) of all data, and which of them are Hub ids."""
+    """(file or Hub id, start of a file's SHA-256) of all data, and which of them are Hub ids."""
     recorded = table.manifest.entries.get("rows", {}).get("key", {}).get("files", {})
     paths = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
     # What was a file when it was read has a hash, wherever the run lies now.
     hub = [path for path in paths if path not in recorded and is_hub_id(path)]
     return [(path if path in hub else base_name(path), recorded.get(path)) for path in paths], hub
-
-
-def data_facts(prepared: dict[str, Any]) -> list[str]:
-    """Rows read, kept, left over and split, a sentence each."""
-    rows, split, tokens = prepared["rows"], prepared["split"], prepared["tokens"]
-    said = [
-        f"{rows['read']:,} rows read, {rows['rejected']:,} rejected as faulty, {tokens['rows_dropped']:,} dropped as "
-        "too long.",
-        f"Split by prompt family: {split['train']:,} training, {split['validation']:,} validation, {split['test']:,} "
-        "test rows.",
-    ]
-    leftover, value = prepared.get("leftover"), prepared.get("value")
-    if leftover:
-        said.append(
-            f"The leftover: {leftover['leftover_rows']:,} of {leftover['training_rows']:,} training rows "
-            f"({leftover['share']:.1%}) have a positive advantage."
-        )
-    if value:
-        r2 = "" if value["r2"] is None else f", R² {value['r2']:.3f} on prompts that took no part in it"
-        said.append(f"The value is the {value['kind']} estimate (targets: {value['targets']}{r2}).")
-    return said
 
 
 def reward_rows(reward: RewardSection) -> list[tuple[str, str, str, str]]:
@@ -90,16 +61,8 @@ def transform_text(spec: Transform | None) -> str:
     return spec or "none"
 
 
-def is_conversational(table: Table) -> bool:
-    """Whether any prompt is a list of messages."""
-    return bool(table.has("rows") and equals(table.open("rows"), "conversational", True).any())
-
-
 def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:
-    """The verdict on one policy, its caveats, and its column of the result table beside the reference's and the data's.
-
-    `results`: as read from JSON, seeds as texts.
-    """
+    """The verdict on one policy, its caveats, and its column of the result table beside reference and data."""
     primary, columns = results["primary"], (policy, "reference", "data")
     own = dict(results[primary])
     if policy != results.get("main"):
@@ -126,7 +89,7 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     }
 
 
-# Measure -> the type of metric on the Hub, and its name where no glossary stands beside it.
+# Measure -> the type of metric on the Hub, and its name without a glossary beside it.
 _METRICS = {
     "reward": ("reward", "mean reward"),
     "win_rate": ("win_rate", "win rate by reward against the reference"),

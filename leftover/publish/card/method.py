@@ -45,7 +45,7 @@ _OF_PPO = (
     "num_rollouts_per_step", "num_mini_batches", "ppo_epochs", "kl_coef", "adaptive_kl", "cliprange", "cliprange_value",
     "temperature",
 )  # fmt: skip
-# Shown where they were given.
+# Shown if they were given.
 _FURTHER = (
     "max_steps", "num_train_epochs", "total_episodes", "top_percent", "reference_samples", "released_code", "bf16",
     "fp16", "weight_decay", "warmup_steps",

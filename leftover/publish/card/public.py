@@ -25,10 +25,8 @@ def base_name(path: str) -> str:
 
 
 def without_paths(text: str, settings: object) -> str:
-    """The text without the folders of any path in `settings` (nested mappings and lists), nor of any other path.
-
-    The paths of the settings go first: they may hold spaces, which mark no end of a path in a text.
-    """
+    """The text with every path in it, and those in the nested `settings`, shortened to its last part."""
+    # The paths of the settings go first: they may hold spaces, which mark no end of a path in a text.
     for path in sorted(filter(_is_local, _texts(settings)), key=len, reverse=True):
         text = text.replace(path, base_name(path))
     return _FOLDERS.sub("", text)

@@ -3,23 +3,32 @@
 import json
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from leftover.evaluation.markdown import escape, table
+from leftover.evaluation.measures import number
+from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter
 from leftover.objectives import ONLINE
 from leftover.publish.card import facts
-from leftover.publish.card.curve import draw_curve
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact, policy_folder
+from leftover.store.table import equals
 
 log = logging.getLogger(__name__)
 
 NAME, PICTURE = "README.md", "learning_curve.png"
+_PACKAGES = ("leftover", "torch", "transformers", "peft", "datasets", "huggingface_hub")
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+# The first that was measured is drawn: the checkpoint was chosen by it.
+_MEASURES = {
+    "eval_reward/mean": "mean reward on the selection prompts",
+    "eval_logratio/rank_correlation": "rank correlation on the selection rows",
+    "eval_nll": "nats a token on the validation rows",
+}
 
 
 def write_cards(run: FinishedRun, results: dict[str, Any]) -> None:
@@ -44,18 +53,18 @@ def write_card(
     seed: int,
     folder: Path,
     hub_id: str | None = None,
-) -> Path:
-    """Write README.md and its picture beside the model in `folder`; returns the card's path.
+) -> None:
+    """Write README.md and its picture beside the model in `folder`.
 
     Args:
         results: the content of results.json or comparison.json; None leaves results out.
         policy: None for the reference.
-        hub_id: where the model will be on the Hub; the code that loads it names this, or else the folder itself.
+        hub_id: the model's id on the Hub, for the code that loads it; default: it loads from the folder itself.
     """
-    recipe = run.recipe
+    recipe, table = run.recipe, run.table
     results = json.loads(json.dumps(results))  # seeds are texts, whether the results were just made or read
     base, base_id = facts.base_model(recipe)
-    files, hub_data = facts.data_files(recipe, run.table)
+    files, hub_data = facts.data_files(recipe, table)
     trained = run.manifest.facts("reference" if policy is None else policy_artifact(policy, seed))
     values = {
         "name": recipe.name,
@@ -67,32 +76,29 @@ def write_card(
         "path": hub_id or ".",
         "files": files,
         "hub_data": hub_data,
-        "data": facts.data_facts(run.prepared) if run.prepared else [],
+        "prepared": run.prepared,
         "rewards": facts.reward_rows(recipe.reward),
         "transform": facts.transform_text(recipe.reward.transform),
         "results": facts.results_facts(results, policy or "reference", seed) if results else None,
-        "conversational": facts.is_conversational(run.table),
+        "conversational": table.has("rows") and equals(table.open("rows"), "conversational", True).any(),
         "template_options": recipe.model.template_options,
         "sampled": recipe.evaluate.primary == "sampled",
         "temperature": recipe.evaluate.temperature,
         "max_new_tokens": recipe.max_new_tokens,
         "trust_remote_code": recipe.model.trust_remote_code,
         "trained": trained,
-        "curve": draw_curve(trained, folder / PICTURE),
+        "curve": _draw_curve(trained, folder / PICTURE),
     }
     metadata: dict[str, Any] = {"base_model": base_id, "datasets": hub_data}
     if results:
         name = (hub_id or "").rpartition("/")[2]
         metadata["model_name"] = name or f"{recipe.name} {policy or 'reference'}"
         metadata["eval_results"] = facts.evaluation_results(results, policy or "reference", files, hub_data)
-    return _write(folder, metadata, values, settings_of_policy(recipe, policy), recipe.model_dump())
+    _write(folder, metadata, values, settings_of_policy(recipe, policy), recipe.model_dump())
 
 
-def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
-    """Write README.md, and the learning curve if there is one, for the model of a trainer; returns its path.
-
-    `metadata`: fields of the card's header, such as `license` or `language`, beside those that the trainer gives.
-    """
+def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> None:
+    """Write README.md and its picture for a trainer's model; `metadata`: further fields of its header, as `license`."""
     args, model = trainer.args, trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     base = str(inner.config.name_or_path or "")
@@ -120,14 +126,14 @@ def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> Path:
         "sampled": args.eval_decoding == "sample",
         "temperature": 1.0,
         "max_new_tokens": args.max_completion_length,
-        "data": [f"{len(rows):,} training {kind}."] if rows else [],
+        "training_rows": f"{len(rows):,} training {kind}." if rows else "",
         "conversational": any(row.get("conversational", False) for row in rows),
         "template_options": args.chat_template_kwargs,
         "trained": trained if state.global_step else {},
-        "curve": draw_curve(trained, folder / PICTURE),
+        "curve": _draw_curve(trained, folder / PICTURE),
     }
     metadata = {"base_model": base if is_hub_id(base) else None} | metadata
-    return _write(folder, metadata, values, settings, [base, str(args.output_dir)])
+    _write(folder, metadata, values, settings, [base, str(args.output_dir)])
 
 
 def _write(
@@ -136,8 +142,8 @@ def _write(
     values: Mapping[str, Any],
     settings: dict[str, str],
     private: object,
-) -> Path:
-    """Render the template into `folder`; `private`: settings (nested) whose paths are shortened to names."""
+) -> None:
+    """Render the template into `folder`; paths in the nested settings `private` are shortened to names."""
     from huggingface_hub import ModelCard, ModelCardData
 
     header = {name: value for name, value in metadata.items() if value}
@@ -153,15 +159,44 @@ def _write(
         data,
         template_str=_TEMPLATE.read_text(encoding="utf-8"),
         q=escape,
-        table=table,
+        table=markdown_table,
+        number=number,
         objective=objective,
         method=sentence(objective),
         settings=settings,
         picture=PICTURE,
         papers=papers(objective),
-        versions=facts.versions(),
+        versions={name: version(name) for name in _PACKAGES},
         **values,
     )
     card.content = without_paths(card.content, private)
     card.save(folder / NAME)
-    return folder / NAME
+
+
+def _draw_curve(facts: dict[str, Any], path: Path) -> str | None:
+    """Draw the evaluations in a policy's `facts`; returns the measure in words, None if there are none."""
+    points = facts.get("evaluations", [])
+    measured = [name for name in _MEASURES if any(name in point for point in points)]
+    if not measured:
+        return None
+    words, curve = _MEASURES[measured[0]], {p["step"]: p[measured[0]] for p in points if measured[0] in p}
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    axis.plot(list(curve), list(curve.values()), marker="o", ms=3.5, lw=1.8)
+    best = facts.get("best_step", -1)
+    if best in curve:
+        axis.plot(best, curve[best], marker="o", ms=10, mfc="none", color="C0", ls="", label="the checkpoint kept")
+        axis.legend(frameon=False, fontsize=9)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel(words, fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return words

@@ -1,24 +1,20 @@
 """The leftover in numbers: what a page about scored rows shows, as one dictionary."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from leftover.metrics import effective_sample_size
-from leftover.report.analysis.calibration import calibration
-from leftover.report.analysis.duplicates import find_duplicates
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows
-from leftover.report.analysis.sources import leftover_by_source
 
 _ROWS_SHOWN = 8
+_DUPLICATES_SHOWN = 5  # of each kind
 
 
-def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
-    """What `leftover inspect` reports about rows; arrays for pictures under `advantage`, `reward` and `value`.
-
-    Rows without a reward or a value are counted in `without_advantage` and nowhere else.
-    """
+def analyse(rows: ScoredRows) -> dict[str, Any]:
+    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`."""
     advantage = rows.advantage
     known = np.flatnonzero(np.isfinite(advantage))
     positive = advantage[known][advantage[known] > 0]
@@ -39,7 +35,7 @@ def analyse(rows: ScoredRows, *, seed: int = 0) -> dict[str, Any]:
         "calibration": calibration(rows.value, rows.reward),
         "by_source": leftover_by_source(rows.sources, rows.reward, advantage),
         "duplicates": duplicates,
-        "disagreement": _disagreement(rows, known, seed),
+        "disagreement": _disagreement(rows, known),
         "heaviest": [_row(rows, i) for i in heaviest],
         "dropped": [_row(rows, i) for i in widest],
         "advantage": advantage[known],
@@ -56,31 +52,150 @@ def weight_of_heaviest(weights: np.ndarray, share: float = 0.1) -> float | None:
     return float(heaviest.sum() / weights.sum())
 
 
-def _disagreement(rows: ScoredRows, known: np.ndarray, seed: int) -> dict[str, Any]:
-    """Rows ordered by how far their reward is from their neighbours', each with its nearest neighbour."""
-    found = neighbour_disagreement(
-        [rows.prompts[i] for i in known], [rows.completions[i] for i in known], rows.reward[known], seed=seed
-    )
-    reward = rows.reward[known]
-    gap = reward[found["rows"]] - found["expected"]
-    shown = []
-    for i in np.argsort(-np.abs(gap) * found["similarity"], kind="stable")[:_ROWS_SHOWN]:
-        nearest = known[found["neighbours"][i][0]]
-        shown.append(
-            _row(rows, known[found["rows"][i]])
-            | {
-                "expected": float(found["expected"][i]),
-                "similarity": float(found["similarity"][i]),
-                "neighbour": _row(rows, nearest),
+def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) -> dict[str, Any]:
+    """How well V(x) predicts the mean reward: both in bins of equally many rows by value.
+
+    Args:
+        values, rewards: [N]; rows without either are skipped.
+
+    Returns:
+        bins: each `count`, mean `value`, mean `reward` and its standard `error` (None for one row). Rows of equal value
+            share a bin, so a constant has one.
+        mean_gap: mean over rows of reward - value.
+        calibration_error: mean |reward - value| of the bins, weighted by count.
+        slope, intercept: of the least-squares line of reward on value; None for a constant value.
+    """
+    usable = np.isfinite(values) & np.isfinite(rewards)
+    values, rewards = np.asarray(values, np.float64)[usable], np.asarray(rewards, np.float64)[usable]
+    if not len(values):
+        return {"bins": [], "mean_gap": None, "calibration_error": None, "slope": None, "intercept": None}
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1)))
+    member = np.searchsorted(edges[1:-1], values, side="left")
+    bins = []
+    for number in np.unique(member):
+        value, reward = values[member == number], rewards[member == number]
+        error = float(reward.std(ddof=1) / np.sqrt(len(reward))) if len(reward) > 1 else None
+        bins.append({"count": len(value), "value": value.mean(), "reward": reward.mean(), "error": error})
+    slope, intercept = (float(x) for x in np.polyfit(values, rewards, 1)) if np.ptp(values) > 0 else (None, None)
+    gaps = sum(b["count"] * abs(b["reward"] - b["value"]) for b in bins)
+    return {
+        "bins": bins,
+        "mean_gap": float((rewards - values).mean()),
+        "calibration_error": gaps / len(values),
+        "slope": slope,
+        "intercept": intercept,
+    }
+
+
+def leftover_by_source(
+    sources: Sequence[str | None], rewards: np.ndarray, advantages: np.ndarray, *, max_sources: int = 20
+) -> list[dict[str, Any]]:
+    """For every source its leftover share with a 95 % interval, and its share of the drawing weight max(A, 0).
+
+    Largest share first; empty for fewer than two sources. Rows without an advantage (NaN) are skipped; sources beyond
+    the `max_sources` largest are merged into one named None.
+    """
+    known = np.isfinite(advantages)
+    names, rewards, advantages = np.array(sources, str)[known], rewards[known], advantages[known]
+    found, member, counts = np.unique(names, return_inverse=True, return_counts=True)
+    if len(found) < 2:
+        return []
+    kept = np.argsort(-counts, kind="stable")
+    if len(found) > max_sources:
+        kept = kept[: max_sources - 1]
+    parts: list[tuple[str | None, np.ndarray]] = [(str(found[i]), member == i) for i in kept]
+    if len(kept) < len(found):
+        parts.append((None, ~np.isin(member, kept)))
+    weights = np.clip(advantages, 0.0, None)
+    table = []
+    for name, inside in parts:
+        rows, leftover = int(inside.sum()), int((advantages[inside] > 0).sum())
+        low, high = wilson_interval(leftover, rows)
+        table.append(
+            {
+                "source": name,
+                "rows": rows,
+                "leftover": leftover,
+                "share": leftover / rows,
+                "low": low,
+                "high": high,
+                "reward": float(rewards[inside].mean()),
+                "weight": float(weights[inside].sum() / weights.sum()) if weights.sum() > 0 else 0.0,
             }
         )
-    correlation = found["correlation"]
+    return sorted(table, key=lambda part: -part["share"])
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards: np.ndarray) -> dict[str, Any]:
+    """Duplicates among N rows; texts are equal where they differ in case and white space at most.
+
+    Args:
+        rewards: [N], NaN where a row has none.
+
+    Returns:
+        repeated_rows: rows beyond the first of their prompt and completion.
+        contradictions: how many prompt-and-completion pairs were given more than one reward.
+        shared_completions: rows whose completion stands under more than one prompt.
+        widest: the contradictions of the widest spread, each `row`, `count`, `low`, `high`.
+        most_shared: the completions under the most prompts, each `row`, `count` of rows, `prompts`.
+    """
+    asked, said = _ids(prompts), _ids(completions)
+    _, first, pair, counts = np.unique(
+        asked * (int(said.max(initial=0)) + 1) + said, return_index=True, return_inverse=True, return_counts=True
+    )
+    low, high = np.full(len(first), np.inf), np.full(len(first), -np.inf)
+    scored = np.isfinite(rewards)
+    np.minimum.at(low, pair[scored], rewards[scored])
+    np.maximum.at(high, pair[scored], rewards[scored])
+    spread = np.where(np.isfinite(low), high - low, 0.0)
+    widest = [i for i in np.argsort(-spread, kind="stable")[:_DUPLICATES_SHOWN] if spread[i] > 0]
+
+    # One pair is one prompt under its completion, so counting pairs counts prompts.
+    _, first_of, of_completion = np.unique(said[first], return_index=True, return_inverse=True)
+    num_prompts, num_rows = np.bincount(of_completion), np.bincount(of_completion, counts).astype(int)
+    most = [i for i in np.argsort(-num_prompts, kind="stable")[:_DUPLICATES_SHOWN] if num_prompts[i] > 1]
     return {
-        "rows": shown,
+        "repeated_rows": int(len(prompts) - len(first)),
+        "contradictions": int((spread > 0).sum()),
+        "shared_completions": int(num_rows[num_prompts > 1].sum()),
+        "widest": [
+            {"row": int(first[i]), "count": int(counts[i]), "low": float(low[i]), "high": float(high[i])}
+            for i in widest
+        ],
+        "most_shared": [
+            {"row": int(first[first_of[i]]), "count": int(num_rows[i]), "prompts": int(num_prompts[i])} for i in most
+        ],
+    }
+
+
+def _ids(texts: Sequence[str]) -> np.ndarray:
+    """[N] int64: equal texts share an integer."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(" ".join(text.casefold().split()), len(known)) for text in texts], np.int64)
+
+
+def _disagreement(rows: ScoredRows, known: np.ndarray) -> dict[str, Any]:
+    """Rows ordered by how far their reward is from their neighbours', each with its nearest neighbour."""
+    reward = rows.reward[known]
+    found = neighbour_disagreement([rows.prompts[i] for i in known], [rows.completions[i] for i in known], reward)
+    gap, correlation = reward[found["rows"]] - found["expected"], found["correlation"]
+    return {
+        "rows": [
+            _row(rows, known[found["rows"][i]])
+            | {"expected": float(found["expected"][i]), "neighbour": _row(rows, known[found["neighbours"][i][0]])}
+            for i in np.argsort(-np.abs(gap) * found["similarity"], kind="stable")[:_ROWS_SHOWN]
+        ],
         "correlation": correlation if np.isfinite(correlation) else None,
         "num_compared": found["num_compared"],
         "num_alike": len(found["rows"]),
-        "num_rows": len(known),
     }
 
 

@@ -16,7 +16,6 @@ def neighbour_disagreement(
     *,
     num_neighbours: int = 10,
     max_rows: int = 4000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare every row's reward with the mean reward of its nearest rows, weighted by similarity.
 
@@ -25,7 +24,7 @@ def neighbour_disagreement(
 
     Args:
         rewards: [N], finite.
-        max_rows: if there are more rows, this many are drawn by the seed, since the cost grows with their square.
+        max_rows: of more rows this many are drawn, since the cost grows with their square.
 
     Returns:
         rows: [n] indices of the rows compared, n <= max_rows; fewer where rows are like no other.
@@ -35,9 +34,7 @@ def neighbour_disagreement(
         correlation: between reward and expectation over the rows; NaN where either is constant.
         num_compared: how many rows were drawn.
     """
-    chosen = np.arange(len(prompts))
-    if len(chosen) > max_rows:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:max_rows])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(prompts))[:max_rows])
     num_neighbours = max(0, min(num_neighbours, len(chosen) - 1))
     texts = [[column[i] for i in chosen.tolist()] for column in (prompts, completions)]
     nearest, similarity = _nearest(texts, num_neighbours)

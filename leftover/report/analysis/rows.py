@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.data.chat import readable
 from leftover.errors import UserError
 from leftover.store.table import Table, column, equals
 
@@ -30,16 +31,13 @@ class ScoredRows:
 
 
 def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRows | None:
-    """Training rows of a prepared table; their value is fitted on words where the run has none.
-
-    None where the table has no rewards, or no training row has one.
-    """
+    """Training rows of a prepared table, or None if none has a reward; without a value, one is fitted on words."""
     if not table.has("reward"):
         return None
-    # A value that the run noted nothing of is of an earlier recipe of its folder.
-    names = ("rows", "split", "tokens", "reward", *(("value",) if about_value else ()))
-    blocks = [block for block in names if table.has(block)]
-    rows = table.open(*blocks)
+    blocks = ["rows", "split", "tokens", "reward"]
+    if about_value:  # without it, the table's values are of an earlier recipe of the folder
+        blocks.append("value")
+    rows = table.open(*filter(table.has, blocks))
     keep = equals(rows, "split", "train")
     if "kept" in rows.column_names:
         keep &= equals(rows, "kept", True)
@@ -47,7 +45,8 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
     reward = column(rows, "reward") if len(rows) else np.empty(0)
     if not np.isfinite(reward).any():
         return None
-    prompts = _prompts(rows["prompt"][:], rows["conversational"][:])
+    pairs = zip(rows["prompt"][:], rows["conversational"][:], strict=True)
+    prompts = [readable({"prompt": text, "conversational": of_messages}) for text, of_messages in pairs]
     if "value" in rows.column_names:
         value = column(rows, "value")
     else:
@@ -58,7 +57,7 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
 
 
 def value_of_words(
-    prompts: Sequence[str], group: np.ndarray, family: np.ndarray, reward: np.ndarray, seed: int = 0
+    prompts: Sequence[str], group: np.ndarray, family: np.ndarray, reward: np.ndarray
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """V of every row, [N], without a model: recorded rewards regressed on the words of the prompt, cross-fitted.
 
@@ -73,7 +72,7 @@ def value_of_words(
     features = _word_features(prompts)
     rows = RowConstants(group, family, reward, np.ones(len(reward), bool), features, [[]] * len(reward))
     settings = ValueSection(candidates=["constant", "ridge"])
-    value, about = estimate_values(rows, settings, "recorded", seed=seed)
+    value, about = estimate_values(rows, settings, "recorded", seed=0)
     return value, about | {"features": "words of the prompt"}
 
 
@@ -82,22 +81,14 @@ def _word_features(prompts: Sequence[str]) -> np.ndarray:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    unique = list(dict.fromkeys(prompts))
-    place = {prompt: i for i, prompt in enumerate(unique)}
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     try:
-        vectors = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(unique)), max_features=50_000)
-        matrix = vectors.fit_transform(unique)
+        vectors = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(place)), max_features=50_000)
+        matrix = vectors.fit_transform(place)
     except ValueError:  # no word that two prompts share
         return np.zeros((len(prompts), 1), np.float32)
-    num_features = min(_NUM_FEATURES, matrix.shape[1] - 1, len(unique) - 1)
+    num_features = min(_NUM_FEATURES, matrix.shape[1] - 1, len(place) - 1)
     if num_features < 1:
         return np.zeros((len(prompts), 1), np.float32)
     features = TruncatedSVD(num_features, random_state=0).fit_transform(matrix)
     return features[[place[prompt] for prompt in prompts]].astype(np.float32)
-
-
-def _prompts(texts: Sequence[str], conversational: Sequence[bool]) -> list[str]:
-    from leftover.data.chat import readable
-
-    pairs = zip(texts, conversational, strict=True)
-    return [readable({"prompt": text, "conversational": of_messages}) for text, of_messages in pairs]

@@ -232,7 +232,7 @@ def test_questions_without_an_answer_exit_with_2_after_the_results(folder, servi
     assert judge(folder, service, "--criteria", "safe") == 2
     found, shown = results_of(folder)["criteria"]["safe"], capsys.readouterr()
     assert (found["unanswered"], found["pairs_without_outcome"], found["prompts"]) == (2, 1, 7)
-    assert "2 questions without an answer; 1 pairs skipped for that" in shown.out
+    assert "2 questions without an answer; 1 pairs skipped" in shown.out
     assert "2 questions got no answer" in shown.err and "status 400" in shown.err
 
 
