@@ -119,14 +119,10 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
 @_SET
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False),
-    help="Page to write; default: RUN/report.html, or ./report.html for several runs.",
-)
+@click.option("--output", type=click.Path(dir_okay=False), help="Page to write; default: RUN/report.html.")
 @_DRY_RUN
 def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
-    """Write report.html of finished runs (their folders), side by side if there are several.
+    """Write report.html of finished runs (their folders); several go side by side into ./report.html.
 
     A recipe in place of a folder is run first, up to results.json and report.md.
     """
