@@ -60,7 +60,7 @@ class RowsFile:
     def _take_up(self) -> None:
         state = read_json(self.state_path) if self.state_path.is_file() else None
         remedy = "name another --output, or start over with --overwrite"
-        if state["chunks"] == 0 if state else self.path.stat().st_size == 0:
+        if not (state["chunks"] if state else self.path.stat().st_size):
             return  # nothing would be lost
         if state is None:
             raise UserError(f"{self.path} already exists, and was not written by this command: {remedy}")
