@@ -41,8 +41,8 @@ def missing_packages(report_to: Any) -> list[str]:
 
 def check_trackers(report_to: Any, key: str = "report_to") -> None:
     """Refuse a tracker that transformers does not know, or whose package is missing."""
+    known = INTEGRATION_TO_CALLBACK
     for name in _names(report_to):
-        known = INTEGRATION_TO_CALLBACK
         if name not in known:
             raise UserError(f"{key}: '{name}'{nearest(str(name), known)} is not one of {', '.join(known)}")
         for package in missing_packages(name):
@@ -67,12 +67,6 @@ class CompletionTables(TrainerCallback):
             rows = [(state.global_step, *completion) for completion in completions]
             for write in (_WRITERS[name] for name in args.report_to or () if name in _WRITERS):
                 write(self.handler, rows)
-
-
-def add_completion_tables(trainer: Trainer) -> None:
-    """Give a Trainer the callback, where it reports to a tracker with tables."""
-    if _WRITERS.keys() & set(trainer.args.report_to or ()):
-        trainer.add_callback(CompletionTables(trainer.callback_handler))
 
 
 def _to_wandb(handler: CallbackHandler, rows: list[Row]) -> None:
@@ -134,7 +128,7 @@ def own_run(trainer: Trainer, folder: Path) -> Iterator[None]:
     """Inside, what `trainer` reports is a separate run: one process trains several policies one after another.
 
     transformers ends no W&B run, and no run after an error, so that the next training would continue it. A run that the
-    user has begun is left open. TensorBoard's files go to `folder`, or to TENSORBOARD_LOGGING_DIR where it is set.
+    user has begun is left open. TensorBoard's files go to `folder`, or to TENSORBOARD_LOGGING_DIR if that is set.
     """
     shared = os.environ.get("TENSORBOARD_LOGGING_DIR")
     for callback in trainer.callback_handler.callbacks:

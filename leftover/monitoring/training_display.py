@@ -63,7 +63,7 @@ class Pace:
         self.seconds_left = (self.mark - self.started) / done * (self.max_steps - step) if done else None
 
     def measure_tokens(self, world_size: int) -> None:
-        """To be called where the GPU is waited for anyway; other processes are taken to be as fast as this one."""
+        """Call it where the GPU is waited for anyway. Takes other processes to be as fast as this one."""
         seconds = self.mark - self.started - self.not_training
         if self.tokens is not None and self.step > self.first_step:
             self.tokens_per_second = world_size * self.tokens() / seconds

@@ -55,7 +55,7 @@ def _shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def of_judge(judged: Sequence[Judged]) -> dict[str, Any]:
-    """A criterion by a judge: `summarise`, the win rate of every seed, and how far the order of the two decided.
+    """A criterion by a judge: `summarise`, the win rate of every seed, and the effect of the order.
 
     `first_preferred`: among verdicts that are no tie, the share for the completion shown first (0.5 without position
     bias). `orders_agree`: the share of pairs with the same verdict in both orders.
