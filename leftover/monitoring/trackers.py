@@ -69,6 +69,12 @@ class CompletionTables(TrainerCallback):
                 write(self.handler, rows)
 
 
+def add_completion_tables(trainer: Trainer) -> None:
+    """Give a Trainer the callback if it reports to a tracker with tables."""
+    if _WRITERS.keys() & set(trainer.args.report_to or ()):
+        trainer.add_callback(CompletionTables(trainer.callback_handler))
+
+
 def _to_wandb(handler: CallbackHandler, rows: list[Row]) -> None:
     import wandb
 

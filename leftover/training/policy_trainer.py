@@ -20,7 +20,7 @@ from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
-from leftover.monitoring.trackers import CompletionTables
+from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, prepare_evaluation
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
@@ -79,7 +79,7 @@ class PolicyTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if self.args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
-        self.add_callback(CompletionTables(self.callback_handler))
+        add_completion_tables(self)
         self._begin()
 
     def _prepare(

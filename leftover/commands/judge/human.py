@@ -81,10 +81,10 @@ def import_ratings(
     for a file that is no export, a page of another run, or a rater given twice.
     """
     exports = [_read_export(path) for path in files]
-    page, *others = sorted({export.page for export in exports})
-    if others:
-        listed = ", ".join([page, *others])
-        raise UserError(f"the files are of {1 + len(others)} rating pages ({listed}): import one page at a time")
+    pages = sorted({export.page for export in exports})
+    if len(pages) > 1:
+        raise UserError(f"the files are of {len(pages)} rating pages ({', '.join(pages)}): import one page at a time")
+    page = pages[0]
     path = _key_path(folder, page)
     if not page.isalnum() or not path.is_file():
         raise UserError(f"{files[0]}: '{folder}' wrote no rating page {page}; name the run that wrote it")
@@ -95,7 +95,7 @@ def import_ratings(
         if unknown:
             raise UserError(f"{file}: the question '{min(unknown)}' is not on the page {page}")
         if export.rater in raters:
-            raise UserError(f"{file}: another file is by the rater '{export.rater}' too; give each rater once")
+            raise UserError(f"{file}: the rater '{export.rater}' has another file; give each rater once")
         raters[export.rater] = export.ratings
     pairs = [Pair(**pair) for pair in key.pop("pairs")]
     criteria, items = key.pop("criteria"), key.pop("items")

@@ -24,8 +24,7 @@ def print_results(results: dict[str, Any], path: Path) -> None:
     for line in lines:
         table.add_row(*line)
     terminal.print(table)
-    for note in view["notes"]:
-        terminal.print(note)
+    terminal.print(*view["notes"], sep="\n")
     terminal.print(f"{results['unended']:.0%} of our completions reach the limit of new tokens.")
     if "tokens_of_this_command" in results:
         terminal.print(f"By this command, {token_text(results['tokens_of_this_command'])}")
