@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError
-
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
-from leftover.recipe.files import load_yaml, set_key
+from leftover.recipe.files import read_yaml, set_key
 from leftover.rewards import load_reward
 from leftover.store.manifest import Manifest
 
@@ -38,18 +36,13 @@ def fit_reward(
 
 
 def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The specification of a reward, from a YAML with its keys (`fit` and others) or a file of rows to fit on.
-
-    `overrides` are `dotted.key=value`, such as `features=pair` or `fit.columns.reward=label`.
-    """
+    """The specification of a reward, from a YAML with its keys (`fit` and others) or a file of rows to fit on."""
     spec: Any = {"fit": {"path": rows}}
     if Path(rows).suffix in (".yaml", ".yml"):
         try:
-            spec = load_yaml(Path(rows).read_text(encoding="utf-8"))
+            spec = read_yaml(Path(rows))
         except OSError as error:
             raise UserError(f"no file at '{rows}'") from error
-        except (UnicodeDecodeError, YAMLError) as error:
-            raise UserError(f"{rows}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from error
         if not isinstance(spec, dict):
             raise UserError(f"{rows}: a reward is a mapping of keys (fit, features, ...), found {type(spec).__name__}")
     for override in overrides:

@@ -27,23 +27,22 @@ from leftover.runs.finished import FinishedRun
 def inspect(
     table: str, *, overrides: Sequence[str] = (), reward: str | None = None, output: str | None = None
 ) -> tuple[dict[str, Any], Path]:
-    """Write a page about the scored rows of `table`; returns its numbers and its path.
+    """Write a page about the scored rows of `table`; returns its numbers and its path. UserError if no row has a score.
+
+    Rows without a value, such as those of a file, get one fitted on the words of their prompts.
 
     Args:
-        table: a data file (or Hub id) in any format of `data.path`, with recorded scores; a recipe, whose rows are
-            read and scored as `leftover prepare --only score` does; or the folder of a run.
+        table: a data file (or Hub id) in any format of `data.path`; a recipe, whose rows are read and scored as
+            `leftover prepare --only score` does; or the folder of a run.
         overrides: `dotted.key=value` of a recipe, such as data.columns.reward=label.
         reward: for a data file: a YAML as `reward` of a recipe, whose functions score the rows.
         output: default: inspect.html of the run's folder, or NAME.inspect.html here for a data file.
-
-    A file's rows, and those of a run without values, get a value fitted on the words of their prompts. Raises
-    UserError if no row has a score.
     """
     path = Path(table)
     if (path / "recipe.yaml").is_file() or path.suffix in (".yaml", ".yml"):
         if reward is not None:
             raise UserError("--reward scores the rows of a data file; a recipe has its own section reward")
-        run = _scored_run(path, list(overrides))
+        run = _scored_run(path, overrides)
         found = rows_of_table(run.table, run.prepared.get("value"))
         if found is None:
             raise UserError(f"'{path}' has no scored training row: `leftover prepare {path} --only score` makes them")
@@ -51,7 +50,7 @@ def inspect(
     else:
         target = Path(output or f"{path.name}.inspect.html")
         content = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": table}}
-        data = make_recipe(content, where="leftover inspect", overrides=list(overrides)).data
+        data = make_recipe(content, where="leftover inspect", overrides=overrides).data
         check_files(data)
         scores = fresh_reward(load_reward(reward)) if reward else None
         rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"))
@@ -59,7 +58,7 @@ def inspect(
     return analysis, write_inspection(path.name or table, analysis, target)
 
 
-def _scored_run(path: Path, overrides: list[str]) -> FinishedRun:
+def _scored_run(path: Path, overrides: Sequence[str]) -> FinishedRun:
     if not path.is_dir():
         run = open_run(load_recipe(path, overrides))
         pipeline.prepare(run, "score")
@@ -73,29 +72,28 @@ def show(analysis: dict[str, Any], path: Path) -> None:
     """Print the numbers that matter most, and the path of the page."""
     about, twins, odd = analysis["about_value"], analysis["duplicates"], analysis["disagreement"]
     r2 = about.get("r2")
-    lines = [
-        f"Leftover: {analysis['leftover']:,} of {analysis['rows']:,} scored rows ({analysis['share']:.0%}) are above "
-        f"their value, worth {analysis['effective_sample_size']:,.0f} equally weighted rows.",
-        f"Value: {about.get('kind', 'recorded')}, {about.get('targets', '')}; held-out R² "
-        f"{'n/a' if r2 is None else format(r2, '.3f')}.",
-        f"Duplicates: {twins['repeated_rows']:,} repeated rows; {twins['contradictions']:,} pairs of prompt and "
-        "completion with scores that contradict each other.",
-    ]
-    if odd["correlation"] is not None:
-        lines.append(f"Neighbours: rewards of similar texts correlate by {odd['correlation']:+.2f}.")
-    if analysis["without_advantage"]:
-        lines.append(f"{analysis['without_advantage']:,} rows have no score, and are in none of these numbers.")
     terminal = console(width=140)
-    for line in lines:
-        terminal.print(line)
+    terminal.print(
+        f"Leftover: {analysis['leftover']:,} of {analysis['rows']:,} scored rows ({analysis['share']:.0%}) are above "
+        f"their value, worth {analysis['effective_sample_size']:,.0f} equally weighted rows."
+    )
+    terminal.print(
+        f"Value: {about.get('kind', 'recorded')}, {about.get('targets', '')}; held-out R² "
+        f"{'n/a' if r2 is None else format(r2, '.3f')}."
+    )
+    terminal.print(
+        f"Duplicates: {twins['repeated_rows']:,} repeated rows; {twins['contradictions']:,} pairs of prompt and "
+        "completion with scores that contradict each other."
+    )
+    if odd["correlation"] is not None:
+        terminal.print(f"Neighbours: rewards of similar texts correlate by {odd['correlation']:+.2f}.")
+    if analysis["without_advantage"]:
+        terminal.print(f"{analysis['without_advantage']:,} rows have no score, and are in none of these numbers.")
     terminal.print(f"Page: {path}", soft_wrap=True)
 
 
 def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path) -> ScoredRows:
-    """The rows of a data file with their recorded rewards, or with those that `reward` gives.
-
-    Raises UserError if no row has a reward.
-    """
+    """The rows of a data file with their recorded rewards, or with those that `reward` gives."""
     rows = list(check_rows(read_rows(data), data, Rejects(rejects), {}))
     completions = [row["completion"] for row in rows]
     if reward is not None:

@@ -19,10 +19,10 @@ def report_on(runs: Sequence[str], *, overrides: Sequence[str] = (), output: str
     """
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice: name each once")
-    return write_report_page([_finished(Path(run), list(overrides)) for run in runs], Path(output) if output else None)
+    return write_report_page([_finished(Path(run), overrides) for run in runs], Path(output) if output else None)
 
 
-def _finished(path: Path, overrides: list[str]) -> Path:
+def _finished(path: Path, overrides: Sequence[str]) -> Path:
     if not path.exists():
         raise UserError(f"'{path}' does not exist: name the folder of a finished run, or a recipe to run first")
     if path.is_dir() and FinishedRun(path).results() is not None and not overrides:

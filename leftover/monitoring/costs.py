@@ -41,12 +41,10 @@ class StageCost(TypedDict, total=False):
 class StageMeter:
     """Wall time and peak memory of a stage from now on, on top of its cost in earlier sessions."""
 
-    def __init__(self, earlier: StageCost | None = None):
-        self.earlier: StageCost = earlier or {}
-        self.started, self.memory = time.monotonic(), MemoryMeter()
+    def __init__(self, earlier: StageCost):
+        self.earlier, self.started, self.memory = earlier, time.monotonic(), MemoryMeter()
 
     def read(self) -> StageCost:
-        """The cost of the stage so far."""
         self.memory.read()
         here, before = machine(), self.earlier
         machines = before.get("machines", [])
@@ -62,11 +60,12 @@ class StageMeter:
 
 
 def machine() -> Machine:
+    torch = sys.modules.get("torch")  # a stage that did not import it used no GPU
     found: Machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": _gpus(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch else [],
         "python": platform.python_version(),
         "packages": _versions(),
     }
@@ -76,19 +75,9 @@ def machine() -> Machine:
 
 
 def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-            return next(named, "") or platform.processor()
-    except OSError:
-        return platform.processor()
-
-
-def _gpus() -> list[str]:
-    torch = sys.modules.get("torch")  # a stage that did not import it used no GPU
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    with contextlib.suppress(OSError, StopIteration), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()
 
 
 def _versions() -> dict[str, str]:

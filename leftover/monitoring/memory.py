@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 # Numbers of <malloc.h>.
@@ -24,11 +25,10 @@ def freed_memory_kept() -> Iterator[bool]:
 
     Yields whether the C library has these settings; only glibc does.
     """
-    try:
+    known = False
+    with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         known = bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, _LARGEST))
-    except (OSError, AttributeError):
-        known = False
     try:
         yield known
     finally:
@@ -47,8 +47,7 @@ class MemoryMeter:
     Attributes:
         process: resident bytes of the process, with its libraries.
         gpu: bytes of tensors on the current GPU (`torch.cuda.max_memory_allocated`); None without one in use.
-        counts_anew: False where the system cannot restart the count of `process` (all except Linux), so that it may
-            include earlier work of the process.
+        counts_anew: whether `process` leaves out earlier work, which only Linux can do.
     """
 
     def __init__(self) -> None:
@@ -57,15 +56,15 @@ class MemoryMeter:
         self.process = 0
         self.gpu: int | None = None
         self.counts_anew = _start_resident_count()
-        if _gpu_in_use():
-            sys.modules["torch"].cuda.reset_peak_memory_stats()
+        if cuda := _cuda():
+            cuda.reset_peak_memory_stats()
         _METERS.add(self)
 
     def read(self) -> None:
         """Bring the attributes up to date."""
         self.process = max(self.process, _resident_peak())
-        if _gpu_in_use():
-            self.gpu = max(self.gpu or 0, sys.modules["torch"].cuda.max_memory_allocated())
+        if cuda := _cuda():
+            self.gpu = max(self.gpu or 0, cuda.max_memory_allocated())
 
 
 _METERS: WeakSet[MemoryMeter] = WeakSet()
@@ -76,7 +75,7 @@ def peak_memory() -> Iterator[dict[str, int | str]]:
     """Yields a dictionary that holds, at the end, the most memory that was in use inside.
 
     `peak_memory` is in bytes, of tensors on a GPU (earlier ones included), else of the process. `peak_memory_of` is
-    gpu, process, or process_lifetime where the system cannot restart the count.
+    gpu, process, or process_lifetime if that includes earlier work.
     """
     found: dict[str, int | str] = {}
     meter = MemoryMeter()
@@ -86,9 +85,10 @@ def peak_memory() -> Iterator[dict[str, int | str]]:
     found |= {"peak_memory": meter.process if meter.gpu is None else meter.gpu, "peak_memory_of": of}
 
 
-def _gpu_in_use() -> bool:
+def _cuda() -> Any:
+    """`torch.cuda`, if this process uses a GPU."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.cuda if torch and torch.cuda.is_initialized() else None
 
 
 def _resident_peak() -> int:

@@ -41,8 +41,8 @@ def missing_packages(report_to: Any) -> list[str]:
 
 def check_trackers(report_to: Any, key: str = "report_to") -> None:
     """Refuse a tracker that transformers does not know, or whose package is missing."""
+    known = INTEGRATION_TO_CALLBACK
     for name in _names(report_to):
-        known = INTEGRATION_TO_CALLBACK
         if name not in known:
             raise UserError(f"{key}: '{name}'{nearest(str(name), known)} is not one of {', '.join(known)}")
         for package in missing_packages(name):
@@ -70,7 +70,7 @@ class CompletionTables(TrainerCallback):
 
 
 def add_completion_tables(trainer: Trainer) -> None:
-    """Give a Trainer the callback, where it reports to a tracker with tables."""
+    """Give a Trainer the callback if it reports to a tracker with tables."""
     if _WRITERS.keys() & set(trainer.args.report_to or ()):
         trainer.add_callback(CompletionTables(trainer.callback_handler))
 
@@ -134,7 +134,7 @@ def own_run(trainer: Trainer, folder: Path) -> Iterator[None]:
     """Inside, what `trainer` reports is a separate run: one process trains several policies one after another.
 
     transformers ends no W&B run, and no run after an error, so that the next training would continue it. A run that the
-    user has begun is left open. TensorBoard's files go to `folder`, or to TENSORBOARD_LOGGING_DIR where it is set.
+    user has begun is left open. TensorBoard's files go to `folder`, or to TENSORBOARD_LOGGING_DIR if that is set.
     """
     shared = os.environ.get("TENSORBOARD_LOGGING_DIR")
     for callback in trainer.callback_handler.callbacks:

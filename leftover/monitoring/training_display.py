@@ -63,7 +63,7 @@ class Pace:
         self.seconds_left = (self.mark - self.started) / done * (self.max_steps - step) if done else None
 
     def measure_tokens(self, world_size: int) -> None:
-        """To be called where the GPU is waited for anyway; other processes are taken to be as fast as this one."""
+        """Call it where the GPU is waited for anyway. Takes other processes to be as fast as this one."""
         seconds = self.mark - self.started - self.not_training
         if self.tokens is not None and self.step > self.first_step:
             self.tokens_per_second = world_size * self.tokens() / seconds
@@ -176,17 +176,18 @@ class LiveDisplay(TrainingProgress):
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
+        from tqdm import tqdm
 
         pace = self.pace
         bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
         for ratio in (None, 1, None, None):
             bar.add_column(no_wrap=True, ratio=ratio)
-        left = "–" if pace.seconds_left is None else _clock(pace.seconds_left)
+        left = "–" if pace.seconds_left is None else tqdm.format_interval(pace.seconds_left)
         bar.add_row(
             Text(one_line(self.name, 40), "bold"),
             ProgressBar(max(1, pace.max_steps), pace.step),
             Text(f"{pace.step}/{pace.max_steps}"),
-            Text(f"{_clock(time.monotonic() - pace.started)}, {left} left"),
+            Text(f"{tqdm.format_interval(time.monotonic() - pace.started)}, {left} left"),
         )
         loss = f"loss {self.numbers['loss']:.4g}" if "loss" in self.numbers else ""
         control, used = self.control, memory_in_use()
@@ -214,9 +215,3 @@ class LiveDisplay(TrainingProgress):
             ):
                 line = Text(f"  {label:<12}", "dim").append(one_line(text, width, keep=keep), "not dim")
                 terminal.print(line, no_wrap=True, overflow="ellipsis")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

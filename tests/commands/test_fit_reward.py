@@ -74,10 +74,10 @@ def test_a_folder_of_something_else_is_left_alone(rows, tmp_path, tiny_recipe: A
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not an empty folder: choose another --output"):
+    with pytest.raises(UserError, match=r"empty folder.*--output"):
         fit_reward(rows, str(other))
     (other / "manifest.json").write_text('{"reference": {"key": {}, "complete": true}}')
-    with pytest.raises(UserError, match="holds something else: choose another --output"):
+    with pytest.raises(UserError, match=r"something else.*--output"):
         fit_reward(rows, str(other))
     assert (other / "letter.txt").read_text() == "mine"
     with pytest.raises(UserError, match="is not an empty folder"):
@@ -87,7 +87,7 @@ def test_a_folder_of_something_else_is_left_alone(rows, tmp_path, tiny_recipe: A
 @pytest.mark.parametrize(
     ("text", "kind", "expected"),
     [
-        ("type: fine_tuned\nfit: {path: x}", "linear", "type: fine_tuned, and --kind is linear: leave one out"),
+        ("type: fine_tuned\nfit: {path: x}", "linear", "fine_tuned.*--kind"),
         ("type: text\nfit: {path: x}", None, "type 'text' is not fitted on rows.*linear, fine_tuned"),
         ("fit: rows", None, "under `fit`"),
         ("path: x", None, "under `fit`"),

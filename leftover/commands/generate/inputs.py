@@ -1,10 +1,10 @@
-"""The inputs of `leftover generate`: the model, its tokenizer, the prompts, and the functions that score."""
+"""The inputs of `leftover generate`: model, tokenizer, prompts and rewards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from leftover.data.records import Located
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import align_generation_config, is_adapter, load_with
+from leftover.models.load import is_adapter
 from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
@@ -30,30 +30,24 @@ from leftover.runs.run import Run
 from leftover.store.manifest import FileHashes, read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A unique prompt: its text (of a conversation the messages as JSON), and what its rows carry along."""
+class Prompt(NamedTuple):
+    """A unique prompt with what its rows carry along, by the names of the table's columns."""
 
-    text: str
+    prompt: str  # of a conversation the messages as JSON
     conversational: bool
     family: str | None  # None: the prompt itself
     split: str | None
     tools: str | None
     answer: str | None
 
-    @property
-    def row(self) -> dict[str, Any]:
-        """The prompt as columns of the table."""
-        return {"prompt": self.text, "conversational": self.conversational, "tools": self.tools}
-
     @classmethod
-    def of(cls, row: Mapping[str, Any], side: str | None) -> "Prompt":
-        """The prompt of a checked row, on this side of the split."""
+    def of(cls, row: Mapping[str, Any], split: str | None) -> "Prompt":
+        """The prompt of a checked row."""
         family = None if row["family"] == row["prompt"] else row["family"]
-        return cls(row["prompt"], row["conversational"], family, side, row["tools"], row["answer"])
+        return cls(row["prompt"], row["conversational"], family, split, row["tools"], row["answer"])
 
 
 @dataclass
@@ -73,16 +67,11 @@ class Source:
     def chat(self) -> Chat:
         return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
 
-    def load(self) -> "PreTrainedModel":
-        model = load_with(self.recipe.model, self.path, self.compute_dtype)
-        align_generation_config(model, self.tokenizer, self.chat.ends)
-        return model
-
     def identity(self) -> dict[str, Any]:
         """What samples and scores depend on, besides the decoding, for the key of the rows."""
         model, reward = self.recipe.model, self.reward
         scores = [reward.identity(), reward.weights, reward.missing, reward.state, self.learnt] if reward else None
-        texts = "\0".join(f"{p.text}\0{p.tools}\0{p.family}\0{p.split}\0{p.answer}" for p in self.prompts)
+        texts = "\0".join(f"{p.prompt}\0{p.tools}\0{p.family}\0{p.split}\0{p.answer}" for p in self.prompts)
         return {
             "model": model_identity(self.path, self.hashes),
             "weights": model.model_dump(include={"dtype", "quantization", "attn_implementation"}),
@@ -109,32 +98,29 @@ def open_source(
     """What the arguments of `leftover generate` mean.
 
     A run's folder as `model` stands for its trained policy, and for its recipe if no other is given. A recipe gives
-    tokenizer, limits, rewards (with what they learnt) and, without `prompts`, its own prompts.
-
-    Raises UserError for a model, a policy, prompts or rewards that do not exist.
+    tokenizer, limits, rewards (with what they learnt) and, without `prompts`, its own prompts. Raises UserError for a
+    model, a policy, prompts or rewards that do not exist.
     """
     path, folder = model, Path(model)
     if (folder / "recipe.yaml").is_file():
         path = str(policy_folder(folder, *FinishedRun(folder).trained_policy(policy, policy_seed)))
         recipe = recipe or model
     elif policy is not None or policy_seed is not None:
-        raise UserError(
-            f"--policy and --policy-seed choose among the policies of a run, and '{model}' is no run's folder"
-        )
-    given, changes = load_reward(reward) if reward else None, list(overrides)
+        raise UserError(f"--policy and --policy-seed need a run, and '{model}' is no run's folder")
+    given = load_reward(reward) if reward else None
     if recipe is None:
         if prompts is None:
             raise UserError("give a file of PROMPTS, or a recipe with --recipe, whose prompts are taken")
         content = {"name": "generate", "output_dir": ".", "model": {"path": path}, "data": {"path": prompts}}
-        made = make_recipe(content, where="leftover generate", overrides=changes)
+        made = make_recipe(content, where="leftover generate", overrides=overrides)
         tokenizer = load_tokenizer(
             made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
             chat_template=made.model.chat_template,
             trust_remote_code=made.model.trust_remote_code,
         )
         return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(given or Run(made).reward))
-    # `changes` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
-    saved, settings = load_recipe(recipe), load_recipe(recipe, changes)
+    # `overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
+    saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
     run = open_run(saved)
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
@@ -145,7 +131,7 @@ def open_source(
     elif same_path:
         found = recipe_prompts(run, splits)
     else:
-        raise UserError("--set data.path: give the file as PROMPTS, after the model")
+        raise UserError("--set data.path: give the file as PROMPTS instead")
     if given is None and settings.reward == saved.reward:
         scores, learnt = recipe_reward(run)
     else:
@@ -154,7 +140,7 @@ def open_source(
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
-    """The unique prompts of a file, each from its first row; completions and scores are ignored, and may be missing."""
+    """The unique prompts of a file, each from its first row; its completions and scores are not read."""
     check_files(data)
     columns = data.columns
 
@@ -170,7 +156,7 @@ def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
 
 
 def recipe_prompts(run: Run, splits: bool) -> list[Prompt]:
-    """The unique prompts of a recipe's rows, each with its split, so that it stays on its side in the next run.
+    """The unique prompts of a recipe's rows, each with its split, so that the next run keeps it.
 
     `splits` False leaves out the splits that the recipe assigned: such rows can be mixed with rows that have none.
     """
@@ -182,10 +168,7 @@ def recipe_prompts(run: Run, splits: bool) -> list[Prompt]:
 
 
 def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:
-    """The recipe's reward with what it learns from the recipe's rows, and keys of that; None for recorded scores.
-
-    What is fitted on rows is found in the run's folder, or fitted there as `leftover prepare` does.
-    """
+    """The recipe's reward, fitted on its rows (in the run's folder), and keys of that; None for recorded scores."""
     reward = run.reward
     if not reward.scores_new_completions:
         return None, {}

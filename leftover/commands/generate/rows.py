@@ -1,4 +1,4 @@
-"""From prompts to completions, from completions to rows with their scores and log-probabilities."""
+"""From prompts to completions, and from these to rows with scores and log-probabilities."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast, reference_pass
 from leftover.recipe.data_section import ColumnsSection
+from leftover.rewards.sum import as_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are drawn. All of it is part of the key of the rows."""
+    """How completions are drawn; part of the key of the rows."""
 
     n: int
     max_new_tokens: int
@@ -96,11 +97,13 @@ def completion_text(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int],
 def make_rows(
     source: Source, model: "PreTrainedModel", decoding: Decoding, samples: list[Sample]
 ) -> Iterator[dict[str, Any]]:
-    """Rows as `generate_rows` describes them, and `too_long`: it ended, but its text makes more tokens than allowed."""
+    """Rows as `generate_rows` describes them, and `too_long`: its text makes more tokens than are allowed."""
     if not samples:
         return
-    columns = plain_names(source.recipe.data.columns)
-    texts = [s.prompt.row | {"completion": s.text} for s in samples]
+    columns, defaults = source.recipe.data.columns, ColumnsSection()
+    # A template over several columns is no name for one.
+    columns = columns.model_copy(update={name: getattr(defaults, name) for name, of in columns if of and "{" in of})
+    texts = [s.prompt._asdict() | {"completion": s.text} for s in samples]
     again = tokenise(source.chat, texts, Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"))
     logprobs, _ = reference_pass(
         model,
@@ -110,12 +113,12 @@ def make_rows(
         compute_dtype=source.compute_dtype,
         temperature=decoding.temperature if decoding.sample else 1.0,
     )
-    prompts = [as_prompt(s.prompt.text, s.prompt.conversational) for s in samples]
-    scores: dict[str, Sequence[float | None] | np.ndarray] = {}
+    prompts = [as_prompt(s.prompt.prompt, s.prompt.conversational) for s in samples]
+    scores: dict[str, np.ndarray] = {}
     if source.reward is not None:
         components = source.reward.score_components(prompts, [s.text for s in samples])
         scores[columns.reward] = source.reward.total(components)
-        scores |= {f"reward/{name}": values for name, values in components.items()}
+        scores |= {f"reward/{name}": as_array(values) for name, values in components.items()}
     for i, sample in enumerate(samples):
         carried = {
             columns.family: sample.prompt.family,
@@ -127,7 +130,7 @@ def make_rows(
         yield {
             columns.prompt: prompts[i],
             columns.completion: sample.text,
-            **{name: _score(values[i]) for name, values in scores.items()},
+            **{name: None if np.isnan(of[i]) else float(of[i]) for name, of in scores.items()},
             "sampler_logprob": float(logprobs[i].sum(dtype=np.float64)),
             "sampler_logprobs": [round(float(value), 6) for value in logprobs[i]],
             "num_tokens": len(sample.completion_ids),
@@ -137,14 +140,3 @@ def make_rows(
             "too_long": sample.ended and again.completion_long[i],
             **{name: value for name, value in carried.items() if name is not None and value is not None},
         }
-
-
-def plain_names(columns: ColumnsSection) -> ColumnsSection:
-    """The recipe's columns, with the default in place of a template over several columns."""
-    defaults = ColumnsSection()
-    templates = {name: getattr(defaults, name) for name, column in columns if column and "{" in column}
-    return columns.model_copy(update=templates)
-
-
-def _score(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else float(value)

@@ -19,14 +19,11 @@ _CHANGES_SHOWN = 5
 class RowsFile:
     """`rows.jsonl` and, beside it, `rows.jsonl.state.json`: the key, the number of finished chunks, and counts.
 
-    Args:
-        key: what the rows depend on, as JSON.
-        overwrite: start over, whatever the file holds.
-
-    Raises UserError, unless `overwrite`, if the file has another key or none, or was cut since.
+    `key` is what the rows depend on. Unless `overwrite`, raises UserError if the file has another key or none, or was
+    cut since.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], overwrite: bool = False):
+    def __init__(self, path: Path, key: dict[str, Any], overwrite: bool):
         if path.suffix != ".jsonl":
             raise UserError(f"--output {path}: rows are written as JSON lines; name a file that ends in .jsonl")
         self.path, self.state_path = path, path.with_name(path.name + ".state.json")
@@ -60,7 +57,7 @@ class RowsFile:
     def _take_up(self) -> None:
         state = read_json(self.state_path) if self.state_path.is_file() else None
         remedy = "name another --output, or start over with --overwrite"
-        if state["chunks"] == 0 if state else self.path.stat().st_size == 0:
+        if not (state["chunks"] if state else self.path.stat().st_size):
             return  # nothing would be lost
         if state is None:
             raise UserError(f"{self.path} already exists, and was not written by this command: {remedy}")
@@ -76,8 +73,7 @@ class RowsFile:
         if self.path.stat().st_size < self._bytes:
             raise UserError(f"{self.path} is shorter than it was when its rows were written: {remedy}")
         os.truncate(self.path, self._bytes)  # a killed command may have left half a chunk
-        if self.chunks:
-            log.info("generate: continues %s after %d chunks of prompts", self.path, self.chunks)
+        log.info("generate: continues %s after %d chunks of prompts", self.path, self.chunks)
 
     def _write_state(self) -> None:
         state = {"key": self.key, "chunks": self.chunks, "complete": self.complete, "bytes": self._bytes}

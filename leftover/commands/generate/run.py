@@ -13,7 +13,7 @@ from leftover.commands.generate.rows import Decoding, draw, make_rows
 from leftover.commands.generate.rows_file import RowsFile
 from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
-from leftover.models.load import max_positions
+from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.monitoring.terminal import progress_bar
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,9 @@ def generate_rows(
 
 
 def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
-    model = source.load()
-    prompt_ids = encode_prompts(source.chat, [prompt.row for _, prompt in prompts])
+    model = load_with(source.recipe.model, source.path, source.compute_dtype)
+    align_generation_config(model, source.tokenizer, source.chat.ends)
+    prompt_ids = encode_prompts(source.chat, [prompt._asdict() for _, prompt in prompts])
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
     prompt_ids = [cut_prompt(source.tokenizer, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
     positions, longest = max_positions(model.config), max(len(ids) for ids in prompt_ids)
@@ -95,17 +96,19 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             part = slice(start, start + size)
             # Every chunk has its own stream: the rows are the same wherever the command was stopped.
             seed = int(np.random.SeedSequence([decoding.seed, file.chunks]).generate_state(1)[0])
-            samples = draw(source, model, decoding, prompts[part], prompt_ids[part], seed)
+            drawn = draw(source, model, decoding, prompts[part], prompt_ids[part], seed)
             kinds = Counter(
                 "empty" if not s.text.strip() else "ended" if s.ended else f"unfinished_{decoding.unfinished}"
-                for s in samples
+                for s in drawn
             )
-            counts: dict[str, float] = {"completions": len(samples), **kinds, "prompts_cut": sum(cut[part])}
-            samples = [s for s in samples if s.text.strip() and (s.ended or decoding.unfinished == "keep")]
+            samples = [s for s in drawn if s.text.strip() and (s.ended or decoding.unfinished == "keep")]
             rows = list(make_rows(source, model, decoding, samples))
             column = source.recipe.data.columns.reward
             rewards = [row[column] for row in rows if row.get(column) is not None]
-            counts |= {
+            counts = {
+                "completions": len(drawn),
+                **kinds,
+                "prompts_cut": sum(cut[part]),
                 "rows": len(rows),
                 "prompts_left": len({s.number for s in samples}),
                 "retokenised": sum(not row["tokens_match"] for row in rows),
@@ -122,12 +125,12 @@ def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
     counts, limit = file.counts, decoding.max_new_tokens
     log.info("generate: %d rows of %d prompts in %s", counts["rows"], num_prompts, file.path)
     for name, text in {
-        "unfinished_drop": f"completions dropped, without an end within {limit} tokens",
-        "unfinished_keep": f"completions without an end within {limit} tokens kept: `prepare` ends them, unless "
+        "unfinished_drop": f"completions dropped: no end within {limit} tokens",
+        "unfinished_keep": f"completions kept without an end within {limit} tokens: `prepare` ends them, unless "
         f"data.max_completion_tokens is {limit} and data.long_completions is cut",
-        "empty": "completions dropped, which hold no text",
+        "empty": "empty completions dropped",
         "prompts_cut": "prompts cut on the left",
-        "retokenised": "rows (tokens_match: false) whose text makes other tokens than were sampled",
+        "retokenised": "rows (tokens_match: false) whose text gives other tokens than were sampled",
         "retokenised_long": f"of these make more than {limit} tokens: data.max_completion_tokens may drop them",
     }.items():
         if counts[name]:

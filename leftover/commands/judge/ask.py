@@ -1,14 +1,18 @@
 """Ask a judge many questions at once, and keep every answer as it arrives."""
 
+import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
 
-from leftover.commands.judge.criteria import read_verdict
+from filelock import FileLock, Timeout
+
 from leftover.commands.judge.endpoint import Answer, AskError, Endpoint, JudgeSettings
-from leftover.commands.judge.questions import Question, outstanding
-from leftover.commands.judge.store import Record, VerdictStore
+from leftover.commands.judge.questions import Question, outstanding, read_verdict
 from leftover.commands.judge.summary import Prices
 from leftover.errors import UserError
 from leftover.monitoring.terminal import progress_bar
@@ -17,14 +21,68 @@ _ASKS = 2  # at most, while the answer holds no verdict
 _TOKENS = ("prompt_tokens", "completion_tokens")
 _FAILURES_IN_A_ROW = 5  # after so many the service counts as down
 
+Record = dict[str, Any]
+
+
+class VerdictStore:
+    """`verdicts.jsonl`: one record per question, by its `key`.
+
+    As a context manager it is held by one process; UserError if another holds it. A last line that a killed process
+    left unfinished is cut off; any other line that is no record raises UserError.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "verdicts.jsonl"
+        self._lock, self._held = threading.Lock(), FileLock(folder / "verdicts.lock")
+        self._load()
+
+    def __enter__(self) -> "VerdictStore":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another `leftover judge` writes {self.path}: wait for it, or stop it") from None
+        whole = self._load()  # again: another process may have written until now
+        if self.path.is_file() and self.path.stat().st_size > whole:
+            os.truncate(self.path, whole)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.release()
+
+    def append(self, record: Record) -> None:
+        """Keep an answer; it is on the disk when this returns. Safe to call from several threads."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        with self._lock:
+            with self.path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            self.records[record["key"]] = record
+
+    def _load(self) -> int:
+        """Read the records; returns how many bytes the whole lines take."""
+        self.records: dict[str, Record] = {}
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+                self.records[record["key"]] = record
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"{self.path}, line {number}: not a verdict as `leftover judge` writes it; remove the line to have "
+                    "its question asked again"
+                ) from None
+        return whole
+
 
 def ask_all(
     questions: Sequence[Question], store: VerdictStore, settings: JudgeSettings, prices: Prices | None, name: str
 ) -> list[str]:
-    """Ask those of `questions` that `store` holds no answer to; returns the errors of those that got none.
+    """Ask what `store` holds no answer to; returns the errors of the questions that got none.
 
-    An answer without a verdict is kept after a second ask. Raises UserError if the service fails throughout; answers
-    until then are kept, and those under way are waited for, since they are paid.
+    Raises UserError if the service is down; answers until then are kept, and so are those under way, which are paid.
     """
     todo = outstanding(questions, store.records)
     if not todo:
@@ -62,8 +120,7 @@ def ask_all(
                 continue
             if record is not None:
                 in_a_row = 0
-                for kind in _TOKENS:
-                    spent[kind] += record[kind] or 0
+                spent.update({kind: record[kind] or 0 for kind in _TOKENS})  # adds
                 bar.update()
                 bar.set_postfix_str(_postfix(spent, prices, endpoint, len(failures)), refresh=False)
     finally:

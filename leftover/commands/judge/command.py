@@ -71,10 +71,10 @@ def judge(
 ) -> None:
     """Compare a policy's completions with others of the same prompts, judged by a language model or by people."""
     from leftover.commands.judge import run, show
-    from leftover.commands.judge.criteria import load_criteria
     from leftover.commands.judge.endpoint import read_settings
     from leftover.commands.judge.human import import_ratings, write_page
     from leftover.commands.judge.pairs import compare_sides
+    from leftover.commands.judge.questions import load_criteria
     from leftover.commands.judge.summary import Prices
     from leftover.runs.finished import FinishedRun
 
@@ -98,7 +98,7 @@ def judge(
     assert settings is not None  # neither a page nor ratings
     asked = run.Judgement(evaluated.folder, comparison, chosen, settings, Prices(*prices) if prices else None)
     if dry_run:
-        show.print_plan(asked.plan())
+        show.print_plan(asked)
         return
     results, path, failures = asked.ask()
     show.print_results(results, path)

@@ -16,11 +16,10 @@ from leftover.store.manifest import digest
 if TYPE_CHECKING:
     import httpx
 
-_WHERE = "judge"
 _SHOWN = 300  # characters of an answer in an error
 _RESERVED = ("model", "messages", "stream", "n", "extra_headers")
 _SECRET = re.compile(r"api.?key|auth|secret|password", re.IGNORECASE)
-_DEFAULT_KEY, _DEFAULT_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+_DEFAULT_KEY = "OPENAI_API_KEY"
 _HOSTED = "https://api.openai.com/v1"
 _HOPELESS = (401, 403, 404)  # every question would fail alike
 _OF_QUESTION = (400, 413, 422)  # too long, or refused for what it holds
@@ -30,10 +29,9 @@ _TRIES = "x-stainless-retry-count"  # the client's own header: how often a reque
 
 
 class AskError(Exception):
-    """A question got no answer.
+    """A question got no answer, or one of HTTP status `status`.
 
-    `status` is that of the service's answer, None without one. `hopeless`: no other question would get one either.
-    `of_question`: the question itself may be at fault.
+    `hopeless`: other questions would get none either. `of_question`: the question itself may be at fault.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -58,26 +56,24 @@ class JudgeSettings:
     requests_per_minute: float | None = None
 
     def __post_init__(self) -> None:
-        check_url(self.url, _WHERE)
-        check_token_settings(self.token_env, "Authorization", _WHERE)
+        check_url(self.url, "judge")
+        check_token_settings(self.token_env, "Authorization", "judge")
         for name in self.request:
             if name in _RESERVED or _SECRET.search(name):
                 raise UserError(f"--request {name}: this field cannot be set; keys come from --token-env")
 
     @property
     def url(self) -> str:
-        return (self.base_url or os.environ.get(_DEFAULT_URL) or _HOSTED).rstrip("/")
+        return (self.base_url or os.environ.get("OPENAI_BASE_URL") or _HOSTED).rstrip("/")
 
     def token(self) -> str | None:
         """The key. OPENAI_API_KEY goes only to the environment's own address, unless token_env names it."""
-        if self.token_env is None and (self.base_url is not None or not os.environ.get(_DEFAULT_KEY)):
-            if self.url == _HOSTED:
-                raise UserError(
-                    f"{_WHERE}: no key for {self.url}: set the variable {_DEFAULT_KEY}, or name the variable with "
-                    "the key in --token-env, or another service in --base-url"
-                )
-            return None
-        return read_token(self.token_env or _DEFAULT_KEY, _WHERE)
+        name = self.token_env
+        if name is None and self.base_url is None and os.environ.get(_DEFAULT_KEY):
+            name = _DEFAULT_KEY
+        if name is None and self.url == _HOSTED:
+            raise UserError(f"judge: no key for {self.url}: set {_DEFAULT_KEY}, or give --token-env or --base-url")
+        return read_token(name, "judge")
 
     def fields(self) -> dict[str, Any]:
         """The fields of a request beside the model and the message."""
@@ -89,10 +85,7 @@ class JudgeSettings:
 
 
 def read_settings(options: dict[str, Any]) -> JudgeSettings | None:
-    """Take the judge out of the command's options, where `fields` are `key=value` of the request; None without a model.
-
-    Raises UserError for a field that is not key=value.
-    """
+    """Take the judge out of the command's options, `fields` as `key=value` of the request; None without a model."""
     given = {f.name: options.pop(f.name) for f in fields(JudgeSettings) if f.name in options}
     request: dict[str, Any] = {"temperature": 0}
     for text in options.pop("fields"):
@@ -104,7 +97,7 @@ def read_settings(options: dict[str, Any]) -> JudgeSettings | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, why it ended, and the tokens of the exchange (None if the service does not count them)."""
+    """What a model wrote, why it ended, and the tokens of both (None if the service does not count them)."""
 
     text: str
     model: str

@@ -1,4 +1,4 @@
-"""Ratings by people: a blind page to answer, and what its answers say."""
+"""Ratings by people: a blind page, and the results of its answers."""
 
 import itertools
 import json
@@ -10,13 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from leftover.commands.judge.agreement import Values, cohen_kappa, krippendorff_alpha
-from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.ask import VerdictStore
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.pairs import Comparison, Pair
-from leftover.commands.judge.questions import judged_pairs, make_questions
-from leftover.commands.judge.store import VerdictStore
-from leftover.commands.judge.summary import Outcome, summarise
+from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
+from leftover.commands.judge.summary import Values, cohen_kappa, krippendorff_alpha, summarise
 from leftover.errors import UserError
 from leftover.report.page import TEMPLATES, source_hash
 from leftover.runs.names import judge_folder
@@ -28,7 +26,7 @@ _FIRST, _EQUAL, _SECOND = 1, 2, 3
 
 
 def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterion], output: Path) -> int:
-    """Write the rating page to `output`, and which side is ours to the run's folder; returns the number of questions.
+    """Write the rating page to `output` and its key to the run's folder; returns the number of questions.
 
     Pairs come in random order with random sides, the criteria of a pair one after the other. The same pairs and
     criteria make the same page, so that ratings of an earlier copy still count.
@@ -37,7 +35,7 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
     if not shown:
         raise UserError("the completions of every pair are identical: there is nothing to rate")
     pairs = [pair.__dict__ for pair in comparison.pairs]
-    page = digest([pairs, [list(criterion) for criterion in criteria]])
+    page = digest([pairs, criteria])
     order = random.Random(page)
     order.shuffle(shown)
     items, key = list[dict[str, str]](), dict[str, dict[str, Any]]()
@@ -46,23 +44,21 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
         first, second = pair.in_order(ours_first)
         for criterion in criteria:
             number = str(len(items) + 1)
-            items.append(
-                {"id": number, "question": criterion.text, "prompt": pair.prompt, "first": first, "second": second}
-            )
+            texts = {"prompt": pair.prompt, "first": first, "second": second}
+            items.append({"id": number, "question": criterion.text} | texts)
             key[number] = {"pair": index, "criterion": criterion.name, "ours_first": ours_first}
-    write_json(
-        _key_path(folder, page), comparison.describe() | {"criteria": dict(criteria), "pairs": pairs, "items": key}
-    )
+    whole_key = comparison.describe() | {"criteria": dict(criteria), "pairs": pairs, "items": key}
+    write_json(_key_path(folder, page), whole_key)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_page(page, items), encoding="utf-8")
     return len(items)
 
 
 def render_page(page: str, items: list[dict[str, str]]) -> str:
-    """One HTML file that opens from disk, asks nothing of the network, and runs no text it shows.
+    """One HTML file that opens from disk, needs no network, and runs no text it shows.
 
-    The texts of `items` (id, question, prompt, first, second) stand in a block of JSON without characters of markup,
-    and are shown as text alone; a policy for the browser lets only the page's own script run.
+    The texts of `items` stand in a block of JSON without characters of markup, and the page's Content-Security-Policy
+    lets only its own script run.
     """
     data = json.dumps({"page": page, "items": items})
     for character in "<>&":
@@ -81,14 +77,14 @@ def import_ratings(
 ) -> tuple[dict[str, Any], Path]:
     """Win, tie and loss by the people who exported `files`, and their agreement; and the file of these results.
 
-    With `settings`, the stored verdicts of this judge on the same pairs are compared with each person's. Raises
-    UserError for a file that is no export, a page that this run did not write, and a rater who is given twice.
+    With `settings`, this judge's stored verdicts on the same pairs are compared with each person's. Raises UserError
+    for a file that is no export, a page of another run, or a rater given twice.
     """
     exports = [_read_export(path) for path in files]
-    page, *others = sorted({export.page for export in exports})
-    if others:
-        listed = ", ".join([page, *others])
-        raise UserError(f"the files are of {1 + len(others)} rating pages ({listed}): import one page at a time")
+    pages = sorted({export.page for export in exports})
+    if len(pages) > 1:
+        raise UserError(f"the files are of {len(pages)} rating pages ({', '.join(pages)}): import one page at a time")
+    page = pages[0]
     path = _key_path(folder, page)
     if not page.isalnum() or not path.is_file():
         raise UserError(f"{files[0]}: '{folder}' wrote no rating page {page}; name the run that wrote it")
@@ -99,13 +95,13 @@ def import_ratings(
         if unknown:
             raise UserError(f"{file}: the question '{min(unknown)}' is not on the page {page}")
         if export.rater in raters:
-            raise UserError(f"{file}: another file is by the rater '{export.rater}' too; give each rater once")
+            raise UserError(f"{file}: the rater '{export.rater}' has another file; give each rater once")
         raters[export.rater] = export.ratings
-    pairs = [Pair(**pair) for pair in key["pairs"]]
-    found = {name: key[name] for name in ("comparison", "ours", "theirs", "decoding", "words", "unended")}
-    found |= {"evaluations": key.get("evaluations", {}), "page": page, "raters": sorted(raters), "criteria": {}}
-    for criterion, text in key["criteria"].items():
-        values = {rater: _values(ratings, key["items"], criterion) for rater, ratings in raters.items()}
+    pairs = [Pair(**pair) for pair in key.pop("pairs")]
+    criteria, items = key.pop("criteria"), key.pop("items")
+    found = key | {"page": page, "raters": sorted(raters), "criteria": {}}
+    for criterion, text in criteria.items():
+        values = {rater: _values(ratings, items, criterion) for rater, ratings in raters.items()}
         judge = _judge_values(folder, pairs, Criterion(criterion, text), settings) if settings else {}
         found["criteria"][criterion] = {"text": text} | _of_criterion(pairs, values, judge)
     results = judge_folder(folder) / "results" / f"human-{page}.json"
@@ -117,7 +113,7 @@ def _of_criterion(pairs: list[Pair], values: dict[str, Values], judge: dict[str,
     """The results of one criterion. `values`, `judge`: rater -> pair -> 1 win, 0.5 tie, 0 loss."""
     rated = [(pairs[i], value) for of in values.values() for i, value in of.items()]
     rated += [(pair, 0.5) for pair in pairs if pair.identical and rated]
-    found = summarise([Outcome(pair.prompt_id, pair.family, pair.source, value) for pair, value in rated])
+    found = summarise(rated)
     found["ratings"] = sum(map(len, values.values()))
     found["win_rate_by_rater"] = {r: sum(of.values()) / len(of) for r, of in values.items() if of}
     found["krippendorff_alpha"] = krippendorff_alpha(list(values.values()))
@@ -140,7 +136,7 @@ def _values(ratings: dict[str, int], items: dict[str, Any], criterion: str) -> V
 
 
 def _judge_values(folder: Path, pairs: list[Pair], criterion: Criterion, settings: JudgeSettings) -> dict[str, Values]:
-    """The stored outcomes of a judge on the pairs of a page, as those of one more rater; nothing is asked."""
+    """The stored outcomes of a judge on the pairs of a page, as those of one more rater."""
     questions = make_questions(pairs, [criterion], settings)
     judged = judged_pairs(pairs, questions, VerdictStore(judge_folder(folder)).records, criterion.name)
     values = {i: j.outcome for i, j in enumerate(judged) if j.outcome is not None and not j.pair.identical}

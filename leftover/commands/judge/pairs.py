@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,12 @@ class Pair:
         return self.ours == self.theirs
 
     def in_order(self, ours_first: bool) -> tuple[str, str]:
-        """The two completions, ours first or second."""
         return (self.ours, self.theirs) if ours_first else (self.theirs, self.ours)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A policy over its seeds against another side, on `max_prompts` of the prompts that both completed."""
+    """A policy over its seeds against another side, on prompts that both completed."""
 
     ours: str
     theirs: str
@@ -66,15 +66,14 @@ class Comparison:
 
     def describe(self) -> dict[str, Any]:
         """What is compared, and how long both sides are: judges are known to like long answers (arXiv 2306.05685)."""
-        count = max(len(self.pairs), 1)
         return {
             "comparison": self.name,
             "ours": self.ours,
             "theirs": self.theirs,
             "decoding": self.decoding,
             "words": {
-                "ours": sum(len(pair.ours.split()) for pair in self.pairs) / count,
-                "theirs": sum(len(pair.theirs.split()) for pair in self.pairs) / count,
+                "ours": fmean(len(pair.ours.split()) for pair in self.pairs),
+                "theirs": fmean(len(pair.theirs.split()) for pair in self.pairs),
             },
             "unended": self.unended,
             "evaluations": self.evaluations,
@@ -82,7 +81,7 @@ class Comparison:
 
 
 def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> Records:
-    """The records of a subject. Raises UserError where it was not evaluated, or on other rows than these."""
+    """The records of a subject. Raises UserError if it was not evaluated, or on other rows than these."""
     artifact = evaluation_artifact(subject)
     evaluate = f"run `leftover evaluate {run.folder}` first"
     if not run.manifest.is_complete(artifact):
@@ -204,5 +203,5 @@ def own_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def prompt_id(row: dict[str, Any]) -> str:
-    """The digest of a prompt: its text or its messages, and its tools."""
+    """A digest of the prompt and its tools."""
     return digest([as_prompt(row["prompt"], row["conversational"]), row.get("tools")])

@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leftover.commands.judge.ask import ask_all
-from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.ask import Record, VerdictStore, ask_all
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.pairs import Comparison
-from leftover.commands.judge.questions import Question, judged_pairs, make_questions, outstanding
-from leftover.commands.judge.store import Record, VerdictStore
+from leftover.commands.judge.questions import Criterion, Question, judged_pairs, make_questions, outstanding
 from leftover.commands.judge.summary import Prices, count_tokens, estimate, of_judge
 from leftover.runs.names import judge_folder
 from leftover.store.manifest import digest, write_json
@@ -36,10 +34,7 @@ class Judgement:
         return make_questions(self.comparison.pairs, self.criteria, self.settings)
 
     def ask(self) -> tuple[dict[str, Any], Path, list[str]]:
-        """Ask what is not answered yet, and write the results to a JSON file.
-
-        Returns the results, their file, and what went wrong for each question that got no answer.
-        """
+        """Ask what is not answered yet; returns the results, the file they are written to, and errors by question."""
         with VerdictStore(judge_folder(self.folder)) as store:
             todo, total = outstanding(self.questions, store.records), len(outstanding(self.questions, {}))
             log.info(
@@ -50,29 +45,22 @@ class Judgement:
                 total - len(todo),
             )
             failures = ask_all(self.questions, store, self.settings, self.prices, self.comparison.name)
-            records = dict(store.records)
-        results = self._results(records)
-        asked = [records[q.key] for q in todo if q.key in records]
+        results = self._results(store.records)
+        asked = [store.records[q.key] for q in todo if q.key in store.records]
         results["tokens_of_this_command"] = count_tokens(asked, self.prices)
-        path = judge_folder(self.folder) / "results" / f"{self._file_stem()}.json"
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.comparison.name} {self.settings.model}").strip("-.")[:80]
+        # The readable part leaves things out; the digest gives every comparison and judge a separate file.
+        whole = digest([self.comparison.name, self.settings.key(""), self.criteria])
+        path = judge_folder(self.folder) / "results" / f"{readable}-{whole[:8]}.json"
         write_json(path, results)
         return results, path, failures
 
-    def plan(self) -> dict[str, Any]:
-        """What `ask` would ask, and the tokens it would take. Uses no network and writes nothing."""
+    def estimate(self) -> dict[str, Any]:
+        """The questions that `ask` would ask, and the tokens these would take; no network, no file."""
         records = VerdictStore(judge_folder(self.folder)).records
         answered = {q.key: (q, records[q.key]) for q in self.questions if q.key in records}
-        characters = self.comparison.characters_per_token
-        return {
-            "comparison": self.comparison.name,
-            "judge": f"{self.settings.model} at {self.settings.url}",
-            "criteria": [criterion.name for criterion in self.criteria],
-            "prompts": self.comparison.num_prompts,
-            "pairs": len(self.comparison.pairs),
-            "identical_pairs": sum(pair.identical for pair in self.comparison.pairs),
-            "answered": len(answered),
-            **estimate(outstanding(self.questions, records), list(answered.values()), characters, self.prices),
-        }
+        todo, rate = outstanding(self.questions, records), self.comparison.characters_per_token
+        return {"answered": len(answered)} | estimate(todo, list(answered.values()), rate, self.prices)
 
     def _results(self, records: dict[str, Record]) -> dict[str, Any]:
         answers = {q.key: records[q.key] for q in self.questions if q.key in records}
@@ -80,8 +68,9 @@ class Judgement:
         for criterion in self.criteria:
             judged = judged_pairs(self.comparison.pairs, self.questions, records, criterion.name)
             asked = {q.key for q in self.questions if q.criterion == criterion.name}
-            criteria[criterion.name] = {"text": criterion.text} | of_judge(judged)
-            criteria[criterion.name] |= {
+            criteria[criterion.name] = {
+                "text": criterion.text,
+                **of_judge(judged),
                 "questions": len(asked),
                 "unanswered": len(asked - answers.keys()),
                 "without_verdict": sum(answers[key]["verdict"] is None for key in asked & answers.keys()),
@@ -96,9 +85,3 @@ class Judgement:
             "criteria": criteria,
             "tokens": count_tokens(answers.values(), self.prices),
         }
-
-    def _file_stem(self) -> str:
-        """One file for every comparison and judge; a digest stands for what the readable part leaves out."""
-        key = [self.comparison.name, self.settings.key(""), [list(criterion) for criterion in self.criteria]]
-        readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.comparison.name} {self.settings.model}")
-        return f"{readable.strip('-.')[:80]}-{digest(key)[:8]}"

@@ -6,6 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from leftover.commands.judge.run import Judgement
 from leftover.monitoring.terminal import console
 from leftover.report.judge import comparison_view, token_text
 
@@ -23,20 +24,22 @@ def print_results(results: dict[str, Any], path: Path) -> None:
     for line in lines:
         table.add_row(*line)
     terminal.print(table)
-    for note in view["notes"]:
-        terminal.print(note)
+    terminal.print(*view["notes"], sep="\n")
     terminal.print(f"{results['unended']:.0%} of our completions reach the limit of new tokens.")
     if "tokens_of_this_command" in results:
         terminal.print(f"By this command, {token_text(results['tokens_of_this_command'])}")
     terminal.print(f"Results: {path}", soft_wrap=True)
 
 
-def print_plan(plan: dict[str, Any]) -> None:
+def print_plan(judgement: Judgement) -> None:
     """What would be asked, and the tokens it would take."""
-    terminal = console(width=_WIDTH)
-    terminal.print(f"{plan['comparison']}, judged by {plan['judge']}: {', '.join(plan['criteria'])}.")
+    terminal, plan = console(width=_WIDTH), judgement.estimate()
+    comparison, settings = judgement.comparison, judgement.settings
+    criteria = ", ".join(criterion.name for criterion in judgement.criteria)
+    terminal.print(f"{comparison.name}, judged by {settings.model} at {settings.url}: {criteria}.")
+    identical = sum(pair.identical for pair in comparison.pairs)
     terminal.print(
-        f"{plan['prompts']} prompts, {plan['pairs']} pairs ({plan['identical_pairs']} identical, which are not asked "
+        f"{comparison.num_prompts} prompts, {len(comparison.pairs)} pairs ({identical} identical, which are not asked "
         f"about); {plan['answered']} questions already answered, {plan['questions']} to ask."
     )
     basis = "as counted for the answers so far" if plan["from_answers"] else "by the policy's tokenizer"

@@ -200,7 +200,7 @@ def test_unfinished_completions_are_dropped_or_kept_as_asked(trained: Path, tmp_
     dropped = generate(tmp_path / "dropped.jsonl", trained, *limit)
     assert all(row["ended"] for row in dropped)
     number = 120 - len(dropped)
-    assert f"{number} completions dropped, without an end within 6 tokens" in caplog.text
+    assert f"{number} completions dropped" in caplog.text
     kept = generate(tmp_path / "kept.jsonl", trained, *limit, "--unfinished", "keep")
     unfinished = [row for row in kept if not row["ended"]]
     assert len(kept) == 120 and len(unfinished) == number > 0
@@ -224,7 +224,7 @@ def test_completions_without_text_are_dropped_and_counted(
 
     monkeypatch.setattr(sampling, "draw", silent)
     assert generate(tmp_path / "rows.jsonl", trained / "policies/nll/seed-0", prompts_file) == []
-    assert "20 completions dropped, which hold no text" in caplog.text
+    assert "20 empty completions dropped" in caplog.text
     assert "20 prompts have no row" in caplog.text
 
 
@@ -289,7 +289,7 @@ def test_a_runs_rewards_score_with_what_they_learnt_from_its_rows(
     spec = write_yaml(tmp_path, {"functions": [PYTHON], "transform": "quantile"})
     policy = trained / "policies/nll/seed-0"
     message = refused(capsys, tmp_path / "other.jsonl", policy, prompts_file, "--reward", spec)
-    assert "quantile: fitted on the rows of a recipe; give that recipe with --recipe" in message
+    assert "quantile: " in message and "--recipe" in message
 
 
 class MeanLength:
@@ -329,7 +329,7 @@ def test_a_reward_that_learns_from_rows_is_taken_from_the_run(
     assert MeanLength.fits == 1
     spec = write_yaml(tmp_path, [{"type": "mean_length"}])
     message = refused(capsys, tmp_path / "c.jsonl", model, prompts_file, "--reward", spec)
-    assert "mean_length: fitted on the rows of a recipe" in message
+    assert "mean_length: " in message and "--recipe" in message
 
 
 def test_a_reward_that_the_recipes_run_has_not_fitted_yet_is_fitted_first(
@@ -454,7 +454,7 @@ def test_a_finished_file_is_left_alone_and_other_settings_are_refused(
         assert generate(output, model, prompts_file, *CHUNKED) == rows
     assert "is finished" in caplog.text
     message = refused(capsys, output, model, prompts_file, *CHUNKED, "--seed", 5)
-    assert "other settings (decoding.seed: 0 -> 5)" in message and "--overwrite" in message
+    assert "decoding.seed: 0 -> 5" in message and "--overwrite" in message
     other = trained / "policies/second/seed-0"
     assert "model: " in refused(capsys, output, other, prompts_file, *CHUNKED)
     assert read(output) == rows
@@ -517,12 +517,13 @@ def test_missing_inputs_are_named_with_the_remedy(
     trained: Path, prompts_file: str, tmp_path: Path, capsys: Any, rows_file: Callable
 ) -> None:
     model, output = trained / "policies/nll/seed-0", tmp_path / "out.jsonl"
-    assert "give a file of PROMPTS, or a recipe with --recipe" in refused(capsys, output, model)
+    message = refused(capsys, output, model)
+    assert "PROMPTS" in message and "--recipe" in message
     assert "no data file at 'none.jsonl'" in refused(capsys, output, model, "none.jsonl")
     assert "no tokenizer at" in refused(capsys, output, tmp_path / "nowhere", prompts_file)
     assert "unknown key 'data.colums'" in refused(capsys, output, model, prompts_file, "--set", "data.colums=1")
     message = refused(capsys, output, model, prompts_file, "--max-new-tokens", 120)
-    assert "exceed the model's 128 positions: lower --max-new-tokens" in message
+    assert "128 positions" in message and "lower --max-new-tokens" in message
     message = refused(capsys, output, model, rows_file([{"question": "a"}]))
     assert "no column 'prompt' (found: completion, question)" in message
     spec = write_yaml(tmp_path, [{"type": "nonsense"}])

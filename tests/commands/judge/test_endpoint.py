@@ -13,11 +13,9 @@ from urllib.parse import quote
 
 import pytest
 
-from leftover.commands.judge.ask import ask_all
-from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.ask import VerdictStore, ask_all
 from leftover.commands.judge.endpoint import JudgeSettings
-from leftover.commands.judge.questions import judged_pairs, make_questions
-from leftover.commands.judge.store import VerdictStore
+from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import JudgeService, answer, make_pairs, prefers, says, status
 
@@ -160,8 +158,8 @@ def test_an_answer_that_comes_late_or_is_cut_is_asked_for_again(fault, service, 
     [
         (status(503), "status 503, tried 2 times", 2),
         (status(400, {"error": {"message": "too long"}}), "status 400; it answered .*too long", 1),
-        (status(401), r"status 401 \(the key comes from the variable that --token-env names\)", 1),
-        (status(404), "status 404 .is the model served there", 1),
+        (status(401), "status 401 .*--token-env", 1),
+        (status(404), "status 404 .*/v1", 1),
         (late, "no answer, tried 2 times: Request timed out", 2),
         (cut, "no answer, tried 2 times: Connection error", 2),
         (status(200, b"<html>Welcome"), "not that of a chat completion", 1),
@@ -228,7 +226,7 @@ def test_a_refused_connection_is_said(service, tmp_path):
 def test_a_service_that_goes_down_is_not_asked_to_the_end(service, tmp_path):
     pairs = make_pairs(*[(f"good {i}", "y") for i in range(50)])
     service.plan, service.then = [prefers("good")] * 4, status(500)
-    with pytest.raises(UserError, match="4 of 100 answers came and are kept; the same command continues"):
+    with pytest.raises(UserError, match=r"4 of 100 answers .*same command"):
         ask(service, tmp_path, pairs, parallel=1, retries=0)
     assert len(service.requests) <= 4 + 5 + 1
     service.then = prefers("good")
@@ -409,6 +407,6 @@ def test_the_key_of_the_hosted_service_goes_nowhere_else_unless_asked(service, t
 def test_a_key_that_is_missing_is_said_before_anything_is_asked(service, tmp_path):
     with pytest.raises(UserError, match="the environment variable JUDGE_KEY"):
         ask(service, tmp_path, token_env="JUDGE_KEY")
-    with pytest.raises(UserError, match=r"no key for https://api.openai.com/v1: set the variable OPENAI_API_KEY"):
+    with pytest.raises(UserError, match=r"no key for https://api.openai.com/v1: .*OPENAI_API_KEY"):
         ask(service, tmp_path, base_url=None)
     assert not service.requests

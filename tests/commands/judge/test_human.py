@@ -10,13 +10,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from leftover.commands.judge.agreement import cohen_kappa, krippendorff_alpha
-from leftover.commands.judge.criteria import Criterion
+from leftover.commands.judge.ask import VerdictStore
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.human import import_ratings, write_page
 from leftover.commands.judge.pairs import Comparison, Pair
-from leftover.commands.judge.questions import make_questions
-from leftover.commands.judge.store import VerdictStore
+from leftover.commands.judge.questions import Criterion, make_questions
+from leftover.commands.judge.summary import cohen_kappa, krippendorff_alpha
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import make_pairs
 
@@ -309,8 +308,8 @@ def test_agreement_that_chance_would_give_too_is_none():
         ("[1]", "not as the rating page exports it"),
         ('{"ratings": {"1": 1}, "rater": "ada"}', "page: Field required"),
         ('{"page": "PAGE", "ratings": {"1": 1}, "rater": ""}', "rater: "),
-        ('{"page": "PAGE", "ratings": {"1": 4}, "rater": "ada"}', "(got 4); export the ratings again"),
-        ('{"page": "PAGE", "ratings": {"1": true}, "rater": "ada"}', "(got True); export the ratings again"),
+        ('{"page": "PAGE", "ratings": {"1": 4}, "rater": "ada"}', "(got 4)"),
+        ('{"page": "PAGE", "ratings": {"1": true}, "rater": "ada"}', "(got True)"),
         ('{"page": "PAGE", "ratings": {"1": [1]}, "rater": "ada"}', "ratings.1: "),
         ('{"page": "PAGE", "ratings": {"77": 1}, "rater": "ada"}', "question '77' is not on the page"),
         ('{"page": "PAGE", "ratings": {}, "rater": "ada"}', "ratings: Dictionary should have at least 1 item"),
@@ -331,9 +330,9 @@ def test_a_faulty_export_is_refused_with_its_file(content, expected, tmp_path):
 def test_a_rater_twice_or_two_pages_at_once_are_refused(tmp_path):
     _, data, key = make_page(tmp_path, MANY)
     twice = [rate(tmp_path, data, key, "ada", [1] * 30, number) for number in (1, 2)]
-    with pytest.raises(UserError, match=r"the rater 'ada'.*give each rater once"):
+    with pytest.raises(UserError, match=r"'ada'.*once"):
         import_ratings(tmp_path, twice)
     _, other, other_key = make_page(tmp_path, MANY[:5])
     mixed = [twice[0], rate(tmp_path, other, other_key, "bo", [1] * 5)]
-    with pytest.raises(UserError, match="the files are of 2 rating pages"):
+    with pytest.raises(UserError, match=r"2 rating pages.*one page at a time"):
         import_ratings(tmp_path, mixed)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from leftover.commands.judge.criteria import Criterion
 from leftover.commands.judge.human import import_ratings, write_page
 from leftover.commands.judge.pairs import Comparison, Pair
+from leftover.commands.judge.questions import Criterion
 from tests.browser import one, visit, width
 from tests.commands.judge.judge_service import make_pairs
 from tests.report.test_page import HOSTILE

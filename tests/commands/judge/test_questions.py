@@ -2,10 +2,20 @@
 
 import pytest
 
-from leftover.commands.judge.criteria import CRITERIA, Criterion, load_criteria, question, read_verdict
 from leftover.commands.judge.endpoint import JudgeSettings
-from leftover.commands.judge.questions import Judged, judged_pairs, make_questions, outstanding
-from leftover.commands.judge.summary import Outcome, Prices, count_tokens, estimate, of_judge, summarise
+from leftover.commands.judge.pairs import Pair
+from leftover.commands.judge.questions import (
+    CRITERIA,
+    Criterion,
+    Judged,
+    judged_pairs,
+    load_criteria,
+    make_questions,
+    outstanding,
+    question,
+    read_verdict,
+)
+from leftover.commands.judge.summary import Prices, count_tokens, estimate, of_judge, summarise
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import make_pairs
 
@@ -132,8 +142,8 @@ def test_criteria_of_the_users_come_from_yaml_or_text(tmp_path):
         (b"kind: 3\n", "the criterion 'kind' is not a text"),
         (b"kind: ' '\n", "the criterion 'kind' is not a text"),
         (b"", "found NoneType"),
-        (b"a: [", "not valid text or YAML"),
-        (b"\xff\xfe", "not valid text or YAML"),
+        (b"a: [", "not valid YAML in UTF-8"),
+        (b"\xff\xfe", "not valid YAML in UTF-8"),
     ],
 )
 def test_faulty_criteria_are_refused_with_their_file(content, expected, tmp_path):
@@ -184,9 +194,13 @@ def test_stored_answers_become_scores_from_our_side():
 # Statistics
 
 
+def pair_of(number, family, source=""):
+    return Pair(f"id-{number}", "", "ours", "theirs", family, source, 0)
+
+
 def outcomes(*values, families=None, sources=None):
     return [
-        Outcome(f"id-{i}", families[i] if families else i, sources[i] if sources else "", value)
+        (pair_of(i, families[i] if families else i, sources[i] if sources else ""), value)
         for i, value in enumerate(values)
     ]
 
@@ -201,7 +215,7 @@ def test_shares_and_the_win_rate_are_over_prompts_with_intervals_by_family():
 
 
 def test_a_prompt_judged_for_two_seeds_counts_once_by_its_mean():
-    twice = [Outcome("id-0", 0, "", 1.0), Outcome("id-0", 0, "", 0.5), Outcome("id-1", 1, "", 0.0)]
+    twice = [(pair_of(0, 0), 1.0), (pair_of(0, 0), 0.5), (pair_of(1, 1), 0.0)]
     found = summarise(twice)
     assert found["prompts"] == 2
     assert found["win"]["mean"] == (1 / 2 + 0) / 2 and found["win_rate"]["mean"] == (3 / 4 + 0) / 2
