@@ -12,8 +12,6 @@ from leftover.recipe.forms import BY_FORM, MAPPING, TEXT
 from leftover.rewards.base import STRICT, Prompt, compile_pattern
 
 FORMS = ("pair", "completion", "chat")
-ROLE_TURNS = "{role}: {content}"
-BLANK_LINE = "\n\n"
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]+\|>")
@@ -49,8 +47,8 @@ class ClassifierSettings:
     activation: Literal["softmax", "sigmoid", "none"] | None = None
     join: str = "pair"
     prompt_pattern: str | None = None
-    turns: Annotated[Annotated[str, TEXT] | Annotated[dict[str, str], MAPPING], BY_FORM] = ROLE_TURNS
-    turn_separator: str = BLANK_LINE
+    turns: Annotated[Annotated[str, TEXT] | Annotated[dict[str, str], MAPPING], BY_FORM] = "{role}: {content}"
+    turn_separator: str = "\n\n"
     strip: bool = False
     truncation_side: Literal["left", "right"] | None = None
     max_length: int | None = Field(default=None, ge=1)
@@ -89,8 +87,8 @@ class ClassifierSettings:
         if self.prompt_pattern is not None:
             compile_pattern("prompt_pattern", self.prompt_pattern, groups=1)
         if self.join in ("completion", "chat"):
-            defaults = {"prompt_pattern": None, "turns": ROLE_TURNS, "turn_separator": BLANK_LINE}
-            if idle := [name for name, default in defaults.items() if getattr(self, name) != default]:
+            names = ("prompt_pattern", "turns", "turn_separator")
+            if idle := [name for name in names if getattr(self, name) != getattr(ClassifierSettings, name)]:
                 raise ValueError(f"{', '.join(idle)}: no effect with join: {self.join}; remove it")
         shows_prompt = self.join in ("pair", "chat") or "{prompt}" in self.join
         # A text that ends in the completion loses its prompt first when it is cut on the left.

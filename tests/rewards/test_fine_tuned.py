@@ -233,7 +233,7 @@ def test_a_specification_that_means_nothing_is_refused(settings, expected):
     [
         ({"model": "nowhere"}, "no sequence classifier to start from"),
         ({"config": {"model_type": "bart_"}, "tokenizer": None}, "no sequence classifier to start from"),
-        ({"config": CONFIG, "tokenizer": None, "train": {"eval_strategy": "never"}}, "refuses `train`"),
+        ({"config": CONFIG, "tokenizer": None, "train": {"eval_strategy": "never"}}, "transformers refuses `train`"),
     ],
 )
 def test_a_model_or_training_that_transformers_refuses_is_named(settings, expected, tmp_path, word_tokenizer):
