@@ -18,7 +18,7 @@ def located(where: str) -> Iterator[None]:
 
 
 def closest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to `name`, whatever its case; None where none is close."""
+    """The valid name closest to `name`, whatever its case; None if none is close."""
     import difflib
 
     by_lower = {choice.lower(): choice for choice in valid}

@@ -144,7 +144,7 @@ def pair_accuracy(
         max_group_rows: compare only the first of a prompt's rows: their pairs grow with the square.
 
     Returns:
-        The share and the number of pairs (NaN and 0 where no prompt has two unequal rewards).
+        The share and the number of pairs (NaN and 0 if no prompt has two unequal rewards).
     """
     scores, rewards = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
     ids = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -160,7 +160,7 @@ def pair_accuracy(
 
 
 def rank_correlation(scores: Numbers, rewards: Numbers) -> float:
-    """Spearman's rank correlation; NaN where either side is constant or there are fewer than three rows."""
+    """Spearman's rank correlation; NaN if either side is constant or there are fewer than three rows."""
     from scipy import stats
 
     if len(scores) < 3 or np.ptp(np.asarray(scores)) == 0 or np.ptp(np.asarray(rewards)) == 0:

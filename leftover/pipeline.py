@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.prepare import checks, constants, rows, scores
-from leftover.prepare.extras import extra_columns
+from leftover.prepare.extras import compute_extras
 from leftover.publish import hub
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
@@ -16,7 +16,7 @@ from leftover.runs.run import Run
 def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | None:
     """The stages in the order of the paper, up to and including `until`; finished ones are reused.
 
-    Returns the results (the content of `results.json`), or None where it stops before the report.
+    Returns the results (the content of `results.json`), or None if it stops before the report.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if until == "report":
@@ -40,13 +40,13 @@ def prepare(run: Run, only: str | None = None) -> None:
 
 
 def tokens(run: Run) -> None:
-    """Token ids. Refuses a policy that compares completions where no prompt has two of them."""
+    """Token ids. Refuses a policy that compares completions if no prompt has two of them."""
     rows.tokens(run)
     checks.check_prompts(run.recipe, run.table)
 
 
 def reference(run: Run) -> None:
-    """The frozen reference, fitted where the recipe asks for one."""
+    """The frozen reference, fitted if the recipe asks for one."""
     from leftover.training.run import fit_reference
 
     fit_reference(run)
@@ -61,7 +61,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "reference": reference,
     "logprobs": constants.reference_columns,
     "value": constants.value,
-    "extras": extra_columns,
+    "extras": compute_extras,
 }
 
 

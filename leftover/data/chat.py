@@ -24,7 +24,7 @@ Options = dict[str, Any]  # keywords of a chat template, such as `enable_thinkin
 
 SYSTEM_ROLES = ("system", "developer")
 
-# Stands for a completion where only what the template writes around one matters.
+# Stands for a completion when only what the template writes around it matters.
 _PROBE = "a completion"
 
 _CLOSING_TAG = re.compile(r"</[^<>]+>")
@@ -98,7 +98,7 @@ class Chat:
 
     @cached_property
     def _probe(self) -> Conversation | None:
-        """A conversation of one turn that the template takes; None where there is none."""
+        """A conversation of one turn that the template takes; None if there is none."""
         user, system = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
         for probe in (Conversation([user]), Conversation([system, user])):
             if not (self._raises(probe, add_generation_prompt=True) or self._raises(probe.answered(_PROBE))):
@@ -166,7 +166,7 @@ class Chat:
         if opening.strip():
             log.warning(
                 "the chat template writes %r before completions that do not hold it: it is trained on, and the model "
-                "generates it; where an option of the template puts it into the prompt, set that in "
+                "generates it; if an option of the template puts it into the prompt, set that in "
                 "%s (Qwen 3: enable_thinking: false)",
                 opening,
                 self._options_key,

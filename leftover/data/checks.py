@@ -88,7 +88,7 @@ def _only_turn(completion: object, column: str) -> object:
 
 
 def _answer(value: object, column: str) -> str | None:
-    """A text or a number as text; None where the cell is empty."""
+    """A text or a number as text; None if the cell is empty."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):

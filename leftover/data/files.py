@@ -77,7 +77,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
         content = json.loads("".join(line for _, line in read_lines(source.path)))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; where every line is "
+            f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; if every line is "
             "a record, set data.format: jsonl"
         ) from error
     if _is_mapping(content):

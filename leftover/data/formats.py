@@ -62,7 +62,7 @@ def expand(record: Record, data: DataSection) -> list[Located]:
 
 
 def check_files(data: DataSection) -> None:
-    """UserError where a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
+    """UserError if a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
     for path in data.paths:
         if _kind(path, data.format) != "hub" and not Path(path).is_file():
             raise UserError(f"no data file at '{path}' (key data.path)")
@@ -106,7 +106,7 @@ def _kind(path: str, declared: str) -> str:
 
 
 def _distinct_names(paths: Iterable[str]) -> dict[str, str]:
-    """File names without their endings; where two are alike, with as many folders before them as it takes."""
+    """File names without their endings; if two are alike, with as many folders before them as it takes."""
 
     def stem(path: str) -> str:
         name = Path(path).name.removesuffix(".gz")

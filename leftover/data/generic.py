@@ -46,7 +46,7 @@ def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Locat
 
 
 def _group(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:
-    """`completions` and, where there are scores, `rewards` of the same length: one row a completion."""
+    """`completions` and, if there are scores, `rewards` of the same length: one row a completion."""
     rest = dict(row)
     completions, rewards = rest.pop("completions"), rest.pop("rewards", None)
     if not isinstance(completions, list) or not completions:

@@ -72,7 +72,7 @@ def _transcripts(row: Row, columns: ColumnsSection) -> Row:
 
 
 def parse_transcript(text: str) -> list[dict[str, str]]:
-    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; ValueError where the text starts otherwise."""
+    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; ValueError if the text starts otherwise."""
     before, *parts = _TURN.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip() or not parts:
         raise ValueError(f"a transcript starts with neither {' nor '.join(f'{name}:' for name in _SPEAKERS)}")

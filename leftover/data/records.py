@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
 
 def cell(row: Mapping[str, Any], name: str, purpose: str = "", remedy: str = "") -> Any:
-    """The value in a column. Raises ValueError, with what the column is for, where the record lacks it."""
+    """The value in a column. Raises ValueError, with what the column is for, if the record lacks it."""
     if name not in row:
         found = ", ".join(sorted(row)) or "none"
         raise ValueError(f"no column '{name}'{purpose} (found: {found}){remedy}{nearest(name, row)}")
@@ -34,7 +34,7 @@ def cell(row: Mapping[str, Any], name: str, purpose: str = "", remedy: str = "")
 
 
 def text_of(row: Mapping[str, Any], name: str, purpose: str = "") -> str:
-    """The text in a column, without outer white space; empty where the cell is. Raises ValueError."""
+    """The text in a column, without outer white space; empty if the cell is. Raises ValueError."""
     value = cell(row, name, purpose)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"'{name}' is not a text: {value!r:.60}")
@@ -83,7 +83,7 @@ def fill_templates(row: Row, columns: ColumnsSection) -> Row:
 def layout_row(row: Mapping[str, Any], columns: ColumnsSection, made: Row, **defaults: str | None) -> Row:
     """The row that a layout makes of a record: `made`, and the columns that the user may name and no layout makes.
 
-    `defaults` (family, source) hold where the record has no such column.
+    `defaults` (family, source) hold if the record has no such column.
     """
     found = {getattr(columns, name): value for name, value in defaults.items() if value is not None}
     row = fill_templates(dict(row), columns)

@@ -93,7 +93,7 @@ def check_rows(
     faults, kinds = list[str](), set[str]()
     refuses = data.on_bad_row == "error"
     low, high = data.part
-    fingerprints = array("Q")  # 8 bytes a row, where a set of digests takes 80
+    fingerprints = array("Q")  # 8 bytes a row; a set of digests takes 80
     if rejects:
         rejects.start("rows")
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):

@@ -24,7 +24,7 @@ _TRAIN_CHUNK = 256  # training prompts compared at a time
 def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.ndarray]:
     """Columns `group` [N] int64, `family_id` [N] int64 and `split` [N] (a name of `SPLITS`).
 
-    The user's splits hold where every row has one. Otherwise families are ranked by a hash of their id and the seed,
+    The user's splits hold if every row has one. Otherwise families are ranked by a hash of their id and the seed,
     so that most of them keep their side when rows are added.
     """
     # The same messages with other tools are another prompt.

@@ -53,7 +53,7 @@ def read_chat_template(setting: str | None) -> str | None:
 
 
 def single_token(tokenizer: "Tokenizer", text: str, key: str) -> int:
-    """The id of a text of `end_tokens`. Raises UserError, which begins with `key`, where it is not one token."""
+    """The id of a text of `end_tokens`. Raises UserError, which begins with `key`, if it is not one token."""
     known = tokenizer.convert_tokens_to_ids(text)
     if isinstance(known, int) and known != tokenizer.unk_token_id:
         return known

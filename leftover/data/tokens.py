@@ -37,7 +37,7 @@ def tokenise(
     A conversational completion ends in the token that the chat template closes its turn with. A completion without
     any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; apart only where a token spans the seam.
+    both sides; apart only if a token spans the seam.
 
     A row that the chat template cannot write is not kept; unless `skip_faulty`, such rows are raised together as
     UserError, with the remedy.
@@ -122,7 +122,7 @@ def _encode(chat: Chat, texts: Sequence[str], rows: Sequence[Row]) -> list[list[
 
 
 def _completion(chat: Chat, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]) -> list[int]:
-    """Token ids behind the prompt, closed by one end; tokenised apart where a token spans the seam."""
+    """Token ids behind the prompt, closed by one end; tokenised apart if a token spans the seam."""
     completion = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt or not completion:
         completion = chat.tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]

@@ -11,7 +11,7 @@ _FEW_PAIRS = 20
 
 
 def number(value: float | None, form: str) -> str:
-    """`value` under a format specification; a dash where it was not measured or is not a number."""
+    """`value` under a format specification; a dash if it was not measured or is not a number."""
     return MISSING if value is None or value != value else format(value, form)
 
 
@@ -21,7 +21,7 @@ def bounds(value: IntervalRecord, form: str = ".3f") -> str:
 
 
 def interval(value: IntervalRecord | None, form: str = ".3f") -> str:
-    """`mean [low, high]`; a dash where nothing was measured."""
+    """`mean [low, high]`; a dash if nothing was measured."""
     return MISSING if value is None else f"{value['mean']:{form}} {bounds(value, form)}"
 
 
@@ -32,7 +32,7 @@ class Measure:
     name: str  # its key in results.json, comparison.json and comparison.csv
     heading: str
     form: str = ",.2f"  # format specification
-    better: Literal["higher", "lower", ""] = ""  # empty where neither is
+    better: Literal["higher", "lower", ""] = ""  # empty if neither is
     meaning: str = ""  # what the glossary says after the heading
     _: KW_ONLY
     column: Literal["all", "comparison", "none"] = "all"  # which result tables show it
@@ -40,7 +40,7 @@ class Measure:
     text: Callable[[ResultRow], str] | None = None  # row -> cell, in place of `form`
 
     def value(self, row: ResultRow) -> float | None:
-        """The number in a row (of an interval its mean), or None where it was not measured."""
+        """The number in a row (of an interval its mean), or None if it was not measured."""
         found = row.get(self.name)
         return found["mean"] if isinstance(found, dict) else found
 
@@ -52,7 +52,7 @@ class Measure:
 
 
 def _rate_of_pairs(row: ResultRow) -> str:
-    """The rate with the number of its pairs; a dash where they are too few to say anything."""
+    """The rate with the number of its pairs; a dash if they are too few to say anything."""
     pairs = row.get("pairs_of_equal_length") or 0
     return MISSING if pairs < _FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
 

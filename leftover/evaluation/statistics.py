@@ -79,14 +79,14 @@ def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
 
 
 def reward_length_correlation(records: Sequence[CompletionRecord]) -> float | None:
-    """Rank correlation of reward and tokens over completions; None where there are no rewards, or no spread."""
+    """Rank correlation of reward and tokens over completions; None if there are no rewards, or no spread."""
     scored = [record for record in records if "reward" in record]
     found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
     return found if found == found else None
 
 
 def by_source(seeds: dict[int, Records], decoding: str) -> dict[str, ResultRow]:
-    """The rewards and judges of `summarise` for each source of test prompts; empty where there is only one."""
+    """The rewards and judges of `summarise` for each source of test prompts; empty if there is only one."""
     ours = [_by_prompt(records, decoding) for records in seeds.values()]
     sources = sorted({str(record.get("source")) for record in ours[0]})
     found: dict[str, ResultRow] = {}

@@ -79,13 +79,13 @@ def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = Fals
 
 
 def component_grid(table: Mapping[str, ResultRow]) -> Grid | None:
-    """The components of the reward; None where it has only one."""
+    """The components of the reward; None if it has only one."""
     names = list(dict.fromkeys(name for row in table.values() for name in part_names(row, "reward/")))
     return grid(table, map(part, names)) if len(names) > 1 else None
 
 
 def control_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
-    """The paired differences of the main policy from every control; None where there are none."""
+    """The paired differences of the main policy from every control; None if there are none."""
     against = {name: found for name, found in results[decoding].get("main_against", {}).items() if found}
     cells = [
         [
@@ -100,7 +100,7 @@ def control_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
 
 
 def source_grid(results: Mapping[str, Any], decoding: str) -> Grid | None:
-    """Rewards and judges for each source of the test prompts; None where there is only one."""
+    """Rewards and judges for each source of the test prompts; None if there is only one."""
     by_source = results[decoding].get("by_source", {})
     sources = by_source.get("reference") or {}
     measures = [n for n in next(iter(sources.values()), {}) if n == "reward" or n.startswith("judge/")]

@@ -75,7 +75,7 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     if diversity is not None and diversity < _LOW_DIVERSITY:
         found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
     unended = row.get("unended", 0.0)
-    # Cut more often than the reference, or so often that the reward is of beginnings.
+    # Cut more often than the reference, or so often that mostly beginnings were rewarded.
     if unended > min(max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)), _MOSTLY_UNENDED):
         found.append(f"{unended:.0%} of its completions ran into the length limit")
     correlation = row.get("reward_length_correlation")

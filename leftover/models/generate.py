@@ -31,7 +31,7 @@ def generate(
     seed: int = 0,
     description: str | None = None,
 ) -> tuple[list[list[int]], list[str]]:
-    """One completion for each prompt: token ids (end of sequence included where it was reached) and texts.
+    """One completion for each prompt: token ids (end of sequence included if it was reached) and texts.
 
     The global random state is left as it was, so that generating in the middle of training does not change
     the run. Sampling is from the model's own distribution at `temperature`: no top-k, no top-p.

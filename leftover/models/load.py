@@ -46,7 +46,7 @@ def load_model(
 
 
 def load_with(settings: ModelSection, path: str, compute_dtype: str | None = None) -> Any:
-    """A model or adapter at `path` with the settings of a recipe's `model` section; on a GPU where there is one."""
+    """A model or adapter at `path` with the settings of a recipe's `model` section; on a GPU if there is one."""
     model = load_model(
         path,
         dtype=settings.dtype,
@@ -95,7 +95,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def max_positions(model_config: "PreTrainedConfig") -> int | None:
-    """The longest sequence that the model has positions for; None where its config does not limit it."""
+    """The longest sequence that the model has positions for; None if its config does not limit it."""
     text_config = model_config.get_text_config()
     return getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
 

@@ -27,7 +27,7 @@ def completion_logprobs(
         model: a causal language model of transformers (bare, PEFT or wrapped for distributed training).
         batch: `prompt_ids` and `prompt_mask` [B, P], padded on the LEFT; `completion_ids` and `completion_mask`
             [B, T], padded on the RIGHT. Other entries are ignored.
-        overwrite_logits: see `selected_logprobs`; saves memory where one backward pass follows, as in training.
+        overwrite_logits: see `selected_logprobs`; saves memory if one backward pass follows, as in training.
         temperature: logits are divided by it, as in sampling.
 
     Returns:

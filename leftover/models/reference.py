@@ -20,7 +20,7 @@ from leftover.store.manifest import FileHashes, digest, file_hash, read_json
 def pass_tokens(device: torch.device) -> int:
     """Padded tokens in a batch, which bound its memory.
 
-    A GPU wants much work at once. A CPU is faster where what one layer hands to the next stays in its cache: 1.6 times
+    A GPU wants much work at once. A CPU is faster if what one layer hands to the next stays in its cache: 1.6 times
     at 2,048 against 16,384 tokens of a 15M Llama.
     """
     return 2_048 if device.type == "cpu" else 16_384

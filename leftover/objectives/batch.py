@@ -42,11 +42,11 @@ class Objective:
 
     loss: Callable[[CompletionBatch, Any], Tensor]
     settings: type = NoSettings
-    # Names of columns and of extras; "nonnegative_reward" where the loss is meaningless for R < 0.
+    # Names of columns and of extras; "nonnegative_reward" if the loss is meaningless for R < 0.
     requires: frozenset[str] = frozenset()
     # What is required under some settings only.
     also_requires: Callable[[Any], frozenset[str]] = lambda settings: frozenset()
-    optional: frozenset[str] = frozenset()  # extras that it uses where rows have them
+    optional: frozenset[str] = frozenset()  # extras that it uses if rows have them
     unit: str = "completion"  # or "group": one loss per completion or per group
     rows: str = "all"  # what `rows: auto` selects: all, leftover or top
     # With unit "group": which of the selected rows the loss can use (`leftover.objectives.groups`).
@@ -73,7 +73,7 @@ def clipped(weight: Tensor, clip: float | None) -> Tensor:
 
 
 def positive(advantage: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """max(A, 0): rows worse than the reference's average contribute nothing, even where they are drawn."""
+    """max(A, 0): rows worse than the reference's average contribute nothing, even if they are drawn."""
     return torch.clamp(advantage, min=0.0)
 
 

@@ -71,7 +71,7 @@ def pro(batch: CompletionBatch, settings: PROSettings) -> Float[Tensor, " G"]:
 def _rank_loss(
     score: Float[Tensor, "G m"], reward: Float[Tensor, "G m"], mask: Bool[Tensor, "G m"]
 ) -> Float[Tensor, " G"]:
-    """The first completion of each row against the others; 0 where the row has no others."""
+    """The first completion of each row against the others; 0 if the row has no others."""
     worse = mask[:, 1:]
     temperature = (reward[:, :1] - reward[:, 1:]).masked_fill(~worse, 0.0)
     best = temperature.amax(1, keepdim=True) * score[:, :1]

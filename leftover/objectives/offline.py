@@ -76,7 +76,7 @@ def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
 
 
 def desirable(batch: CompletionBatch, settings: KTOSettings) -> Bool[Tensor, " B"]:
-    """The labels of kto: R above the threshold, or above V where there is none."""
+    """The labels of kto: R above the threshold, or above V if there is none."""
     return batch.advantage > 0 if settings.threshold is None else batch.reward > settings.threshold
 
 
@@ -139,5 +139,5 @@ def dro_metrics(batch: CompletionBatch, settings: DROSettings) -> dict[str, Tens
 
 
 def qrpo_metrics(batch: CompletionBatch, settings: QRPOSettings) -> dict[str, Tensor]:
-    """The rows' quantiles: 1/2 on average where they are as good as the reference's own completions."""
+    """The rows' quantiles: 1/2 on average if they are as good as the reference's own completions."""
     return {"qrpo/quantile": batch.extras["reward_quantile"]}

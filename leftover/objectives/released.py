@@ -1,4 +1,4 @@
-"""The objectives where the released code differs from ours (github.com/abaheti95/LoL-RL), for `released_code: true`.
+"""The objectives in which the released code differs from ours (github.com/abaheti95/LoL-RL), for `released_code: true`.
 
 Two scripts were released: `assistant` (lolrl_qlora_llama_hh.py) and `tasks`
 (train_generation_task_with_off_policy_PG.py). docs/paper.md lists what they do and ours does not.
@@ -42,7 +42,7 @@ def assistant_r_lol(batch: CompletionBatch, settings: ClipSettings) -> Float[Ten
 
 
 def assistant_a_lol(batch: CompletionBatch, settings: ClipSettings) -> Float[Tensor, " B"]:
-    """a_lol, where a clip of 0 means no clipping."""
+    """a_lol, but a clip of 0 means no clipping."""
     return pointwise.a_lol(batch, _zero_is_no_clip(settings))
 
 

@@ -52,7 +52,7 @@ def check_columns(name: str, needs: frozenset[str], extras: Sequence[str], found
 
 
 def check_groups(name: str, objective: Objective, group: np.ndarray) -> None:
-    """Refuse an objective of groups where no prompt has two rows; `group` [N] ids of the training rows."""
+    """Refuse an objective of groups if no prompt has two rows; `group` [N] ids of the training rows."""
     if objective.unit == "group" and len(np.unique(group)) == len(group):
         raise UserError(
             f"{called(name)} compares completions of one prompt, and each of the {len(group)} training rows has "

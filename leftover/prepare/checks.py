@@ -13,7 +13,7 @@ from leftover.store.table import Table, column, equals
 
 
 def value_targets(recipe: Recipe, reward: SumReward) -> str:
-    """The kind of value targets; `auto`: recorded where the reward has a recorded column, else reference_samples."""
+    """The kind of value targets; `auto`: recorded if the reward has a recorded column, else reference_samples."""
     targets = recipe.value.targets
     if targets == "auto":
         return "recorded" if reward.has_recorded_scores else "reference_samples"

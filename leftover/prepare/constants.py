@@ -137,7 +137,7 @@ def reference_columns(run: Run) -> None:
 
 
 def value(run: Run) -> None:
-    """Block `value`: V(x) and A = R - V, where a policy of the recipe uses them."""
+    """Block `value`: V(x) and A = R - V, if a policy of the recipe uses them."""
     if not needs_value(run.recipe):
         if run.table.has("value"):  # of an earlier recipe of this folder
             run.note(value=None, leftover=None)
@@ -187,7 +187,7 @@ def values_and_advantages(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """V and A = R - V of every row, [N] each, and the report of `estimate_values`.
 
-    rows: columns `prompt`, `conversational` and `prompt_ids`; the reference samples for these prompts where the
+    rows: columns `prompt`, `conversational` and `prompt_ids`; the reference samples for these prompts if the
     targets are its own completions, which `reward_func` scores.
     """
 

@@ -1,4 +1,4 @@
-"""Row constants that only single objectives read, each a block of the table that is computed where a policy asks.
+"""Row constants that only single objectives read, each a block of the table that is computed if a policy asks.
 
 reward_quantile: how the row's reward ranks among those of the reference's own completions of its prompt (qrpo).
 mismatched_*: a completion of another prompt, and its log-probability under the reference (kto).
@@ -24,7 +24,7 @@ from leftover.store.table import SHARD_ROWS, column
 log = logging.getLogger(__name__)
 
 
-def extra_columns(run: Run) -> None:
+def compute_extras(run: Run) -> None:
     """The blocks that the policies of the recipe ask for."""
     for block in extra_blocks(run.recipe):
         {"quantile": quantile_block, "mismatched": mismatched_block}[block](run)

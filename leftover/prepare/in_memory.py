@@ -48,7 +48,7 @@ def prepare_rows(
 ) -> tuple[Any, Any]:
     """Training and evaluation rows with token ids, reference log-probabilities, values and advantages.
 
-    `facts` gets `value/r2` where a value is fitted.
+    `facts` gets `value/r2` if a value is fitted.
     """
     if train is not None and "prompt_ids" not in _columns(train, "train_dataset"):
         train = _prepare_train(_reference(model, tokenizer, args), args, train, reward_func, facts)
@@ -217,7 +217,7 @@ def _tokenised(
 
 
 def _rewards(checked: list[Row], targets: str, reward_func: Callable | None) -> tuple[np.ndarray, str]:
-    """Recorded rewards, [N], or those of the function where none is recorded; and the kind of value targets."""
+    """Recorded rewards, [N], or those of the function if none is recorded; and the kind of value targets."""
     prompts = [as_prompt(row["prompt"], row["conversational"]) for row in checked]
     completions = [row["completion"] for row in checked]
     rewards = np.array([row["recorded_reward"] for row in checked], np.float64)

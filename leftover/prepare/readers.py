@@ -12,7 +12,7 @@ from leftover.recipe.needs import needs_of, offline_policies
 from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
 
-# The columns that training reads, where the table has them.
+# The columns that training reads, if the table has them.
 _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids")
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
 # block -> the extra that reads it

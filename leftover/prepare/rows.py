@@ -78,7 +78,7 @@ def split(run: Run) -> None:
 
 
 def fit_tokenizer(run: Run) -> None:
-    """`tokenizer/`: trained on the training rows, where the recipe asks for that."""
+    """`tokenizer/`: trained on the training rows, if the recipe asks for that."""
     settings = run.recipe.model.tokenizer
     if not isinstance(settings, TokenizerSection):
         return
@@ -130,7 +130,7 @@ def tokens(run: Run) -> None:
 
 
 def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
-    """Write the rejected rows down, and note and log what was cut and dropped. UserError where no row is left."""
+    """Write the rejected rows down, and note and log what was cut and dropped. UserError if no row is left."""
     data = run.recipe.data
     long, cut, systems = (int(column(block, name).sum()) for name in ("completion_long", "prompt_cut", "system_cut"))
     dropped = long if data.long_completions == "drop" else 0

@@ -64,7 +64,7 @@ def fit_rewards(run: Run) -> None:
 
 
 def score_component(run: Run, name: str) -> None:
-    """Block `score-<name>`: the scores of one component, NaN where it has none; saved every BATCH_ROWS rows."""
+    """Block `score-<name>`: the scores of one component, NaN if it has none; saved every BATCH_ROWS rows."""
     reward, rows = run.reward.components[name], run.table.open("rows")
     batch_rows = getattr(reward, "batch_rows", BATCH_ROWS)
     key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}

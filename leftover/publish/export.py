@@ -66,7 +66,7 @@ def export_policy(
     save_model(model, tokenizer, target)
     results = run.results()
     if results and str(seed) not in results["training"].get(policy, {}):
-        results = None  # they are of other policies or seeds
+        results = None  # they are about other policies or seeds
     write_card(run, results, policy, seed, target, hub_id)
     return target
 

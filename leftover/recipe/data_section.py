@@ -17,7 +17,7 @@ class ColumnsSection(Section):
     answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
     tools: str = "tools"  # of a conversation: tools as the chat template takes them
     family: str = "family"  # rows of one story or conversation, kept on one side of every split
-    source: str = "source"  # which set a row is of; default where several files or subsets are read: which of them
+    source: str = "source"  # which data set a row comes from; default: its file or subset, if several are read
 
 
 class TableSection(Section):

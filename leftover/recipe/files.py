@@ -42,7 +42,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises UserError that names it where it is not YAML."""
+    """The content of a YAML file. Raises UserError that names it if it is not YAML."""
     try:
         return load_yaml(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -155,7 +155,7 @@ def _explain(keys: Sequence[str], errors: Sequence[ErrorDetails], root: Any) -> 
     if error["type"] == "string_type" and isinstance(error["input"], (int, float, date)):
         message += ": put it in quotes"
     text = f"{location + ': ' if location else ''}{message}"
-    # A check of ours shows what was given where that helps.
+    # A check of ours shows what was given if that helps.
     return text if error["type"] == "value_error" else f"{text} (got {error.get('input')!r})"[:400]
 
 

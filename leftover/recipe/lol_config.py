@@ -41,7 +41,7 @@ class LoLConfig(PolicyConfig):
         "auto",
         "How rows are drawn: priority (in proportion to the reward or advantage that weights the loss, with "
         "replacement), priority_unweighted (the same, without the factor in the loss), uniform (every row once an "
-        "epoch), or auto: priority where the objective has such a weight; groups come once an epoch. "
+        "epoch), or auto: priority if the objective has such a weight; groups come once an epoch. "
         "rows=leftover with draw=uniform is the paper's 'good random', rows=all with it its plain shuffle.",
     )
     whole_groups: bool = setting(False, "Draw all selected rows of a prompt together.")
@@ -98,7 +98,7 @@ def find_objective(name: Any) -> Objective:
 
 
 def objective_and_settings(fields: Mapping[str, Any], where: str = "objective_settings") -> tuple[Objective, Any]:
-    """The objective that fields of LoLConfig name (or what the released code has in its place), and its settings.
+    """The objective that fields of LoLConfig name (or the released code's version of it), and its settings.
 
     Raises UserError, which begins with `where`, for an unknown setting or a value that it cannot have.
     """

@@ -17,7 +17,7 @@ BITSANDBYTES_OPTIMIZERS = {
 
 
 def check_quantization() -> None:
-    """UserError where bitsandbytes is missing, or knows no 4-bit kernel for this machine's device."""
+    """UserError if bitsandbytes is missing, or knows no 4-bit kernel for this machine's device."""
     _check_package("model.quantization: nf4")
     import torch
 
@@ -34,7 +34,7 @@ def check_quantization() -> None:
 
 
 def check_optimizer(name: str, key: str = "optim") -> None:
-    """UserError for an optimizer of bitsandbytes where that is missing."""
+    """UserError for an optimizer of bitsandbytes if that is missing."""
     if name in BITSANDBYTES_OPTIMIZERS:
         _check_package(f"{key}: {name}")
 

@@ -90,7 +90,7 @@ class PPOConfig(PolicyConfig):
         return self.ppo_epochs * self.rollouts_per_step // self.rows_per_update
 
     def num_ppo_steps(self, num_prompts: int) -> int:
-        """PPO steps of the whole run over so many unique prompts."""
+        """PPO steps of the whole run over `num_prompts` unique prompts."""
         if self.max_steps > 0:
             return math.ceil(self.max_steps / self.updates_per_step)
         episodes = self.total_episodes or math.ceil(self.num_train_epochs * num_prompts)

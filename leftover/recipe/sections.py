@@ -73,7 +73,7 @@ class ReferenceSection(Section):
 
 
 class ValueSection(Section):
-    # auto: recorded where the reward has a recorded column, else reference_samples.
+    # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
     candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
     num_prompts: int = Field(2000, gt=0)  # reference_samples: how many training prompts are sampled for

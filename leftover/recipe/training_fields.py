@@ -46,7 +46,7 @@ def own_fields() -> list[str]:
 
 
 def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str], policy: Fields | None = None) -> None:
-    """Check one section; `policy`: all settings of the policy that it is of, shared ones included."""
+    """Check one section; `policy`: all settings of the policy that it belongs to, shared ones included."""
 
     def refuse(name: str, fault: str) -> NoReturn:
         raise UserError(f"{where}: '{prefix}{name}' {fault}")

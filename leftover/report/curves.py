@@ -58,7 +58,7 @@ def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> d
 
 
 def draw_curves(folder: Path, training: Training, name: str = "learning_curves.png") -> str | None:
-    """Write the picture `name`; returns its name, or None where nothing was evaluated during training."""
+    """Write the picture `name`; returns its name, or None if nothing was evaluated during training."""
     logs = {p: {s: facts.get("evaluations", []) for s, facts in seeds.items()} for p, seeds in training.items()}
     panels = {metric: curves for metric in _IN_PNG if (curves := _curves(logs, metric))}
     if not panels:

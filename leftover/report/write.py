@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TEXT_SHOWN = 300  # characters of a text in Markdown
-_PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped where no terminal sets a width
+_PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped if no terminal sets a width
 
 
 def write_report(run: FinishedRun, results: dict[str, Any]) -> None:

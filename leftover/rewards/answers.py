@@ -56,11 +56,11 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
     @abstractmethod
     def given(self, completion: str) -> Answer | None:
-        """The answer that a completion gives; None where it gives none."""
+        """The answer that a completion gives; None if it gives none."""
 
     @abstractmethod
     def expected(self, text: str) -> Answer | None:
-        """The answer that a row's text holds; None where it cannot be read."""
+        """The answer that a row's text holds; None if it cannot be read."""
 
     def same(self, one: Answer, other: Answer) -> bool:
         return one == other

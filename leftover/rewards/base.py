@@ -28,7 +28,7 @@ class Reward(Protocol):
     """One that scores a batch at a time may have a number `batch_rows`: a run saves its scores after that many rows."""
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Sequence[float | None]:
-        """One finite number per completion; None where the function has no score for it (`reward.missing`)."""
+        """One finite number per completion; None if the function has no score for it (`reward.missing`)."""
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on, as JSON, for keys."""
@@ -102,7 +102,7 @@ class TextReward:
 
 
 def learner(reward: object) -> FittedReward | None:
-    """The part of a component that has to be fitted or loaded before it can score; None where there is none."""
+    """The part of a component that has to be fitted or loaded before it can score; None if there is none."""
     scoring = reward.stand_in if isinstance(reward, ColumnReward) else reward
     return scoring if isinstance(scoring, FittedReward) else None
 
@@ -170,7 +170,7 @@ def check_name(what: str, key: str, name: object, valid: Iterable[str]) -> None:
 
 
 def compile_pattern(key: str, pattern: str, flags: int = 0, groups: int = 0) -> re.Pattern[str]:
-    """The compiled expression of a setting. Raises ValueError where it is invalid or has fewer groups."""
+    """The compiled expression of a setting. Raises ValueError if it is invalid or has fewer groups."""
     try:
         expression = re.compile(pattern, flags)
     except (re.error, OverflowError, RecursionError) as error:

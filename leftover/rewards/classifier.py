@@ -87,7 +87,7 @@ class ClassifierReward(ClassifierSettings):
 
 
 def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[Encoded]:
-    """Pairs within max_length. The prompt is cut; where the completion leaves it no room, the longer of both."""
+    """Pairs within max_length. The prompt is cut; if the completion leaves it no room, the longer of both."""
     tokenizer, max_length = loaded.tokenizer, loaded.max_length
     prompts, completions = ([pair[side] for pair in pairs] for side in (0, 1))
     if max_length is None:

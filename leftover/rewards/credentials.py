@@ -51,7 +51,7 @@ def check_token_settings(token_env: object, token_header: object, where: str) ->
 
 
 def read_token(token_env: str | None, where: str) -> str | None:
-    """The key that the environment variable holds. Raises UserError where it is not set."""
+    """The key that the environment variable holds. Raises UserError if it is not set."""
     if token_env is None:
         return None
     token = os.environ.get(token_env, "").strip()

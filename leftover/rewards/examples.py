@@ -100,7 +100,7 @@ def make_examples(
 ) -> tuple[Examples, dict[str, int]]:
     """Rows of ROWS_SCHEMA as examples, and `counts` with the dropped rows added; `column` names the scores.
 
-    Raises UserError where the rows have nothing to learn from.
+    Raises UserError if the rows have nothing to learn from.
     """
     target = _resolve(rows, target, column)
     pairs = _pairs(rows) if target == "pairs" else np.empty((0, 2), np.int64)
@@ -169,7 +169,7 @@ def _check_side(examples: Examples, rows: np.ndarray, side: str) -> None:
 
 
 def _resolve(rows: Sequence[dict[str, Any]], target: str, column: str) -> str:
-    """The target that `auto` stands for; UserError where the rows do not have the one asked for."""
+    """The target that `auto` stands for; UserError if the rows do not have the one asked for."""
     preferred = any(row["is_chosen"] is not None for row in rows)
     if target == "pairs" and not preferred:
         raise UserError("target: pairs needs rows `chosen` and `rejected`, or rows with `is_chosen` true and false")

@@ -50,7 +50,7 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
 
 
 def show_facts(facts: dict[str, Any]) -> None:
-    """A table of the components on stderr, and a warning where one of several dominates the sum."""
+    """A table of the components on stderr, and a warning if one of several dominates the sum."""
     if log.isEnabledFor(logging.INFO):
         console(stderr=True, width=140).print(_table(facts))
     if len(facts["components"]) > 1:

@@ -50,7 +50,7 @@ class TextFeatures:
         self.overlap = Overlap() if kind in ("pair", "overlap") else None
 
     def fit(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> "csr_array":
-        """Learn vocabularies and scales; returns the features of these texts. UserError where no word repeats."""
+        """Learn vocabularies and scales; returns the features of these texts. UserError if no word repeats."""
         tokens = self._tokens(prompts, completions)
         if self.kind != "overlap":
             self.blocks["words"] = Tfidf(Words.learn(tokens["completion"], _MIN_TEXTS))

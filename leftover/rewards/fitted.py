@@ -28,7 +28,7 @@ class FitSettings(BaseModel):
         fit: rows to fit on: `rows` for the run's own training rows with their recorded scores, or the keys of a data
             section. Its `part` keeps the families of a judge and of a training reward apart.
         target: label (0 or 1), score (any number) or pairs (a chosen and a rejected row side by side: Bradley and
-            Terry's model). auto: pairs for preferences without scores of their own, label where all are 0 or 1.
+            Terry's model). auto: pairs for preferences without scores of their own, label if all are 0 or 1.
         output: for labels. Others give a number on the scale of the scores (score), or one whose difference is the
             log-odds of a preference (pairs).
         held_out: share of families that neither fit nor choose a setting; the facts of `fit` are measured on them.
@@ -107,7 +107,7 @@ class RowsReward(ABC):
         return facts
 
     def load(self, folder: Path) -> None:
-        """Read what `fit` wrote into `folder`, or into `path` where that is set."""
+        """Read what `fit` wrote into `folder`, or into `path` if that is set."""
         folder = folder if self.path is None else Path(self.path)
         described = self._describe(folder)
         self.target, self.settings = described["target"], self.Settings.model_construct(**described["settings"])

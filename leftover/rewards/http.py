@@ -37,7 +37,7 @@ class HttpReward:
     """Scores from a service: POST {"prompts": [...], "completions": [...]}, answered {"scores": [...]} or a bare list.
 
     Prompts are texts or message lists as the user wrote them. The answer holds one number per completion (true and
-    false are 1 and 0) in the same order; null where the service has no score. Lost connections, time-outs and the
+    false are 1 and 0) in the same order; null if the service has no score. Lost connections, time-outs and the
     statuses 429 and 5xx are tried again, with back-off or after the time that the service names. A run saves scores
     every `batch_size * max_parallel` rows, so that a failed one continues where it stopped.
 
@@ -157,7 +157,7 @@ class HttpReward:
 
 
 def read_scores(answer: Any, count: int) -> list[float | None]:
-    """The scores of a service's answer. Raises ValueError with the reason where it holds none."""
+    """The scores of a service's answer. Raises ValueError with the reason if it holds none."""
     scores = answer.get("scores") if isinstance(answer, dict) else answer
     if not isinstance(scores, list):
         raise ValueError('the answer is neither {"scores": [...]} nor a list')

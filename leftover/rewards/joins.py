@@ -39,7 +39,7 @@ class ClassifierSettings:
         truncation_side: where a text beyond `max_length` is cut; default: left, and right where the prompt is not
             shown or comes last. In a pair only the prompt is cut, unless the completion leaves it no room.
         max_length: in tokens, special ones included; default: the longest that tokenizer and model take.
-        batch_size, dtype, device: as usual; the device defaults to a GPU where there is one.
+        batch_size, dtype, device: as usual; the device defaults to a GPU if there is one.
     """
 
     model: str
@@ -124,7 +124,7 @@ class ClassifierSettings:
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as one text: its turns joined, then the part that `prompt_pattern` picks.
 
-        Raises UserError for a role that `turns` has no form for, and where the pattern does not match.
+        Raises UserError for a role that `turns` has no form for, and if the pattern does not match.
         """
         if isinstance(prompt, str) and isinstance(self.turns, str):
             text = self._stripped(prompt)

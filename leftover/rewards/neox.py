@@ -48,7 +48,7 @@ def pool_attended(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tenso
 def make_config(fields: dict[str, Any]) -> GPTNeoXConfig:
     """The decoder's config from the fields of a published config.json. Raises UserError for an unknown pooling."""
     fields = {name: value for name, value in fields.items() if name not in ("model_type", "architectures", "auto_map")}
-    pooling = fields.pop("pooling", None) or "last"  # as published: the default, also where it is null
+    pooling = fields.pop("pooling", None) or "last"  # as published: the default, also if it is null
     if pooling not in POOLINGS:
         raise UserError(f"pooling '{pooling}' in its config is not one of {', '.join(POOLINGS)}")
     config = GPTNeoXConfig(**(fields | {"num_labels": 1}))

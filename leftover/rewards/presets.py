@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_classifier_reward(preset: str | None = None, **settings: Any) -> ClassifierReward:
-    """The classifier of these settings, with those of the `preset` where nothing else is set."""
+    """The classifier of these settings, with those of the `preset` if nothing else is set."""
     if preset is not None:
         check_name("classifier preset", "preset", preset, PRESETS)
         settings = PRESETS[preset] | settings

@@ -35,7 +35,7 @@ class Classifier:
 
 
 def load(settings: ClassifierSettings) -> Classifier:
-    """The classifier of the settings, ready to score. Raises UserError where it cannot serve them."""
+    """The classifier of the settings, ready to score. Raises UserError if it cannot serve them."""
     tokenizer, model = _load_files(settings.model, settings.dtype)
     max_length = _longest_input(settings.max_length, tokenizer, model)
     _check_tokenizer(settings, tokenizer, max_length)
@@ -120,7 +120,7 @@ def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenize
 
 
 def _longest_input(max_length: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int | None:
-    """The setting, or the most tokens that tokenizer and model take; None where neither has a limit."""
+    """The setting, or the most tokens that tokenizer and model take; None if neither has a limit."""
     positions = num_positions(model)
     if max_length is not None:
         if positions is not None and max_length > positions:

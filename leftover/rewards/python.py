@@ -49,12 +49,12 @@ class PythonReward:
 def call_reward(
     function: Callable[..., Any], name: str, prompts: Sequence[Prompt], completions: Sequence[str], **settings: Any
 ) -> list[float | None]:
-    """The scores of a user's function: one number per completion, None where it has no score.
+    """The scores of a user's function: one number per completion, None if it has no score.
 
     Where it has the parameters `prompts` and `completions` (or takes any keyword), they are passed by name, as TRL's
     reward functions get them; else in this order.
 
-    Raises UserError that names the function where it fails or returns anything else.
+    Raises UserError that names the function if it fails or returns anything else.
     """
     texts = {"prompts": list(prompts), "completions": list(completions)}
     call = partial(function, **texts, **settings)
@@ -83,7 +83,7 @@ def check_finite(name: str, scores: Sequence[float | None], completions: Sequenc
     """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
-        remedy = "return None where there is no score: reward.missing has a rule for it"
+        remedy = "return None if there is no score: reward.missing has a rule for it"
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
             f"scores are not finite numbers); {remedy if of_recipe else 'every completion needs a score'}"
@@ -91,7 +91,7 @@ def check_finite(name: str, scores: Sequence[float | None], completions: Sequenc
 
 
 def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | None:
-    """One reward function that adds up one or several, and checks what they return; None where there is none."""
+    """One reward function that adds up one or several, and checks what they return; None if there is none."""
     if reward_funcs is None:
         return None
     functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]

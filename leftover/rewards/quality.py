@@ -21,7 +21,7 @@ Weighted = Callable[[np.ndarray], float]
 def auc(scores: np.ndarray, labels: np.ndarray) -> Weighted:
     """Area under the ROC curve: how often a row of label 1 is scored above one of label 0, ties one half.
 
-    Returns a function of weights [N], how often each row counts; it is NaN where one of the labels is missing.
+    Returns a function of weights [N], how often each row counts; it is NaN if one of the labels is missing.
     """
     places = _places(scores)
 
@@ -37,7 +37,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> Weighted:
 
 
 def spearman(scores: np.ndarray, rewards: np.ndarray) -> Weighted:
-    """Spearman's rank correlation as a function of weights [N]; NaN where a side is constant."""
+    """Spearman's rank correlation as a function of weights [N]; NaN if a side is constant."""
     places, others = _places(scores), _places(rewards)
 
     def weighted(weights: np.ndarray) -> float:

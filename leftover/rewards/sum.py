@@ -105,14 +105,14 @@ class SumReward:
         return self.state
 
     def total(self, scores: Scores) -> np.ndarray:
-        """[N] float64: the reward of rows, from the components' scores; NaN where it has none."""
+        """[N] float64: the reward of rows, from the components' scores; NaN if it has none."""
         summed = self._sum(scores)
         if self.state["total"] is None:
             raise _unfitted("the sum", self.transform)
         return apply_transform(self.state["total"], summed)
 
     def weighted(self, scores: Scores) -> dict[str, np.ndarray]:
-        """Each component's part of the sum, [N] float64, NaN where it has no score."""
+        """Each component's part of the sum, [N] float64, NaN if it has no score."""
         parts = {}
         for name, weight in self.weights.items():
             if name not in self.state["components"]:
@@ -146,7 +146,7 @@ class SumReward:
 
     @property
     def has_recorded_scores(self) -> bool:
-        """Whether the scores of rows come from the data, so that a new completion's are of another measure."""
+        """Whether the scores of rows come from the data, so that those of a new completion are measured otherwise."""
         return any(isinstance(reward, ColumnReward) for reward in self.components.values())
 
     def identity(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def reads_scores(reward: SumReward) -> list[str]:
 
 
 def fresh_reward(reward: SumReward) -> SumReward | None:
-    """A reward outside a run; None where the scores are recorded. UserError for one that is fitted on rows."""
+    """A reward outside a run; None if the scores are recorded. UserError for one that is fitted on rows."""
     if not reward.scores_new_completions:
         return None
     if fitted := fitted_parts(reward):

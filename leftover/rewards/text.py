@@ -38,7 +38,7 @@ class LengthReward(TextReward):
 
 @dataclass(config=STRICT)
 class NgramDiversityReward(TextReward):
-    """Distinct n-grams over all n-grams of a completion, in [0, 1]; 0.0 where it has none."""
+    """Distinct n-grams over all n-grams of a completion, in [0, 1]; 0.0 if it has none."""
 
     function = "ngram_diversity"
     n: int | None = Field(default=None, ge=1)  # default: 2
@@ -47,7 +47,7 @@ class NgramDiversityReward(TextReward):
         return distinct_n([completion], self.n or 2)
 
     def identity(self) -> dict[str, Any]:
-        # Keys hold `n` only where a recipe sets it.
+        # Keys hold `n` only if a recipe sets it.
         return {name: value for name, value in super().identity().items() if value is not None}
 
 
@@ -73,11 +73,11 @@ class RegexReward(TextReward):
 
     Args:
         pattern: the expression.
-        mode: match: 1.0 where it matches anywhere, else 0.0 (anchors `^`, `$`, `\\A`, `\\Z` tie it down); fullmatch:
-            1.0 where it matches the whole completion without surrounding white space; count: the number of matches
+        mode: match: 1.0 if it matches anywhere, else 0.0 (anchors `^`, `$`, `\\A`, `\\Z` tie it down); fullmatch:
+            1.0 if it matches the whole completion without surrounding white space; count: the number of matches
             that do not overlap.
         ignore_case, multiline, dot_all: the flags of `re` of these names.
-        negate: 1.0 where it does not match; for `count`, a negative weight does that.
+        negate: 1.0 if it does not match; for `count`, a negative weight does that.
     """
 
     function = "regex"
@@ -152,7 +152,7 @@ class TfidfDiversityReward(TextReward):
 
 
 def diversity(weights: "sparse.csr_matrix") -> np.ndarray:
-    """[N] from TF-IDF weights [N, terms]: the mean of those above 0, times n/10 where there are n < 5 of them."""
+    """[N] from TF-IDF weights [N, terms]: the mean of those above 0, times n/10 if there are n < 5 of them."""
     num_terms = np.diff(weights.indptr)
     mean = np.asarray(weights.sum(axis=1)).ravel() / np.maximum(num_terms, 1)
     return mean * np.where(num_terms < _FEW_TERMS, num_terms / 10, 1.0)

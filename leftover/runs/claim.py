@@ -15,7 +15,7 @@ from leftover.runs.run import Run
 def open_run(recipe: Recipe) -> Run:
     """The run of a recipe, its folder claimed and its recipe checked.
 
-    Raises UserError where the folder belongs to another recipe or holds no run, and for what the recipe alone shows
+    Raises UserError if the folder belongs to another recipe or holds no run, and for what the recipe alone shows
     to be impossible.
     """
     run = Run(recipe)
@@ -27,9 +27,9 @@ def open_run(recipe: Recipe) -> Run:
 
 
 def claim(run: Run) -> None:
-    """Make the run's folder where there is none, and write its recipe there.
+    """Make the run's folder if there is none, and write its recipe there.
 
-    Raises UserError where the folder belongs to another recipe or holds no run.
+    Raises UserError if the folder belongs to another recipe or holds no run.
     """
     saved = run.folder / "recipe.yaml"
     temporary = run.folder / "recipe.yaml.tmp"  # what a full disk may leave behind

@@ -32,12 +32,12 @@ class FinishedRun:
 
     @cached_property
     def prepared(self) -> dict[str, Any]:
-        """The counts in `prepare.json`; empty where nothing was prepared."""
+        """The counts in `prepare.json`; empty if nothing was prepared."""
         path = self.folder / "prepare.json"
         return read_json(path) if path.is_file() else {}
 
     def policy(self, name: str | None) -> str:
-        """The name of a policy; default: the recipe's first. UserError where the recipe has no such policy."""
+        """The name of a policy; default: the recipe's first. UserError if the recipe has no such policy."""
         policy = name or self.recipe.main_policy
         if policy not in self.recipe.policies:
             raise UserError(f"no policy '{policy}' in '{self.folder}' (it has: {', '.join(self.recipe.policies)})")
@@ -53,9 +53,9 @@ class FinishedRun:
         return name, seed
 
     def results(self) -> dict[str, Any] | None:
-        """The content of results.json, or of comparison.json where the folder's last run was a comparison.
+        """The content of results.json, or of comparison.json if the folder's last run was a comparison.
 
-        None where neither is about the policies of the recipe.
+        None if neither is about the policies of the recipe.
         """
         for name in ("comparison.json", "results.json"):
             path = self.folder / name

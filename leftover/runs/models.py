@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Models:
-    """Loads the models that a recipe names or that its run has written into `folder`; on a GPU where there is one."""
+    """Loads the models that a recipe names or that its run has written into `folder`; on a GPU if there is one."""
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.section, self.folder = recipe.model, folder
@@ -56,7 +56,7 @@ class Models:
         return model
 
     def lora_config(self) -> "LoraConfig | None":
-        """The peft config for a new adapter; None for full fine-tuning or where the reference is an adapter."""
+        """The peft config for a new adapter; None for full fine-tuning or if the reference is an adapter."""
         lora = self.section.lora
         if lora is None or is_adapter(self._reference_path):
             return None

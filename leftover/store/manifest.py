@@ -149,7 +149,7 @@ class Manifest:
             self._write(name, self.entries[name] | {"cost": meter.read()})
 
     def cost(self, name: str) -> StageCost:
-        """What `name` took; empty where that was not recorded."""
+        """What `name` took; empty if that was not recorded."""
         cost: StageCost | None = self.entries.get(name, {}).get("cost")
         return cost or {}
 

@@ -26,7 +26,7 @@ Column: TypeAlias = pa.Array | np.ndarray | list
 class Table:
     """Columns that are computed once and then only read.
 
-    The `write_*` methods return False where a block that is finished under the same key is reused.
+    The `write_*` methods return False if a block that is finished under the same key is reused.
     """
 
     def __init__(self, folder: Path):
@@ -140,7 +140,7 @@ def float_lists(sequences: Iterable[Any]) -> pa.Array:
 
 
 def column(dataset: "Dataset", name: str) -> np.ndarray:
-    """A column of numbers as an array, NaN where one is missing, without a Python object for every row."""
+    """A column of numbers as an array, NaN if one is missing, without a Python object for every row."""
     return _chunked(dataset, name).to_numpy()
 
 

@@ -15,7 +15,7 @@ from leftover.recipe.lol_config import LoLConfig
 
 Weighted = dict[str, tuple[Tensor, int]]
 
-# How values of several batches and processes become one, where not by their mean.
+# How values of several batches and processes become one, if not by their mean.
 _EXTREMES = {"importance_weight/min": torch.min, "importance_weight/max": torch.max, "logratio/initial_max": torch.max}
 
 
@@ -86,7 +86,7 @@ def training_metrics(
 
 
 def initial_logratio(batch: CompletionBatch, args: LoLConfig, model: Any) -> Weighted:
-    """The largest difference of a token's log-probability at step 0, where the policy is the reference.
+    """The largest difference of a token's log-probability at step 0, when the policy still is the reference.
 
     Raises UserError above `max_initial_logratio`, which has no default for the released code with its dropout.
     """

@@ -34,7 +34,7 @@ class PolicyTrainer(Trainer):
     """
 
     config: ClassVar[type[PolicyConfig]]
-    default_folder: ClassVar[str]  # `output_dir` where no `args` are given
+    default_folder: ClassVar[str]  # `output_dir` if no `args` are given
 
     args: Any
     model: Any
@@ -144,7 +144,7 @@ class PolicyTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save and is_adapter(folder):
             self.accelerator.unwrap_model(self.model).generation_config.save_pretrained(folder)
-            # peft leaves a form to be filled in where a card belongs.
+            # peft leaves a form to be filled in instead of a card.
             (folder / "README.md").unlink(missing_ok=True)
             if folder == Path(str(self.args.output_dir)):
                 self.create_model_card()

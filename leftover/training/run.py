@@ -85,7 +85,7 @@ def train_all(run: Run) -> None:
 
 
 def train_one(run: Run, name: str, seed: int) -> None:
-    """One policy with one seed; nothing where it is trained already."""
+    """One policy with one seed; nothing if it is trained already."""
     artifact, folder = policy_artifact(name, seed), policy_folder(run.folder, name, seed)
     if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(discard, folder)).finished:
         run.manifest.finish(artifact, **train_policy(run, name, seed))

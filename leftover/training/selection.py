@@ -94,7 +94,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 
 
 def selection(args: LoLConfig, columns: Columns) -> Selection:
-    """What the settings select of the training rows. Raises UserError where the rows cannot serve the objective."""
+    """What the settings select of the training rows. Raises UserError if the rows cannot serve the objective."""
     objective, settings = objective_of(args), objective_settings(args)
     check_requirements(args.objective, objective, columns, settings, of_recipe=False)  # whose rows were checked before
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)

@@ -31,7 +31,7 @@ class Planned:
     tokens: float | None  # of its rows, prompts included, without padding
     selected_rows: int | None = None
     share: float | None = 1.0  # of the training rows that are selected
-    batch_size: int = 0  # rows; 0 where it writes its own
+    batch_size: int = 0  # rows; 0 if it writes its own
 
 
 def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: list[int] | None = None) -> Recipe:

@@ -11,23 +11,29 @@ from leftover.monitoring.terminal import set_up_logging
 @click.argument("recipe", type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
-    "--methods", metavar="NAMES", help="Methods, policies, paper, nll_top, samplers, all; default: the recipe's."
+    "--methods",
+    metavar="NAMES",
+    help="Names of methods or policies, paper, nll_top, samplers or all; default: the recipe's.",
 )
-@click.option("--seeds", type=click.IntRange(1), help="How many; default: the recipe's, or 3 if it has only one.")
+@click.option(
+    "--seeds", type=click.IntRange(1), help="Number of seeds; default: the recipe's, or 3 if it has only one."
+)
 @click.option(
     "--budget",
     type=click.Choice(["equal", "paper"]),
     default="equal",
-    help="Updates: the same for all, or scaled by the share of rows that a method selects.",
+    help="The same number of updates for all, or scaled by the share of rows that a method selects.",
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs at once, each a process.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="How many runs train at once, each in its own process.")
 @click.option(
     "--grid",
     multiple=True,
     metavar="none|declared|KEY=A,B",
     help="Settings to try for every method, chosen on the selection prompts; default: the recipe's compare.grid.",
 )
-@click.option("--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply; no run.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply, and run nothing."
+)
 def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
     from leftover.commands.compare.run import Options, compare

@@ -25,7 +25,7 @@ _COLUMNS = ("method", "settings from", "rows", "updates a run", "tokens a run", 
 def dry_run(recipe: Recipe, options: Options) -> None:
     """Print methods, updates, trials, costs and refusals.
 
-    Raises UserError where the comparison would refuse the recipe, or the rows can serve no method.
+    Raises UserError if the comparison would refuse the recipe, or the rows can serve no method.
     """
     with offline():
         entries, seeds, rows = resolve(options.methods, recipe), seeds_of(recipe, options.seeds), read(recipe)

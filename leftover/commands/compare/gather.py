@@ -17,11 +17,11 @@ from leftover.runs.run import Run
 
 DATA = "data"
 RULE = (
-    "**Bold**: the highest, where the 95 % interval of its paired difference to the next highest excludes 0 and every "
-    "seed agrees. <u>Underlined</u>: the second highest, where the first is bold and the same holds of it and the "
-    "third. Otherwise nothing is marked: the rows do not tell the methods apart. Differences are of the same prompts, "
-    "averaged over the seeds that both have, resampled by prompt family: intervals speak of other prompts, the range "
-    "over seeds of other runs."
+    "**Bold**: the highest, if the 95 % interval of its paired difference to the next highest excludes 0 and every "
+    "seed agrees. <u>Underlined</u>: the second highest, if the first is bold and it beats the third in the same way. "
+    "Otherwise nothing is marked: the rows do not tell the methods apart. Differences are paired by prompt, averaged "
+    "over the seeds that both have, and resampled by prompt family: intervals speak of other prompts, the range over "
+    "seeds of other runs."
 )
 
 

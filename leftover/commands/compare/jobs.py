@@ -126,7 +126,7 @@ def _tail(path: Path, status: int) -> str:
 
 
 def raise_for(failed: dict[Job, str], num_jobs: int) -> None:
-    """UserError with the runs that failed, where any did."""
+    """UserError with the runs that failed, if any did."""
     if failed:
         reasons = "; ".join(f"{job}: {said.splitlines()[-1]}" for job, said in failed.items())
         again = "it" if len(failed) == 1 else "them"

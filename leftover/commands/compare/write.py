@@ -83,7 +83,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
 
 
 def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | None:
-    """Write comparison_reward_diversity.png and .svg; returns the first's name, None where no reward was measured.
+    """Write comparison_reward_diversity.png and .svg; returns the first's name, None if no reward was measured.
 
     A point a method: mean reward with its 95 % interval against distinct-2, relative to the reference's at equal
     lengths; a dot for each of its seeds' rewards.

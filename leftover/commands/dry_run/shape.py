@@ -35,7 +35,7 @@ class Shape:
 
     @property
     def adapter(self) -> int:
-        """Trained weights beside frozen ones; 0 where all are trained."""
+        """Trained weights beside frozen ones; 0 if all are trained."""
         return self.trainable if self.trainable < self.parameters else 0
 
 

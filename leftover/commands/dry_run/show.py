@@ -25,7 +25,7 @@ _LONG_WORD = 24
 
 
 def dry_run(recipe: Recipe, until: str) -> None:
-    """Print the estimate of a run up to the stage `until`. Raises UserError where the run would refuse the recipe."""
+    """Print the estimate of a run up to the stage `until`. Raises UserError if the run would refuse the recipe."""
     with offline():
         show(estimate_run(recipe, until), console(width=140))
     check_data(recipe.data)  # last, since one may ask what a run costs before its files are here
@@ -153,7 +153,7 @@ def _operations(operations: float | None, bound: bool) -> str:
 
 
 def memory_table(estimate: Estimate) -> Table:
-    """What every stage holds at once; empty where the model is unknown."""
+    """What every stage holds at once; empty if the model is unknown."""
     columns = ("", "weights", "optimizer", "passing", "reward models", "together")
     parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total) for m in estimate.memory)
     lines = [(stage, *map(_size, sizes)) for stage, *sizes in parts]

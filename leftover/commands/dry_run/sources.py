@@ -112,6 +112,6 @@ def _snapshot(repository: str, kind: str) -> Path | None:
 
 
 def _weights_size(folder: Path) -> int:
-    """Bytes of the weights in a folder; where a repository holds both formats, of the safetensors."""
+    """Bytes of the weights in a folder; if a repository holds both formats, of the safetensors."""
     sizes = (sum(path.stat().st_size for path in folder.glob(f"*.{ending}")) for ending in ("safetensors", "bin"))
     return next(filter(None, sizes), 0)

@@ -10,20 +10,26 @@ from leftover.monitoring.terminal import set_up_logging
 @click.command()
 @click.argument("model")
 @click.argument("prompts", required=False)
-@click.option("--output", required=True, type=click.Path(dir_okay=False), help="JSON lines to write, or to continue.")
-@click.option("--recipe", type=click.Path(), help="Its tokenizer, limits, rewards and, without PROMPTS, its prompts.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A recipe key, as data.columns.prompt=q.")
-@click.option("--reward", type=click.Path(), help="YAML: a list as under reward.functions; default: the recipe's.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False), help="JSON lines file to write or continue.")
+@click.option(
+    "--recipe",
+    type=click.Path(),
+    help="Take tokenizer, limits, rewards and, without PROMPTS, the prompts from this recipe.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a recipe key, such as data.columns.prompt=q."
+)
+@click.option("--reward", type=click.Path(), help="YAML list as under reward.functions; default: the recipe's.")
 @click.option("--n", type=click.IntRange(1), help="Completions per prompt; default: 8, or 1 with --greedy.")
 @click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True))
 @click.option("--greedy", is_flag=True, help="Take the most likely token at every step.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Default: data.max_completion_tokens.")
-@click.option("--max-prompts", type=click.IntRange(1), help="At most so many prompts, drawn by the seed; default: all.")
+@click.option("--max-prompts", type=click.IntRange(1), help="Use this many prompts, drawn by the seed; default: all.")
 @click.option(
     "--unfinished",
     type=click.Choice(["drop", "keep"]),
     default="drop",
-    help="Completions that reach --max-new-tokens without an end.",
+    help="What to do with completions that reach --max-new-tokens without an end.",
 )
 @click.option(
     "--splits/--no-splits", default=True, help="Write the split of a recipe's own prompts, so that they keep it."
@@ -32,7 +38,7 @@ from leftover.monitoring.terminal import set_up_logging
 @click.option("--seed", default=0, help="Seed of the sampling.")
 @click.option("--policy", help="If MODEL is a run: the name of its policy; default: the recipe's first.")
 @click.option("--policy-seed", type=int, help="Training seed of that policy; default: the recipe's first.")
-@click.option("--overwrite", is_flag=True, help="Start over if the output holds rows of other settings.")
+@click.option("--overwrite", is_flag=True, help="Start over if the output holds rows from other settings.")
 def generate(model: str, prompts: str | None, **options: Any) -> None:
     """Sample completions of PROMPTS from MODEL, score them, and write rows to train on.
 

@@ -21,35 +21,50 @@ _PROMPTS_OF_PAGE = 50
     help="Compare with the data's own completions, the reference's, or those of a policy of another run or of RUN.",
 )
 @click.option("--policy", help="Name of the policy; default: the recipe's first.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="Its training seeds; default: the recipe's first.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    help="Training seed of the policy, may be repeated; default: the recipe's first.",
+)
 @click.option("--against-policy", help="Name of the policy in RUN2; default: its recipe's first.")
-@click.option("--against-seed", type=int, help="Its training seed; default: the same seed, or its recipe's first.")
+@click.option(
+    "--against-seed", type=int, help="Training seed of that policy; default: the same seed, or its recipe's first."
+)
 @click.option("--decoding", type=click.Choice(["sampled", "greedy"]), help="Default: evaluate.primary.")
-@click.option("--max-prompts", type=click.IntRange(1), help="Default: all that were evaluated; with --human 50.")
+@click.option("--max-prompts", type=click.IntRange(1), help="Default: all evaluated prompts; with --human 50.")
 @click.option(
     "--criteria",
     multiple=True,
     metavar="NAME|FILE",
     help="helpful, safe, or your own: a YAML of names and texts, or a text file. Default: helpful and safe.",
 )
-@click.option("--model", help="The judge, by its name at the service.")
-@click.option("--base-url", help="Of any OpenAI-compatible service; default: OPENAI_BASE_URL, or OpenAI's own.")
+@click.option("--model", help="Name of the judge at the service.")
+@click.option("--base-url", help="Address of any OpenAI-compatible service; default: OPENAI_BASE_URL, or OpenAI's own.")
 @click.option(
-    "--token-env", metavar="VARIABLE", help="Environment variable of the key; without --base-url OPENAI_API_KEY."
+    "--token-env", metavar="VARIABLE", help="Environment variable with the key; without --base-url OPENAI_API_KEY."
 )
 @click.option(
     "--request",
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A field of the request, such as max_completion_tokens=500; null omits a field. Default: temperature=0.",
+    help="Field of the request, such as max_completion_tokens=500; null omits a field. Default: temperature=0.",
 )
-@click.option("--parallel", type=click.IntRange(1), default=8, help="Requests at once.")
-@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="At most; default: no limit.")
+@click.option("--parallel", type=click.IntRange(1), default=8, help="Number of requests at once.")
+@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="Default: no limit.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, help="Seconds.")
-@click.option("--retries", type=click.IntRange(0), default=5, help="Of a request that fails.")
-@click.option("--prices", type=click.FloatRange(0), nargs=2, help="Per million tokens of questions, and of answers.")
-@click.option("--dry-run", is_flag=True, help="Print what would be asked, and the tokens it would take; no network.")
+@click.option("--retries", type=click.IntRange(0), default=5, help="How often a failed request is sent again.")
+@click.option(
+    "--prices",
+    type=click.FloatRange(0),
+    nargs=2,
+    help="Prices per million tokens of questions and of answers, for the estimate.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be asked and the tokens it would take, and ask nothing."
+)
 @click.option("--human", type=click.Path(dir_okay=False), metavar="PAGE.html", help="Write a page for people to rate.")
 @click.option(
     "--import",
@@ -57,7 +72,7 @@ _PROMPTS_OF_PAGE = 50
     multiple=True,
     type=click.Path(dir_okay=False),
     metavar="RATINGS.json",
-    help="Exported by the page, one file per person. With --model, also compared with that judge's verdicts.",
+    help="Ratings exported by the page, one file per person. With --model, also compared with that judge's verdicts.",
 )
 def judge(
     run_folder: str,

@@ -38,12 +38,12 @@ class Prompts:
         _, self.first, self.of_row = np.unique(rows.group, return_index=True, return_inverse=True)
         self.rows, self._hidden = rows, hidden
         self.family = rows.family[self.first]
-        # A user's own splits may cut through a prompt: it counts as seen where any of its rows trains.
+        # A user's own splits may cut through a prompt: it counts as seen if any of its rows trains.
         self.is_train = np.bincount(self.of_row, rows.is_train) > 0
         self._kept: dict[int, Tensor] = {}
 
     def keep_hidden(self, prompts: np.ndarray, settings: ValueSection) -> None:
-        """Compute the hidden states of the prompts and keep them, where the attention head is to be tried."""
+        """Compute the hidden states of the prompts and keep them, if the attention head is to be tried."""
         if "head" not in settings.candidates:
             return
         tokens = sum(len(self.rows.prompt_ids[int(self.first[p])]) for p in prompts)
@@ -182,7 +182,7 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
 
 
 def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
-    """The mean reward of the OTHER completions of the prompt; the training mean where there is no other."""
+    """The mean reward of the OTHER completions of the prompt; the training mean if there is no other."""
     rows, group, size = prompts.rows, prompts.of_row, len(prompts.first)
     scored = np.isfinite(rows.reward)
     sums = np.bincount(group[scored], rows.reward[scored], minlength=size)

@@ -53,7 +53,7 @@ class FittedValue:
 def fit_value(problem: Problem, settings: ValueSection, seed: int) -> FittedValue:
     """Fit every candidate on 80 % of the prompts, choose on the other 20 %, and refit the chosen one on all.
 
-    A candidate is taken over the constant only where its squared error on the choosing prompts is lower by more
+    A candidate is taken over the constant only if its squared error on the choosing prompts is lower by more
     than two standard errors of the paired difference: a constant that is a little wrong does less harm than
     noise in every advantage.
     """

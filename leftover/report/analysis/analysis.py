@@ -135,10 +135,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards: np.ndarray) -> dict[str, Any]:
-    """Duplicates among N rows; texts are equal where they differ in case and white space at most.
+    """Duplicates among N rows; texts are equal if they differ in case and white space at most.
 
     Args:
-        rewards: [N], NaN where a row has none.
+        rewards: [N], NaN if a row has none.
 
     Returns:
         repeated_rows: rows beyond the first of their prompt and completion.

@@ -27,11 +27,11 @@ def neighbour_disagreement(
         max_rows: of more rows this many are drawn, since the cost grows with their square.
 
     Returns:
-        rows: [n] indices of the rows compared, n <= max_rows; fewer where rows are like no other.
+        rows: [n] indices of the rows compared, n <= max_rows; fewer if rows are like no other.
         expected: [n] the neighbours' weighted mean reward.
         neighbours: [n, k] indices of the neighbours, the nearest first.
         similarity: [n] mean similarity to them.
-        correlation: between reward and expectation over the rows; NaN where either is constant.
+        correlation: between reward and expectation over the rows; NaN if either is constant.
         num_compared: how many rows were drawn.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(prompts))[:max_rows])

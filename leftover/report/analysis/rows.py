@@ -23,7 +23,7 @@ class ScoredRows:
     where: list[str]
     reward: np.ndarray
     value: np.ndarray
-    about_value: dict[str, Any]  # targets, kind, r2 (None where it could not be measured)
+    about_value: dict[str, Any]  # targets, kind, r2 (None if it could not be measured)
 
     @property
     def advantage(self) -> np.ndarray:
@@ -62,13 +62,13 @@ def value_of_words(
     """V of every row, [N], without a model: recorded rewards regressed on the words of the prompt, cross-fitted.
 
     As `value.targets: recorded`, with TF-IDF vectors reduced to their first singular directions in place of a
-    model's states; the constant where nothing beats it. Rows of one prompt family never serve their own value.
+    model's states; the constant if nothing beats it. Rows of one prompt family never serve their own value.
     """
     from leftover.prepare.value.estimate import RowConstants, estimate_values
     from leftover.recipe.sections import ValueSection
 
     if len(np.unique(family[np.isfinite(reward)])) < 2:
-        raise UserError("all scored rows are of one prompt (or family): there is nothing to compare its reward with")
+        raise UserError("all scored rows have the same prompt (or family): there is nothing to compare its reward with")
     features = _word_features(prompts)
     rows = RowConstants(group, family, reward, np.ones(len(reward), bool), features, [[]] * len(reward))
     settings = ValueSection(candidates=["constant", "ridge"])

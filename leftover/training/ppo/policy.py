@@ -46,7 +46,7 @@ class TokenOutputs(NamedTuple):
 
     logprobs: Tensor
     values: Tensor
-    entropies: Tensor  # 0 where they are not asked for
+    entropies: Tensor  # 0 if they are not asked for
 
 
 def token_outputs(

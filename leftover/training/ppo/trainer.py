@@ -205,7 +205,7 @@ class PPOTrainer(PolicyTrainer):
         return {name: value for name, value in counts.items() if name != "kl_coef"}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's; with a separate learning rate for the value head where the settings have one."""
+        """The Trainer's; with a separate learning rate for the value head if the settings have one."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made and self.args.value_learning_rate is not None:
