@@ -130,7 +130,7 @@ def test_the_value_of_words_never_sees_its_own_prompt() -> None:
     changed[group == 7] += 100  # rows of one prompt
     again, _ = value_of_words(prompts, group, group, changed)
     assert again[group == 7] == pytest.approx(value[group == 7]), "their own rewards do not move their value"
-    with pytest.raises(UserError, match="one prompt"):
+    with pytest.raises(UserError, match="same prompt"):
         value_of_words(prompts[:2], np.zeros(2), np.zeros(2), np.ones(2))
 
 
