@@ -46,15 +46,18 @@ def check_reporting(recipe: Recipe) -> None:
         check_trackers(fields.get("report_to"), f"{section}.report_to")
 
 
+NONE_CHOSEN = (
+    "data.train_on: chosen needs chosen/rejected pairs or a column is_chosen, and no training row is marked as "
+    "chosen: set data.train_on: all, or give such rows"
+)
+
+
 def check_prompts(recipe: Recipe, table: Table) -> None:
     """Refuse rows of which a policy can train on none, or compare none, before anything is scored."""
     rows = table.open("rows", "split", "tokens")
     trains = training_mask(rows)
     if recipe.data.train_on == "chosen" and not (trains & equals(rows, "is_chosen", True)).any():
-        raise UserError(
-            "data.train_on: chosen needs chosen/rejected pairs or a column is_chosen, and no training row is marked as "
-            "chosen: set data.train_on: all, or give such rows"
-        )
+        raise UserError(NONE_CHOSEN)
     group = column(rows, "group")[trains]
     for name in offline_policies(recipe):
         check_groups(name, policy_objective(recipe, name)[0], group)

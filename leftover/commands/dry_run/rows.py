@@ -18,6 +18,7 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
+from leftover.prepare.checks import NONE_CHOSEN
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 
 # Rows that are tokenised; the error of the totals is printed beside them.
@@ -119,7 +120,7 @@ def read(recipe: Recipe) -> Rows | str:
     sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
     chosen = np.array(columns["is_chosen"], bool)  # None becomes False
     if data.train_on == "chosen" and not chosen.any():
-        raise UserError("data.train_on: chosen needs rows that say which completion was chosen; none does")
+        raise UserError(NONE_CHOSEN)
     recorded = np.array(columns["recorded_reward"], np.float64)  # None becomes NaN
     arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))

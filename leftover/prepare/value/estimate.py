@@ -51,7 +51,7 @@ class Prompts:
         if size > _MAX_HIDDEN_BYTES:
             log.warning(
                 "value: the attention head is not tried: hidden states of %d prompts would take %.1f GiB; lower "
-                "value.num_prompts to try it",
+                "value.num_prompts, or give fewer rows, to try it",
                 len(prompts),
                 size / 2**30,
             )
