@@ -19,12 +19,13 @@ def report_on(runs: Sequence[str], *, overrides: Sequence[str] = (), output: str
     """
     if len({Path(run).resolve() for run in runs}) < len(runs):
         raise UserError("a run is named twice: name each once")
+    for run in runs:
+        if not Path(run).exists():
+            raise UserError(f"'{run}' does not exist: name the folder of a finished run, or a recipe to run first")
     return write_report_page([_finished(Path(run), overrides) for run in runs], Path(output) if output else None)
 
 
 def _finished(path: Path, overrides: Sequence[str]) -> Path:
-    if not path.exists():
-        raise UserError(f"'{path}' does not exist: name the folder of a finished run, or a recipe to run first")
     if path.is_dir() and FinishedRun(path).results() is not None and not overrides:
         return path
     recipe = load_recipe(path, overrides)

@@ -99,6 +99,8 @@ def _kind(path: str, declared: str) -> str:
             return _ENDINGS[suffix]
     if not Path(path).exists():
         return "hub"
+    if Path(path).is_dir():
+        raise UserError(f"'{path}' is a folder without a run: name a data file, a recipe, or the folder of a run")
     remedy = "set data.format"
     if declared != "auto":
         remedy = f"as data.format: {declared} needs; let it end in one of {', '.join(_ENDINGS)}, or these and .gz"

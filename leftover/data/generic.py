@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from leftover.data.records import LEFT_OUT, Located, Record, Row, cell, fill_templates
+from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row, cell, fill_templates
 from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _SIDES = ("chosen", "rejected")
@@ -40,7 +40,11 @@ def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Locat
         if isinstance(completion, list) and row.get(columns.prompt) is None:  # implicit prompt: all turns but the last
             prompt, completion = completion[:-1], completion[-1:]
         else:
-            prompt = cell(row, columns.prompt)
+            try:
+                prompt = cell(row, columns.prompt)
+            except ValueError as error:  # both sides are faulty rows
+                yield f"{where} {side}", row | {FAULT: str(error)}
+                continue
         extra = {"is_chosen": side == "chosen", columns.reward: scores[side]}
         yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
 

@@ -28,7 +28,7 @@ class Record(NamedTuple):
 def cell(row: Mapping[str, Any], name: str, purpose: str = "", remedy: str = "") -> Any:
     """The value in a column. Raises ValueError, with what the column is for, if the record lacks it."""
     if name not in row:
-        found = ", ".join(sorted(row)) or "none"
+        found = ", ".join(sorted(column for column in row if "{" not in column)) or "none"  # no filled templates
         raise ValueError(f"no column '{name}'{purpose} (found: {found}){remedy}{nearest(name, row)}")
     return row[name]
 

@@ -139,10 +139,9 @@ def _check_any_left(
     data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str], of_recipe: bool
 ) -> None:
     read = stats["read"]
-    if rejects and read == stats["rejected"] > 0:
-        raise UserError(
-            f"no usable row in {data.path} ({read} read, all rejected: see {rejects.path}); {first_of(faults)}"
-        )
+    if read == stats["rejected"] > 0:
+        see = f": see {rejects.path}" if rejects else ""
+        raise UserError(f"no usable row in {data.path} ({read} read, all rejected{see}); {first_of(faults)}")
     if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
         name = f"{data.path} (key data.path)" if of_recipe else data.path

@@ -114,8 +114,8 @@ def autocast_dtype(fields: dict[str, Any]) -> str | None:
     return "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
 
 
-# Beside the policies, results name the frozen reference, and the rows' own completions.
-RESERVED_NAMES = {"reference", "data"}
+# The frozen reference stands beside the policies under this name in results.
+RESERVED_NAMES = {"reference"}
 
 
 class Recipe(Section):

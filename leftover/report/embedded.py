@@ -59,27 +59,35 @@ def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
     plain = as_script_json(value)
     if len(plain.encode()) <= max_bytes:
         return Embedded(plain, "json", "")
-    prompts: Any = None
+    tried: Any = None
+    ratio = 0.0
     for limit in _LIMITS:
-        longer, prompts = prompts, _shown(value["prompts"], limit)
-        if prompts == longer:
+        prompts = _shown(value["prompts"], limit)
+        if prompts == tried:
             continue  # no text is that long
-        found = _packed(value, prompts, limit)
+        text, note = _with_note(value, prompts, limit)
+        if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:
+            continue  # shorter texts are compressed no better: it saves the time to see it
+        tried, found = prompts, _packed(text, note)
+        ratio = len(found.text) / len(text)
         if len(found.text) <= max_bytes:
             return found
     while prompts and len(found.text) > max_bytes:
         # Compressed, a part of the prompts takes about that part of the bytes.
         prompts = prompts[: min(len(prompts) - 1, int(len(prompts) * 0.98 * max_bytes / len(found.text)))]
-        found = _packed(value, prompts, limit)
+        found = _packed(*_with_note(value, prompts, limit))
     return found
 
 
-def _packed(value: dict[str, Any], prompts: list[Any], limit: int | None) -> Embedded:
-    """The value with these `prompts`, whose texts have at most `limit` characters, as base64 of gzip."""
+def _with_note(value: dict[str, Any], prompts: list[Any], limit: int | None) -> tuple[str, str]:
+    """The value as JSON with these `prompts`, whose texts have at most `limit` characters, and the note on them."""
     said = [f"texts of more than {limit:,} characters have lost their middle ({_MARK.strip()})"] if limit else []
     if len(prompts) < len(value["prompts"]):
         said.append(f"{len(prompts):,} of {len(value['prompts']):,} prompts are shown")
     note = f"To keep this page small, {' and '.join(said)}." if said else ""
-    text = as_script_json(value | {"prompts": prompts, "note": note})
-    # The same text gives the same bytes, and nothing in them is markup.
+    return as_script_json(value | {"prompts": prompts, "note": note}), note
+
+
+def _packed(text: str, note: str) -> Embedded:
+    """Base64 of gzip; the same text gives the same bytes, and nothing in them is markup."""
     return Embedded(base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode(), "gzip", note)

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,7 +29,6 @@ from leftover.store.manifest import write_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN = 420  # characters of a text in a table
@@ -106,7 +104,6 @@ def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     write_text(path, text, errors="replace")  # half of a surrogate pair has no UTF-8 form
-    log.info("report: %s", path)
     return path
 
 

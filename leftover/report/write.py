@@ -1,6 +1,5 @@
 """What a run found: numbers in results.json, words in report.md, all of it in report.html, the main part printed."""
 
-import logging
 import platform
 import re
 from collections.abc import Mapping
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.console import Console
 
-log = logging.getLogger(__name__)
 
 _TEXT_SHOWN = 300  # characters of a text in Markdown
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped if no terminal sets a width
@@ -40,7 +38,6 @@ def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
         "versions": f"Python {platform.python_version()}, {packages}",
     }
     write_text(run.folder / "report.md", render("report.md.j2", results | view | values))
-    log.info("report: %s", run.folder / "report.md")
     write_page([view], run.folder / "report.html")
 
 

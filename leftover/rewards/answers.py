@@ -52,7 +52,8 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
 
     def __post_init__(self) -> None:
         self.expression = None if self.pattern is None else compile_pattern("pattern", self.pattern, groups=1)
-        self._table: pa.Table | None = None  # sorted by key
+        self._keys: np.ndarray | None = None  # sorted
+        self._answers: pa.ChunkedArray | None = None  # of the keys
 
     @abstractmethod
     def given(self, completion: str) -> Answer | None:
@@ -71,13 +72,13 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
         return found[-1] if found else None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        if self._table is None:
+        if self._keys is None or self._answers is None:
             raise not_fitted(f"text reward '{self.function}'")
-        known, keys = self._table["key"].to_numpy(), np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
-        first, last = np.searchsorted(known, keys), np.searchsorted(known, keys, side="right")
+        keys = np.array([prompt_key(prompt) for prompt in prompts], np.uint64)
+        first, last = np.searchsorted(self._keys, keys), np.searchsorted(self._keys, keys, side="right")
         scores: list[float | None] = []
         for completion, start, stop in zip(completions, first.tolist(), last.tolist(), strict=True):
-            given, right = self.given(completion), self._table["answer"][start:stop].to_pylist()
+            given, right = self.given(completion), self._answers[start:stop].to_pylist()
             found = given is not None and any(self.same(given, answer) for answer in right)
             scores.append(float(found) if right else None)
         return scores
@@ -108,7 +109,8 @@ class RowAnswerReward(TextReward, ABC, Generic[Answer]):
         return {"prompts": len(answers), "rows_without_answer": without, "conflicting_prompts": len(conflicts)}
 
     def load(self, folder: Path) -> None:
-        self._table = feather.read_table(folder / _FILE, memory_map=True)
+        table = feather.read_table(folder / _FILE, memory_map=True)
+        self._keys, self._answers = table["key"].to_numpy(), table["answer"]
 
     def _check(self, num_answers: int, unreadable: list[str], conflicts: list[str]) -> None:
         if unreadable:

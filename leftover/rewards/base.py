@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from leftover.errors import UserError, located, nearest, one_line
+from leftover.errors import UserError, located, nearest
 from leftover.recipe.files import faults, read_yaml
 
 if TYPE_CHECKING:
@@ -111,21 +111,21 @@ def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any
     """The reward that `spec` describes.
 
     Args:
-        spec: `type` and the settings of that type (see REWARDS); or a list of such, as `reward.functions` of a
-            recipe; or the path of a YAML file with one, a list, or a recipe's section `reward`. The last two make a
-            `SumReward`.
+        spec: `type` and the settings of that type (see REWARDS); or a list of such, or the section `reward` of a
+            recipe; or the path of a YAML file with one of these. A list, a section and a file make a `SumReward`.
 
     Raises UserError for an unknown type or setting.
     """
     if isinstance(spec, (str, Path)):
+        section = _read_section(Path(spec))
         with located(str(spec)):
-            return load_reward({"type": "sum"} | _read_section(Path(spec)))
+            return load_reward(section)
     if isinstance(spec, list):
-        spec = {"type": "sum", "functions": spec}
+        spec = {"functions": spec}
     if not isinstance(spec, dict):
         raise UserError(f"a reward is {{type: ...}}, a list of these, or the path of a YAML file; got {spec!r}")
     settings = dict(spec)
-    kind = settings.pop("type", None)
+    kind = settings.pop("type", "sum" if "functions" in spec else None)
     check_name("reward type", "type", kind, REWARDS)
     return make(f"{kind} reward", resolve_name(REWARDS[kind]), settings)
 
@@ -135,7 +135,7 @@ def _read_section(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise UserError(f"not a YAML file: {one_line(error)}") from error
+        raise UserError(f"no YAML file at '{path}'") from error
     if isinstance(content, dict) and "reward" in content:
         content = content["reward"]
     if isinstance(content, dict) and "type" in content:
@@ -143,7 +143,9 @@ def _read_section(path: Path) -> dict[str, Any]:
     if isinstance(content, list):
         return {"functions": content}
     if not isinstance(content, dict):
-        raise UserError(f"takes a reward function, a list of them, or a section `reward`; found {content!r:.60}")
+        raise UserError(
+            f"{path}: takes a reward function, a list of them, or a section `reward`; found {content!r:.60}"
+        )
     return content
 
 

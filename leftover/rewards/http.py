@@ -71,8 +71,8 @@ class HttpReward:
     def _holds_no_credentials(cls, given: ArgsKwargs) -> ArgsKwargs:
         """Checked before the types of settings, whose errors show what was given."""
         settings = dict(given.kwargs or {})
-        if "url" in settings:
-            check_url(settings["url"], _WHERE)
+        if given.args or "url" in settings:
+            check_url(given.args[0] if given.args else settings["url"], _WHERE)
         check_token_settings(settings.get("token_env"), settings.get("token_header", "Authorization"), _WHERE)
         settings["headers"] = check_headers(settings.get("headers") or {}, _WHERE)
         return ArgsKwargs(given.args, settings)

@@ -95,8 +95,8 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
     if reward_funcs is None:
         return None
     functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    if other := next((function for function in functions if not callable(function)), None):
-        raise UserError(f"reward_funcs takes functions, got {other!r:.80}; leftover.rewards.load_reward makes one")
+    if others := [function for function in functions if not callable(function)]:
+        raise UserError(f"reward_funcs takes functions, got {others[0]!r:.80}; leftover.rewards.load_reward makes one")
 
     def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         columns = [

@@ -114,6 +114,16 @@ def test_a_prompt_column_that_pairs_lack_is_reported_with_the_columns_of_the_fil
     assert "data.columns" in message
 
 
+def test_a_pair_without_a_prompt_counts_as_two_faulty_rows(tmp_path, rows_file):
+    """So that `max_rows`, which counts what was read, takes the same rows as ever."""
+    lost, whole = ({name: "a text", "chosen": "So.", "rejected": "No."} for name in ("question", "prompt"))
+    data, stats = DataSection(path=rows_file([lost, whole, whole]), on_bad_row="skip", max_rows=4), {}
+    rows = list(check_rows(read_rows(data), data, Rejects(tmp_path / "rejects"), stats))
+    assert [row["completion"] for row in rows] == ["So.", "No."]
+    assert (stats["read"], stats["rejected"]) == (4, 2)
+    assert [json.loads(line)["where"][-8:] for line in (tmp_path / "rejects").open()] == ["1 chosen", "rejected"]
+
+
 def test_a_column_that_some_rows_lack_is_reported_with_their_places(tmp_path, rows_file):
     path = rows_file([*ROWS, {"prompt": "Hello"}, {"prompt": "Bye"}])
     with pytest.raises(UserError) as refused:

@@ -16,7 +16,7 @@ from leftover.prepare import rows as stage
 from leftover.prepare.scores import score
 from leftover.recipe.files import make_recipe
 from leftover.rewards import load_reward
-from leftover.rewards.http import read_scores
+from leftover.rewards.http import HttpReward, read_scores
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 from leftover.store.table import column
@@ -267,6 +267,12 @@ def test_a_key_that_is_not_set_or_cannot_be_sent_is_refused_without_showing_it(s
 def test_credentials_in_a_recipe_are_refused_without_showing_them(settings):
     with pytest.raises(UserError, match="http reward") as error:
         load_reward({"type": "http", "url": "http://host/score"} | settings)
+    assert "canary" not in str(error.value)
+
+
+def test_credentials_in_a_url_given_by_position_are_refused():
+    with pytest.raises(UserError, match="holds credentials") as error:
+        HttpReward("http://me:canary@host/score")
     assert "canary" not in str(error.value)
 
 

@@ -28,6 +28,11 @@ def test_a_list_is_the_functions_of_a_sum():
     assert load_reward([LENGTH | {"weight": 0.5}])(["p"], ["one two"]) == [1.0]
 
 
+def test_the_section_of_a_recipe_is_a_sum_too():
+    reward = load_reward({"functions": [LENGTH], "transform": {"scale": 2.0}})
+    assert isinstance(reward, SumReward) and reward(["p"], ["one two"]) == [4.0]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -55,7 +60,7 @@ def test_a_file_is_named_with_the_entry_at_fault(tmp_path):
     assert "reward.yaml: sum reward: " in message and "unknown key 'functons'; did you mean 'functions'?" in message
     (tmp_path / "reward.yaml").write_text("3")
     assert "reward.yaml: " in refusal(tmp_path / "reward.yaml")
-    assert "none.yaml: not a YAML file" in refusal("none.yaml")
+    assert "no YAML file at 'none.yaml'" in refusal("none.yaml")
 
 
 @pytest.mark.parametrize("spec", [None, 3, True, {"a"}])

@@ -8,6 +8,7 @@ import pytest
 
 from leftover.errors import UserError
 from leftover.rewards import load_reward
+from leftover.rewards.python import summed
 
 PROMPTS = ["How do you do?", "Again?", "And now?"]
 COMPLETIONS = ["a b a b", "one two three", ""]
@@ -213,3 +214,9 @@ def test_a_transform_that_needs_rows_is_refused_before_it_has_seen_any():
 def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(module):
     name = module("def f(questions, answers, **more):\n    return [len(a) + more['plus'] for a in answers]\n")
     assert load_reward({"type": "python", "function": f"{name}:f", "plus": 1})(["a"], ["bc"]) == [3.0]
+
+
+@pytest.mark.parametrize("other", [None, "", 0, "length"])
+def test_what_is_no_function_is_refused_with_the_way_to_make_one(other):
+    with pytest.raises(UserError, match="reward_funcs takes functions.*load_reward"):
+        summed([lambda prompts, completions: [0.0], other])

@@ -157,6 +157,8 @@ def test_a_faulty_row_is_refused_as_by_the_run(tmp_path: Path, tiny_recipe: Call
         estimate_run(make_recipe(tiny_recipe(tmp_path, faulty)))
     estimate = estimate_run(make_recipe(tiny_recipe(tmp_path, faulty, data={"on_bad_row": "skip"})), "prepare")
     assert isinstance(estimate.rows, rows.Rows) and estimate.rows.dropped == {"rejected": 1}
+    with pytest.raises(UserError, match=r"no usable row in .*1 read, all rejected\)"):
+        estimate_run(make_recipe(tiny_recipe(tmp_path, faulty[-1:], data={"on_bad_row": "skip"})))
 
 
 # Counts, against a real run.

@@ -528,7 +528,7 @@ def test_missing_inputs_are_named_with_the_remedy(
     assert "no column 'prompt' (found: completion, question)" in message
     spec = write_yaml(tmp_path, [{"type": "nonsense"}])
     assert "unknown reward type 'nonsense'" in refused(capsys, output, model, prompts_file, "--reward", spec)
-    assert "none.yaml: not a YAML file" in refused(capsys, output, model, prompts_file, "--reward", "none.yaml")
+    assert "no YAML file at 'none.yaml'" in refused(capsys, output, model, prompts_file, "--reward", "none.yaml")
     message = refused(capsys, output, trained, "--set", f"data.path={prompts_file}")
     assert "give the file as PROMPTS" in message
     assert not output.exists() or output.read_text() == ""
