@@ -118,10 +118,9 @@ def _score(value: object, column: str, labels: dict[str, float], of_recipe: bool
             raise ValueError(f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}{quote}")
         value = labels[str(value)]
     if not isinstance(value, (bool, int, float)):
-        where = " in data.labels" if of_recipe else ""
+        where, kind = " in data.labels" if of_recipe else "", "text" if isinstance(value, str) else type(value).__name__
         raise ValueError(
-            f"'{column}' is {type(value).__name__} {value!r:.40}, not a number; give classes numbers{where}, as "
-            "{good: 1, bad: 0}"
+            f"'{column}' is the {kind} {value!r:.40}, not a number; give classes numbers{where}, as {{good: 1, bad: 0}}"
         )
     try:
         score = float(value)

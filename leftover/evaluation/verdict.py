@@ -32,17 +32,17 @@ def headline(results: Mapping[str, Any]) -> str:
             f"the reference orders the recorded rewards as follows: {said}."
         )
     gain = row["difference_from_reference"]
-    direction = "above" if gain["low"] > 0 else "below" if gain["high"] < 0 else "not clearly different from"
+    gained = interval(gain, "+.3f")
+    outcome = f"not clearly different from the reference ({gained})"
+    if gain["low"] > 0 or gain["high"] < 0:
+        outcome = f"{'above' if gain['low'] > 0 else 'below'} the reference by {gained}"
     against = [
         f"{name} by {interval(other['difference'], '+.3f')}"
         for name, other in own.get("main_against", {}).items()
         if other
     ]
     controls = f" Against its controls: {', '.join(against)}." if against else ""
-    return (
-        f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {direction} the reference "
-        f"by {interval(gain, '+.3f')}.{controls}"
-    )
+    return f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {outcome}.{controls}"
 
 
 def _recorded(name: str, row: ResultRow) -> str:
@@ -77,7 +77,7 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     unended = row.get("unended", 0.0)
     # Cut more often than the reference, or so often that mostly beginnings were rewarded.
     if unended > min(max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)), _MOSTLY_UNENDED):
-        found.append(f"{unended:.0%} of its completions ran into the length limit")
+        found.append(f"{unended:.0%} of completions ran into the length limit")
     correlation = row.get("reward_length_correlation")
     if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
         kind = "longer" if correlation > 0 else "shorter"

@@ -71,7 +71,8 @@ def split(run: Run) -> None:
         near = count_near_duplicates(rows["prompt"], columns["split"])
         counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
         run.note(split=counts | {"held_out_near_duplicates_of_train": near})
-        log.info("split: %s; %d held-out prompts nearly repeat a training prompt", counts, near)
+        shares = ", ".join(f"{count} {name}" for name, count in counts.items())
+        log.info("split: rows: %s; %d held-out prompts nearly repeat a training prompt", shares, near)
         return columns
 
     run.table.write_whole("split", key, compute)

@@ -53,7 +53,8 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
 
     def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         if value not in choices:
-            refuse(name, f"is {value!r}{nearest(str(value), choices)}; one of {', '.join(choices)}")
+            close = nearest(str(value), choices)
+            refuse(name, f"is {value!r}{close}{' Choices' if close else '; choices'}: {', '.join(choices)}")
 
     objective = str((fields if policy is None else policy).get("objective", LoLConfig.objective))
     for given in (str(fields.get("objective", objective)), objective):

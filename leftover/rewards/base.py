@@ -119,7 +119,7 @@ def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any
     if isinstance(spec, (str, Path)):
         section = _read_section(Path(spec))
         with located(str(spec)):
-            return load_reward(section)
+            return load_reward({"type": "sum"} | section)
     if isinstance(spec, list):
         spec = {"functions": spec}
     if not isinstance(spec, dict):

@@ -79,7 +79,7 @@ def test_cells_of_other_columns_than_scores_stay_text(tmp_path):
     rows = read(path)
     assert texts(rows) == [("7", "007", 1.0)]
     assert rows[0]["is_chosen"] is False
-    assert [reason.split(";")[0] for reason in rows.reasons] == ["'reward' is str '1_0', not a number"]
+    assert [reason.split(";")[0] for reason in rows.reasons] == ["'reward' is the text '1_0', not a number"]
 
 
 def test_faulty_rows_of_a_table_are_named_with_their_lines_and_the_others_read(tmp_path):

@@ -38,7 +38,7 @@ def test_a_group_may_lack_scores_and_hold_messages(rows_file):
         ({"completions": "So."}, "'completions' is not a list"),
         ({"completions": []}, "'completions' is not a list"),
         ({"reward": 1.0}, "give 'rewards'"),
-        ({"rewards": [1, "x"]}, "'reward' is str 'x', not a number"),
+        ({"rewards": [1, "x"]}, "'reward' is the text 'x', not a number"),
         ({"completions": ["a", " "]}, "'completion' is empty"),
     ],
 )

@@ -199,9 +199,9 @@ def test_completions_that_are_cut_are_a_caveat_where_the_reference_is_not_or_whe
         given["sampled"]["table"]["reference"]["unended"] = reference
         return caveats(given)
 
-    assert said(0.25, 0.05) == ["25% of its completions ran into the length limit"]
+    assert said(0.25, 0.05) == ["25% of completions ran into the length limit"]
     assert said(0.25, 0.2) == [] and said(0.15, 0.0) == []
-    assert said(0.7, 0.9) == ["70% of its completions ran into the length limit"]
+    assert said(0.7, 0.9) == ["70% of completions ran into the length limit"]
 
 
 def test_a_comparison_speaks_of_the_method_of_highest_reward() -> None:

@@ -218,5 +218,5 @@ def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(modul
 
 @pytest.mark.parametrize("other", [None, "", 0, "length"])
 def test_what_is_no_function_is_refused_with_the_way_to_make_one(other):
-    with pytest.raises(UserError, match="reward_funcs takes functions.*load_reward"):
+    with pytest.raises(UserError, match=r"reward_funcs takes functions.*load_reward"):
         summed([lambda prompts, completions: [0.0], other])
