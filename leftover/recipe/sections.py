@@ -114,10 +114,6 @@ def autocast_dtype(fields: dict[str, Any]) -> str | None:
     return "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
 
 
-# The frozen reference stands beside the policies under this name in results.
-RESERVED_NAMES = {"reference"}
-
-
 class Recipe(Section):
     _where: str = PrivateAttr("recipe")  # its file, for messages
 
@@ -140,8 +136,8 @@ class Recipe(Section):
     @field_validator("policies")
     @classmethod
     def _names_are_free(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if taken := RESERVED_NAMES & policies.keys():
-            raise ValueError(f"'{min(taken)}' has a meaning of its own in the results: give this policy another name")
+        if "reference" in policies:
+            raise ValueError("'reference' is the frozen reference's name in the results: give this policy another name")
         return policies
 
     def __eq__(self, other: object) -> bool:
