@@ -9,6 +9,7 @@ from leftover.recipe.files import dump_recipe, load_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
 from leftover.rewards import ColumnReward
+from leftover.runs.names import slug
 from leftover.runs.run import Run
 
 
@@ -67,8 +68,10 @@ def check_rewards(run: Run) -> None:
             f"policy '{online[0]}' trains on its own completions, and the reward '{recorded[0]}' cannot score new "
             "ones: its scores are recorded; take a reward function (text, classifier, python), or drop the policy"
         )
-    column = recipe.data.columns.reward
+    column, named = recipe.data.columns.reward, dict[str, str]()
     for name, component in reward.components.items():
+        if (other := named.setdefault(slug(name), name)) != name:
+            raise UserError(f"reward functions '{other}' and '{name}' would share the file {slug(name)}: rename one")
         if isinstance(component, ColumnReward) and component.column not in (None, column):
             raise UserError(
                 f"reward function '{name}' reads the column '{component.column}', but recorded scores are read from "

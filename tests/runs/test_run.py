@@ -45,6 +45,29 @@ def test_a_folder_is_claimed_by_one_recipe(tmp_path: Path, tiny_recipe: Callable
     assert (tmp_path / "notes/mine.txt").read_text() == "mine"
 
 
+def test_only_what_lies_in_the_runs_folder_is_removed(tmp_path: Path, tiny_recipe: Callable) -> None:
+    made = Run(make_recipe(tiny_recipe(tmp_path)))
+    inside, precious = made.folder / "policies/p/seed-0", tmp_path / "precious/seed-0"
+    for folder in (inside, precious):
+        folder.mkdir(parents=True)
+        (folder / "work.txt").write_text("years")
+    (made.folder / "policies/linked").symlink_to(precious.parent)
+    made.discard(inside)
+    assert not inside.exists()
+    links = (made.folder / "policies/linked/seed-0", made.folder / "policies/../../precious/seed-0")
+    for folder in (*links, precious, made.folder, tmp_path):
+        with pytest.raises(UserError, match="lies outside the run's folder"):
+            made.discard(folder)
+    assert (precious / "work.txt").read_text() == "years" and made.folder.is_dir()
+
+
+def test_rewards_whose_names_make_one_file_name_are_refused(tmp_path: Path, tiny_recipe: Callable) -> None:
+    length = {"type": "text", "function": "length"}
+    functions = [length | {"name": name} for name in ("how long", "how_long")]
+    with pytest.raises(UserError, match=r"'how long' and 'how_long'.*rename one"):
+        open_run(make_recipe(tiny_recipe(tmp_path, reward={"functions": functions})))
+
+
 def test_faulty_judges_are_refused_when_a_run_is_opened(tmp_path: Path, tiny_recipe: Callable) -> None:
     content = tiny_recipe(tmp_path, evaluate={"judges": [{"type": "text", "function": "vadr"}]})
     with pytest.raises(UserError, match="vadr"):
