@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from leftover.errors import UserError
 from leftover.models.load import save_model
-from leftover.monitoring.callbacks import CostSoFar, MetricsFile, last_whole_checkpoint
+from leftover.monitoring.callbacks import CostSoFar, MetricsFile
+from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
