@@ -223,7 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any for Ctrl-D; it is a defect of ours
+            raise error.__cause__ from None
         click.echo("stopped; the same command continues", err=True)
         sys.exit(130)
     except Exception as error:

@@ -518,6 +518,17 @@ def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(tmp_pa
     assert "the file is empty" in refused(recipe), "the folder is taken up again"
 
 
+def test_a_file_that_ends_early_is_not_taken_for_the_users_stop(tmp_path, monkeypatch):
+    """click turns any EOFError, as of a file cut short, into what Ctrl-D gives."""
+
+    def cut_short(*_: Any, **__: Any) -> None:
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("leftover.recipe.files.load_recipe", cut_short)
+    with pytest.raises(EOFError, match="Ran out of input"):
+        main(["run", "recipe.yaml"])
+
+
 def test_debug_shows_the_traceback_of_a_mendable_error(tmp_path):
 
     with pytest.raises(UserError, match="no recipe"):

@@ -1,13 +1,11 @@
-"""What every training keeps on disk: its metrics, its checkpoints, and what it has cost so far."""
+"""What every training keeps on disk: its metrics, and what it has cost so far."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 class MetricsFile(TrainerCallback):
@@ -48,13 +46,3 @@ class CostSoFar(TrainerCallback):
     def on_save(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.is_world_process_zero:
             self.note_costs()
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose trainer state, which is written last, can be read; None if there is none."""
-    found = []
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((state["global_step"], str(checkpoint)))
-    return max(found)[1] if found else None

@@ -1,7 +1,6 @@
 """The stages that give the table its columns. Each writes one block, or finds it written already."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,7 @@ def fit_tokenizer(run: Run) -> None:
         return
     folder = run.folder / "tokenizer"
     key = {"from": {name: run.table.digest(name) for name in ("rows", "split")}, "settings": settings.model_dump()}
-    if run.manifest.begin("tokenizer", key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+    if run.manifest.begin("tokenizer", key, partial(run.discard, folder)).finished:
         return
     rows = run.table.open("rows", "split")
     training = rows.select(np.flatnonzero(equals(rows, "split", "train")))

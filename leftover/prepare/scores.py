@@ -1,7 +1,6 @@
 """The score stage: every component of the reward for every row, each in its own block, then their sum."""
 
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def fit_rewards(run: Run) -> None:
                 key["from"] = {block: run.table.digest(block) for block in ("rows", "split")}
             folder = run.folder / "rewards" / f"{kind}-{slug(name)}"
             artifact = f"{kind} {name}"
-            if not run.manifest.begin(artifact, key, partial(shutil.rmtree, folder, ignore_errors=True)).finished:
+            if not run.manifest.begin(artifact, key, partial(run.discard, folder)).finished:
                 folder.mkdir(parents=True, exist_ok=True)
                 facts = reward.fit(folder, run.table.open("rows", "split"))
                 run.manifest.finish(artifact, facts=facts)

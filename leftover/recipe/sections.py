@@ -1,5 +1,6 @@
 """The sections of a recipe, with their defaults; `leftover.recipe.files` reads and writes them."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -109,6 +110,10 @@ class CompareSection(Section):
     grid: Grid = "none"
 
 
+# `compare` names its trials NAME/trial-3.
+_POLICY_NAME = re.compile(r"[^\W_][\w .-]*(/trial-\d+)?")
+
+
 def autocast_dtype(fields: dict[str, Any]) -> str | None:
     """The autocast dtype that training settings ask for."""
     return "bfloat16" if fields.get("bf16") else "float16" if fields.get("fp16") else None
@@ -136,8 +141,16 @@ class Recipe(Section):
     @field_validator("policies")
     @classmethod
     def _names_are_free(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if "reference" in policies:
-            raise ValueError("'reference' is the frozen reference's name in the results: give this policy another name")
+        for name in policies:
+            if name == "reference":
+                raise ValueError(
+                    "'reference' is the frozen reference's name in the results: give this policy another name"
+                )
+            if not _POLICY_NAME.fullmatch(name):
+                raise ValueError(
+                    f"'{name}' cannot name a policy, whose folder is called so: use letters, digits, spaces, '.', '_' "
+                    "and '-', with a letter or digit first"
+                )
         return policies
 
     def __eq__(self, other: object) -> bool:

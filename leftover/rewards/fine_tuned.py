@@ -16,7 +16,8 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
-from leftover.monitoring.callbacks import MetricsFile, last_whole_checkpoint
+from leftover.monitoring.callbacks import MetricsFile
+from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.training_display import shown
 from leftover.rewards.base import Prompt
 from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize

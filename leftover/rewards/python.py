@@ -3,9 +3,10 @@
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class PythonReward:
         try:
             self.module = importlib.import_module(module_name)
             self.callable = getattr(self.module, name)
-        except Exception as error:  # the user's module may fail in any way
+        except (Exception, SystemExit) as error:  # the user's module may fail in any way, or call sys.exit
             raise UserError(f"python reward '{function}' cannot be loaded: {type(error).__name__}: {error}") from error
         if not callable(self.callable):
             raise UserError(f"python reward '{function}' is not a function")
@@ -64,18 +65,24 @@ def call_reward(
         call = partial(function, *texts.values(), **settings)
     try:
         returned = call()
-    except Exception as error:  # the user's function may fail in any way
+    except (Exception, SystemExit) as error:  # the user's function may fail in any way, or call sys.exit
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
             f"{name} failed: {type(error).__name__}: {error}. It is called as "
             f"f(prompts=[...], completions=[...]{more}); --debug shows where it failed"
         ) from error
     try:
-        scores = [None if score is None else float(score) for score in returned]
+        if isinstance(returned, dict):
+            raise TypeError("a dictionary would be read by its keys")
+        # One more than are wanted shows what is too long, of an endless generator too.
+        found = itertools.islice(returned, len(completions) + 1)
+        scores = [None if score is None else float(score) for score in found]
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must return one number (or None) per completion, got {returned!r:.80}") from error
     if len(scores) != len(completions):
-        raise UserError(f"{name} returned {len(scores)} scores for {len(completions)} completions")
+        number = len(returned) if isinstance(returned, Sized) else f"more than {len(completions)}"
+        number = len(scores) if len(scores) < len(completions) else number
+        raise UserError(f"{name} returned {number} scores for {len(completions)} completions")
     return scores
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from leftover.errors import UserError, first_line
 from leftover.models.load import is_adapter, max_positions
 from leftover.objectives import ONLINE
-from leftover.recipe.files import dump_recipe, load_yaml
+from leftover.recipe.files import dump_recipe, load_recipe, load_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
 from leftover.rewards import ColumnReward
+from leftover.runs.names import slug
 from leftover.runs.run import Run
 
 
@@ -29,11 +30,16 @@ def open_run(recipe: Recipe) -> Run:
 def claim(run: Run) -> None:
     """Make the run's folder if there is none, and write its recipe there.
 
-    Raises UserError if the folder belongs to another recipe or holds no run.
+    Raises UserError if the folder belongs to another recipe or holds no run: a recipe.yaml of the user's is kept.
     """
     saved = run.folder / "recipe.yaml"
     temporary = run.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
     if saved.is_file():
+        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved)):
+            raise UserError(
+                f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
+                "another output_dir"
+            )
         name = str(load_yaml(saved.read_text(encoding="utf-8")).get("name"))
         if name != run.recipe.name:
             raise UserError(
@@ -47,6 +53,11 @@ def claim(run: Run) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     temporary.write_text(dump_recipe(run.recipe), encoding="utf-8")
     temporary.replace(saved)
+
+
+def _was_saved_here(saved: Path) -> bool:
+    """Whether a run wrote this recipe, with every default written out, and came no further."""
+    return saved.read_text(encoding="utf-8") == dump_recipe(load_recipe(saved))
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -67,8 +78,10 @@ def check_rewards(run: Run) -> None:
             f"policy '{online[0]}' trains on its own completions, and the reward '{recorded[0]}' cannot score new "
             "ones: its scores are recorded; take a reward function (text, classifier, python), or drop the policy"
         )
-    column = recipe.data.columns.reward
+    column, named = recipe.data.columns.reward, dict[str, str]()
     for name, component in reward.components.items():
+        if (other := named.setdefault(slug(name), name)) != name:
+            raise UserError(f"reward functions '{other}' and '{name}' would share the file {slug(name)}: rename one")
         if isinstance(component, ColumnReward) and component.column not in (None, column):
             raise UserError(
                 f"reward function '{name}' reads the column '{component.column}', but recorded scores are read from "

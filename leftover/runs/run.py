@@ -1,10 +1,12 @@
 """One run: a recipe, and the paths and data of its folder."""
 
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from leftover.data.rows import Rejects
+from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.models import Models
@@ -66,6 +68,12 @@ class Run:
     @property
     def reference_path(self) -> str:
         return reference_folder(self.recipe, self.folder)
+
+    def discard(self, folder: Path) -> None:
+        """Remove a folder of the run with all that is in it. Raises UserError for one that lies elsewhere."""
+        if self.folder.resolve() not in folder.resolve().parents:
+            raise UserError(f"{folder} lies outside the run's folder {self.folder} (through a link?): remove the link")
+        shutil.rmtree(folder, ignore_errors=True)
 
     def note(self, **facts: Any) -> None:
         """Add counts of the preparation to `prepare.json`, for the report."""

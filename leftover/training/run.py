@@ -1,7 +1,6 @@
 """Training from the table: the reference by NLL, and every policy by its objective."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,8 @@ from transformers import PreTrainedModel
 
 from leftover.errors import UserError
 from leftover.models.load import save_model
-from leftover.monitoring.callbacks import CostSoFar, MetricsFile, last_whole_checkpoint
+from leftover.monitoring.callbacks import CostSoFar, MetricsFile
+from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
@@ -39,11 +39,6 @@ log = logging.getLogger(__name__)
 MAX_LIKELIHOOD_ROWS = 2000
 
 
-def discard(folder: Path) -> None:
-    """Remove the model, checkpoints and metrics of an earlier key."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def fit_reference(run: Run) -> None:
     """The reference: NLL on the training rows, or a model given by path, or the base as it is."""
     recipe, folder = run.recipe, run.folder / "reference"
@@ -60,7 +55,7 @@ def fit_reference(run: Run) -> None:
         "train": effective(recipe.reference.train),
         "seed": run.seed,
     } | recipe.quantization_key
-    if run.manifest.begin("reference", key, partial(discard, folder)).finished:
+    if run.manifest.begin("reference", key, partial(run.discard, folder)).finished:
         return
     validation = split_rows(run.table, "validation", ())
     chosen = np.random.default_rng(run.seed).permutation(len(validation))[:MAX_LIKELIHOOD_ROWS]
@@ -87,7 +82,7 @@ def train_all(run: Run) -> None:
 def train_one(run: Run, name: str, seed: int) -> None:
     """One policy with one seed; nothing if it is trained already."""
     artifact, folder = policy_artifact(name, seed), policy_folder(run.folder, name, seed)
-    if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(discard, folder)).finished:
+    if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(run.discard, folder)).finished:
         run.manifest.finish(artifact, **train_policy(run, name, seed))
 
 
@@ -176,7 +171,7 @@ def _train(
         result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    run.discard(checkpoints)
     return {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,

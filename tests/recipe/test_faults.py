@@ -48,6 +48,18 @@ def test_a_policy_cannot_have_the_name_of_the_reference() -> None:
     assert found.startswith("r.yaml: policies: ") and "'reference'" in found and "another name" in found
 
 
+@pytest.mark.parametrize(
+    "name", ["../../../precious", "/precious", "a/b", "..", ".hidden", "", "-x", "a\nb", "a/trial-x", "~"]
+)
+def test_a_policys_name_is_no_path(name: str) -> None:
+    assert "letters, digits" in refusal(policies={name: {"objective": "nll"}})
+
+
+@pytest.mark.parametrize("name", ["nll", "A-LoL 0.9", "größe_2", "nll/trial-3", "2"])
+def test_names_of_policies_may_be_words(name: str) -> None:
+    assert list(make_recipe(MINIMAL | {"policies": {name: {"objective": "nll"}}}).policies) == [name]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_data_file_is_no_recipe(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{ending}"

@@ -197,6 +197,31 @@ def test_a_python_function_of_other_argument_names_is_told_how_it_is_called(modu
         load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"])
 
 
+@pytest.mark.parametrize("line", ["raise SystemExit(0)", "import sys; sys.exit()", "raise MemoryError"])
+def test_a_function_that_ends_the_program_is_an_error(line, module):
+    inside, outside = module(f"def f(prompts, completions):\n    {line}\n"), module(f"{line}\n")
+    with pytest.raises(UserError, match="failed: "):
+        load_reward({"type": "python", "function": f"{inside}:f"})(["a"], ["b"])
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        load_reward({"type": "python", "function": f"{outside}:f"})
+
+
+@pytest.mark.parametrize(
+    ("returned", "fault"),
+    [
+        ("itertools.repeat(1.0)", "more than 2 scores for 2"),
+        ("(float(i) for i in itertools.count())", "more than 2 scores for 2"),
+        ("[1.0] * 5", "5 scores for 2"),
+        ("iter([1.0])", "1 scores for 2"),
+        ("{'0': 1.0, '1': 2.0}", "must return one number"),
+    ],
+)
+def test_returns_that_are_no_list_of_scores_are_refused(returned, fault, module):
+    name = module(f"import itertools\ndef f(prompts, completions):\n    return {returned}\n")
+    with pytest.raises(UserError, match=fault):
+        load_reward({"type": "python", "function": f"{name}:f"})(["a", "b"], ["c", "d"])
+
+
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_a_score_that_is_not_finite_is_named_with_its_completion(number, module):
     name = module(f"def f(prompts, completions):\n    return [0.0, float('{number}')]\n")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from leftover.errors import UserError
 from leftover.pipeline import run
@@ -43,6 +44,50 @@ def test_a_folder_is_claimed_by_one_recipe(tmp_path: Path, tiny_recipe: Callable
     with pytest.raises(UserError, match=r"holds no run.*output_dir"):
         open_run(make_recipe(content | {"output_dir": str(tmp_path / "notes")}))
     assert (tmp_path / "notes/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", [".", ""])
+def test_a_recipe_of_the_users_is_not_overwritten_by_its_run(
+    folder: str, tmp_path: Path, tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = "# my notes\n" + yaml.safe_dump(tiny_recipe(tmp_path) | {"output_dir": folder})
+    Path("recipe.yaml").write_text(own)
+    with pytest.raises(UserError, match=r"recipe\.yaml of your own.*output_dir"):
+        open_run(load_recipe("recipe.yaml"))
+    assert Path("recipe.yaml").read_text() == own
+
+
+def test_a_run_that_was_refused_after_its_folder_was_made_goes_on_with_a_mended_recipe(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    content = tiny_recipe(tmp_path)
+    with pytest.raises(UserError, match="positions"):
+        open_run(make_recipe(content | {"data": content["data"] | {"max_prompt_tokens": 10_000}}))
+    assert open_run(make_recipe(content)).folder == tmp_path / "run"
+
+
+def test_only_what_lies_in_the_runs_folder_is_removed(tmp_path: Path, tiny_recipe: Callable) -> None:
+    made = Run(make_recipe(tiny_recipe(tmp_path)))
+    inside, precious = made.folder / "policies/p/seed-0", tmp_path / "precious/seed-0"
+    for folder in (inside, precious):
+        folder.mkdir(parents=True)
+        (folder / "work.txt").write_text("years")
+    (made.folder / "policies/linked").symlink_to(precious.parent)
+    made.discard(inside)
+    assert not inside.exists()
+    links = (made.folder / "policies/linked/seed-0", made.folder / "policies/../../precious/seed-0")
+    for folder in (*links, precious, made.folder, tmp_path):
+        with pytest.raises(UserError, match="lies outside the run's folder"):
+            made.discard(folder)
+    assert (precious / "work.txt").read_text() == "years" and made.folder.is_dir()
+
+
+def test_rewards_whose_names_make_one_file_name_are_refused(tmp_path: Path, tiny_recipe: Callable) -> None:
+    length = {"type": "text", "function": "length"}
+    functions = [length | {"name": name} for name in ("how long", "how_long")]
+    with pytest.raises(UserError, match=r"'how long' and 'how_long'.*rename one"):
+        open_run(make_recipe(tiny_recipe(tmp_path, reward={"functions": functions})))
 
 
 def test_faulty_judges_are_refused_when_a_run_is_opened(tmp_path: Path, tiny_recipe: Callable) -> None:

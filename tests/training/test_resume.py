@@ -12,8 +12,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from leftover.monitoring.callbacks import last_whole_checkpoint
+from leftover.monitoring.checkpoints import last_whole_checkpoint
 from tests.conftest import scored_rows
+from tests.monitoring.test_checkpoints import write_checkpoint
 
 STEPS = 40
 
@@ -69,8 +70,7 @@ def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for step, state in ((10, '{"global_step": 10}'), (20, '{"global_st')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    write_checkpoint(tmp_path, 10)
+    (write_checkpoint(tmp_path, 20) / "trainer_state.json").write_text('{"global_st')
     (tmp_path / "checkpoint-30").mkdir()
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

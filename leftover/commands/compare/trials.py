@@ -10,7 +10,7 @@ from leftover.recipe.sections import Recipe
 from leftover.recipe.training_fields import check_policy
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
-from leftover.training.run import discard, policy_key
+from leftover.training.run import policy_key
 from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ def adopt(run: Run, trial: str, name: str, seed: int) -> None:
     done = manifest.status(artifact, key).finished or not manifest.status(tried, key).finished
     if done or not any(source.glob("*.safetensors")):
         return
-    manifest.begin(artifact, key, lambda: discard(target))
-    discard(target)
+    manifest.begin(artifact, key, lambda: run.discard(target))
+    run.discard(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
     manifest.finish(artifact, **manifest.facts(tried), cost=manifest.cost(tried))

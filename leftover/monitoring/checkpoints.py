@@ -1,0 +1,73 @@
+"""Which checkpoint a training continues from: the newest that can be read whole."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+log = logging.getLogger(__name__)
+
+# What torch.save wrote (a zip archive), one of each: without its state an optimizer would begin anew, unnoticed.
+_TORCH_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint in `folder` that a training can continue from; None if there is none.
+
+    Damaged ones are named in the log. A checkpoint is whole if its own files are, and the weights of the best
+    checkpoint so far, which are loaded at the end.
+    """
+    damaged = False
+    for checkpoint in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
+        fault = next(_faults(checkpoint), None)
+        if fault is None:
+            return str(checkpoint)
+        log.warning("%s is skipped: %s", checkpoint, fault)
+        damaged = True
+    if damaged:
+        log.warning("%s has no whole checkpoint: this training begins anew", folder)
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _faults(checkpoint: Path) -> Iterator[str]:
+    """What keeps a training from continuing here."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        best = state.get("best_model_checkpoint")
+        state["global_step"]
+    except (OSError, ValueError, AttributeError, KeyError):
+        yield "trainer_state.json, which is written last, is missing or damaged"
+        return
+    yield from _faults_of_weights(checkpoint)
+    for pattern in _TORCH_FILES:
+        found = list(checkpoint.glob(pattern))
+        if not found:
+            yield f"{pattern} is missing"
+        for path in found:
+            if not zipfile.is_zipfile(path):
+                yield f"{path.name} is damaged"
+    if best and Path(best) != checkpoint:
+        for fault in _faults_of_weights(checkpoint.parent / Path(best).name):
+            yield f"of the best checkpoint so far, {Path(best).name}, {fault}"
+
+
+def _faults_of_weights(checkpoint: Path) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    found = list(checkpoint.glob("*.safetensors"))
+    if not any("model" in path.name for path in found):
+        yield "the weights are missing"
+    for path in found:
+        try:
+            with safe_open(path, "np"):  # compares the header with the size of the file
+                pass
+        except (SafetensorError, OSError) as error:
+            yield f"{path.name} is damaged ({error})"
