@@ -79,7 +79,7 @@ ROW_FAULTS = {
     "a reward that is NaN": (GOOD | {"reward": float("nan")}, "'reward' is nan, not a finite number"),
     "an infinite reward": (GOOD | {"reward": float("-inf")}, "'reward' is -inf, not a finite number"),
     "a reward beyond the floats": (GOOD | {"reward": 10**400}, "not a finite number"),
-    "a reward that is a string": (GOOD | {"reward": "0.9"}, "'reward' is the text '0.9', not a number"),
+    "a reward that is a word": (GOOD | {"reward": "good"}, "'reward' is the text 'good', not a number"),
     "an unknown split": (GOOD | {"split": "exam"}, "'split' is 'exam'; use one of train, validation, test"),
     "a split that is a list": (GOOD | {"split": ["test"]}, "'split' is ['test']"),
     "is_chosen that is no truth value": (

@@ -5,7 +5,7 @@ import math
 from types import NoneType
 from typing import Any, TypeGuard
 
-from leftover.data.records import FAULT, Row, cell
+from leftover.data.records import FAULT, Row, cell, parse_number
 from leftover.recipe.data_section import DataSection
 
 SPLITS = ("train", "validation", "test")
@@ -117,6 +117,8 @@ def _score(value: object, column: str, labels: dict[str, float], of_recipe: bool
             quote = " (YAML reads yes, no, on and off as these: quote them)" if {"True", "False"} & set(labels) else ""
             raise ValueError(f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}{quote}")
         value = labels[str(value)]
+    elif isinstance(value, str):
+        value = parse_number(value)  # as in a CSV file
     if not isinstance(value, (bool, int, float)):
         where, kind = " in data.labels" if of_recipe else "", "text" if isinstance(value, str) else type(value).__name__
         raise ValueError(

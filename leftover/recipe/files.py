@@ -23,7 +23,16 @@ _DATA_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with 1e-5 read as the number it is (YAML 1.1 wants 1.0e-5)."""
+    """YAML's safe loader; 1e-5 is the number it is (YAML 1.1 wants 1.0e-5), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(written):
+            if any(key.value == other.value and key.tag == other.tag for other in written[:place]):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

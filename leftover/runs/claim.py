@@ -35,16 +35,16 @@ def claim(run: Run) -> None:
     saved = run.folder / "recipe.yaml"
     temporary = run.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
     if saved.is_file():
-        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved)):
-            raise UserError(
-                f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
-                "another output_dir"
-            )
         name = str(load_yaml(saved.read_text(encoding="utf-8")).get("name"))
         if name != run.recipe.name:
             raise UserError(
                 f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir, "
                 "or remove the folder"
+            )
+        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved)):
+            raise UserError(
+                f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
+                "another output_dir"
             )
     elif run.folder.exists() and not run.folder.is_dir():
         raise UserError(f"{run.folder} (key output_dir) is a file: choose another output_dir")
@@ -57,7 +57,10 @@ def claim(run: Run) -> None:
 
 def _was_saved_here(saved: Path) -> bool:
     """Whether a run wrote this recipe, with every default written out, and came no further."""
-    return saved.read_text(encoding="utf-8") == dump_recipe(load_recipe(saved))
+    try:
+        return saved.read_text(encoding="utf-8") == dump_recipe(load_recipe(saved))
+    except UserError:
+        return False
 
 
 def check_packages(recipe: Recipe) -> None:

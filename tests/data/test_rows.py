@@ -114,6 +114,12 @@ def test_a_prompt_column_that_pairs_lack_is_reported_with_the_columns_of_the_fil
     assert "data.columns" in message
 
 
+@pytest.mark.parametrize(("text", "number"), [("0.7", 0.7), (" -1e-3 ", -0.001), ("true", 1.0), ("5", 5.0)])
+def test_a_score_that_json_holds_as_text_is_the_number_it_spells(text, number, tmp_path, rows_file):
+    (row,) = read(tmp_path, rows_file([ROWS[0] | {"reward": text}]))
+    assert row["recorded_reward"] == number
+
+
 def test_a_pair_without_a_prompt_counts_as_two_faulty_rows(tmp_path, rows_file):
     """So that `max_rows`, which counts what was read, takes the same rows as ever."""
     lost, whole = ({name: "a text", "chosen": "So.", "rejected": "No."} for name in ("question", "prompt"))

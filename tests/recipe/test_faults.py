@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from leftover.errors import UserError
 from leftover.recipe.files import load_recipe, make_recipe
@@ -37,6 +38,17 @@ def test_a_name_of_the_users_stays_in_the_place_of_a_fault(name: str) -> None:
 )
 def test_branches_of_a_union_are_no_part_of_the_place(section: dict[str, Any], place: str) -> None:
     assert refusal(**section).startswith(f"r.yaml: {place}: ")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    """Of two equal keys YAML takes the last in silence: a policy would be lost."""
+    path = tmp_path / "r.yaml"
+    text = yaml.safe_dump(MINIMAL) + "policies:\n  a: {objective: nll}\n  b: {objective: nll}\n"
+    path.write_text(text)
+    assert list(load_recipe(path).policies) == ["a", "b"]
+    path.write_text(text + "  a: {objective: wbc}\n")
+    with pytest.raises(UserError, match=rf"r\.yaml: .*'a' stands twice.*line {len(text.splitlines()) + 1}"):
+        load_recipe(path)
 
 
 def test_a_missing_key_is_named_whole() -> None:
