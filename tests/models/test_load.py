@@ -1,0 +1,22 @@
+"""Loading and saving a model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from leftover.models.load import save_model
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_saved_weights_can_be_read_by_whoever_can_read_the_config(
+    adapter: bool, tiny_llama_path: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_path)
+    if adapter:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    save_model(model, tokenizer, tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert any(name.endswith(".safetensors") for name in modes) and len(set(modes.values())) == 1
