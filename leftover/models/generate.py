@@ -34,14 +34,15 @@ def generate(
     """One completion for each prompt: token ids (end of sequence included if it was reached) and texts.
 
     The global random state is left as it was, so that generating in the middle of training does not change
-    the run. Sampling is from the model's own distribution at `temperature`: no top-k, no top-p.
+    the run. Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature`
+    without top-k and top-p, or greedily, the most likely token at every step.
     """
     completions: list[list[int]] = [[] for _ in prompt_ids]
     decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    own = _own_distribution(model) if sample else contextlib.nullcontext()
+    own = _own_distribution(model)
     with evaluating(model, None) as device, bar, own, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         while unfinished:
@@ -76,8 +77,8 @@ def generate(
 def _own_distribution(model: Any) -> Iterator[None]:
     """Inside, the generation config holds nothing but the special tokens.
 
-    Other settings of a model's folder (repetition penalties, min-p, forced tokens) would be filled in for sampling, and
-    the samples would not come from the model's own distribution.
+    Other settings of a model's folder (repetition penalties, min-p, forced tokens, beams, several sequences a prompt)
+    would be filled in, and completions would not come from the model's own distribution.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     usual = inner.generation_config

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from leftover.models import generate as generation
 from leftover.models.generate import generate
@@ -39,6 +40,32 @@ def test_greedy_completions_do_not_depend_on_batches_or_rounds(model, tokenizer,
         monkeypatch.setattr(generation, "_STRAGGLERS", stragglers)
         ids, _ = generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=batch_size)
         assert ids == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(12, 200))},
+        {"num_beams": 3},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"min_new_tokens": 20},
+        {"forced_eos_token_id": 5},
+        {"do_sample": True, "temperature": 9.0, "top_k": 2},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("sample", [False, True])
+def test_settings_of_the_models_folder_change_no_completion(settings, sample, model, tokenizer, monkeypatch):
+    def completions():
+        return generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=8, sample=sample)[0]
+
+    expected = completions()
+    ours = GenerationConfig(**(model.generation_config.to_dict() | settings))
+    monkeypatch.setattr(model, "generation_config", ours)
+    assert completions() == expected
+    assert model.generation_config is ours
 
 
 def test_a_batch_does_not_wait_for_its_stragglers(model, tokenizer, monkeypatch):
