@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -52,6 +53,8 @@ class PolicyConfig(TrainingArguments):
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         check_trackers(self.report_to)
+        # Otherwise transformers refuses bf16 without a GPU, which a CPU computes as well.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
     @property

@@ -135,6 +135,8 @@ class FineTunedReward(RowsReward):
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
+        # Otherwise transformers refuses bf16 without a GPU, which a CPU computes as well.
+        fields["use_cpu"] = bool(fields.get("use_cpu")) or not torch.accelerator.is_available()
         try:
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:

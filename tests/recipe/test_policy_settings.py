@@ -1,12 +1,15 @@
 """Settings of policies in a recipe: those of an objective and PPO's are found where they belong, and checked early."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leftover.errors import UserError, nearest
 from leftover.recipe.files import make_recipe
+from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.ppo_config import PPOConfig
 
 RECIPE = {"name": "t", "output_dir": "run", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
 
@@ -106,3 +109,10 @@ def test_of_a_key_of_several_kinds_only_the_fault_of_the_given_kind_is_told(sect
 def test_a_value_of_another_kind_is_refused_with_those_that_the_key_takes(sections: Any, expected: str) -> None:
     said = refusal(**sections)
     assert expected in said and "\n" not in said
+
+
+@pytest.mark.parametrize("config", [LoLConfig, PPOConfig])
+def test_bf16_is_taken_without_a_gpu(config: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    args = config(output_dir=str(tmp_path), bf16=True)
+    assert args.use_cpu and args.compute_dtype == "bfloat16"

@@ -241,3 +241,10 @@ def test_a_model_or_training_that_transformers_refuses_is_named(settings, expect
         settings = settings | {"tokenizer": word_tokenizer}
     with pytest.raises(UserError, match=f"fine_tuned reward: {expected}"):
         fitted(tmp_path / "reward", planted_rows("label", 40), **settings)
+
+
+def test_a_reward_is_fitted_in_bf16_without_a_gpu(tmp_path, word_tokenizer, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    rows, train = planted_rows("label", 40), TRAIN | {"bf16": True}
+    _, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train)
+    assert facts["rows"] == len(rows)
