@@ -111,7 +111,7 @@ class CompareSection(Section):
 
 
 # `compare` names its trials NAME/trial-3.
-_POLICY_NAME = re.compile(r"[^\W_][\w .-]*(/trial-\d+)?")
+_POLICY_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}(/trial-\d+)?")
 
 
 def autocast_dtype(fields: dict[str, Any]) -> str | None:
@@ -148,8 +148,8 @@ class Recipe(Section):
                 )
             if not _POLICY_NAME.fullmatch(name):
                 raise ValueError(
-                    f"'{name}' cannot name a policy, whose folder is called so: use letters, digits, spaces, '.', '_' "
-                    "and '-', with a letter or digit first"
+                    f"{name[:100]!r} cannot name a policy, whose folder is called so: use at most 100 letters, digits, "
+                    "'_', '-' and '.', no slash, and no dot first"
                 )
         return policies
 

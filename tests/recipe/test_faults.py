@@ -61,7 +61,8 @@ def test_a_policy_cannot_have_the_name_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../precious", "/precious", "a/b", "..", ".hidden", "", "-x", "a\nb", "a/trial-x", "~"]
+    "name",
+    ["../../../precious", "/precious", "a/b", "..", ".hidden", "", "a\nb", "a\x1b[2J", "a/trial-x", "a\\b", "x" * 101],
 )
 def test_a_policys_name_is_no_path(name: str) -> None:
     assert "letters, digits" in refusal(policies={name: {"objective": "nll"}})
