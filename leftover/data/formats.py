@@ -12,7 +12,7 @@ from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
 from leftover.errors import UserError
-from leftover.recipe.data_section import DataSection
+from leftover.recipe.data_section import ENDINGS, DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
     "jsonl": read_jsonl,
@@ -27,7 +27,6 @@ _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
 # ValueError for a faulty record.
 _ONE_ROW = {"comet": comet_row, "reddit": reddit_row}
 _SEVERAL_ROWS = {"hh": expand_hh, "dialogue": expand_dialogue}
-_ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
 
 
 def read_rows(data: DataSection) -> Iterator[Located]:
@@ -95,15 +94,15 @@ def _kind(path: str, declared: str) -> str:
     if declared in _READERS:
         return declared
     for suffix in Path(path).suffixes[-2:]:
-        if suffix in _ENDINGS:
-            return _ENDINGS[suffix]
+        if suffix in ENDINGS:
+            return ENDINGS[suffix]
     if not Path(path).exists():
         return "hub"
     if Path(path).is_dir():
         raise UserError(f"'{path}' is a folder without a run: name a data file, a recipe, or the folder of a run")
     remedy = "set data.format"
     if declared != "auto":
-        remedy = f"as data.format: {declared} needs; let it end in one of {', '.join(_ENDINGS)}, or these and .gz"
+        remedy = f"as data.format: {declared} needs; let it end in one of {', '.join(ENDINGS)}, or these and .gz"
     raise UserError(f"cannot tell the kind of the file '{path}' by its name: {remedy}")
 
 
@@ -112,7 +111,7 @@ def _distinct_names(paths: Iterable[str]) -> dict[str, str]:
 
     def stem(path: str) -> str:
         name = Path(path).name.removesuffix(".gz")
-        return name.removesuffix(Path(name).suffix) if Path(name).suffix in (*_ENDINGS, ".txt") else name
+        return name.removesuffix(Path(name).suffix) if Path(name).suffix in (*ENDINGS, ".txt") else name
 
     parts = {path: [*Path(path).parent.parts, stem(path)] for path in paths}
     for depth in range(1, max(map(len, parts.values()), default=0) + 1):

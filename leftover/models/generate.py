@@ -42,8 +42,12 @@ def generate(
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    own = _own_distribution(model)
-    with evaluating(model, None) as device, bar, own, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        evaluating(model, None) as device,
+        bar,
+        _own_distribution(model),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         while unfinished:
             waiting = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,13 @@ def _faults(checkpoint: Path) -> Iterator[str]:
         for path in found:
             if not zipfile.is_zipfile(path):
                 yield f"{path.name} is damaged"
-    if best and Path(best) != checkpoint:
-        for fault in _faults_of_weights(checkpoint.parent / Path(best).name):
-            yield f"of the best checkpoint so far, {Path(best).name}, {fault}"
+    if best and (name := Path(best).name) != checkpoint.name:  # its path is that of the folder before a move
+        yield from (
+            f"of the best checkpoint so far, {name}, {fault}" for fault in _faults_of_weights(checkpoint.parent / name)
+        )
 
 
 def _faults_of_weights(checkpoint: Path) -> Iterator[str]:
-    from safetensors import SafetensorError, safe_open
-
     found = list(checkpoint.glob("*.safetensors"))
     if not any("model" in path.name for path in found):
         yield "the weights are missing"

@@ -6,6 +6,7 @@ from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
@@ -50,6 +51,13 @@ NONE_CHOSEN = (
     "data.train_on: chosen needs chosen/rejected pairs or a column is_chosen, and no training row is marked as "
     "chosen: set data.train_on: all, or give such rows"
 )
+
+
+def all_too_long(data: DataSection) -> UserError:
+    """The refusal of rows of which none is left by the length limit."""
+    return UserError(
+        f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+    )
 
 
 def check_prompts(recipe: Recipe, table: Table) -> None:

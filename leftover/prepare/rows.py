@@ -17,6 +17,7 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
+from leftover.prepare.checks import all_too_long
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
@@ -160,8 +161,6 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
             systems,
         )
     if dropped == len(rows):
-        raise UserError(
-            f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
-        )
+        raise all_too_long(data)
     if len(rejected) == len(rows):
         raise UserError(f"no row is left: see {run.rejects.path} for the reasons")

@@ -80,6 +80,9 @@ class DialogueSection(Section):
 
 Split = Literal["train", "validation", "test"]
 
+# Ending of a file -> its format, with `format: auto`.
+ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv")} | {".ndjson": "jsonl"}
+
 
 class DataSection(Section):
     path: OneOrMore  # files, or ids of data sets on the Hub

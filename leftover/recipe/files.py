@@ -14,24 +14,23 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from leftover.errors import UserError, nearest, one_line
+from leftover.recipe.data_section import ENDINGS
 from leftover.recipe.sections import Recipe
 
 log = logging.getLogger(__name__)
-
-
-_DATA_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader; 1e-5 is the number it is (YAML 1.1 wants 1.0e-5), and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, key in enumerate(written):
-            if any(key.value == other.value and key.tag == other.tag for other in written[:place]):
+        seen = set[tuple[str, str]]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
                 )
+            seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -66,7 +65,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     path = Path(path)
     if (path / "recipe.yaml").is_file():
         path = path / "recipe.yaml"
-    if path.suffix in _DATA_ENDINGS:
+    if path.suffix in ENDINGS.keys() - {".json"}:  # a recipe may be JSON, which is YAML too
         raise UserError(
             f"{path} is a data file, not a recipe: name it as data.path in a recipe (a YAML file, as in the README); "
             f"`leftover inspect {path}` shows what its rows are worth"

@@ -1,4 +1,4 @@
-"""4-bit weights under an adapter (QLoRA, arXiv 2305.14314), and the optimizers that share their package."""
+"""What this machine can do: 4-bit weights (QLoRA, arXiv 2305.14314), optimizers of the same package, a GPU or none."""
 
 import importlib.util
 import logging
@@ -37,6 +37,13 @@ def check_optimizer(name: str, key: str = "optim") -> None:
     """UserError for an optimizer of bitsandbytes if that is missing."""
     if name in BITSANDBYTES_OPTIMIZERS:
         _check_package(f"{key}: {name}")
+
+
+def trains_on_cpu(asked: bool) -> bool:
+    """`TrainingArguments.use_cpu`: true without a GPU, or else transformers refuses bf16, which a CPU computes too."""
+    import torch
+
+    return asked or not torch.accelerator.is_available()
 
 
 def _check_package(what: str) -> None:

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from leftover.errors import UserError, nearest
 from leftover.monitoring.trackers import check_trackers
-from leftover.recipe.optional_packages import check_optimizer
+from leftover.recipe.optional_packages import check_optimizer, trains_on_cpu
 
 _T = TypeVar("_T")
 
@@ -53,8 +52,7 @@ class PolicyConfig(TrainingArguments):
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         check_trackers(self.report_to)
-        # Otherwise transformers refuses bf16 without a GPU, which a CPU computes as well.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu = trains_on_cpu(self.use_cpu)
         super().__post_init__()
 
     @property

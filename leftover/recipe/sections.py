@@ -140,7 +140,7 @@ class Recipe(Section):
 
     @field_validator("policies")
     @classmethod
-    def _names_are_free(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _check_names(cls, policies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in policies:
             if name == "reference":
                 raise ValueError(

@@ -19,6 +19,7 @@ from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.training_display import shown
+from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.rewards.base import Prompt
 from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize
 from leftover.rewards.examples import Examples, family_share
@@ -135,8 +136,7 @@ class FineTunedReward(RowsReward):
             for part in (examples.take(~choosing), examples.take(choosing))
         ]
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
-        # Otherwise transformers refuses bf16 without a GPU, which a CPU computes as well.
-        fields["use_cpu"] = bool(fields.get("use_cpu")) or not torch.accelerator.is_available()
+        fields["use_cpu"] = trains_on_cpu(bool(fields.get("use_cpu")))
         try:
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from leftover.errors import UserError, first_line
 from leftover.models.load import is_adapter, max_positions
 from leftover.objectives import ONLINE
-from leftover.recipe.files import dump_recipe, load_recipe, load_yaml
+from leftover.recipe.files import dump_recipe, load_yaml, make_recipe
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
 from leftover.rewards import ColumnReward
@@ -35,13 +35,14 @@ def claim(run: Run) -> None:
     saved = run.folder / "recipe.yaml"
     temporary = run.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
     if saved.is_file():
-        name = str(load_yaml(saved.read_text(encoding="utf-8")).get("name"))
+        text = saved.read_text(encoding="utf-8")
+        name = str(load_yaml(text).get("name"))
         if name != run.recipe.name:
             raise UserError(
                 f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir, "
                 "or remove the folder"
             )
-        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved)):
+        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved, text)):
             raise UserError(
                 f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
                 "another output_dir"
@@ -55,10 +56,10 @@ def claim(run: Run) -> None:
     temporary.replace(saved)
 
 
-def _was_saved_here(saved: Path) -> bool:
+def _was_saved_here(saved: Path, text: str) -> bool:
     """Whether a run wrote this recipe, with every default written out, and came no further."""
     try:
-        return saved.read_text(encoding="utf-8") == dump_recipe(load_recipe(saved))
+        return text == dump_recipe(make_recipe(load_yaml(text), str(saved)))
     except UserError:
         return False
 

@@ -18,7 +18,7 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import NONE_CHOSEN
+from leftover.prepare.checks import NONE_CHOSEN, all_too_long
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 
 # Rows that are tokenised; the error of the totals is printed beside them.
@@ -136,9 +136,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
     lengths = Lengths(prompts, completions, np.array(done.kept), num_rows)
     if not lengths.kept.any():
-        raise UserError(
-            f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
-        )
+        raise all_too_long(data)
     return lengths
 
 

@@ -16,7 +16,7 @@ from leftover.commands.judge.pairs import Comparison, Pair
 from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
 from leftover.commands.judge.summary import Values, cohen_kappa, krippendorff_alpha, summarise
 from leftover.errors import UserError
-from leftover.report.page import TEMPLATES, source_hash
+from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
 from leftover.store.manifest import digest, read_json, write_json
 
@@ -64,12 +64,8 @@ def render_page(page: str, items: list[dict[str, str]]) -> str:
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     style, script = ("\n" + (TEMPLATES / name).read_text("utf-8") for name in ("rating.css", "rating.js"))
-    policy = (
-        f"default-src 'none'; script-src '{source_hash(script)}'; style-src '{source_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     html = (TEMPLATES / "rating.html").read_text("utf-8")
-    return html.format(policy=policy, style=style, script=script, data=data)
+    return html.format(policy=content_policy(script, style), style=style, script=script, data=data)
 
 
 def import_ratings(
