@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -17,7 +17,7 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
-from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
@@ -65,7 +65,7 @@ class PolicyTrainer(Trainer):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if peft_config is not None:
-            policy = get_peft_model(policy, peft_config)
+            policy = add_adapter(policy, peft_config, seed=self.args.seed)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
