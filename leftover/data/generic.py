@@ -1,7 +1,6 @@
 """Records in the users' own columns -> rows: pairs, groups of completions, conversations, templates."""
 
 from collections.abc import Iterator
-from os.path import commonprefix
 
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row, cell, fill_templates
 from leftover.recipe.data_section import ColumnsSection, DataSection
@@ -74,8 +73,9 @@ def _side(row: Row, side: str, columns: ColumnsSection) -> tuple[object, object]
 
 def _where_they_part(one: str, other: str) -> int:
     """Where the word begins in which two texts first differ; both have text from there on, unless one is empty."""
-    cut = len(commonprefix([one, other]))
-    if cut == min(len(one), len(other)):  # one text is the beginning of the other: its last word is the completion
+    shortest = min(len(one), len(other))
+    cut = next((i for i in range(shortest) if one[i] != other[i]), shortest)
+    if cut == shortest:  # one text is the beginning of the other: its last word is the completion
         cut -= len(one[:cut]) - len(one[:cut].rstrip())
         cut = max((i + 1 for i, mark in enumerate(one[:cut]) if mark.isspace()), default=0)
     while cut and one[cut - 1].isalnum() and (one[cut].isalnum() or other[cut].isalnum()):

@@ -14,12 +14,13 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.requirements import check_columns
+from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.in_memory import prepare_rows
+from leftover.prepare.own_rows import Rows
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.draws import DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
-from leftover.training.policy_trainer import Rows
 from leftover.training.selection import run_order, selection, training_columns
 
 __all__ = ["LoLConfig", "LoLTrainer"]
@@ -47,11 +48,12 @@ class LoLTrainer(TrainsAlong):
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
 
     def _prepare(
-        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
-    ) -> tuple[Dataset | None, Dataset | None]:
+        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
+    ) -> tuple[Dataset | None, Any]:
         self.objective, self.settings = objective_of(self.args), objective_settings(self.args)
         self.providers, self.step_batches = {}, []
-        return prepare_rows(policy, tokenizer, self.args, train, evaluation, self.reward_func, self.run_metrics)
+        rows = prepare_rows(policy, tokenizer, self.args, train, self.reward_func, self.run_metrics)
+        return rows, prepare_evaluations(policy, tokenizer, self.args, evaluation)
 
     def _begin(self) -> None:
         samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None
