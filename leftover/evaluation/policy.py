@@ -70,12 +70,7 @@ def evaluate_policy(
     return metrics, [Completion(p, t, float(r)) for p, t, r in zip(asked, texts, rewards, strict=True)]
 
 
-def metric_names(
-    dataset: Iterable[dict[str, Any]],
-    reward_func: Callable | None,
-    args: "PolicyConfig",
-    start: "FrozenStart | None" = None,
-) -> list[str]:
+def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None, args: "PolicyConfig") -> list[str]:
     """The names of what `evaluate_policy` will measure; without a rank correlation that rewards leave undefined."""
     rows, names = list(dataset), list[str]()
     whole = [row for row in rows if row.get("completion_ids")]
@@ -91,7 +86,7 @@ def metric_names(
         names += [name for name in PAIR_METRICS if has_reference or name.startswith("logps")]
     if reward_func is not None:
         names += COMPLETION_METRICS
-        if start is not None and args.eval_decoding == "sample":
+        if args.eval_decoding == "sample":
             several = len({tuple(row["prompt_ids"]) for row in rows}) > 1
             names += [name for name in DIVERGENCE_METRICS if several or name != "kl/standard_error"]
     return names
@@ -99,8 +94,9 @@ def metric_names(
 
 def implicit_reward_scale(args: "PolicyConfig") -> float:
     """beta of the implicit reward beta (log pi - log pi_ref), of the methods that have one; else 1."""
-    has_beta = isinstance(args, LoLConfig) and args.objective in ("dpo", "kto")
-    return objective_settings(args).beta if has_beta else 1.0
+    if isinstance(args, LoLConfig) and args.objective in ("dpo", "kto"):
+        return objective_settings(args).beta
+    return 1.0
 
 
 def row_metrics(

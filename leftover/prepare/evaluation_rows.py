@@ -9,9 +9,11 @@ import datasets
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from leftover.data.chat import Chat
+from leftover.data.chat import Chat, Conversation, ConversationFault
 from leftover.data.records import Row
+from leftover.data.rows import first_of
 from leftover.data.tokens import cut_prompt, encode_prompts
+from leftover.errors import UserError
 from leftover.prepare.in_memory import CHAT_REMEDY, chat_of, reference_of, table_of, tokens_of
 from leftover.prepare.own_rows import Rows, as_dataset, checked_rows, column_names
 from leftover.recipe.policy_config import PolicyConfig
@@ -67,17 +69,25 @@ def prepare_evaluation(
             "%s: %d of %d completions are longer than max_completion_length=%d tokens and cut there",
             name, long, len(whole), args.max_completion_length,
         )  # fmt: skip
-    alone = [i for i in range(len(checked)) if i not in ids]
-    for i, prompt in zip(alone, _prompts(chat, args, [checked[i] for i in alone]), strict=True):
-        ids[i] = prompt, []
     faulty = {i for i, fault in zip(whole, tokens.fault, strict=True) if fault}
-    kept = [i for i in range(len(checked)) if i not in faulty]
+    alone = _writable(chat, args, {i: row for i, row in enumerate(checked) if i not in ids}, name)
+    for i, prompt in zip(alone, _prompts(chat, args, list(alone.values())), strict=True):
+        ids[i] = prompt, []
+    kept = [i for i in sorted(ids) if i not in faulty]
+    if not kept:
+        raise UserError(f"{name}: no row is left of {len(checked)}: the chat template can write none")
     checked = [checked[i] for i in kept]
     table = table_of(checked, [ids[i][0] for i in kept], [ids[i][1] for i in kept])
     table["reward"] = [row["recorded_reward"] for row in checked]
     if any(row["is_chosen"] is not None for row in checked):
         table["is_chosen"], table["pair"] = [row["is_chosen"] for row in checked], pairs(checked)
-    if reference is not None and any(reward is not None for reward in table["reward"]):
+    scored = any(reward is not None for reward in table["reward"]) and bool(whole)
+    if reference is None and scored and not prompts_only:
+        log.warning(
+            "%s: log-ratios need the reference, whose weights have been trained since: pass these rows as eval_dataset "
+            "to the trainer", name
+        )  # fmt: skip
+    if reference is not None and scored:
         read = [i for i, of_row in enumerate(table["completion_ids"]) if of_row]
         of = ([table[name][i] for i in read] for name in ("prompt_ids", "completion_ids"))
         logprobs: list[Any] = [None] * len(checked)
@@ -95,6 +105,21 @@ def pairs(checked: Sequence[Row]) -> list[int | None]:
         if (one["is_chosen"], other["is_chosen"]) == (True, False) and places[0] == places[1]:
             found[i] = found[i + 1] = i
     return found
+
+
+def _writable(chat: Chat, args: PolicyConfig, rows: dict[int, Row], name: str) -> dict[int, Row]:
+    """The prompts that the chat template can write, where the others are to be skipped."""
+    faults = list[str]()
+    for i, row in list(rows.items()) if args.on_bad_row == "skip" else ():
+        try:
+            if row["conversational"] and "prompt_ids" not in row:
+                chat.asked(Conversation.of(row))
+        except ConversationFault as fault:
+            faults.append(f"{row['where']}: {fault}")
+            del rows[i]
+    if faults:
+        log.warning("%s: %d prompts skipped as faulty; %s", name, len(faults), first_of(faults))
+    return rows
 
 
 def _prompts(chat: Chat, args: PolicyConfig, rows: list[Row]) -> list[list[int]]:

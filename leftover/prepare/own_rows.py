@@ -121,7 +121,7 @@ def records(rows: Any, name: str) -> list[Row]:
             f"{name} is a {type(rows).__name__}{other}; give a datasets.Dataset, dictionaries in a list or any other "
             "iterable, a data frame, or the path of a data file"
         )
-    return [dict(row) for row in found]
+    return [{name: _native(value) for name, value in row.items()} for row in found]
 
 
 def as_dataset(rows: Any, name: str) -> datasets.Dataset:
@@ -129,12 +129,16 @@ def as_dataset(rows: Any, name: str) -> datasets.Dataset:
     return rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(records(rows, name))
 
 
-def _plain(value: Any) -> Any:
-    """A cell of a data frame: its gaps are None, its arrays lists."""
+def _native(value: Any) -> Any:
+    """Python's own numbers and lists in place of numpy's."""
     if isinstance(value, np.ndarray):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+        return [_native(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a data frame, whose gaps are None."""
+    value = _native(value)
     if isinstance(value, (str, list, dict)) or value is None:
         return value
     return None if value != value or type(value).__name__ == "NAType" else value  # NaN, NaT, pandas.NA

@@ -95,7 +95,6 @@ class PolicyTrainer(Trainer):
         self._new_adapter = peft_config is not None
         add_completion_tables(self)
         self._begin()
-        self._check_best_metric()
 
     def _prepare(
         self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
@@ -106,22 +105,18 @@ class PolicyTrainer(Trainer):
     def _begin(self) -> None:
         """What is left to do once the Trainer has been made."""
 
-    def _check_best_metric(self) -> None:
+    def _check_best_metric(self, evaluation: Any) -> None:
         """Refuse a `metric_for_best_model` that no evaluation gives; without one the checkpoint is chosen by ours."""
         args = self.args
         if args.metric_for_best_model is None or args.eval_strategy == "no":
             return
-        several: Mapping[str, Any] = (
-            self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
-        )
-        names = [
-            f"{of}_{name}" if of else name
-            for of, rows in several.items()
-            for name in metric_names(rows or [], self.reward_func, self.args, self.reference)
-        ]
+        by_prefix = {"": evaluation}
+        if isinstance(evaluation, Mapping):
+            by_prefix = {f"{name}_": rows for name, rows in evaluation.items()}
+        names = [prefix + name for prefix, of in by_prefix.items() for name in metric_names(of, self.reward_func, args)]
         asked = args.metric_for_best_model
         if asked == "loss":  # transformers' own default, of losses that an evaluation does not compute
-            asked = next((name for name in names for own in DEFAULTS if f"_{name}".endswith(f"_{own}")), asked)
+            asked = next((name for own in DEFAULTS for name in names if f"_{name}".endswith(f"_{own}")), asked)
             args.greater_is_better = higher_is_better(asked)
             log.warning("the best checkpoint is chosen by eval_%s: metric_for_best_model names another", asked)
         args.metric_for_best_model = f"eval_{produced_metric(asked, names)}"

@@ -52,8 +52,10 @@ class LoLTrainer(TrainsAlong):
     ) -> tuple[Dataset | None, Any]:
         self.objective, self.settings = objective_of(self.args), objective_settings(self.args)
         self.providers, self.step_batches = {}, []
+        evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
+        self._check_best_metric(evaluation)
         rows = prepare_rows(policy, tokenizer, self.args, train, self.reward_func, self.run_metrics)
-        return rows, prepare_evaluations(policy, tokenizer, self.args, evaluation)
+        return rows, evaluation
 
     def _begin(self) -> None:
         samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None

@@ -72,6 +72,7 @@ class PPOTrainer(PolicyTrainer):
         if self.reward_func is None:
             raise UserError("PPO scores its own completions: pass reward_funcs")
         evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
+        self._check_best_metric(evaluation)
         self.prompts = unique_prompts(tokenizer, self.args, train)
         self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn uniformly
         if self.prompts:
