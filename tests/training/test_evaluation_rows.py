@@ -206,7 +206,7 @@ def test_rows_of_tokens_train_and_are_evaluated_as_their_texts(
     tiny_llama_path: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     """Ready tokens get the constants that texts get."""
-    texts = scored_rows(16)
+    texts = [row | {"reward": abs(row["reward"])} for row in scored_rows(16)]
     by_text = trainer(tiny_llama_path, tmp_path, texts, texts[:6], objective="r_lol")
     prepared = [(row["prompt_ids"], row["completion_ids"]) for row in by_text.train_dataset]
     tokens = [
