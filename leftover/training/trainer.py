@@ -31,12 +31,14 @@ class LoLTrainer(TrainsAlong):
 
     Args:
         model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
-        train_dataset: a `datasets.Dataset` (or list) of rows with `prompt`, `completion` and `reward`; other columns
-            that the objective needs are prepared here, by the functions that `leftover prepare` uses. Prompts may be
-            lists of messages, with the row's `tools` and `chat_template_kwargs` beside them, or rows may be whole
-            conversations in `messages`, the last of which is the completion. Rows that already have `prompt_ids` are
-            taken as prepared.
-        eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
+        train_dataset: rows with `prompt`, `completion` and `reward`, in any form that a recipe takes (docs/data.md): a
+            `datasets.Dataset`, dictionaries in any iterable, a data frame, or a data file's path. Columns that the
+            objective needs are prepared here, by the functions that `leftover prepare` uses. Prompts may be lists of
+            messages, with the row's `tools` and `chat_template_kwargs` beside them. Rows may be tokens already:
+            `prompt_ids` and `completion_ids`, or `input_ids` and `labels`; with any of the constants beside them
+            (`reference_logprobs`, `value`, ...) they are taken as prepared.
+        eval_dataset: such rows, or prompts alone, or a dictionary of several data sets: `evaluate` generates for their
+            prompts if there are `reward_funcs`, and measures their completions, scores and pairs.
         reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed. They score rows
             without a `reward`, the reference's own samples for the value, and completions in `evaluate`.
         peft_config: trains a new adapter on `model` in place of all its weights.

@@ -162,6 +162,15 @@ def test_rows_that_are_left_out_leave_the_columns_of_the_others_in_place(
     assert "1 of 6 rows skipped" in caplog.text and "eval_dataset[2] rejected: 'completion' is missing" in caplog.text
 
 
+def test_halves_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
+    halves = [
+        {"prompt": "Why?", "chosen": " So.", "rejected": ""},
+        {"prompt": "Why?", "chosen": "", "rejected": " No."},
+    ]
+    rows = checked_rows(halves, "eval_dataset", LoLConfig(output_dir=str(tmp_path), on_bad_row="skip"))
+    assert [row["is_chosen"] for row in rows] == [True, False] and pairs(rows) == [None, None]
+
+
 @pytest.mark.parametrize(
     "row",
     [

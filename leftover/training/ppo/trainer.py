@@ -56,7 +56,8 @@ class PPOTrainer(PolicyTrainer):
         args: see PPOConfig.
         train_dataset: rows with `prompt` (other columns are not used), as text or lists of messages, or rows that
             have `prompt_ids` already. Every unique prompt counts once.
-        eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
+        eval_dataset: rows with `prompt` (and `completion`, `reward`), or a dictionary of several data sets: `evaluate`
+            generates for their prompts.
         reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed.
         peft_config: trains a new adapter on `model` in place of all its weights.
     """
