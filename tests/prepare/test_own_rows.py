@@ -163,10 +163,8 @@ def test_rows_that_are_left_out_leave_the_columns_of_the_others_in_place(
 
 
 def test_halves_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
-    halves = [
-        {"prompt": "Why?", "chosen": " So.", "rejected": ""},
-        {"prompt": "Why?", "chosen": "", "rejected": " No."},
-    ]
+    pair = {"prompt": "Why?", "chosen": " So.", "rejected": " No."}
+    halves = [pair | {"rejected": ""}, pair | {"chosen": ""}]
     rows = checked_rows(halves, "eval_dataset", LoLConfig(output_dir=str(tmp_path), on_bad_row="skip"))
     assert [row["is_chosen"] for row in rows] == [True, False] and pairs(rows) == [None, None]
 
