@@ -7,12 +7,11 @@ from pathlib import Path
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import align_generation_config, is_adapter, load_model, save_model
+from leftover.models.load import align_generation_config, base_path, is_adapter, load_model, save_model
 from leftover.publish.card import write_card
 from leftover.publish.card.public import is_hub_id
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
-from leftover.store.manifest import read_json
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def _lost_elsewhere(source: Path) -> bool:
     """Whether this is an adapter whose base no other machine can load."""
     if not is_adapter(source):
         return False
-    base = read_json(source / "adapter_config.json")["base_model_name_or_path"]
+    base = base_path(str(source))
     if is_hub_id(base):
         return False
     log.warning("the adapter's base '%s' is not on the Hub: the adapter is merged into it", base)
