@@ -40,9 +40,11 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(base, **options)
         if base == path:
             return model
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
-        return PeftModel.from_pretrained(model, path, is_trainable=True)
+        # peft trains none with virtual tokens any further.
+        trainable = not PeftConfig.from_pretrained(path).is_prompt_learning
+        return PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 
@@ -140,6 +142,30 @@ def disable_dropout(model: nn.Module) -> None:
 def unwrapped(model: Any) -> Any:
     """The model under an adapter; a model without one as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def merged(model: Any) -> Any:
+    """The base with its adapter's changes in its own weights.
+
+    Where input and output embeddings are one tensor and the adapter changes one of them, they are parted first: the
+    change would reach both. UserError for an adapter that is no change of weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is None:
+        raise UserError(
+            f"a {model.active_peft_config.peft_type.value} adapter changes no weights and cannot be merged: export "
+            "without --merge"
+        )
+    inner = unwrapped(model)
+    ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    layers = [getattr(end, "base_layer", end) for end in ends]
+    if layers[0].weight is layers[1].weight and any(isinstance(end, BaseTunerLayer) for end in ends):
+        layers[1].weight = nn.Parameter(layers[1].weight.detach().clone(), requires_grad=False)
+        for config in (inner.config, inner.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return merge()
 
 
 def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -100,14 +100,19 @@ def output_head(model: Any) -> nn.Module:
 
 
 def of_tokens(model: Any, states: Tensor) -> Tensor:
-    """[B, V + L, H] -> [B, L, H]: without the virtual tokens that prompt tuning puts before the text.
+    """[B, V + L, H] -> [B, L, H]: without the V virtual tokens of an adapter."""
+    return states[:, virtual_tokens(model) :]
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many positions an adapter puts before the text: prompt tuning and its like.
 
     Prefix tuning adds keys and values in place of positions.
     """
     adapter = getattr(getattr(model, "module", model), "active_peft_config", None)
     if adapter is None or not adapter.is_prompt_learning or adapter.peft_type == "PREFIX_TUNING":
-        return states
-    return states[:, adapter.num_virtual_tokens :]
+        return 0
+    return adapter.num_virtual_tokens
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:

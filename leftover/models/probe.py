@@ -9,16 +9,16 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from leftover.errors import UserError, first_line, located
 from leftover.models.load import refuse_encoder, unwrapped
-from leftover.models.logprobs import head_sees_only
+from leftover.models.logprobs import head_sees_only, of_tokens, virtual_tokens
 from leftover.models.reference import evaluating
 from leftover.models.trunk import texts
 
-# How much of what other tokens change may be rounding. Models with random weights that read ahead change .003 and more;
-# rows of one batch do not differ at all, unless experts are chosen, which see more or fewer tokens.
-_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
-_ROUNDING_16_BIT = 0.02
-# The same for a row in batches of different shapes: 16-bit weights change .01, models that read the padding .2 and more.
-_ROUNDING_OF_SHAPES = 0.05
+# How much of what other tokens change may be rounding. Rows of one batch do not differ at all, unless experts are
+# chosen, which see more or fewer tokens. Models with random weights that read ahead change .003 and more.
+_ROUNDING, _ROUNDING_16_BIT = 1e-3, 0.02
+# The same for a row in batches of different shapes, where 16-bit numbers change .01. Models that read padding change .2
+# and more.
+_ROUNDING_16_BIT_OF_SHAPES = 0.05
 
 Batching: TypeAlias = Literal["any", "equally long", "single"]
 
@@ -38,7 +38,7 @@ def check_causal(model: Any, what: str) -> None:
         ids = texts(model).to(device)
         everywhere = torch.arange(ids.numel(), device=device)
         try:
-            logprobs = _logprobs(model, ids)
+            logprobs = of_tokens(model, _logprobs(model, ids))
             with head_sees_only(model, everywhere, ids.shape[1]):
                 scored = _logprobs(model, ids).reshape(logprobs.shape)
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -47,7 +47,10 @@ def check_causal(model: Any, what: str) -> None:
             raise UserError(f"what {kind} predicts is not finite (NaN): its weights are damaged")
         shared = ids.shape[1] // 2
         changes = _difference(logprobs[0], logprobs[1])
-        ahead, rounding = float(changes[:shared].max()), _rounding(model) * float(changes[shared:].max())
+        ahead, rounding = (
+            float(changes[:shared].max()),
+            _rounding(model, _ROUNDING_16_BIT) * float(changes[shared:].max()),
+        )
         if ahead > rounding:
             raise UserError(
                 f"no causal language model: what {kind} predicts after {shared} tokens changes with the tokens that "
@@ -55,6 +58,17 @@ def check_causal(model: Any, what: str) -> None:
             )
         if float(_difference(logprobs, scored).max()) > max(rounding, 1e-4):
             raise UserError(f"{kind} does not make its logits position by position: its completions cannot be scored")
+
+
+def check_trainable(model: Any, what: str) -> None:
+    """Refuse a model whose weights are all frozen, as those of a prompt that was tuned and saved."""
+    adapter = getattr(model, "active_peft_config", None)
+    saved_prompt = adapter is not None and adapter.is_prompt_learning and adapter.inference_mode
+    if saved_prompt or not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{what}: none of its weights trains (an adapter with virtual tokens trains only while it is new): name a "
+            "whole model or a LoRA adapter"
+        )
 
 
 @torch.inference_mode()
@@ -67,15 +81,17 @@ def batching(model: Any, pad_token_id: int) -> Batching:
         long, other = texts(model).to(next(model.parameters()).device)
         short, token = other[-3:], int(long[0])
         padding = torch.full_like(other[:-3], pad_token_id)
+        rounding = _rounding(model, _ROUNDING_16_BIT_OF_SHAPES)
 
         def agree(row: Tensor, in_batch: Tensor) -> bool:
             mask = torch.ones(2, len(long), dtype=torch.int64, device=long.device)
             mask[1, : len(long) - len(row)] = 0
             alone = _continued(model, row[None], mask[:1, : len(row)], token, pad_token_id)[0]
             first, second = _continued(model, torch.stack([long, in_batch]), mask, token, pad_token_id)
-            return bool((alone - second).abs().max() <= _ROUNDING_OF_SHAPES * (alone - first).abs().max())
+            return bool((alone - second).abs().max() <= rounding * (alone - first).abs().max())
 
-        together = agree(short, torch.cat([padding, short]))
+        # Padding would stand between the virtual tokens of an adapter and the text.
+        together = not virtual_tokens(model) and agree(short, torch.cat([padding, short]))
         _known[model] = "any" if together else "equally long" if agree(other, other) else "single"
     return _known[model]
 
@@ -112,5 +128,6 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).nan_to_num(0.0).abs().amax(-1)
 
 
-def _rounding(model: Any) -> float:
-    return _ROUNDING.get(model.dtype, _ROUNDING_16_BIT)
+def _rounding(model: Any, of_16_bit: float) -> float:
+    exact = model.dtype in (torch.float32, torch.float64) and getattr(unwrapped(model), "hf_quantizer", None) is None
+    return _ROUNDING if exact and not torch.is_autocast_enabled(model.device.type) else of_16_bit

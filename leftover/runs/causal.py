@@ -1,7 +1,8 @@
 """Models that a run cannot train are refused before a row is read."""
 
+from leftover.errors import located
 from leftover.models.load import load_with, make_config, random_model
-from leftover.models.probe import check_causal
+from leftover.models.probe import check_causal, check_trainable
 from leftover.models.reference import model_identity
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.run import Run
@@ -16,7 +17,11 @@ def check_models(run: Run) -> None:
     if run.manifest.status("models", _key(run, paths)).finished:
         return
     for name, path in paths.items():
-        check_causal(load_with(section, path, recipe.compute_dtype), f"{name} '{path}'")
+        with located(name):
+            model = load_with(section, path, recipe.compute_dtype)
+            check_causal(model, f"'{path}'")
+            if name == "reference.path":  # which policies continue
+                check_trainable(model, f"'{path}'")
     if section.config:
         if isinstance(section.tokenizer, TokenizerSection):  # trained on the rows, which nobody has read yet
             vocabulary = section.tokenizer.vocab_size

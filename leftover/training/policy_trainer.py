@@ -18,7 +18,7 @@ from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
-from leftover.models.probe import check_causal
+from leftover.models.probe import check_causal, check_trainable
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
@@ -67,7 +67,10 @@ class PolicyTrainer(Trainer):
             tokenizer.pad_token = tokenizer.eos_token
         if peft_config is not None:
             policy = get_peft_model(policy, peft_config)
-        check_causal(policy, f"the model of {type(self).__name__} ({path})")
+        named = f"the model of {type(self).__name__} ({path})"
+        check_causal(policy, named)
+        if train_dataset is not None:
+            check_trainable(policy, named)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
