@@ -9,6 +9,7 @@ from leftover.prepare.extras import compute_extras
 from leftover.publish import hub
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
+from leftover.runs.causal import check_models
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 
@@ -33,6 +34,7 @@ def prepare(run: Run, only: str | None = None) -> None:
     """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step."""
     checks.check_recipe(run.recipe, run.reward)
     checks.check_reporting(run.recipe)
+    check_models(run)
     for name, step in STEPS.items():
         step(run)
         if name == only:

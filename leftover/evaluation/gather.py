@@ -34,8 +34,11 @@ def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[st
         name: {seed: read_metrics(run.folder, _subject(name, seed)) for seed in of} for name, of in records.items()
     }
     reference = records[REFERENCE][run.seed]
+    temperature = run.recipe.evaluate.temperature
     tables = {
-        decoding: {"table": {n: summarise(of, reference, metrics[n], decoding) for n, of in records.items()}}
+        decoding: {
+            "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
+        }
         for decoding in DECODINGS
     }
     return {

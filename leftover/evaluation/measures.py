@@ -97,7 +97,11 @@ _MEASURES = (
         meaning="of its completions under the reference",
     ),
     Measure("perplexity_of_test_completions", "perplexity of test rows", ",.2f", "lower", "of the data's completions"),
-    Measure("kl", "KL", meaning="policy to reference, in nats a completion, on the policy's samples"),
+    Measure(
+        "kl",
+        "KL",
+        meaning="policy to reference, in nats a completion, on the policy's samples and at their temperature",
+    ),
     Measure(
         "logratio/rank_correlation",
         "rank correlation",

@@ -12,7 +12,7 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluation.policy import row_metrics
-from leftover.models.generate import generate
+from leftover.models.generate import end_ids, generate
 from leftover.models.reference import model_identity, reference_pass
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
 from leftover.rewards.sum import as_array
@@ -26,6 +26,7 @@ from leftover.runs.names import (
     policy_folder,
     policy_subject,
 )
+from leftover.runs.records import SAMPLER_COLUMNS
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, write_json, write_text
 
@@ -72,7 +73,8 @@ class Evaluation:
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts"}
-        return {
+        tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
+        return tempered | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
@@ -98,7 +100,7 @@ class Evaluation:
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[dict[str, Any]]:
         """One `CompletionRecord` a prompt."""
         run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
-        prompts, tokenizer = unique_prompts(self._rows), run.models.tokenizer
+        prompts, tokenizer, ends = unique_prompts(self._rows), run.models.tokenizer, end_ids(model)
         ids, texts = generate(
             model,
             tokenizer,
@@ -119,19 +121,10 @@ class Evaluation:
         judged = run.judges.score_components(asked, texts) if run.judges else {}
         columns |= {f"judge/{name}": as_array(scores) for name, scores in judged.items()}
         rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": own} for row, own in zip(prompts, ids, strict=True)]
-        for column, scorer in {"logprob": model, **self._scorers}.items():
-            if scorer is model and column != "logprob":  # the reference under itself: one pass gives both
-                columns[column] = columns["logprob"]
-                continue
-            logprobs, _ = reference_pass(
-                scorer,
-                tokenizer,
-                rows,
-                features=False,
-                compute_dtype=run.recipe.compute_dtype,
-                description=f"{subject}, {decoding}, {column}",
-            )
-            columns[column] = [float(values.sum()) for values in logprobs]
+        columns |= self._score({"logprob": model, **self._scorers}, rows, f"{subject}, {decoding}")
+        if decoding == "sampled" and settings.temperature != 1:
+            scorers = dict(zip(SAMPLER_COLUMNS, (model, self._scorers["reference_logprob"]), strict=True))
+            columns |= self._score(scorers, rows, f"{subject}, {decoding}", settings.temperature)
         return [
             {
                 "group": row["group"],
@@ -140,11 +133,34 @@ class Evaluation:
                 "decoding": decoding,
                 "text": texts[i],
                 "tokens": len(ids[i]),
-                "ended": len(ids[i]) < limit,
+                "ended": ids[i][-1] in ends,
                 **{column: float(values[i]) for column, values in columns.items()},
             }
             for i, row in enumerate(prompts)
         ]
+
+    def _score(
+        self,
+        scorers: "dict[str, PreTrainedModel]",
+        rows: list[dict[str, Any]],
+        description: str,
+        temperature: float = 1.0,
+    ) -> dict[str, list[float]]:
+        """Column -> the log-probability of every completion under its model; a model reads the rows once."""
+        found: dict[int, list[float]] = {}
+        for column, scorer in scorers.items():
+            if id(scorer) not in found:
+                logprobs, _ = reference_pass(
+                    scorer,
+                    self.run.models.tokenizer,
+                    rows,
+                    features=False,
+                    compute_dtype=self.run.recipe.compute_dtype,
+                    temperature=temperature,
+                    description=f"{description}, {column}",
+                )
+                found[id(scorer)] = [float(values.sum()) for values in logprobs]
+        return {column: found[id(scorer)] for column, scorer in scorers.items()}
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:

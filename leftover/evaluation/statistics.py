@@ -16,7 +16,7 @@ from leftover.metrics import (
     win_rate,
     win_rate_at_equal_length,
 )
-from leftover.runs.records import CompletionRecord, Difference, IntervalRecord, Records, ResultRow
+from leftover.runs.records import SAMPLER_COLUMNS, CompletionRecord, Difference, IntervalRecord, Records, ResultRow
 
 
 class DataRecord(TypedDict):
@@ -29,10 +29,13 @@ class DataRecord(TypedDict):
     rewards: list[float]  # of all completions that the data has of the prompt
 
 
-def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str) -> ResultRow:
+def summarise(
+    seeds: dict[int, Records], reference: Records, metrics: dict[int, dict], decoding: str, temperature: float = 1.0
+) -> ResultRow:
     """One row of the result table: a policy over its seeds, on the reference's prompts.
 
-    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family.
+    Intervals are of means over prompts, the seeds averaged first, resampled by prompt family. `temperature`: of the
+    sampled completions; records that lack their log-probabilities at it get no KL.
     """
     theirs = _by_prompt(reference, decoding)
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
@@ -51,8 +54,9 @@ def summarise(seeds: dict[int, Records], reference: Records, metrics: dict[int, 
     for model in ("reference", "base"):
         if f"{model}_logprob" in theirs[0]:
             row[f"own_perplexity_under_{model}"] = _mean([_perplexity(r, f"{model}_logprob") for r in every])
-    if decoding == "sampled":
-        kl = [sampled_kl(_column(records, "logprob"), _column(records, "reference_logprob")) for records in every]
+    own, start = SAMPLER_COLUMNS if temperature != 1 else ("logprob", "reference_logprob")
+    if decoding == "sampled" and own in theirs[0]:
+        kl = [sampled_kl(_column(records, own), _column(records, start)) for records in every]
         row["kl"] = _interval(kl, theirs)
     for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
         if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:

@@ -1,15 +1,21 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
 import contextlib
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
+from leftover.errors import UserError
+from leftover.models.load import unwrapped
+from leftover.models.probe import Batching, batching
 from leftover.models.reference import evaluating
 from leftover.monitoring.terminal import progress_bar
 
@@ -29,45 +35,54 @@ def generate(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    copies: Sequence[int] | None = None,
     description: str | None = None,
 ) -> tuple[list[list[int]], list[str]]:
     """One completion for each prompt: token ids (end of sequence included if it was reached) and texts.
 
-    The global random state is left as it was, so that generating in the middle of training does not change
-    the run. Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature`
-    without top-k and top-p, or greedily, the most likely token at every step.
+    Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
+    top-k and top-p, or greedily, the most likely token at every step.
+
+    A sampled completion depends on the seed, its prompt and its number among those of an equal prompt, and not on the
+    other rows, their order or the size of a batch (rounding of the logits aside). The global random state is not used,
+    so that generating in the middle of training does not change the run.
+
+    Args:
+        copies: that number, for every row; default: as they come.
     """
     completions: list[list[int]] = [[] for _ in prompt_ids]
-    decoding = {"do_sample": sample} | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {})
+    copies = copy_numbers(prompt_ids) if copies is None else copies
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    with (
-        evaluating(model, None) as device,
-        bar,
-        _own_distribution(model),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
+    with evaluating(model, None) as device, bar, _own_distribution(model):
+        together = batching(model, tokenizer.pad_token_id)
         while unfinished:
-            waiting = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
-            unfinished = []
-            for start in range(0, len(waiting), batch_size):
-                batch = waiting[start : start + batch_size]
+            lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
+            batches, unfinished = list(_batches(lengths, batch_size, together)), []
+            for batch in batches:
                 budgets = [max_new_tokens - len(completions[i]) for i in batch]
-                texts = [[*prompt_ids[i], *completions[i]] for i in batch]
-                ids, mask = pad(texts, tokenizer.pad_token_id, left=True)
+                ids, mask = pad([[*prompt_ids[i], *completions[i]] for i in batch], tokenizer.pad_token_id, left=True)
                 # The last batch has no others to leave its stragglers to.
-                stragglers = round(_STRAGGLERS * len(batch)) if len(waiting) > batch_size else 0
+                stragglers = round(_STRAGGLERS * len(batch)) if len(batches) > 1 else 0
+                drawing: list[_Draw] = []
+                if sample:
+                    drawn = [
+                        uniforms(seed, prompt_ids[i], copies[i], max_new_tokens)[len(completions[i]) :] for i in batch
+                    ]
+                    drawing = [_Draw(pad(drawn, 0.0, dtype=torch.float64)[0].to(device), temperature)]
                 output = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.long().to(device),
                     max_new_tokens=max(budgets),
                     pad_token_id=tokenizer.pad_token_id,
                     use_cache=True,
+                    do_sample=False,
+                    logits_processor=drawing,
                     stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
-                    **decoding,
                 )[:, ids.shape[1] :]
+                for draw in drawing:
+                    draw.check()
                 for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
                     completions[i] += up_to_end(sequence[:budget], ends)
                     if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
@@ -77,6 +92,60 @@ def generate(
     return completions, decode_completions(tokenizer, completions, ends)
 
 
+def copy_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
+    """How many equal prompts stand before each one."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    numbers = []
+    for ids in map(tuple, prompt_ids):
+        numbers.append(seen[ids])
+        seen[ids] += 1
+    return numbers
+
+
+def uniforms(seed: int, prompt_ids: Sequence[int], copy: int, count: int) -> list[float]:
+    """[count] float64 in [0, 1): the random numbers of one completion, by which each of its tokens is drawn."""
+    key = hashlib.blake2b(np.array([seed, copy, *prompt_ids], np.int64).tobytes(), digest_size=16)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little"))).random(count).tolist()
+
+
+def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator[list[int]]:
+    """The rows in batches of similar length, longest first, as the model can take them together."""
+    size = 1 if together == "single" else size
+    batch: list[int] = []
+    for row in sorted(lengths, key=lambda i: lengths[i], reverse=True):
+        if len(batch) == size or (batch and together != "any" and lengths[row] != lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+class _Draw(LogitsProcessor):
+    """Makes one token the most likely: that at which the cumulative distribution exceeds the row's next number.
+
+    drawn: [B, T] float64, uniform in [0, 1).
+    """
+
+    def __init__(self, drawn: Tensor, temperature: float):
+        self.drawn, self.temperature, self.step = drawn, temperature, 0
+        self.finite = torch.ones((), dtype=torch.bool, device=drawn.device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        # In float64: a sum of many small probabilities in float32 would favour some tokens.
+        cumulative = (scores / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        self.finite &= total.isfinite().all()
+        token = torch.searchsorted(cumulative, self.drawn[:, self.step, None] * total, right=True)
+        self.step += 1
+        return scores.scatter_(1, token.clamp_(max=scores.shape[1] - 1), torch.inf)
+
+    def check(self) -> None:
+        """Raise UserError if a distribution was not one."""
+        if not self.finite:
+            raise UserError("the model's logits are not finite (NaN or infinite): no token can be drawn from them")
+
+
 @contextlib.contextmanager
 def _own_distribution(model: Any) -> Iterator[None]:
     """Inside, the generation config holds nothing but the special tokens.
@@ -84,7 +153,7 @@ def _own_distribution(model: Any) -> Iterator[None]:
     Other settings of a model's folder (repetition penalties, min-p, forced tokens, beams, several sequences a prompt)
     would be filled in, and completions would not come from the model's own distribution.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     usual = inner.generation_config
     special = {name: getattr(usual, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     inner.generation_config = GenerationConfig(**special)

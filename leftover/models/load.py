@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from leftover.errors import UserError, first_line
 from leftover.recipe.sections import ModelSection
+from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -30,18 +31,22 @@ def load_model(
 
     `quantization`: further keywords of `from_pretrained` for the base (see `nf4_options`).
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     options = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code, **(quantization or {})}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     try:
-        if not is_adapter(path):
-            return AutoModelForCausalLM.from_pretrained(path, **options)
+        base = base_path(path)
+        refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
+        model = AutoModelForCausalLM.from_pretrained(base, **options)
+        if base == path:
+            return model
         from peft import PeftConfig, PeftModel
 
-        base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path, **options)
-        return PeftModel.from_pretrained(base, path, is_trainable=True)
+        # peft trains none with virtual tokens any further.
+        trainable = not PeftConfig.from_pretrained(path).is_prompt_learning
+        return PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 
@@ -62,12 +67,16 @@ def build_model(
     config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", *, seed: int, dtype: str = "float32"
 ) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return random_model(make_config({"vocab_size": len(tokenizer)} | special | config), seed=seed, dtype=dtype)
+
+
+def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "float32") -> Any:
+    """The causal LM of a config with random weights."""
     from transformers import AutoModelForCausalLM
 
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model_config = make_config({"vocab_size": len(tokenizer)} | special | config)
     with seeded(seed):
-        return AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype(dtype))
+        return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
 
 
 def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
@@ -89,18 +98,36 @@ def seeded(seed: int) -> Iterator[None]:
 def make_config(settings: dict[str, Any]) -> Any:
     """The transformers config of `model_type` and its settings; UserError for what transformers refuses."""
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if settings.get("model_type") is None:
         raise UserError("model.config needs 'model_type' (for example: llama)")
     try:
-        return AutoConfig.for_model(**settings)
+        config = AutoConfig.for_model(**settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"model.config is refused by transformers: {first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model.config: '{config.model_type}' has no causal language model: take llama or gpt2")
+    return config
 
 
 def is_adapter(path: str | Path) -> bool:
     """True for a folder that holds a PEFT adapter rather than whole weights."""
     return (Path(path) / "adapter_config.json").is_file()
+
+
+def base_path(path: str) -> str:
+    """The model that an adapter's folder names as its base; a model's own path as it is."""
+    return str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"]) if is_adapter(path) else path
+
+
+def refuse_encoder(config: Any, what: str) -> None:
+    """Raise UserError for an encoder-decoder, whose encoder would be left out; `what` names the model."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{what}: no causal language model, but an encoder-decoder ({config.model_type}); take a decoder, such as "
+            "Llama or GPT-2"
+        )
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -129,14 +156,33 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-@contextlib.contextmanager
-def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Inside, `captured['hidden']` holds the decoder's last hidden states [B, L, H] of the last forward."""
-    captured: dict[str, Tensor] = {}
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = getattr(inner, inner.base_model_prefix)
-    with decoder.register_forward_hook(lambda _, __, output: captured.__setitem__("hidden", output[0])):
-        yield captured
+def unwrapped(model: Any) -> Any:
+    """The model under an adapter; a model without one as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def merged(model: Any) -> Any:
+    """The base with its adapter's changes in its own weights.
+
+    Where input and output embeddings are one tensor and the adapter changes one of them, they are parted first: the
+    change would reach both. UserError for an adapter that is no change of weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is None:
+        raise UserError(
+            f"a {model.active_peft_config.peft_type.value} adapter changes no weights and cannot be merged: export "
+            "without --merge"
+        )
+    inner = unwrapped(model)
+    ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    layers = [getattr(end, "base_layer", end) for end in ends]
+    if layers[0].weight is layers[1].weight and any(isinstance(end, BaseTunerLayer) for end in ends):
+        layers[1].weight = nn.Parameter(layers[1].weight.detach().clone(), requires_grad=False)
+        for config in (inner.config, inner.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return merge()
 
 
 def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leftover.errors import UserError
+
 # How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
 # temporaries small.
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
@@ -44,7 +46,7 @@ def completion_logprobs(
 def completion_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """[N, V] logits of the N completion tokens of a batch in the aligned layout, row by row."""
     input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting):
+    with head_sees_only(model, predicting, input_ids.shape[1]):
         return model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
 
 
@@ -67,23 +69,50 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_sees_only(model: Any, positions: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Inside, the model's head gets only the hidden states at `positions` of [B L]: logits [1, N, V].
+def head_sees_only(model: Any, positions: Tensor, width: int) -> Iterator[dict[str, Tensor]]:
+    """Inside, the model's head gets only the hidden states at `positions` of [B L], L = `width`: logits [1, N, V].
 
     Of the last forward these are `captured["hidden"]` [1, N, H]. The model's own forward runs around it, so that what
     it does to logits (soft caps, scales) and its wrappers (PEFT, DDP, FSDP) stay in force.
     """
-    head = getattr(model, "module", model).get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
     captured: dict[str, Tensor] = {}
 
     def gather(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        captured["hidden"] = inputs[0].flatten(0, 1)[positions].unsqueeze(0)
+        states = of_tokens(model, inputs[0])
+        if states.shape[1] != width:
+            raise UserError(
+                f"the head of {type(model).__name__} gets {states.shape[1]} positions for {width} tokens: such a model "
+                "or adapter cannot be trained or scored here"
+            )
+        captured["hidden"] = states.flatten(0, 1)[positions].unsqueeze(0)
         return captured["hidden"]
 
-    with head.register_forward_pre_hook(gather):
+    with output_head(model).register_forward_pre_hook(gather):
         yield captured
+
+
+def output_head(model: Any) -> nn.Module:
+    """The layer that makes logits; UserError for a model that has none."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        raise UserError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
+    return head
+
+
+def of_tokens(model: Any, states: Tensor) -> Tensor:
+    """[B, V + L, H] -> [B, L, H]: without the V virtual tokens of an adapter."""
+    return states[:, virtual_tokens(model) :]
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many positions an adapter puts before the text: prompt tuning and its like.
+
+    Prefix tuning adds keys and values in place of positions.
+    """
+    adapter = getattr(getattr(model, "module", model), "active_peft_config", None)
+    if adapter is None or not adapter.is_prompt_learning or adapter.peft_type == "PREFIX_TUNING":
+        return 0
+    return adapter.num_virtual_tokens
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, overwrite_logits: bool = False) -> Tensor:

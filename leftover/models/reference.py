@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator, pad
-from leftover.models.load import capture_hidden, is_adapter
+from leftover.models.load import base_path, is_adapter
 from leftover.models.logprobs import completion_logprobs, head_sees_only
+from leftover.models.trunk import capture_hidden
 from leftover.monitoring.terminal import progress_bar
-from leftover.store.manifest import FileHashes, digest, file_hash, read_json
+from leftover.store.manifest import FileHashes, digest, file_hash
 
 
 def pass_tokens(device: torch.device) -> int:
@@ -91,7 +92,7 @@ def reference_pass(
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
-    with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device, bar:
+    with evaluating(model, compute_dtype) as device, capture_hidden(model) as captured, bar:
         for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):
@@ -122,10 +123,10 @@ def prompt_hidden(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of similar length."""
     model.eval()  # the frozen reference stays so
-    with capture_hidden(model) as captured, evaluating(model, compute_dtype) as device:
+    with evaluating(model, compute_dtype) as device, capture_hidden(model) as captured:
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
-            with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device)):
+            with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device), ids.shape[1]):
                 model(input_ids=ids.to(device), use_cache=False)
             hidden = captured["hidden"].float().cpu()
             for i, states in zip(chosen, hidden, strict=True):
@@ -141,8 +142,7 @@ def model_identity(path: str, hashes: FileHashes | None = None) -> str:
         files = sorted(file for file in Path(path).iterdir() if file.suffix in _MODEL_FILES)
         identity = {file.name: hashes.of(file) if hashes else file_hash(file) for file in files}
         if is_adapter(path):
-            base = read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"]
-            identity["base"] = model_identity(base, hashes)
+            identity["base"] = model_identity(base_path(path), hashes)
         return digest(identity)
     from huggingface_hub import try_to_load_from_cache
 

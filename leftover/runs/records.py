@@ -2,6 +2,9 @@
 
 from typing import Any, Required, TypedDict
 
+# Of completions sampled at a temperature other than 1: their log-probability at it, under the policy and the reference.
+SAMPLER_COLUMNS = ("sampler_logprob", "sampler_reference_logprob")
+
 
 class CompletionRecord(TypedDict, total=False):
     """One completion of a test prompt, a line of `evaluation/<subject>.jsonl`.
@@ -21,6 +24,8 @@ class CompletionRecord(TypedDict, total=False):
     logprob: float
     reference_logprob: float
     base_logprob: float
+    sampler_logprob: float
+    sampler_reference_logprob: float
 
 
 class IntervalRecord(TypedDict):

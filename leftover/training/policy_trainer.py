@@ -19,6 +19,7 @@ from leftover.errors import PYTHON, UserError
 from leftover.evaluation.policy import evaluate_policy, metric_names
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.models.probe import check_causal, check_trainable
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
@@ -74,6 +75,10 @@ class PolicyTrainer(Trainer):
             tokenizer.pad_token = tokenizer.eos_token
         if peft_config is not None:
             policy = add_adapter(policy, peft_config, seed=self.args.seed)
+        named = f"the model of {type(self).__name__} ({path})"
+        check_causal(policy, named)
+        if train_dataset is not None:
+            check_trainable(policy, named)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:

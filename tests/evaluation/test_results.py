@@ -125,6 +125,16 @@ def test_kl_is_the_mean_log_ratio_of_sampled_completions_only():
     assert row["kl"]["mean"] == pytest.approx((2 * L + 3 * L) / 2)
 
 
+def test_kl_of_tempered_samples_is_of_their_log_probabilities_at_the_temperature():
+    columns = {"sampler_logprob": [-L] * 4, "sampler_reference_logprob": [-6 * L] * 4}
+    tempered = make_records([1.0] * 4, decoding="sampled", **columns)
+    row = summarise({0: tempered}, tempered, {}, "sampled", temperature=0.5)
+    assert row["kl"]["mean"] == pytest.approx(5 * L)
+    assert row["own_perplexity_under_reference"] == pytest.approx(4), "at temperature 1"
+    plain = make_records([1.0] * 4, decoding="sampled")
+    assert "kl" not in summarise({0: plain}, plain, {}, "sampled", temperature=0.5), "written before they were"
+
+
 def test_only_the_asked_decoding_counts():
     ours = {0: OURS[0] + make_records([100.0] * 4, decoding="sampled")}
     assert row_of(ours, REFERENCE + make_records([50.0] * 4, decoding="sampled")) == row_of({0: OURS[0]})

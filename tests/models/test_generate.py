@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    BlenderbotConfig,
+    BlenderbotForCausalLM,
+    GenerationConfig,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
+from leftover.errors import UserError
 from leftover.models import generate as generation
 from leftover.models.generate import generate
 from leftover.models.load import align_generation_config, load_model
+from leftover.models.probe import batching
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +102,89 @@ def test_the_seed_decides_the_samples_and_the_global_generator_is_left_alone(mod
     )
     assert first == second != other
     assert torch.equal(before, torch.get_rng_state())
+
+
+def sampled(model, tokenizer, prompts=PROMPTS, **settings):
+    return generate(model, tokenizer, prompts, max_new_tokens=24, sample=True, **settings)[0]
+
+
+def test_a_sampled_completion_depends_neither_on_batches_nor_on_the_order_of_rows(model, tokenizer, monkeypatch):
+    expected = sampled(model, tokenizer, batch_size=30)
+    assert len({len(ids) for ids in expected}) > 3
+    for batch_size, stragglers in ((1, 0.0), (4, 0.5), (8, 0.25), (7, 1.0)):
+        monkeypatch.setattr(generation, "_STRAGGLERS", stragglers)
+        assert sampled(model, tokenizer, batch_size=batch_size) == expected
+    assert sampled(model, tokenizer, PROMPTS[::-1], batch_size=4)[::-1] == expected
+    assert sampled(model, tokenizer, PROMPTS[5:6]) == expected[5:6]
+
+
+def test_equal_prompts_get_completions_of_their_own_which_their_numbers_give_back(model, tokenizer):
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    found = sampled(model, tokenizer, prompts)
+    assert len({tuple(found[i]) for i in (0, 2, 3)}) == 3
+    assert sampled(model, tokenizer, [PROMPTS[0]], copies=[2]) == [found[3]]
+    assert generation.copy_numbers(prompts) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("temperature", "shares"), [(1.0, (4, 2, 1, 1)), (0.5, (16, 4, 1, 1))])
+def test_tokens_are_drawn_by_their_probabilities_at_the_temperature(temperature, shares):
+    """Of evenly spaced numbers as many give a token as its share says: 4:2:1:1, squared at a temperature of 1/2."""
+    logits = torch.tensor([0.5, 0.0, 0.25, 0.125, 0.125]).log()
+    rows = 5 * sum(shares)
+    even = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
+    chosen = generation._Draw(even, temperature)(None, logits.repeat(rows, 1)).argmax(-1)
+    assert chosen.bincount(minlength=5).tolist() == [5 * shares[0], 0, *(5 * share for share in shares[1:])]
+    ends = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
+    assert generation._Draw(ends, 1.0)(None, logits.repeat(2, 1)).argmax(-1).tolist() == [0, 4]
+
+
+def test_no_token_is_drawn_from_logits_that_are_no_numbers(model, tokenizer):
+    weight = model.get_input_embeddings().weight
+    before = weight.data[20].clone()
+    weight.data[20] = torch.nan
+    try:
+        with pytest.raises(UserError, match="not finite"):
+            sampled(model, tokenizer)
+    finally:
+        weight.data[20] = before
+
+
+def with_ends(model, tokenizer):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id, *range(10, len(tokenizer), 11)])
+    return model.eval()
+
+
+def rwkv(vocabulary):
+    """Mixes the rows of a batch."""
+    return RwkvForCausalLM(
+        RwkvConfig(vocab_size=vocabulary, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2)
+    )
+
+
+def blenderbot(vocabulary):
+    """Counts the positions of the padding."""
+    config = BlenderbotConfig(
+        vocab_size=vocabulary, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return BlenderbotForCausalLM(config)
+
+
+@pytest.mark.parametrize(("build", "together"), [(rwkv, "single"), (blenderbot, "equally long")])
+def test_rows_that_a_model_cannot_continue_together_are_continued_apart(build, together, tokenizer):
+    model = with_ends(build(len(tokenizer)), tokenizer)
+    assert batching(model, tokenizer.pad_token_id) == together
+    expected = [alone(model, tokenizer, prompt, 24) for prompt in PROMPTS]
+    assert len({len(ids) for ids in expected}) > 3
+    for batch_size in (4, 30):
+        assert generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=batch_size)[0] == expected
+    assert sampled(model, tokenizer, batch_size=30) == sampled(model, tokenizer, batch_size=1)
+
+
+def test_a_transformer_continues_any_rows_together(model, tokenizer, tiny_gpt2_path):
+    assert batching(model, tokenizer.pad_token_id) == "any"
+    assert batching(load_model(tiny_gpt2_path), tokenizer.pad_token_id) == "any"

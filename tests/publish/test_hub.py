@@ -131,7 +131,7 @@ def test_an_adapter_of_a_base_on_the_hub_stays_one(finished: dict[str, Any], tmp
 
     source = Path(finished["output_dir"]) / "policies/a_lol_seq/seed-0"
     assert export._lost_elsewhere(source)
-    monkeypatch.setattr(export, "read_json", lambda path: {"base_model_name_or_path": "org/base"})
+    monkeypatch.setattr(export, "base_path", lambda path: "org/base")
     assert not export._lost_elsewhere(source)
     assert not export._lost_elsewhere(Path(finished["model"]["path"])), "whole weights"
 

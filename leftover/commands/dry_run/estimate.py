@@ -145,7 +145,9 @@ class _Costs:
         self._passes("test: likelihood", sizes.amount("test", most), subjects)
         self._generation("test: completions", prompts, times, judges=True)
         written = sizes.generated(prompts * times)
-        self._passes("test: log-probabilities of completions", written, len(logprob_columns(recipe)))
+        # Once more over the sampled half, by policy and reference, for the KL at another temperature than 1.
+        passes = len(logprob_columns(recipe)) + (recipe.evaluate.temperature != 1)
+        self._passes("test: log-probabilities of completions", written, passes)
 
     def _training(self, what: str, trainings: list[Training]) -> None:
         if self.shape is None or any(training.seen is None for training in trainings):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import make_config
+from leftover.models.load import make_config, refuse_encoder, unwrapped
 from leftover.recipe.sections import ModelSection, TokenizerSection
 
 # 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
@@ -45,10 +45,13 @@ def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "local_files_only": True}
-        return AutoConfig.from_pretrained(model.path, **options), "its config"
+        found = AutoConfig.from_pretrained(model.path, **options)
     except (OSError, ValueError) as error:
         if (Path(model.path) / "config.json").is_file():
             raise UserError(f"the config of '{model.path}' (key model.path) is refused: {error}") from error
+    else:
+        refuse_encoder(found, f"model.path '{model.path}'")
+        return found, "its config"
     for name in (model.path, Path(model.path).name):
         if name in CONFIGS:
             return make_config(CONFIGS[name]), "published sizes"
@@ -66,7 +69,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
 
 def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
     """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrapped(model)
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
     head = base.get_output_embeddings().weight
     embeddings = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leftover.models.load import disable_dropout
+from leftover.models.load import disable_dropout, unwrapped
 from leftover.models.logprobs import head_sees_only, selected_logprobs
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
@@ -47,7 +47,7 @@ class Traced:
         self.model, self.mode = model, FakeTensorMode()
         with self.mode:
             model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = unwrapped(model)
         base.tie_weights()
         disable_dropout(model)
 
@@ -93,7 +93,7 @@ class Traced:
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         positions = torch.zeros(rows * completion_tokens, dtype=torch.int64)
         dtype = None if compute_dtype is None else getattr(torch, compute_dtype)
-        with head_sees_only(self.model, positions), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        with head_sees_only(self.model, positions, tokens), torch.autocast("cpu", dtype, enabled=dtype is not None):
             logits = self.model(input_ids=ids, use_cache=False).logits
         if dtype is not None:
             logits = logits.float()  # as accelerate does for the outputs of a model under autocast

@@ -14,7 +14,7 @@ from leftover.data.records import Located
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import is_adapter
+from leftover.models.load import base_path, is_adapter
 from leftover.models.reference import model_identity
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
@@ -27,7 +27,7 @@ from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import FileHashes, read_json
+from leftover.store.manifest import FileHashes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,5 +187,5 @@ def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:
 def _tokenizer_path(path: str) -> str:
     """An adapter's folder may hold no tokenizer: its base has one."""
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        return str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"])
+        return base_path(path)
     return path

@@ -52,9 +52,9 @@ def draw(
     decoding: Decoding,
     prompts: Sequence[tuple[int, Prompt]],
     prompt_ids: Sequence[list[int]],
-    seed: int,
+    copies: Sequence[int],
 ) -> list[Sample]:
-    """`n` completions of each prompt, one after the other."""
+    """`n` completions of each prompt, one after the other; `copies`: see `leftover.models.generate.generate`."""
     repeated = [i for i in range(len(prompts)) for _ in range(decoding.n)]
     with autocast(next(model.parameters()).device, source.compute_dtype):
         completions, _ = generate(
@@ -65,7 +65,8 @@ def draw(
             sample=decoding.sample,
             temperature=decoding.temperature,
             batch_size=decoding.batch_size,
-            seed=seed,
+            seed=decoding.seed,
+            copies=copies,
             description="batches",
         )
     ends = end_ids(model)

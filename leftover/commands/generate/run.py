@@ -13,7 +13,9 @@ from leftover.commands.generate.rows import Decoding, draw, make_rows
 from leftover.commands.generate.rows_file import RowsFile
 from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
+from leftover.models.generate import copy_numbers
 from leftover.models.load import align_generation_config, load_with, max_positions
+from leftover.models.probe import check_causal
 from leftover.monitoring.terminal import progress_bar
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ def generate_rows(
 
 def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
     model = load_with(source.recipe.model, source.path, source.compute_dtype)
+    check_causal(model, f"'{source.path}'")
     align_generation_config(model, source.tokenizer, source.chat.ends)
     prompt_ids = encode_prompts(source.chat, [prompt._asdict() for _, prompt in prompts])
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
@@ -89,14 +92,15 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             f"the longest prompt ({longest} tokens) and --max-new-tokens {decoding.max_new_tokens} exceed the model's "
             f"{positions} positions: lower --max-new-tokens, or cut prompts with --set data.max_prompt_tokens"
         )
+    # Counted over all chunks: two prompts may be equal once they are cut.
+    copies = copy_numbers([ids for ids in prompt_ids for _ in range(decoding.n)])
     size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
     with progress_bar(len(prompts) * decoding.n, "generate", "completion") as bar:
         bar.update(min(file.chunks * size, len(prompts)) * decoding.n)
         for start in range(file.chunks * size, len(prompts), size):
             part = slice(start, start + size)
-            # Every chunk has its own stream: the rows are the same wherever the command was stopped.
-            seed = int(np.random.SeedSequence([decoding.seed, file.chunks]).generate_state(1)[0])
-            drawn = draw(source, model, decoding, prompts[part], prompt_ids[part], seed)
+            own = slice(part.start * decoding.n, part.stop * decoding.n)
+            drawn = draw(source, model, decoding, prompts[part], prompt_ids[part], copies[own])
             kinds = Counter(
                 "empty" if not s.text.strip() else "ended" if s.ended else f"unfinished_{decoding.unfinished}"
                 for s in drawn

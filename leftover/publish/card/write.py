@@ -9,7 +9,7 @@ from typing import Any
 
 from leftover.evaluation.measures import number
 from leftover.evaluation.tables import escape, markdown_table
-from leftover.models.load import is_adapter
+from leftover.models.load import is_adapter, unwrapped
 from leftover.objectives import ONLINE
 from leftover.publish.card import facts
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
@@ -100,7 +100,7 @@ def write_card(
 def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> None:
     """Write README.md and its picture for a trainer's model; `metadata`: further fields of its header, as `license`."""
     args, model = trainer.args, trainer.model
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     base = str(inner.config.name_or_path or "")
     prompts = getattr(trainer, "prompts", None)  # the unique ones that an online trainer draws from
     rows = prompts or trainer.train_dataset or []

@@ -62,7 +62,7 @@ def token_outputs(
     """
     mask = batch["completion_mask"].bool()
     input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting) as captured:
+    with head_sees_only(model, predicting, input_ids.shape[1]) as captured:
         logits = model(input_ids=input_ids, use_cache=False).logits
     logits = logits.flatten(0, 1) if temperature == 1 else logits.flatten(0, 1) / temperature
     values = getattr(getattr(model, "module", model), VALUE_HEAD)(captured["hidden"].flatten(0, 1))

@@ -1,0 +1,133 @@
+"""What a language model must be able to do, found by running it on a few tokens."""
+
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor
+
+from leftover.errors import UserError, first_line, located
+from leftover.models.load import refuse_encoder, unwrapped
+from leftover.models.logprobs import head_sees_only, of_tokens, virtual_tokens
+from leftover.models.reference import evaluating
+from leftover.models.trunk import texts
+
+# How much of what other tokens change may be rounding. Rows of one batch do not differ at all, unless experts are
+# chosen, which see more or fewer tokens. Models with random weights that read ahead change .003 and more.
+_ROUNDING, _ROUNDING_16_BIT = 1e-3, 0.02
+# The same for a row in batches of different shapes, where 16-bit numbers change .01. Models that read padding change .2
+# and more.
+_ROUNDING_16_BIT_OF_SHAPES = 0.05
+
+Batching: TypeAlias = Literal["any", "equally long", "single"]
+
+_known: "WeakKeyDictionary[nn.Module, Batching]" = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def check_causal(model: Any, what: str) -> None:
+    """Refuse a model that does not predict each token from those before it alone; `what` names it in the error.
+
+    Two texts share a beginning: what is predicted there must be equal. And the head must make of single positions what
+    the model makes of all, since completions are scored so.
+    """
+    kind = type(unwrapped(model)).__name__
+    refuse_encoder(model.config, what)
+    with evaluating(model, None) as device, located(what):
+        ids = texts(model).to(device)
+        everywhere = torch.arange(ids.numel(), device=device)
+        try:
+            logprobs = of_tokens(model, _logprobs(model, ids))
+            with head_sees_only(model, everywhere, ids.shape[1]):
+                scored = _logprobs(model, ids).reshape(logprobs.shape)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(f"{kind} cannot read a text alone: {first_line(error)}") from error
+        if logprobs.isnan().any():
+            raise UserError(f"what {kind} predicts is not finite (NaN): its weights are damaged")
+        shared = ids.shape[1] // 2
+        changes = _difference(logprobs[0], logprobs[1])
+        ahead, rounding = (
+            float(changes[:shared].max()),
+            _rounding(model, _ROUNDING_16_BIT) * float(changes[shared:].max()),
+        )
+        if ahead > rounding:
+            raise UserError(
+                f"no causal language model: what {kind} predicts after {shared} tokens changes with the tokens that "
+                f"follow them (log-probabilities by {ahead:.2g}); take a decoder, such as Llama or GPT-2"
+            )
+        if float(_difference(logprobs, scored).max()) > max(rounding, 1e-4):
+            raise UserError(f"{kind} does not make its logits position by position: its completions cannot be scored")
+
+
+def check_trainable(model: Any, what: str) -> None:
+    """Refuse a model whose weights are all frozen, as those of a prompt that was tuned and saved."""
+    adapter = getattr(model, "active_peft_config", None)
+    saved_prompt = adapter is not None and adapter.is_prompt_learning and adapter.inference_mode
+    if saved_prompt or not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{what}: none of its weights trains (an adapter with virtual tokens trains only while it is new): name a "
+            "whole model or a LoRA adapter"
+        )
+
+
+@torch.inference_mode()
+def batching(model: Any, pad_token_id: int) -> Batching:
+    """Which rows a model continues together as it does alone. Found once for every model.
+
+    Recurrent models may read the padding on the left of a shorter row, or mix the states of a batch.
+    """
+    if model not in _known:
+        long, other = texts(model).to(next(model.parameters()).device)
+        short, token = other[-3:], int(long[0])
+        padding = torch.full_like(other[:-3], pad_token_id)
+        rounding = _rounding(model, _ROUNDING_16_BIT_OF_SHAPES)
+
+        def agree(row: Tensor, in_batch: Tensor) -> bool:
+            mask = torch.ones(2, len(long), dtype=torch.int64, device=long.device)
+            mask[1, : len(long) - len(row)] = 0
+            alone = _continued(model, row[None], mask[:1, : len(row)], token, pad_token_id)[0]
+            first, second = _continued(model, torch.stack([long, in_batch]), mask, token, pad_token_id)
+            return bool((alone - second).abs().max() <= rounding * (alone - first).abs().max())
+
+        # Padding would stand between the virtual tokens of an adapter and the text.
+        together = not virtual_tokens(model) and agree(short, torch.cat([padding, short]))
+        _known[model] = "any" if together else "equally long" if agree(other, other) else "single"
+    return _known[model]
+
+
+def _continued(model: Any, ids: Tensor, mask: Tensor, token: int, pad_token_id: int) -> Tensor:
+    """Probabilities [B, 3, V] of the next three tokens, the first two of which are `token`."""
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(max_new_tokens=3, pad_token_id=pad_token_id, do_sample=False),
+        logits_processor=[_Given(token)],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(found.logits, dim=1).float().softmax(-1)
+
+
+class _Given(LogitsProcessor):
+    """Has every row go on with one token."""
+
+    def __init__(self, token: int):
+        self.token = token
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        return scores.index_fill(1, torch.tensor([self.token], device=scores.device), torch.inf)
+
+
+def _logprobs(model: Any, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """The largest over the vocabulary; two probabilities of 0 are equal."""
+    return (one - other).nan_to_num(0.0).abs().amax(-1)
+
+
+def _rounding(model: Any, of_16_bit: float) -> float:
+    exact = model.dtype in (torch.float32, torch.float64) and getattr(unwrapped(model), "hf_quantizer", None) is None
+    return _ROUNDING if exact and not torch.is_autocast_enabled(model.device.type) else of_16_bit

@@ -1,0 +1,37 @@
+"""Models that a run cannot train are refused before a row is read."""
+
+from leftover.errors import located
+from leftover.models.load import load_with, make_config, random_model
+from leftover.models.probe import check_causal, check_trainable
+from leftover.models.reference import model_identity
+from leftover.recipe.sections import TokenizerSection
+from leftover.runs.run import Run
+from leftover.store.manifest import Key
+
+
+def check_models(run: Run) -> None:
+    """Load the models that the recipe names, and refuse what is no causal language model. Once for every model."""
+    recipe, section = run.recipe, run.recipe.model
+    named = {"model.path": section.path, "reference.path": recipe.reference.path}
+    paths = {key: path for key, path in named.items() if path is not None}
+    if run.manifest.status("models", _key(run, paths)).finished:
+        return
+    for name, path in paths.items():
+        with located(name):
+            model = load_with(section, path, recipe.compute_dtype)
+            check_causal(model, f"'{path}'")
+            if name == "reference.path":  # which policies continue
+                check_trainable(model, f"'{path}'")
+    if section.config:
+        if isinstance(section.tokenizer, TokenizerSection):  # trained on the rows, which nobody has read yet
+            vocabulary = section.tokenizer.vocab_size
+        else:
+            vocabulary = len(run.models.tokenizer)
+        check_causal(random_model(make_config({"vocab_size": vocabulary} | section.config)), "model.config")
+    run.manifest.begin("models", _key(run, paths))  # of the commit that is here now
+    run.manifest.finish("models")
+
+
+def _key(run: Run, paths: dict[str, str]) -> Key:
+    config = {"config": run.recipe.model.config} if run.recipe.model.config else {}
+    return config | {name: model_identity(path, run.hashes) for name, path in paths.items()}

@@ -1,0 +1,62 @@
+"""What an evaluation writes of every completion."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leftover.evaluation.run import Evaluation
+from leftover.models.generate import end_ids, generate
+from leftover.pipeline import run
+from leftover.prepare.readers import test_rows as rows_of
+from leftover.prepare.readers import unique_prompts
+from leftover.recipe.files import make_recipe
+from leftover.runs.names import read_completions
+from leftover.runs.run import Run
+
+LIMIT = 3
+
+
+def logprob(model: Any, prompt: list[int], completion: list[int], temperature: float) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    chosen = torch.tensor(completion)[:, None]
+    return float((logits / temperature).log_softmax(-1).gather(1, chosen).sum())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_records_hold_the_log_probabilities_of_the_sampling_and_whether_it_came_to_an_end(
+    temperature: float, tiny_recipe: Callable, tokenizer: Any, tmp_path: Path
+) -> None:
+    ends = tokenizer.convert_ids_to_tokens(list(range(10, len(tokenizer), 4)))
+    settings = {"temperature": temperature, "max_new_tokens": LIMIT, "max_prompts": 30}
+    train = {"learning_rate": 1e-2}
+    recipe = make_recipe(tiny_recipe(tmp_path, evaluate=settings, train=train, model={"end_tokens": ends}))
+    results = run(recipe)
+    assert results is not None
+    this = Run(recipe)
+    policy = this.models.load(Evaluation(this).subjects["a_lol_seq-seed-0"][0])
+    reference = this.models.reference()
+    prompts = [row["prompt_ids"] for row in unique_prompts(rows_of(recipe, this.table))]
+    records = read_completions(this.folder, "a_lol_seq-seed-0")
+    at_the_limit, log_ratios = 0, []
+    for decoding, of_decoding in (("sampled", temperature), ("greedy", 1.0)):
+        ids, _ = generate(
+            policy, tokenizer, prompts, max_new_tokens=LIMIT, sample=decoding == "sampled", temperature=of_decoding
+        )
+        written = [record for record in records if record["decoding"] == decoding]
+        for prompt, completion, record in zip(prompts, ids, written, strict=True):
+            ended = completion[-1] in end_ids(policy)
+            at_the_limit += ended and len(completion) == LIMIT
+            assert record["ended"] == ended
+            assert record["logprob"] == pytest.approx(logprob(policy, prompt, completion, 1.0), abs=1e-4)
+            assert ("sampler_logprob" in record) == (decoding == "sampled" and temperature != 1)
+            if decoding == "sampled":
+                own, start = (logprob(model, prompt, completion, temperature) for model in (policy, reference))
+                log_ratios.append(own - start)
+    assert at_the_limit > 0
+    measured = results["sampled"]["table"]["a_lol_seq"]["kl"]["mean"]
+    assert measured == pytest.approx(sum(log_ratios) / len(log_ratios), abs=1e-4)
+    assert results["sampled"]["table"]["reference"]["kl"]["mean"] == 0
