@@ -1,8 +1,9 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
 import logging
-import shutil
 from pathlib import Path
+
+from filelock import FileLock
 
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
@@ -12,6 +13,7 @@ from leftover.publish.card import write_card
 from leftover.publish.card.public import is_hub_id
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
+from leftover.store.folders import give_back, hold, make_folder, remove
 from leftover.store.manifest import read_json
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ def export_policy(
     section = run.recipe.model
     policy, seed = run.trained_policy(policy, seed)
     source = policy_folder(run.folder, policy, seed)
+    target, lock = _claim(run, output)
     merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), section.template_options
     model = load_model(str(source), dtype=section.dtype, trust_remote_code=section.trust_remote_code)
@@ -57,18 +60,29 @@ def export_policy(
             "pass them to apply_chat_template (vLLM: chat_template_kwargs)",
             options,
         )
-    target = Path(output) if output else run.folder / "export"
-    if output is None:
-        shutil.rmtree(target, ignore_errors=True)
-    elif target.is_dir() and any(target.iterdir()):
-        # An adapter left beside merged weights would be applied to them a second time.
-        raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
     results = run.results()
     if results and str(seed) not in results["training"].get(policy, {}):
         results = None  # they are about other policies or seeds
     write_card(run, results, policy, seed, target, hub_id)
+    give_back(lock)
     return target
+
+
+def _claim(run: FinishedRun, output: str | Path | None) -> tuple[Path, FileLock | None]:
+    """The folder to export to, empty: a new one, or the run's own with the lock of the run.
+
+    An adapter that was left beside merged weights would be applied to them a second time.
+    """
+    if output is None:
+        lock = hold(run.folder)
+        remove(run.folder / "export", run.folder)
+        return run.folder / "export", lock
+    target = Path(output)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"--output {target} is {'not empty' if target.is_dir() else 'a file'}: name a new folder")
+    make_folder(target, "--output")
+    return target, None
 
 
 def _lost_elsewhere(source: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from leftover.monitoring.costs import StageCost, StageMeter
+from leftover.store.folders import regular
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one."""
+    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one.
+
+    A link is written through. Raises UserError for what no file may take the place of: a folder, a device, a pipe.
+    """
+    path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", errors=errors, newline="")

@@ -15,6 +15,7 @@ from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
 from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.monitoring.terminal import progress_bar
+from leftover.store.folders import check_output, give_back, hold
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def generate_rows(
     """
     if greedy and (n or 1) > 1:
         raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
+    check_output(Path(output))
     source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
     decoding = Decoding(
         n=n or (1 if greedy else 8),
@@ -69,11 +71,15 @@ def generate_rows(
     )
     drawn = np.random.default_rng(seed).permutation(len(source.prompts))[:max_prompts]
     chosen = [(int(i), source.prompts[i]) for i in np.sort(drawn)]
-    file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
-    if file.complete:
-        log.info("generate: %s is finished (nothing it depends on has changed)", output)
-    else:
-        _write(source, decoding, chosen, file)
+    lock = hold(Path(output))
+    try:
+        file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
+        if file.complete:
+            log.info("generate: %s is finished (nothing it depends on has changed)", output)
+        else:
+            _write(source, decoding, chosen, file)
+    finally:
+        give_back(lock)
     _log_counts(file, len(chosen), decoding)
 
 
