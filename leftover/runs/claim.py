@@ -30,7 +30,11 @@ def open_run(recipe: Recipe) -> Run:
     check_rewards(run)
     check_limits(recipe, model_positions(recipe.model))
     check_files(recipe.data)
-    claim(run)
+    try:
+        claim(run)
+    except BaseException:
+        run.close()
+        raise
     return run
 
 
@@ -52,22 +56,23 @@ def _check_folder(run: Run) -> None:
     """UserError unless the folder is new, empty, or holds this run."""
     saved = run.folder / "recipe.yaml"
     # A full disk may leave the temporary file, and a process that was killed the lock.
-    ours = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}
+    left = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}
     if saved.is_file():
         content = read_yaml(saved)
-        if not (is_run(run.folder) or _was_saved_here(saved, content)):
+        ours, name = is_run(run.folder), content.get("name") if isinstance(content, dict) else None
+        if name != run.recipe.name:
+            raise UserError(
+                f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir"
+                + (", or remove the folder" if ours else "")
+            )
+        if not (ours or _was_saved_here(saved, content)):
             raise UserError(
                 f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
                 "another output_dir"
             )
-        if (name := content.get("name")) != run.recipe.name:
-            raise UserError(
-                f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir, "
-                "or remove the folder"
-            )
     elif run.folder.exists() and not run.folder.is_dir():
         raise UserError(f"{run.folder} (key output_dir) is a file: choose another output_dir")
-    elif run.folder.exists() and set(run.folder.iterdir()) - ours:
+    elif run.folder.exists() and set(run.folder.iterdir()) - left:
         raise UserError(f"{run.folder} is not empty and holds no run: choose another output_dir")
 
 

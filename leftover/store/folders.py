@@ -1,5 +1,6 @@
 """Folders that commands write into: one writer at a time, nothing removed outside them, files that others may read."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from leftover.errors import UserError
 from leftover.monitoring.terminal import is_main_process
 
 LOCK = "writer.lock"
+# Errors for which the command line has its own words.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LAUNCH_SECONDS = 120.0  # within which rank 0 of a launch has taken the lock
 
 
@@ -33,7 +36,11 @@ def hold(target: Path) -> FileLock | None:
         lock.acquire(blocking=False)
     except Timeout:
         raise _refusal(target, _holder(path)) from None
-    path.write_text(json.dumps(_ourselves()), encoding="utf-8")
+    try:
+        path.write_text(json.dumps(_ourselves()), encoding="utf-8")
+    except OSError:
+        lock.release()
+        raise
     return lock
 
 
@@ -102,6 +109,8 @@ def make_folder(folder: Path, key: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in _OF_THE_DISK:
+            raise
         raise UserError(f"{key} {folder} cannot be made ({error.strerror}): name a folder of your own") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{key} {folder} cannot be written into: name a folder of your own")
