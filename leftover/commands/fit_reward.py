@@ -8,6 +8,7 @@ from leftover.errors import UserError
 from leftover.monitoring.terminal import console
 from leftover.recipe.files import read_yaml, set_key
 from leftover.rewards import load_reward
+from leftover.runs.spelling import rewritten
 from leftover.store.folders import LOCK, give_back, hold, make_folder, remove
 from leftover.store.manifest import Key, Manifest
 
@@ -35,7 +36,7 @@ def fit_reward(
     lock = hold(folder)
     try:
         _check_folder(folder, key)  # again: another process may have written until now
-        manifest = Manifest(folder)
+        manifest = Manifest(folder, meaning=rewritten)
         if not manifest.begin("reward", key, lambda: _clear(folder)).finished:
             manifest.finish("reward", facts=reward.fit(folder))
     finally:
@@ -50,7 +51,7 @@ def _check_folder(folder: Path, key: Key) -> None:
     others = {path.name for path in folder.iterdir()} - _FILES if folder.is_dir() else set()
     if others and not (folder / "manifest.json").is_file():
         raise UserError(f"'{folder}' is not an empty folder: choose another --output")
-    manifest = Manifest(folder)
+    manifest = Manifest(folder, meaning=rewritten)
     status = manifest.status("reward", key)
     if others or set(manifest.entries) - {"reward"} or (status.action == "stale" and manifest.is_complete("reward")):
         changed = f" ({status.reason})" if status.reason else ""

@@ -176,6 +176,17 @@ class Recipe(Section):
         return self.evaluate.max_new_tokens or self.data.max_completion_tokens
 
     @property
+    def training_defaults(self) -> dict[str, Any]:
+        """Training settings that other sections decide, unless a training's own section does."""
+        return {
+            "max_prompt_length": self.data.max_prompt_tokens,
+            "max_completion_length": self.max_new_tokens,
+            "chat_template_kwargs": self.model.template_options,
+            "end_tokens": self.model.end_tokens,
+            "per_device_eval_batch_size": self.evaluate.batch_size,
+        }
+
+    @property
     def compute_dtype(self) -> str | None:
         """The autocast dtype of training, which the reference pass shares."""
         return autocast_dtype(self.train)

@@ -1,6 +1,6 @@
 """One run: a recipe, and the paths and data of its folder."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.models import Models
 from leftover.runs.names import reference_folder
+from leftover.runs.spelling import same_meaning
 from leftover.store.folders import give_back, remove
 from leftover.store.manifest import FileHashes, Manifest, read_json, write_json
 from leftover.store.table import Table
@@ -46,11 +47,11 @@ class Run:
 
     @cached_property
     def table(self) -> Table:
-        return Table(self.folder / "table")
+        return Table(self.folder / "table", partial(same_meaning, self.recipe))
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest(self.folder, shared=True)
+        return Manifest(self.folder, shared=True, meaning=partial(same_meaning, self.recipe))
 
     @cached_property
     def hashes(self) -> FileHashes:

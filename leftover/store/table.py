@@ -29,9 +29,9 @@ class Table:
     The `write_*` methods return False if a block that is finished under the same key is reused.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, meaning: Callable[[Key], Key] | None = None):
         self.folder = folder
-        self.manifest = Manifest(folder, label="table/")
+        self.manifest = Manifest(folder, label="table/", meaning=meaning)
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows."""
