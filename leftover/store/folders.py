@@ -105,8 +105,8 @@ def make_folder(folder: Path, key: str) -> list[Path]:
 
     Raises UserError, which begins with `key`, the setting or option that names the folder.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in _OF_THE_DISK:

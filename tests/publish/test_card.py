@@ -37,7 +37,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> 
         reward={"functions": [{"type": "python", "function": "leftover.demo.grammar:score_answers", "weight": 0.5}]},
         model={"lora": {"r": 4}},
     )
-    run(make_recipe(content))
+    run(make_recipe(content, saved=True))
     return content
 
 
