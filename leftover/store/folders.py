@@ -45,10 +45,10 @@ def hold(target: Path) -> FileLock | None:
 
 
 def give_back(lock: FileLock | None) -> None:
-    """Release what `hold` returned; the last time, its file goes too."""
+    """Release what `hold` returned; the last time, its file goes too, unless ranks of a launch may still read it."""
     if lock is None:
         return
-    if lock.lock_counter == 1:
+    if lock.lock_counter == 1 and not _launch():
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
