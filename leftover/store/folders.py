@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def make_folder(folder: Path, key: str) -> list[Path]:
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # what may be made there, only the system knows
+            pass
     except OSError as error:
         if error.errno in _OF_THE_DISK:
             raise
-        raise UserError(f"{key} {folder} cannot be made ({error.strerror}): name a folder of your own") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{key} {folder} cannot be written into: name a folder of your own")
+        raise UserError(f"{key} {folder} cannot be made or written ({error.strerror}): name one of your own") from error
     return made
 
 

@@ -105,7 +105,8 @@ def test_a_card_is_written_again_when_results_change_and_nothing_is_trained_for_
 ) -> None:
     weights = Path(content["output_dir"]) / "policies/a_lol/seed-0/adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
-    run(make_recipe(json.loads(json.dumps(content)) | {"evaluate": content["evaluate"] | {"primary": "greedy"}}))
+    changed = json.loads(json.dumps(content)) | {"evaluate": content["evaluate"] | {"primary": "greedy"}}
+    run(make_recipe(changed, saved=True))
     assert "Greedy completions of 6" in cards(content)["policies/a_lol/seed-0"].text
     assert "do_sample=False" in cards(content)["policies/a_lol/seed-0"].text
     assert weights.stat().st_mtime_ns == before

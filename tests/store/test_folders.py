@@ -116,7 +116,7 @@ def test_weights_have_the_mode_of_new_files(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_refused_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "afile").write_text("x")
     for folder in (tmp_path / "afile", tmp_path / "afile/x", Path("/proc/x"), tmp_path / ("x" * 300)):
-        with pytest.raises(UserError, match=r"^output_dir .*cannot be made .*: name"):
+        with pytest.raises(UserError, match=r"^output_dir .*cannot be made .*: name one"):
             make_folder(folder, "output_dir")
     assert make_folder(tmp_path / "a/b", "output_dir") == [tmp_path / "a", tmp_path / "a/b"]
     assert make_folder(tmp_path / "a/b", "output_dir") == []
