@@ -4,8 +4,6 @@ A command that is a package declares its options in its `command.py`, the others
 what they need, so that `--help` answers at once.
 """
 
-import errno
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ import click
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
-from leftover.errors import UserError, nearest
+from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.terminal import harmless, set_up_logging
 
 if TYPE_CHECKING:
@@ -237,52 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("stopped; the same command continues", err=True)
         sys.exit(130)
     except Exception as error:
-        message = _remedy(error)
+        message = remedy_of(error)
         if debug or message is None:
             raise
         click.echo(f"error: {harmless(message)}", err=True)
         sys.exit(2)
-
-
-def _remedy(error: Exception) -> str | None:
-    """The message for an error that the user can fix; None for a defect of ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    # A write on an open file knows no name; safetensors and torch.save raise their own errors without a number.
-    code, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-    place = f" ({name})" if name else ""
-    for codes, signs, remedy in _REMEDIES:
-        if code in codes or (signs and re.search(signs, str(error))):
-            return remedy.format(place=place)
-    return None
-
-
-_ELSEWHERE = "set output_dir to a folder of your own"
-# Numbers of errors, or else what their texts hold -> what the user can do.
-_REMEDIES: list[tuple[tuple[int, ...], str, str]] = [
-    (
-        (errno.EFBIG,),
-        "File too large",
-        "a file{place} would be larger than the system allows (ulimit -f): raise that, then run again: it continues",
-    ),
-    (
-        (errno.ENOSPC, errno.EDQUOT),
-        r"No space left on device|inline_container\.cc|\d requested and \d+ written",
-        "the disk is full{place}; free some space, then run again: it continues (or raise the limit of ulimit -f)",
-    ),
-    ((errno.EROFS,), "", f"the disk is read-only{{place}}; {_ELSEWHERE} on another disk"),
-    ((errno.EACCES, errno.EPERM), "", f"no permission for a file{{place}}; {_ELSEWHERE}, or make the file readable"),
-    (
-        (errno.ENOTDIR, errno.EISDIR),
-        "",
-        f"a file stands in the place of a folder, or the reverse{{place}}; {_ELSEWHERE}",
-    ),
-    (
-        (errno.ENAMETOOLONG, errno.ELOOP),
-        "",
-        f"the system takes no such path{{place}}; {_ELSEWHERE} with a shorter name",
-    ),
-]
 
 
 if __name__ == "__main__":
