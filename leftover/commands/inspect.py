@@ -22,7 +22,7 @@ from leftover.rewards import SumReward, load_reward
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
-from leftover.store.folders import check_output
+from leftover.store.folders import check_output, make_folder
 
 
 def inspect(
@@ -56,6 +56,7 @@ def inspect(
         data = make_recipe(content, where="leftover inspect", overrides=overrides).data
         check_files(data)
         scores = fresh_reward(load_reward(reward)) if reward else None
+        make_folder(target.parent, "the folder of --output:")
         rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"))
     analysis = analyse(rows)
     return analysis, write_inspection(path.name or table, analysis, target)

@@ -39,7 +39,7 @@ class Run:
             return
         give_back(self.lock)
         self.lock = None
-        if self.made and [path.name for path in self.folder.iterdir()] == ["recipe.yaml"]:
+        if self.made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == ["recipe.yaml"]:
             (self.folder / "recipe.yaml").unlink()
             for folder in reversed(self.made):
                 if not any(folder.iterdir()):

@@ -97,7 +97,7 @@ def readable_weights(folder: Path) -> None:
     """Give saved weights the mode of any new file: safetensors writes them for their owner alone."""
     umask = os.umask(0o077)  # there is no other way to read it
     os.umask(umask)
-    for weights in folder.rglob("*.safetensors"):
+    for weights in folder.glob("*.safetensors"):
         weights.chmod(0o666 & ~umask)
 
 
@@ -127,11 +127,13 @@ def regular(path: Path) -> Path:
 
 
 def check_output(path: Path, option: str = "--output") -> None:
-    """Refuse, before anything is computed for it, a path that no file can be written to; its folder is made."""
+    """Refuse, before anything is computed for it, a path that no file can be written to. Nothing is left there."""
     try:
         target = regular(path)
+        nearest = next(folder for folder in target.resolve().parents if folder.exists())
+        with target.open("ab") if target.exists() else tempfile.TemporaryFile(dir=nearest):
+            pass
     except UserError as error:
         raise UserError(f"{option} {error}") from error
-    make_folder(target.parent, f"the folder of {option}:")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written: name another file")
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written ({error.strerror}): name another file") from error

@@ -106,7 +106,7 @@ def test_weights_have_the_mode_of_new_files(tmp_path: Path) -> None:
         weights.touch(0o600)
         before = os.umask(umask)
         try:
-            readable_weights(tmp_path)
+            readable_weights(weights.parent)
             assert os.umask(umask) == umask, "it stays as it is"
         finally:
             os.umask(before)
@@ -132,8 +132,10 @@ def test_a_file_takes_the_place_of_files_alone(tmp_path: Path) -> None:
         for check in (regular, check_output, lambda path: write_text(path, "text")):
             with pytest.raises(UserError, match="name a file"):
                 check(tmp_path / name)
-    with pytest.raises(UserError, match=r"--output.*cannot be made"):
+    with pytest.raises(UserError, match=r"--output.*cannot be written"):
         check_output(tmp_path / "afile/page.html")
+    check_output(tmp_path / "new/page.html")
+    assert not (tmp_path / "new").exists() and (tmp_path / "afile").read_text() == "x", "nothing is left behind"
     assert (tmp_path / "fifo").is_fifo() and Path("/dev/null").is_char_device()
 
 

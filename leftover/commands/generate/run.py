@@ -15,7 +15,7 @@ from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
 from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.monitoring.terminal import progress_bar
-from leftover.store.folders import check_output, give_back, hold
+from leftover.store.folders import check_output, give_back, hold, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ def generate_rows(
     )
     drawn = np.random.default_rng(seed).permutation(len(source.prompts))[:max_prompts]
     chosen = [(int(i), source.prompts[i]) for i in np.sort(drawn)]
+    make_folder(Path(output).parent, "the folder of --output:")
     lock = hold(Path(output))
     try:
         file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
