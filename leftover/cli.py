@@ -4,7 +4,6 @@ A command that is a package declares its options in its `command.py`, the others
 what they need, so that `--help` answers at once.
 """
 
-import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import click
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
-from leftover.errors import UserError, nearest
+from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.terminal import harmless, set_up_logging
 
 if TYPE_CHECKING:
@@ -77,7 +76,11 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
         _run_stages(loaded, "prepare", dry_run)
     else:
         set_up_logging()
-        pipeline.prepare(open_run(loaded), only)
+        opened = open_run(loaded)
+        try:
+            pipeline.prepare(opened, only)
+        finally:
+            opened.close()
 
 
 @cli.command()
@@ -119,18 +122,21 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
 @_SET
-@click.option("--output", type=click.Path(dir_okay=False), help="Page to write; default: RUN/report.html.")
+@click.option("--output", type=click.Path(), help="Page to write; default: RUN/report.html.")
 @_DRY_RUN
 def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
-    """Write report.html of finished runs (their folders); several go side by side into ./report.html.
+    """Write report.html of runs (their folders), finished or not; several go side by side into ./report.html.
 
-    A recipe in place of a folder is run first, up to results.json and report.md.
+    Of a folder nothing is computed. A recipe in its place is run first, up to results.json and report.md.
     """
     from leftover.commands.report import report_on
 
     if dry_run:
         for name in runs:
-            _run_stages(_load(name, overrides), "report", dry_run)
+            if Path(name).is_dir():
+                click.echo(f"{name}: a run is shown as it is, nothing is computed")
+            else:
+                _run_stages(_load(name, overrides), "report", dry_run)
         return
     set_up_logging()
     click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
@@ -142,7 +148,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 @click.option("--reward", type=click.Path(), help="Score the rows of a file: a YAML list as under reward.functions.")
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False),
+    type=click.Path(),
     help="Page to write; default: TABLE.inspect.html, or RUN/inspect.html.",
 )
 def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None) -> None:
@@ -229,30 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("stopped; the same command continues", err=True)
         sys.exit(130)
     except Exception as error:
-        message = _remedy(error)
+        message = remedy_of(error)
         if debug or message is None:
             raise
         click.echo(f"error: {harmless(message)}", err=True)
         sys.exit(2)
-
-
-def _remedy(error: Exception) -> str | None:
-    """The message for an error that the user can fix; None for a defect of ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    # A write on an open file knows no name; safetensors and torch.save raise their own errors without a number.
-    code, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-    place = f" ({name})" if name else ""
-    if code in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(error) for sign in _DISK_FULL):
-        return f"the disk is full{place}; free some space, then run again: it continues"
-    if code == errno.EROFS:
-        return f"the disk is read-only{place}; set output_dir to a folder on another disk"
-    if code == errno.EACCES:
-        return f"no permission for a file{place}; set output_dir to a folder of your own, or make the file readable"
-    return None
-
-
-_DISK_FULL = ("No space left on device", "inline_container.cc")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""The one exception that means: the user can fix this; and what its remedies call the settings."""
+"""The one exception that means: the user can fix this; what remedies call the settings; errors of the disk."""
 
+import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,3 +84,44 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException, limit: int = 500) -> str:
     """An error's message without its line breaks."""
     return " ".join(str(error).split())[:limit]
+
+
+def remedy_of(error: Exception) -> str | None:
+    """The message for an error that the user can fix; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    # A write on an open file knows no name; safetensors and torch.save raise their own errors without a number.
+    code, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    place = f" ({name})" if name else ""
+    for codes, signs, remedy in _REMEDIES:
+        if code in codes or (signs and re.search(signs, str(error))):
+            return remedy.format(place=place)
+    return None
+
+
+_ELSEWHERE = "set output_dir to a folder of your own"
+# Numbers of errors, or else what their texts hold -> what the user can do.
+_REMEDIES: list[tuple[tuple[int, ...], str, str]] = [
+    (
+        (errno.EFBIG,),
+        "File too large",
+        "a file{place} would be larger than the system allows (ulimit -f): raise that, then run again: it continues",
+    ),
+    (
+        (errno.ENOSPC, errno.EDQUOT),
+        r"No space left on device|inline_container\.cc|\d requested and \d+ written",
+        "the disk is full{place}; free some space, then run again: it continues (or raise the limit of ulimit -f)",
+    ),
+    ((errno.EROFS,), "", f"the disk is read-only{{place}}; {_ELSEWHERE} on another disk"),
+    ((errno.EACCES, errno.EPERM), "", f"no permission for a file{{place}}; {_ELSEWHERE}, or make the file readable"),
+    (
+        (errno.ENOTDIR, errno.EISDIR),
+        "",
+        f"a file stands in the place of a folder, or the reverse{{place}}: mend that path, or {_ELSEWHERE}",
+    ),
+    (
+        (errno.ENAMETOOLONG, errno.ELOOP),
+        "",
+        f"the system takes no such path{{place}}; {_ELSEWHERE} with a shorter name",
+    ),
+]

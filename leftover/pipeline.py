@@ -22,12 +22,17 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if until == "report":
         hub.check_login([target.hub_id for target in hub.targets(recipe)])
+    if until not in STAGES:
+        raise ValueError(f"until: {until!r} is not one of {', '.join(STAGES)}")
     opened = open_run(recipe)
-    for name, stage in STAGES.items():
-        result = stage(opened)
-        if name == until:
-            return result
-    raise ValueError(f"until: {until!r} is not one of {', '.join(STAGES)}")
+    try:
+        for name, stage in STAGES.items():
+            result = stage(opened)
+            if name == until:
+                break
+    finally:
+        opened.close()
+    return result
 
 
 def prepare(run: Run, only: str | None = None) -> None:

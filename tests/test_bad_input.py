@@ -467,6 +467,7 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path, tiny_recipe, refused
         (errno.EDQUOT, "the disk is full ("),
         (errno.EROFS, "the disk is read-only ("),
         (errno.EACCES, "no permission for a file ("),
+        (errno.EPERM, "no permission for a file ("),
     ],
 )
 def test_a_disk_that_cannot_be_written_is_named_with_the_file(
@@ -487,6 +488,7 @@ def test_a_disk_that_cannot_be_written_is_named_with_the_file(
         OSError(errno.ENOSPC, "No space left on device"),  # a write on an open file names no file
         RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),  # torch.save
+        OSError("4096 requested and 512 written"),  # numpy
     ],
 )
 def test_a_disk_that_fills_up_while_the_table_is_written_is_told_and_the_run_continues(
@@ -500,9 +502,59 @@ def test_a_disk_that_fills_up_while_the_table_is_written_is_told_and_the_run_con
         disk.setattr("leftover.store.table.Table._write_shard", fail)
         message = refused(recipe)
     assert message.startswith("error: the disk is full; free some space, then run again: it continues")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:
         main(["prepare", recipe_file(tmp_path, recipe)])
         assert facts(recipe)["rows"]["read"] == 60
+
+
+def test_a_limit_on_files_is_told(tmp_path, tiny_recipe, refused, monkeypatch):
+    for error in (OSError(errno.EFBIG, "File too large"), RuntimeError("I/O error: File too large (os error 27)")):
+
+        def fail(*args: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as disk:
+            disk.setattr("leftover.store.table.Table._write_shard", fail)
+            assert "ulimit -f" in refused(tiny_recipe(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["rows.jsonl/x", "/proc/x", "rows.jsonl", "x" * 300])
+def test_an_output_folder_that_cannot_be_is_refused_before_anything_is_computed(
+    folder, tmp_path, tiny_recipe, refused, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "output_dir" in refused(tiny_recipe(tmp_path) | {"output_dir": folder})
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "recipe.yaml"}
+
+
+def test_a_refused_recipe_leaves_no_folder_behind(tmp_path, tiny_recipe, refused, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(tmp_path) | {"output_dir": "runs/mine"}
+    for faulty in (
+        {"data": {"path": "none.jsonl"}},
+        {"model": {"path": "nowhere"}},
+        {"reward": {"functions": [{"type": "text", "function": "vadr"}]}},
+        {"train": {"report_to": "nothing"}},
+    ):
+        refused(recipe | faulty)
+        assert not (tmp_path / "runs").exists(), faulty
+    (tmp_path / "runs").mkdir()
+    refused(recipe | {"data": {"path": "none.jsonl"}})
+    assert (tmp_path / "runs").is_dir(), "it was there before"
+
+
+@pytest.mark.parametrize("output", ["/dev/null", "folder", "rows.jsonl/page.html", "/proc/page.html"])
+@pytest.mark.parametrize("verb", ["inspect", "report", "generate"])
+def test_no_file_takes_the_place_of_what_is_no_file(verb, output, tmp_path, tiny_recipe, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    recipe_file(tmp_path, tiny_recipe(tmp_path))
+    given = {"inspect": ["rows.jsonl"], "report": ["recipe.yaml"], "generate": ["nowhere", "rows.jsonl"]}[verb]
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *given, "--output", output])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "--output" in said and output.rpartition("/")[0] in said
+    assert Path("/dev/null").is_char_device() and not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_fills_up_at_the_first_file_does_not_block_the_folder(tmp_path, tiny_recipe, refused, monkeypatch):

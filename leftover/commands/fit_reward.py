@@ -1,6 +1,5 @@
 """`leftover fit-reward`: a reward fitted on rows outside a run; recipes name it by its folder."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,16 @@ from leftover.errors import UserError
 from leftover.monitoring.terminal import console
 from leftover.recipe.files import read_yaml, set_key
 from leftover.rewards import load_reward
-from leftover.store.manifest import Manifest
+from leftover.runs.spelling import rewritten
+from leftover.store.folders import LOCK, give_back, hold, make_folder, remove
+from leftover.store.manifest import Key, Manifest
 
+# What the folder of a reward holds, finished or not.
+_FILES = {
+    "manifest.json", "manifest.json.tmp", "reward.json", "rejected_rows.jsonl", LOCK,
+    "vocabulary.json", "arrays.npz",
+    "model", "checkpoints", "metrics.jsonl", "scoring.json",
+}  # fmt: skip
 KINDS = {"linear": "linear", "fine-tuned": "fine_tuned"}
 
 
@@ -23,16 +30,42 @@ def fit_reward(
     """
     spec = read_spec(rows, kind, overrides)
     reward, folder = load_reward(spec), Path(output)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file()):
-        raise UserError(f"'{output}' is not an empty folder: choose another --output")
-    manifest, key = Manifest(folder), {"identity": reward.identity()}
-    status = manifest.status("reward", key)
-    if set(manifest.entries) - {"reward"} or (status.action == "stale" and manifest.is_complete("reward")):
-        changed = f" ({status.reason})" if status.reason else ""
-        raise UserError(f"'{output}' holds something else{changed}: choose another --output, or remove the folder")
-    if not manifest.begin("reward", key, lambda: shutil.rmtree(folder, ignore_errors=True)).finished:
-        manifest.finish("reward", facts=reward.fit(folder))
+    key = {"identity": reward.identity()}
+    _check_folder(folder, key)
+    make_folder(folder, "--output")
+    lock = hold(folder)
+    try:
+        _check_folder(folder, key)  # again: another process may have written until now
+        manifest = Manifest(folder, meaning=rewritten)
+        if not manifest.begin("reward", key, lambda: _clear(folder)).finished:
+            manifest.finish("reward", facts=reward.fit(folder))
+    finally:
+        give_back(lock)
     return spec, manifest.facts("reward")["facts"]
+
+
+def _check_folder(folder: Path, key: Key) -> None:
+    """UserError unless the folder is new, empty, or holds this reward or one that was not finished."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is not an empty folder: choose another --output")
+    others = {path.name for path in folder.iterdir()} - _FILES if folder.is_dir() else set()
+    if others and not (folder / "manifest.json").is_file():
+        raise UserError(f"'{folder}' is not an empty folder: choose another --output")
+    manifest = Manifest(folder, meaning=rewritten)
+    status = manifest.status("reward", key)
+    if others or set(manifest.entries) - {"reward"} or (status.action == "stale" and manifest.is_complete("reward")):
+        changed = f" ({status.reason})" if status.reason else ""
+        raise UserError(f"'{folder}' holds something else{changed}: choose another --output, or remove the folder")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a fit of other settings left unfinished."""
+    for name in _FILES - {LOCK}:
+        path = folder / name
+        if path.is_dir():
+            remove(path, folder)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_spec(rows: str, kind: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from leftover.rewards import SumReward, load_reward
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
+from leftover.store.folders import check_output, make_folder
 
 
 def inspect(
@@ -39,6 +40,8 @@ def inspect(
         output: default: inspect.html of the run's folder, or NAME.inspect.html here for a data file.
     """
     path = Path(table)
+    if output is not None:
+        check_output(Path(output))
     if (path / "recipe.yaml").is_file() or path.suffix in (".yaml", ".yml"):
         if reward is not None:
             raise UserError("--reward scores the rows of a data file; a recipe has its own section reward")
@@ -53,6 +56,7 @@ def inspect(
         data = make_recipe(content, where="leftover inspect", overrides=overrides).data
         check_files(data)
         scores = fresh_reward(load_reward(reward)) if reward else None
+        make_folder(target.parent, "the folder of --output:")
         rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"))
     analysis = analyse(rows)
     return analysis, write_inspection(path.name or table, analysis, target)
@@ -61,7 +65,10 @@ def inspect(
 def _scored_run(path: Path, overrides: Sequence[str]) -> FinishedRun:
     if not path.is_dir():
         run = open_run(load_recipe(path, overrides))
-        pipeline.prepare(run, "score")
+        try:
+            pipeline.prepare(run, "score")
+        finally:
+            run.close()
         return FinishedRun(run.folder, run.recipe)
     if overrides:
         raise UserError(f"'{path}' is a run, whose rows are fixed: give its recipe to change a key with --set")

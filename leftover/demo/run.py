@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from leftover.demo.grammar import make_rows
+from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import Recipe
+from leftover.store.folders import LOCK, give_back, hold, make_folder
 
 NUM_PROMPTS = 3000
 _VOCABULARY = 600
@@ -20,8 +22,16 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str
 
     # A model this small gains nothing from more threads, and loses much time where cores are shared.
     torch.set_num_threads(1)
-    recipe = demo_recipe(Path(output_dir) / f"seed-{seed}", seed)
-    results = run(recipe)
+    folder = Path(output_dir) / f"seed-{seed}"
+    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {"inputs", "run", LOCK}):
+        raise UserError(f"{folder} holds something else ({min(others)}): name another --output-dir")
+    make_folder(folder, "--output-dir")
+    lock = hold(folder)
+    try:
+        recipe = demo_recipe(folder, seed)
+        results = run(recipe)
+    finally:
+        give_back(lock)
     assert results is not None
     return results, recipe.output_dir
 
@@ -56,7 +66,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
         "data": {"path": str(rows_file), "max_prompt_tokens": 64, "max_completion_tokens": 64},
         "reward": {
             "functions": [
-                {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "answer quality"}
+                {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "answer_quality"}
             ]
         },
         "reference": {"train": {"num_train_epochs": 5, "learning_rate": 3e-3, "per_device_train_batch_size": 32}},

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from leftover.evaluation.statistics import by_source, compare, summarise
+from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
+from leftover.runs.finished import FinishedRun
 from leftover.runs.names import DECODINGS, policy_artifact, policy_subject, read_completions, read_metrics
 from leftover.runs.records import BySeed
 from leftover.runs.run import Run
@@ -29,18 +31,7 @@ def gather(run: Run) -> dict[str, Any]:
 
 def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:
     """What results.json and comparison.json share, and its completions; `seeds`: policy -> those evaluated."""
-    records = read_records(run.folder, seeds, run.seed)
-    metrics = {
-        name: {seed: read_metrics(run.folder, _subject(name, seed)) for seed in of} for name, of in records.items()
-    }
-    reference = records[REFERENCE][run.seed]
-    temperature = run.recipe.evaluate.temperature
-    tables = {
-        decoding: {
-            "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
-        }
-        for decoding in DECODINGS
-    }
+    tables, records = _tables(run.recipe, run.folder, seeds)
     return {
         "name": run.recipe.name,
         "primary": run.recipe.evaluate.primary,
@@ -49,6 +40,50 @@ def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[st
         "scoring_caveats": scoring_caveats(run),
         "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
     } | tables, records
+
+
+def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
+    """What results.json would hold if it were about the subjects that are evaluated; None if no policy is.
+
+    Nothing is loaded that the folder does not hold: the rewards, whose code may be anybody's, stay closed.
+    """
+    recipe = run.recipe
+    evaluated = {
+        p: [s for s in recipe.seeds if run.is_evaluated(policy_subject(p, s), policy_artifact(p, s))]
+        for p in recipe.policies
+    }
+    seeds = {policy: of for policy, of in evaluated.items() if of}
+    if not seeds or not run.is_evaluated(REFERENCE):
+        return None
+    tables, records = _tables(recipe, run.folder, seeds)
+    main, *controls = seeds
+    for decoding in DECODINGS:
+        tables[decoding]["main_against"] = {n: compare(records[main], records[n], decoding) for n in controls}
+        tables[decoding]["by_source"] = {name: by_source(of, decoding) for name, of in records.items()}
+    return {
+        "name": recipe.name,
+        "main": main,
+        "primary": recipe.evaluate.primary,
+        "can_score_new_completions": any("reward" in record for record in records[REFERENCE][recipe.seed]),
+        "prepare": run.prepared,
+        "scoring_caveats": [],
+        "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
+    } | tables
+
+
+def _tables(
+    recipe: Recipe, folder: Path, seeds: Mapping[str, Iterable[int]]
+) -> tuple[dict[str, dict[str, Any]], BySeed]:
+    """Decoding -> the table of the reference and of these policies, and the completions that it is made of."""
+    records = read_records(folder, seeds, recipe.seed)
+    metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
+    reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
+    return {
+        decoding: {
+            "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
+        }
+        for decoding in DECODINGS
+    }, records
 
 
 def read_records(folder: Path, seeds: Mapping[str, Iterable[Any]], reference_seed: int) -> BySeed:

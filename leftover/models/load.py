@@ -12,6 +12,7 @@ from torch import nn
 
 from leftover.errors import UserError, first_line
 from leftover.recipe.sections import ModelSection
+from leftover.store.folders import readable_weights
 from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
@@ -191,8 +192,7 @@ def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
     model.config.use_cache = True
     model.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)  # with the ends of a completion; adapters do not save it
-    for weights in folder.glob("*.safetensors"):  # which safetensors writes for their owner alone
-        weights.chmod((folder / "generation_config.json").stat().st_mode)
+    readable_weights(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a card; leftover/publish/card/ writes one
 

@@ -1,11 +1,11 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
@@ -18,6 +18,7 @@ from leftover.publish.card.public import is_hub_id
 from leftover.recipe.sections import ModelSection
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
+from leftover.store.folders import give_back, hold, make_folder, remove
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def export_policy(
     section = run.recipe.model
     policy, seed = run.trained_policy(policy, seed)
     source = policy_folder(run.folder, policy, seed)
+    target, lock = _claim(run, output)
     merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), section.template_options
     model = load_model(str(source), dtype=section.dtype, trust_remote_code=section.trust_remote_code)
@@ -69,12 +71,6 @@ def export_policy(
             "pass them to apply_chat_template (vLLM: chat_template_kwargs)",
             options,
         )
-    target = Path(output) if output else run.folder / "export"
-    if output is None:
-        shutil.rmtree(target, ignore_errors=True)
-    elif target.is_dir() and any(target.iterdir()):
-        # An adapter left beside merged weights would be applied to them a second time.
-        raise UserError(f"--output {target} is not empty: name a new folder")
     save_model(model, tokenizer, target)
     del model  # before it is loaded once more
     _compare(target, section, rows, expected, rounded=is_adapter(source) and merge)
@@ -82,17 +78,17 @@ def export_policy(
     if results and str(seed) not in results["training"].get(policy, {}):
         results = None  # they are about other policies or seeds
     write_card(run, results, policy, seed, target, hub_id)
+    give_back(lock)
     return target
 
 
 def _few_rows(run: FinishedRun, model: Any) -> list[dict[str, Any]]:
     """Token ids of prompts and completions of the run; of a folder without its table, made-up ones."""
+    rows = []
     if run.table.has("tokens"):
         tokens = run.table.open("tokens")
         rows = [row for row in tokens.select(range(min(len(tokens), 10 * _ROWS))) if row["kept"]][:_ROWS]
-    else:
-        rows = [{"prompt_ids": ids[:1], "completion_ids": ids[1:]} for ids in texts(model).tolist()]
-    return rows
+    return rows or [{"prompt_ids": ids[:1], "completion_ids": ids[1:]} for ids in texts(model).tolist()]
 
 
 def _logprobs(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> np.ndarray:
@@ -109,12 +105,28 @@ def _compare(
     difference = float(np.abs(found - expected).mean())
     # Merging rounds to the dtype of the weights.
     if not difference <= (_TOLERANCE_16_BIT if rounded and section.dtype != "float32" else _TOLERANCE):
-        shutil.rmtree(target)
+        remove(target, target.parent)
         remedy = "export without --merge" if rounded else "its files may be damaged: train it again"
         raise UserError(
             f"{target}: the export gives {len(rows)} rows other log-probabilities than the policy (by {difference:.2g} "
             f"nats a token), and was removed: {remedy}"
         )
+
+
+def _claim(run: FinishedRun, output: str | Path | None) -> tuple[Path, FileLock | None]:
+    """The folder to export to, empty: a new one, or the run's own with the lock of the run.
+
+    An adapter that was left beside merged weights would be applied to them a second time.
+    """
+    if output is None:
+        lock = hold(run.folder)
+        remove(run.folder / "export", run.folder)
+        return run.folder / "export", lock
+    target = Path(output)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"--output {target} is {'not empty' if target.is_dir() else 'a file'}: name a new folder")
+    make_folder(target, "--output")
+    return target, None
 
 
 def _lost_elsewhere(source: Path) -> bool:

@@ -20,6 +20,10 @@ from leftover.recipe.sections import Recipe
 log = logging.getLogger(__name__)
 
 
+# Keys whose overrides may bring new names.
+_NAMED = ("name", "policies", "reward", "evaluate.judges", "evaluate=")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader; 1e-5 is the number it is (YAML 1.1 wants 1.0e-5), and a key given twice is an error."""
 
@@ -63,7 +67,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     Raises UserError that names the file, the key and the nearest valid key.
     """
     path = Path(path)
-    if (path / "recipe.yaml").is_file():
+    saved = (path / "recipe.yaml").is_file()
+    if saved:
         path = path / "recipe.yaml"
     if path.suffix in ENDINGS.keys() - {".json"}:  # a recipe may be JSON, which is YAML too
         raise UserError(
@@ -76,12 +81,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
         raise UserError(f"no recipe at '{path}'") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
-    return make_recipe(content, str(path), overrides)
+    return make_recipe(content, str(path), overrides, saved=saved)
 
 
-def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Sequence[str] | None = None) -> Recipe:
-    """Validate a recipe given as a dictionary, which `overrides` change."""
-    from leftover.recipe.training_fields import check_training_fields  # transformers: two seconds
+def make_recipe(
+    content: dict[str, Any], where: str = "recipe", overrides: Sequence[str] | None = None, *, saved: bool = False
+) -> Recipe:
+    """Validate a recipe given as a dictionary, which `overrides` change.
+
+    `saved`: it is that of a run's folder, whose names may be those that an earlier version allowed.
+    """
+    from leftover.recipe.names import check_names  # transformers: two seconds
+    from leftover.recipe.training_fields import check_training_fields
 
     content = _with_new_names(content, where)
     for override in overrides or ():
@@ -92,6 +103,8 @@ def make_recipe(content: dict[str, Any], where: str = "recipe", overrides: Seque
     except ValidationError as error:
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
     check_training_fields(recipe, where)
+    if not saved or any(override.strip().startswith(_NAMED) for override in overrides or ()):
+        check_names(recipe, where)
     recipe._where = where
     return recipe
 

@@ -1,6 +1,6 @@
 """`PolicyConfig`: what the settings of both trainers share, on top of transformers' `TrainingArguments`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from leftover.recipe.eval_metrics import higher_is_better
 from leftover.recipe.optional_packages import check_optimizer, trains_on_cpu
 
 _T = TypeVar("_T")
+_WHOLE = {str(kind) for kind in (int, int | None, "int", "int | None")}  # types of settings that are whole numbers
 
 
 def setting(default: _T, text: str) -> _T:
@@ -68,6 +69,10 @@ class PolicyConfig(TrainingArguments):
     remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name, None)
+            if str(entry.type) in _WHOLE and isinstance(value, float) and value.is_integer():  # max_steps: 1e3
+                setattr(self, entry.name, int(value))
         for name, valid in self.CHOICES.items():
             given = getattr(self, name)
             if given not in valid:
@@ -98,3 +103,13 @@ class PolicyConfig(TrainingArguments):
     def compute_dtype(self) -> str | None:
         """The autocast dtype of training, which the passes of the reference and over rollouts share."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+
+def cadence(settings: dict[str, Any]) -> dict[str, Any]:
+    """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
+
+    Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.
+    """
+    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
+    found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
+    return found | {"save_total_limit": 1, "load_best_model_at_end": True}

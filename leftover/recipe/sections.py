@@ -110,8 +110,10 @@ class CompareSection(Section):
     grid: Grid = "none"
 
 
-# `compare` names its trials NAME/trial-3.
-_POLICY_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}(/trial-\d+)?")
+# What no folder of a run may be called. `compare` names its trials NAME/trial-3, and runs of earlier versions have
+# policies with further marks in their names: `leftover.recipe.names` refuses these in a recipe that is not saved yet.
+NAME_RULE = "use at most 100 letters, digits, '_', '-' and '.' (of A to Z; neither a dot nor a dash first)"
+_FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}(/trial-\d+)?")
 
 
 def autocast_dtype(fields: dict[str, Any]) -> str | None:
@@ -146,11 +148,8 @@ class Recipe(Section):
                 raise ValueError(
                     "'reference' is the frozen reference's name in the results: give this policy another name"
                 )
-            if not _POLICY_NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name[:100]!r} cannot name a policy, whose folder is called so: use at most 100 letters, digits, "
-                    "'_', '-' and '.', no slash, and no dot first"
-                )
+            if not _FOLDER_NAME.fullmatch(name):
+                raise ValueError(f"{name[:100]!r} cannot name a policy, whose folder is called so: {NAME_RULE}")
         return policies
 
     def __eq__(self, other: object) -> bool:
@@ -175,6 +174,17 @@ class Recipe(Section):
     def max_new_tokens(self) -> int:
         """How long generated completions may be."""
         return self.evaluate.max_new_tokens or self.data.max_completion_tokens
+
+    @property
+    def training_defaults(self) -> dict[str, Any]:
+        """Training settings that other sections decide, unless a training's own section does."""
+        return {
+            "max_prompt_length": self.data.max_prompt_tokens,
+            "max_completion_length": self.max_new_tokens,
+            "chat_template_kwargs": self.model.template_options,
+            "end_tokens": self.model.end_tokens,
+            "per_device_eval_batch_size": self.evaluate.batch_size,
+        }
 
     @property
     def compute_dtype(self) -> str | None:

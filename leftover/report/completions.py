@@ -8,6 +8,13 @@ from leftover.evaluation.measures import part_names
 from leftover.runs.names import decodings
 from leftover.runs.records import BySeed
 
+DATA = "data"
+
+
+def _apart(policy: str) -> str:
+    """A policy's name beside the data's completions; runs of earlier versions may have called one so."""
+    return "data (policy)" if policy == DATA else policy
+
 
 def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, primary: str, seed: int) -> dict[str, Any]:
     """The data of the completions section, as plain JSON values for page.js.
@@ -22,7 +29,7 @@ def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, pri
             [text, reward, tokens, ended, components].
         note: what the page has shortened; empty here.
     """
-    shown = {name: seeds[seed] if seed in seeds else seeds[min(seeds)] for name, seeds in records.items()}
+    shown = {_apart(n): seeds[seed] if seed in seeds else seeds[min(seeds)] for n, seeds in records.items()}
     parts = _components(shown["reference"])
     prompts = {
         row["group"]: {
@@ -41,8 +48,8 @@ def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, pri
                 cell = [record["text"], record.get("reward"), record["tokens"], record.get("ended", True), scores]
                 prompts[record["group"]][record["decoding"]][name] = cell
     return {
-        "names": ["data", *shown],
-        "main": main,
+        "names": [DATA, *shown],
+        "main": _apart(main),
         "decodings": list(decodings(primary)),
         "components": parts,
         "prompts": list(prompts.values()),

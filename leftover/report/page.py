@@ -5,12 +5,12 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from leftover.errors import UserError
-from leftover.evaluation.gather import read_records
+from leftover.evaluation.gather import gather_unfinished, read_records
 from leftover.evaluation.measures import number
 from leftover.evaluation.tables import training_grid
 from leftover.monitoring.terminal import visible
@@ -24,6 +24,8 @@ from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import policy_artifact
+from leftover.store.folders import check_output
 from leftover.store.manifest import write_text
 
 if TYPE_CHECKING:
@@ -31,23 +33,27 @@ if TYPE_CHECKING:
 
 
 TEMPLATES = Path(__file__).parent / "templates"
+_MISSING_SHOWN = 8
 _SHOWN = 420  # characters of a text in a table
 _MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
 _MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
-    """One page of finished runs; default: report.html in the folder of the only run, or in the current one.
+    """One page of runs; default: report.html in the folder of the only run, or in the current one.
 
-    Raises UserError for a folder without a run, or whose run has no results yet.
+    Of a run that is not finished the page shows what there is. Raises UserError for a folder without a run.
     """
+    if output is not None:
+        check_output(output)
     views: list[dict[str, Any]] = []
     for folder in folders:
-        run = FinishedRun(folder)
-        results = run.results()
-        if results is None:
-            raise UserError(f"the run in '{folder}' has no results yet: `leftover run {folder}` continues it")
-        views.append(run_view(run, results, f"run-{len(views) + 1}"))
+        run, name = FinishedRun(folder), f"run-{len(views) + 1}"
+        missing = run.unfinished()
+        results = gather_unfinished(run) if missing else run.results()
+        views.append(
+            run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
+        )
     default = Path(folders[0]) if len(folders) == 1 else Path()
     return write_page(views, output or default / "report.html")
 
@@ -57,18 +63,50 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
     recipe, records = run.recipe, read_records(run.folder, results["training"], run.recipe.seed)
     results = with_main(results, records)
     prompts = unique_prompts(test_rows(recipe, run.table))
-    rows = rows_of_table(run.table, run.prepared.get("value"))
-    return {
-        "id": name,
+    return _sections(run, name) | {
         "name": results["name"],
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
         "results": results_view(results, records),
-        "judge": judge_view(run.folder, run.manifest),
         "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
-        "leftover": leftover_view(analyse(rows)) if rows else None,
         "completions": side_by_side(prompts, records, results["main"], results["primary"], recipe.seeds[0]),
-        "num_examples": recipe.evaluate.num_examples,
+    }
+
+
+def unfinished_view(
+    run: FinishedRun, results: Mapping[str, Any] | None, missing: Sequence[str], name: str = "run-1"
+) -> dict[str, Any]:
+    """What there is of a run that is not finished; `results` are those of the policies that are evaluated."""
+    recipe, keys = run.recipe, product(run.recipe.policies, run.recipe.seeds)
+    training: dict[str, dict[int, Any]] = {}
+    for policy, seed in keys:
+        if (artifact := policy_artifact(policy, seed)) in run.manifest.entries:
+            training.setdefault(policy, {})[seed] = run.manifest.facts(artifact)
+    about = {"training": training, "can_score_new_completions": bool(results and results["can_score_new_completions"])}
+    view = _sections(run, name) | {"name": recipe.name, "is_comparison": False, "results": None, "completions": None}
+    view["verdict"] = {"sentence": "", "caveats": [], "tiles": []}
+    if results:
+        view |= run_view(run, results, name)
+    view["training"] = training_view(run.folder, recipe, about) | {"table": training_grid(training)}
+    view["verdict"]["sentence"] = f"Unfinished. {view['verdict']['sentence']}".strip()
+    shown = [*missing[:_MISSING_SHOWN], *([f"{len(missing) - _MISSING_SHOWN} more"] * (len(missing) > _MISSING_SHOWN))]
+    view["verdict"]["caveats"] = [
+        f"this run is not finished; missing: {', '.join(shown)}. `leftover run {run.folder}` continues it",
+        *view["verdict"]["caveats"],
+    ]
+    return view
+
+
+def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
+    """What a page shows of a run with or without results."""
+    prepared = all(map(run.has_current, ("rows", "split", "tokens", "reward")))
+    about_value = run.prepared.get("value") if run.has_current("value") else None
+    rows = rows_of_table(run.table, about_value) if prepared else None
+    return {
+        "id": name,
+        "judge": judge_view(run.folder, run.manifest),
+        "leftover": leftover_view(analyse(rows)) if rows else None,
+        "num_examples": run.recipe.evaluate.num_examples,
         "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
@@ -80,7 +118,10 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
     def render(budget: int | None) -> str:
-        embedded = [embed(run["completions"], budget) if budget else Embedded("", "json", "") for run in runs]
+        embedded = [
+            embed(run["completions"], budget) if budget and run["completions"] else Embedded("", "json", "")
+            for run in runs
+        ]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
         return _render("report.html.j2", title=title, runs=shown)
 

@@ -1,6 +1,5 @@
 """A sequence classifier that is fine-tuned on rows, as a reward."""
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -27,6 +26,7 @@ from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.pretrained import num_positions, untrained_classifier
+from leftover.store.folders import readable_weights, remove
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
@@ -146,7 +146,8 @@ class FineTunedReward(RowsReward):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        readable_weights(folder / "model")
+        remove(folder / "checkpoints", folder)
         write_json(folder / "scoring.json", {"max_length": length, "offset": offset, "scale": scale, "join": join})
         return {
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -12,6 +12,7 @@ from leftover.errors import UserError, located
 from leftover.rewards.base import STRICT, Prompt, not_fitted
 from leftover.rewards.examples import Examples, data_identity, data_section, hold_out, read_examples, run_examples
 from leftover.rewards.quality import held_out_facts
+from leftover.store.folders import LOCK
 from leftover.store.manifest import digest, file_hash, read_json, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RowsReward(ABC):
     def identity(self) -> dict[str, Any]:
         if self.path is not None:
             self._describe(Path(self.path))
-            files = sorted(file for file in Path(self.path).rglob("*") if file.is_file())
+            files = sorted(file for file in Path(self.path).rglob("*") if file.is_file() and file.name != LOCK)
             return {"type": self.kind, "files": digest([[file.name, file_hash(file)] for file in files])}
         rows = "rows" if self.data is None else data_identity(self.data)
         return {"type": self.kind, "fit": rows, "settings": self.settings.of_fit()}

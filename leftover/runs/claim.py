@@ -1,65 +1,85 @@
 """Opening a run for its stages: its folder is claimed, and its recipe checked, before any row is read."""
 
 from pathlib import Path
+from typing import Any
 
+from leftover.data.formats import check_files
 from leftover.errors import UserError, first_line
 from leftover.models.load import is_adapter, max_positions
+from leftover.monitoring.terminal import is_main_process
 from leftover.objectives import ONLINE
-from leftover.recipe.files import dump_recipe, load_yaml, make_recipe
+from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
 from leftover.rewards import ColumnReward
-from leftover.runs.names import slug
+from leftover.runs.names import is_run, slug
 from leftover.runs.run import Run
+from leftover.store.folders import LOCK, hold, make_folder
+from leftover.store.manifest import write_text
 
 
 def open_run(recipe: Recipe) -> Run:
-    """The run of a recipe, its folder claimed and its recipe checked.
+    """The run of a recipe, which is checked first and whose folder is then claimed; `Run.close` gives it back.
 
-    Raises UserError if the folder belongs to another recipe or holds no run, and for what the recipe alone shows
-    to be impossible.
+    Raises UserError if the folder belongs to another recipe, holds no run or is being written by another process, and
+    for what the recipe alone shows to be impossible.
     """
     run = Run(recipe)
-    claim(run)
+    _check_folder(run)
     check_packages(recipe)
     check_rewards(run)
     check_limits(recipe, model_positions(recipe.model))
+    check_files(recipe.data)
+    try:
+        claim(run)
+    except BaseException:
+        run.close()
+        raise
     return run
 
 
 def claim(run: Run) -> None:
-    """Make the run's folder if there is none, and write its recipe there.
+    """Make the run's folder if there is none, hold it, and write its recipe there.
 
-    Raises UserError if the folder belongs to another recipe or holds no run: a recipe.yaml of the user's is kept.
+    Raises UserError if the folder belongs to another recipe, holds no run (a recipe.yaml of the user's is kept), or is
+    being written by another process.
     """
+    _check_folder(run)
+    run.made += make_folder(run.folder, "output_dir")
+    if run.lock is None:
+        run.lock = hold(run.folder)
+    if is_main_process():
+        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+
+
+def _check_folder(run: Run) -> None:
+    """UserError unless the folder is new, empty, or holds this run."""
     saved = run.folder / "recipe.yaml"
-    temporary = run.folder / "recipe.yaml.tmp"  # what a full disk may leave behind
+    # A full disk may leave the temporary file, and a process that was killed the lock.
+    left = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}
     if saved.is_file():
-        text = saved.read_text(encoding="utf-8")
-        name = str(load_yaml(text).get("name"))
+        content = read_yaml(saved)
+        ours, name = is_run(run.folder), content.get("name") if isinstance(content, dict) else None
         if name != run.recipe.name:
             raise UserError(
-                f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir, "
-                "or remove the folder"
+                f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir"
+                + (", or remove the folder" if ours else "")
             )
-        if not (run.manifest.path.is_file() or run.table.folder.is_dir() or _was_saved_here(saved, text)):
+        if not (ours or _was_saved_here(saved, content)):
             raise UserError(
                 f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
                 "another output_dir"
             )
     elif run.folder.exists() and not run.folder.is_dir():
         raise UserError(f"{run.folder} (key output_dir) is a file: choose another output_dir")
-    elif run.folder.exists() and set(run.folder.iterdir()) - {temporary}:
+    elif run.folder.exists() and set(run.folder.iterdir()) - left:
         raise UserError(f"{run.folder} is not empty and holds no run: choose another output_dir")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(dump_recipe(run.recipe), encoding="utf-8")
-    temporary.replace(saved)
 
 
-def _was_saved_here(saved: Path, text: str) -> bool:
+def _was_saved_here(saved: Path, content: Any) -> bool:
     """Whether a run wrote this recipe, with every default written out, and came no further."""
     try:
-        return text == dump_recipe(make_recipe(load_yaml(text), str(saved)))
+        return saved.read_text("utf-8") == dump_recipe(make_recipe(content, str(saved), saved=True))
     except UserError:
         return False
 
@@ -74,7 +94,7 @@ def check_packages(recipe: Recipe) -> None:
 
 def check_rewards(run: Run) -> None:
     """Refuse faulty rewards and judges, rewards of another column, and online policies that they cannot score."""
-    recipe, reward, _ = run.recipe, run.reward, run.judges
+    recipe, reward, judges = run.recipe, run.reward, run.judges
     online = [name for name, fields in recipe.policies.items() if fields.get("objective") in ONLINE]
     recorded = reward.only_recorded
     if online and recorded:
@@ -82,10 +102,14 @@ def check_rewards(run: Run) -> None:
             f"policy '{online[0]}' trains on its own completions, and the reward '{recorded[0]}' cannot score new "
             "ones: its scores are recorded; take a reward function (text, classifier, python), or drop the policy"
         )
-    column, named = recipe.data.columns.reward, dict[str, str]()
+    column = recipe.data.columns.reward
+    for what, functions in (("reward functions", reward), ("judges", judges)):
+        named = dict[str, str]()
+        for name in functions.components if functions else ():
+            # Some file systems hold names that differ in case for one.
+            if (other := named.setdefault(slug(name).lower(), name)) != name:
+                raise UserError(f"{what} '{other}' and '{name}' would share the file {slug(name)}: rename one")
     for name, component in reward.components.items():
-        if (other := named.setdefault(slug(name), name)) != name:
-            raise UserError(f"reward functions '{other}' and '{name}' would share the file {slug(name)}: rename one")
         if isinstance(component, ColumnReward) and component.column not in (None, column):
             raise UserError(
                 f"reward function '{name}' reads the column '{component.column}', but recorded scores are read from "

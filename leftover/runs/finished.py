@@ -1,13 +1,21 @@
 """A finished run, read back from its folder. Nothing is computed, claimed or written."""
 
+import json
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
-from leftover.runs.names import policy_folder, trained_policies
+from leftover.runs.names import (
+    evaluation_artifact,
+    policy_artifact,
+    policy_folder,
+    policy_subject,
+    trained_policies,
+)
 from leftover.store.manifest import Manifest, read_json
 from leftover.store.table import Table
 
@@ -64,3 +72,47 @@ class FinishedRun:
                 if set(found["training"]) <= set(self.recipe.policies) and found["training"]:
                     return found
         return None
+
+    def has_current(self, block: str) -> bool:
+        """Whether a block of the table is whole, and of the blocks as they are now: a run replaces one by one."""
+        known = self.table.manifest.entries
+        return self.table.has(block) and self._are_current(known[block]["key"].get("from", {}))
+
+    def is_evaluated(self, subject: str, policy: str | None = None) -> bool:
+        """Whether a subject's evaluation is whole, and of the rows (and of the model of `policy`) as they are now."""
+        artifact = evaluation_artifact(subject)
+        if not self.manifest.is_complete(artifact):
+            return False
+        key = self.manifest.entries[artifact]["key"]
+        of_this_model = policy is None or (
+            self.manifest.is_complete(policy) and key.get("model") in (None, self.manifest.digest(policy))
+        )
+        return of_this_model and self._are_current(key.get("from", {}))
+
+    def unfinished(self) -> list[str]:
+        """What a run of the recipe still has to do, by the manifest's names; `results` if only that is missing.
+
+        Runs that failed in a comparison are not among them: its results say so.
+        """
+        results = self.results()
+        failed = (results or {}).get("failed", {})
+        found = [] if self.is_evaluated("reference") else [evaluation_artifact("reference")]
+        for name, seed in product(self.recipe.policies, self.recipe.seeds):
+            artifact, subject = policy_artifact(name, seed), policy_subject(name, seed)
+            if subject not in failed and not self.is_evaluated(subject, artifact):
+                found.append(evaluation_artifact(subject) if self.manifest.is_complete(artifact) else artifact)
+        if not found and (results is None or not self._are_of_these_policies(results)):
+            found.append("results")
+        return found
+
+    def _are_current(self, inputs: dict[str, str]) -> bool:
+        known = self.table.manifest.entries
+        return all(
+            self.has_current(name) and self.table.digest(name) == of for name, of in inputs.items() if name in known
+        )
+
+    def _are_of_these_policies(self, results: dict[str, Any]) -> bool:
+        now = {
+            p: {s: self.manifest.facts(policy_artifact(p, int(s))) for s in of} for p, of in results["training"].items()
+        }
+        return json.dumps(now, sort_keys=True) == json.dumps(results["training"], sort_keys=True)

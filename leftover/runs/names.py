@@ -88,6 +88,18 @@ def tokenizer_folder(recipe: Recipe, run_folder: Path) -> str:
     return model.tokenizer or str(model.path)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds what a run computes: a manifest as we write it, not just any file of that name."""
+    for path in (folder / "manifest.json", folder / "table" / "manifest.json"):
+        try:
+            entries = read_json(path)
+        except (OSError, ValueError):
+            continue
+        if isinstance(entries, dict) and any(isinstance(e, dict) and "complete" in e for e in entries.values()):
+            return True
+    return False
+
+
 def judge_folder(run_folder: Path) -> Path:
     """Where a run keeps verdicts, rating pages and their results."""
     return run_folder / "judge"

@@ -1,16 +1,18 @@
 """One run: a recipe, and the paths and data of its folder."""
 
-import shutil
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from leftover.data.rows import Rejects
-from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.models import Models
 from leftover.runs.names import reference_folder
+from leftover.runs.spelling import same_meaning
+from leftover.store.folders import give_back, remove
 from leftover.store.manifest import FileHashes, Manifest, read_json, write_json
 from leftover.store.table import Table
 
@@ -27,14 +29,29 @@ class Run:
     def __init__(self, recipe: Recipe, folder: str | Path | None = None):
         self.recipe = recipe
         self.folder = Path(recipe.output_dir if folder is None else folder)
+        # Set by `claim`: the folder is ours to write, and these folders were made for it, the outermost first.
+        self.lock: FileLock | None = None
+        self.made: list[Path] = []
+
+    def close(self) -> None:
+        """Give the folder back; if nothing was computed in it, the folders that were made for it go again."""
+        if self.lock is None:
+            return
+        give_back(self.lock)
+        self.lock = None
+        if self.made and self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == ["recipe.yaml"]:
+            (self.folder / "recipe.yaml").unlink()
+            for folder in reversed(self.made):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
     @cached_property
     def table(self) -> Table:
-        return Table(self.folder / "table")
+        return Table(self.folder / "table", partial(same_meaning, self.recipe))
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest(self.folder, shared=True)
+        return Manifest(self.folder, shared=True, meaning=partial(same_meaning, self.recipe))
 
     @cached_property
     def hashes(self) -> FileHashes:
@@ -71,9 +88,7 @@ class Run:
 
     def discard(self, folder: Path) -> None:
         """Remove a folder of the run with all that is in it. Raises UserError for one that lies elsewhere."""
-        if self.folder.resolve() not in folder.resolve().parents:
-            raise UserError(f"{folder} lies outside the run's folder {self.folder} (through a link?): remove the link")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder, self.folder)
 
     def note(self, **facts: Any) -> None:
         """Add counts of the preparation to `prepare.json`, for the report."""

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from leftover.monitoring.costs import StageCost, StageMeter
+from leftover.store.folders import regular
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one."""
+    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one.
+
+    A link is written through. Raises UserError for what no file may take the place of: a folder, a device, a pipe.
+    """
+    path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
@@ -88,11 +93,14 @@ class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
 
     `label` precedes every name in the log. `shared`: several processes write entries of the folder, each its own
-    under the lock `manifest.lock`.
+    under the lock `manifest.lock`. `meaning`: two keys for which it gives the same say the same; they are stored as
+    they are.
     """
 
-    def __init__(self, folder: Path, label: str = "", *, shared: bool = False):
-        self.label, self.shared = label, shared
+    def __init__(
+        self, folder: Path, label: str = "", *, shared: bool = False, meaning: Callable[[Key], Key] | None = None
+    ):
+        self.label, self.shared, self.meaning = label, shared, meaning
         self.path = folder / "manifest.json"
         self._meters: dict[str, StageMeter] = {}  # of what this process has begun and not finished
         self.reload()
@@ -106,11 +114,14 @@ class Manifest:
         entry = self.entries.get(name)
         if entry is None:
             return Status("new")
-        if entry["key"] != key:
+        if not self._alike(entry["key"], key):
             return Status("stale", ", ".join(changes(entry["key"], key)) or "key")
         if entry["complete"]:
             return Status("reused", "nothing it depends on has changed")
         return Status("resumed", "it was begun before")
+
+    def _alike(self, old: Key, new: Key) -> bool:
+        return old == new or (self.meaning is not None and self.meaning(old) == self.meaning(new))
 
     def begin(self, name: str, key: Key, discard: Callable[[], None] = lambda: None) -> Status:
         """The status of `name` under `key`, which is logged; unless finished, it is marked as begun.

@@ -5,7 +5,6 @@ table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary 
 """
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.monitoring.terminal import progress_bar
+from leftover.store.folders import remove
 from leftover.store.manifest import Key, Manifest
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class Table:
     The `write_*` methods return False if a block that is finished under the same key is reused.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, meaning: Callable[[Key], Key] | None = None):
         self.folder = folder
-        self.manifest = Manifest(folder, label="table/")
+        self.manifest = Manifest(folder, label="table/", meaning=meaning)
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows."""
@@ -105,7 +105,7 @@ class Table:
         return self.manifest.digest(block)
 
     def _discard(self, block: str) -> None:
-        shutil.rmtree(self.folder / block, ignore_errors=True)
+        remove(self.folder / block, self.folder.parent)
 
     def _open_block(self, block: str) -> "Dataset":
         import datasets

@@ -28,6 +28,7 @@ from leftover.prepare.own_rows import Rows
 from leftover.recipe.eval_metrics import DEFAULTS, higher_is_better, produced_metric
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
+from leftover.store.folders import readable_weights
 from leftover.training.metrics import MetricSums
 
 log = logging.getLogger(__name__)
@@ -199,6 +200,7 @@ class PolicyTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
+        readable_weights(folder)
         if self.args.should_save and is_adapter(folder):
             self.accelerator.unwrap_model(self.model).generation_config.save_pretrained(folder)
             # peft leaves a form to be filled in instead of a card.

@@ -7,6 +7,7 @@ from leftover.errors import UserError
 from leftover.objectives import ONLINE
 from leftover.publish.hub import HUB_KEYS
 from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_settings
+from leftover.recipe.policy_config import cadence
 from leftover.recipe.ppo_config import PPOConfig, own_settings
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import policy_folder
@@ -61,16 +62,6 @@ def subject(run_folder: Path, folder: Path) -> str:
     return "-".join(folder.relative_to(run_folder).parts[-2:])
 
 
-def cadence(settings: dict[str, Any]) -> dict[str, Any]:
-    """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
-
-    Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.
-    """
-    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
-    found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
-    return found | {"save_total_limit": 1, "load_best_model_at_end": True}
-
-
 def _best_by(own: dict[str, Any], metric: str, *, greater_is_better: bool) -> dict[str, Any]:
     """By what the checkpoint is chosen; of a metric that `own` names, the config knows which way it is better."""
     if "metric_for_best_model" in own:
@@ -82,11 +73,7 @@ def _config(
     recipe: Recipe, settings: dict[str, Any], run_folder: Path, folder: Path, seed: int
 ) -> LoLConfig | PPOConfig:
     defaults: dict[str, Any] = {
-        "max_prompt_length": recipe.data.max_prompt_tokens,
-        "max_completion_length": recipe.max_new_tokens,
-        "chat_template_kwargs": recipe.model.template_options,
-        "end_tokens": recipe.model.end_tokens,
-        "per_device_eval_batch_size": recipe.evaluate.batch_size,
+        **recipe.training_defaults,
         "disable_tqdm": False,  # `shown` turns moving bars off where nothing may move
         "project": recipe.name,
         "run_name": f"{recipe.name}-{subject(run_folder, folder)}-{digest([str(run_folder), settings])[:6]}",

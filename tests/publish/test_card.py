@@ -37,7 +37,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> 
         reward={"functions": [{"type": "python", "function": "leftover.demo.grammar:score_answers", "weight": 0.5}]},
         model={"lora": {"r": 4}},
     )
-    run(make_recipe(content))
+    run(make_recipe(content, saved=True))
     return content
 
 
@@ -105,7 +105,8 @@ def test_a_card_is_written_again_when_results_change_and_nothing_is_trained_for_
 ) -> None:
     weights = Path(content["output_dir"]) / "policies/a_lol/seed-0/adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
-    run(make_recipe(json.loads(json.dumps(content)) | {"evaluate": content["evaluate"] | {"primary": "greedy"}}))
+    changed = json.loads(json.dumps(content)) | {"evaluate": content["evaluate"] | {"primary": "greedy"}}
+    run(make_recipe(changed, saved=True))
     assert "Greedy completions of 6" in cards(content)["policies/a_lol/seed-0"].text
     assert "do_sample=False" in cards(content)["policies/a_lol/seed-0"].text
     assert weights.stat().st_mtime_ns == before

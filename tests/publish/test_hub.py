@@ -70,7 +70,7 @@ def hub(monkeypatch: Any) -> Hub:
 
 def small(**changes: Any) -> Recipe:
     content: dict[str, Any] = {"name": "r", "output_dir": "runs/r", "model": {"path": "org/m"}, "data": {"path": "d"}}
-    return make_recipe(content | changes)
+    return make_recipe(content | changes, saved=True)
 
 
 TWO: dict[str, Any] = {"policies": {"a lol": {"objective": "a_lol"}, "nll": {"objective": "nll"}}}

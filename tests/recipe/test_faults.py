@@ -68,9 +68,68 @@ def test_a_policys_name_is_no_path(name: str) -> None:
     assert "letters, digits" in refusal(policies={name: {"objective": "nll"}})
 
 
-@pytest.mark.parametrize("name", ["nll", "A-LoL 0.9", "größe_2", "nll/trial-3", "2"])
-def test_names_of_policies_may_be_words(name: str) -> None:
-    assert list(make_recipe(MINIMAL | {"policies": {name: {"objective": "nll"}}}).policies) == [name]
+NAMES = {
+    "name": lambda *names: {"name": names[0]},
+    "policies": lambda *names: {"policies": {name: {"objective": "nll"} for name in names}},
+    "reward.functions": lambda *names: {"reward": {"functions": scorers(*names)}},
+    "evaluate.judges": lambda *names: {"evaluate": {"judges": scorers(*names)}},
+}
+
+
+def scorers(*names: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "function": "length", "name": name} for name in names]
+
+
+@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize("name", ["A-LoL 0.9", "größe_2", "-x", ".x", "a/b", "../a", "a:b", "a<b", "x" * 101, "a\n"])
+def test_names_are_letters_digits_and_three_marks(name: str, key: str) -> None:
+    found = refusal(**NAMES[key](name))
+    assert found.startswith(f"r.yaml: {key}: ") and "letters, digits" in found
+
+
+@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize("name", ["A-LoL_0.9", "2", "_x", "x" * 100])
+def test_other_names_are_taken(name: str, key: str) -> None:
+    assert make_recipe(MINIMAL | NAMES[key](name)).name in ("r", name, MINIMAL["name"])
+
+
+@pytest.mark.parametrize("key", [key for key in NAMES if key != "name"])
+def test_names_that_differ_in_case_alone_are_refused(key: str) -> None:
+    """Some file systems hold them for one."""
+    found = refusal(**NAMES[key]("Good", "good"))
+    assert found.startswith(f"r.yaml: {key}: 'Good' and 'good'") and "rename one" in found
+
+
+@pytest.mark.parametrize("name", ["data", "Data", "Reference"])
+def test_a_policy_cannot_have_the_name_of_another_row_of_the_results(name: str) -> None:
+    assert f"'{name}' stands for" in refusal(policies={name: {"objective": "nll"}})
+
+
+def test_a_policy_called_as_an_objective_trains_by_it() -> None:
+    """Reports show a policy by its name."""
+    assert "policies.nll.objective" in refusal(policies={"nll": {}})
+    assert "policies.dpo.objective" in refusal(policies={"dpo": {"objective": "nll"}})
+    for policies, train in (({"nll": {}}, {"objective": "nll"}), ({"a_lol_seq": {}, "mine": {"objective": "nll"}}, {})):
+        assert list(make_recipe(MINIMAL | {"policies": policies, "train": train}).policies) == list(policies)
+
+
+def test_names_of_earlier_versions_are_read_from_the_folder_of_their_run_alone(tmp_path: Path) -> None:
+    names = ["A-LoL 0.9", "größe_2", "nll/trial-3", "data", "Größe_2"]
+    functions = [{"type": "text", "function": "length", "name": "how long?"}]
+    policies = {name: {"objective": "nll"} for name in names}
+    content = MINIMAL | {"name": "my run", "policies": policies, "reward": {"functions": functions}}
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
+    assert list(load_recipe(tmp_path).policies) == names
+    assert load_recipe(tmp_path, ["train.max_steps=3"]).name == "my run"
+    for overrides in ([], ["policies.b c.objective=nll"]):
+        with pytest.raises(UserError, match="letters, digits"):
+            load_recipe(tmp_path if overrides else tmp_path / "recipe.yaml", overrides)
+    content["policies"] = {"../x": {"objective": "nll"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match="letters, digits"):
+        load_recipe(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

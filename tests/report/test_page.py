@@ -20,8 +20,11 @@ from leftover.commands.report import report_on
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
+from leftover.report.completions import side_by_side
 from leftover.report.page import run_view, write_page, write_report_page
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import read_completions
+from leftover.store.manifest import digest
 from tests.browser import one, texts, visit, width
 from tests.conftest import scored_rows
 
@@ -35,6 +38,8 @@ HOSTILE = (
     "{{ 7 * 7 }} {% raw %} ${7 * 7} &lt;b&gt; $x_1$",
     "W" * 100_000,
 )
+
+MAIN = "a_lol<img src=x onerror=alert(1)>"  # no name of a new run, but folders of strangers may hold it
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> 
         name=HOSTILE[1],
         data={"long_completions": "cut"},
         reward={"functions": [{"type": "column", "new_completions": {"type": "text", "function": "length"}}]},
-        policies={"a_lol<img src=x onerror=alert(1)>": {"objective": "a_lol"}, "nll": {"objective": "nll"}},
+        policies={MAIN: {"objective": "a_lol"}, "nll": {"objective": "nll"}},
         train={"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1},
     )
 
@@ -58,7 +63,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> 
 @pytest.fixture(scope="module")
 def folder(content: dict[str, Any]) -> Path:
     """The finished run, with completions as hostile as the rows, and rewards that are known."""
-    run(make_recipe(content))
+    run(make_recipe(content, saved=True))
     found = Path(content["output_dir"])
     assert (found / "report.html").is_file(), "run writes the page"
     for number, path in enumerate(sorted((found / "evaluation").glob("*.jsonl"))):
@@ -171,23 +176,94 @@ def test_several_runs_make_one_page_and_a_moved_run_is_reported_where_it_is(fold
         report_on([str(folder), f"{folder}/"])
 
 
-def test_a_folder_without_a_run_or_without_results_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_without_a_run_is_refused_and_a_run_is_not_changed_by_its_page(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"'nowhere' does not exist: name the folder of a .*run, or a recipe"):
         report_on(["nowhere"])
     with pytest.raises(UserError, match="not the folder of a run"):
         report_on([str(tmp_path)])
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    shutil.copy(folder / "recipe.yaml", unfinished)
-    with pytest.raises(UserError, match="no results yet"):
-        write_report_page([unfinished])
+    with pytest.raises(UserError, match=r"--set .*is a run"):
+        report_on([str(folder)], overrides=["train.max_steps=5"])
+
+
+def killed_while(stage: str, folder: Path) -> None:
+    """Make a finished run one that was killed in that stage, with what a killed run leaves: half a line, no results."""
+    later = ["prepare", "train", "evaluate", "report"]
+    later = later[later.index(stage) :]
+    (folder / "results.json").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    if "evaluate" in later:
+        del manifest["evaluation of nll-seed-0"]
+        manifest[f"evaluation of {MAIN}-seed-0"]["complete"] = "train" not in later
+    if "train" in later:
+        del manifest["evaluation of reference"], manifest["policy nll, seed 0"]
+        manifest[f"policy {MAIN}, seed 0"]["complete"] = False
+        with (folder / f"policies/{MAIN}/seed-0/metrics.jsonl").open("a") as log:
+            log.write('{"step": 9, "lo')
+    if "prepare" in later:
+        manifest = {}
+        table = json.loads((folder / "table/manifest.json").read_text("utf-8"))
+        table["reward"]["complete"] = False
+        (folder / "table/manifest.json").write_text(json.dumps(table), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "missing"),
+    [
+        ("prepare", ("Training", "Reproduce"), "evaluation of reference, policy a_lol"),
+        ("train", ("Training", "The leftover", "Reproduce"), "policy nll, seed 0"),
+        ("evaluate", ("Results", "Training", "The leftover", "Completions side by side"), "evaluation of nll-seed-0."),
+        ("report", ("Results", "Training", "The leftover", "Completions side by side"), "missing: results."),
+    ],
+)
+def test_of_an_unfinished_run_the_page_shows_what_there_is_and_nothing_else_is_written(
+    stage: str, sections: tuple[str, ...], missing: str, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors", "report.*"))
+    killed_while(stage, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    cli.main(["report", str(copy)])
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    (copy / "report.html").unlink()
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert '<p class="sentence">Unfinished.' in text and missing in text and "continues it" in text
+    for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
+        shown = heading in (*sections, "Reproduce")
+        assert (f"<h2>{heading}</h2>" in text) == shown, heading
+
+
+def test_results_of_another_training_are_not_taken_for_those_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    """A run that is trained anew with other settings keeps its old results.json until its end."""
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert FinishedRun(copy).unfinished() == []
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest["policy nll, seed 0"]["key"]["settings"]["learning_rate"] = 7.0
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert FinishedRun(copy).unfinished() == ["evaluation of nll-seed-0"]
+    manifest["policy nll, seed 0"]["best_step"] = 77
+    manifest["evaluation of nll-seed-0"]["key"]["model"] = digest(manifest["policy nll, seed 0"]["key"])
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert FinishedRun(copy).unfinished() == ["results"]
+
+
+def test_a_policy_called_data_stands_beside_the_datas_completions(folder: Path) -> None:
+    """As in runs of earlier versions; a new one is refused."""
+    lines = read_completions(folder, "nll-seed-0")
+    group = lines[0]["group"]
+    row = {"group": group, "source": None, "prompt": "p", "conversational": False, "completion": "of the data"}
+    shown = side_by_side([row], {"reference": {0: lines}, "data": {0: lines}}, "data", "sampled", 0)
+    assert shown["names"] == ["data", "reference", "data (policy)"] and shown["main"] == "data (policy)"
+    assert shown["prompts"][0]["data"] == ["of the data", None]
+    assert set(shown["prompts"][0]["sampled"]) == {"reference", "data (policy)"}
 
 
 def test_a_comparison_writes_the_page_too(content: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
     (copy / "report.html").unlink()
-    compare(make_recipe(content | {"output_dir": str(copy)}), Options(methods="nll,wbc,a_lol", seeds=1))
+    compare(make_recipe(content | {"output_dir": str(copy)}, saved=True), Options(methods="nll,wbc,a_lol", seeds=1))
     text = (copy / "report.html").read_text(encoding="utf-8")
     assert "Of 2 methods the highest:" in text and set(embedded(copy / "report.html")["names"]) >= {"nll", "a_lol"}
     assert "wbc: objective" in text and "needs rewards" in text, "why a method is not there"

@@ -25,7 +25,7 @@ def judged(judge: dict[str, Any], reward_part: tuple = (0.6, 0.8)) -> list[str]:
         "model": {"path": "x"},
         "data": {"path": "rows.jsonl", "part": [0.0, 0.6]},
         "reward": {"functions": [linear(reward_part) | {"name": "fitted", "weight": 2.0}]},
-        "evaluate": {"judges": [judge if "type" in judge else linear(judge["part"]) | {"name": "held out"}]},
+        "evaluate": {"judges": [judge if "type" in judge else linear(judge["part"]) | {"name": "held_out"}]},
     }
     return list(dependent_judges(make_recipe(content)))
 

@@ -85,9 +85,10 @@ def test_only_what_lies_in_the_runs_folder_is_removed(tmp_path: Path, tiny_recip
 
 def test_rewards_whose_names_make_one_file_name_are_refused(tmp_path: Path, tiny_recipe: Callable) -> None:
     length = {"type": "text", "function": "length"}
-    functions = [length | {"name": name} for name in ("how long", "how_long")]
-    with pytest.raises(UserError, match=r"'how long' and 'how_long'.*rename one"):
-        open_run(make_recipe(tiny_recipe(tmp_path, reward={"functions": functions})))
+    functions = [length | {"name": name} for name in ("how long", "How_long")]
+    for section in ({"reward": {"functions": functions}}, {"evaluate": {"judges": functions}}):
+        with pytest.raises(UserError, match=r"'how long' and 'How_long'.*rename one"):
+            open_run(make_recipe(tiny_recipe(tmp_path, **section), saved=True))
 
 
 def test_faulty_judges_are_refused_when_a_run_is_opened(tmp_path: Path, tiny_recipe: Callable) -> None:

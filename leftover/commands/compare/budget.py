@@ -37,7 +37,8 @@ class Planned:
 def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: list[int] | None = None) -> Recipe:
     """The recipe with other policies; their keys are checked as those of any recipe."""
     changed = {"policies": policies} | ({"seeds": seeds} if seeds is not None else {})
-    return make_recipe(recipe.model_dump() | changed, where=recipe.where)
+    # Its names were checked when it was read; those of trials are not for users.
+    return make_recipe(recipe.model_dump() | changed, where=recipe.where, saved=True)
 
 
 def with_policy(run: Run, entry: Entry) -> Run:

@@ -6,6 +6,7 @@ from typing import Any
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.names import check_distinct
 from leftover.recipe.sections import Recipe
 
 
@@ -101,6 +102,7 @@ def resolve(asked: str | None, recipe: Recipe) -> list[Entry]:
             entries[name] = _entry(name, recipe, True)
     if not entries:
         raise UserError("--methods names no method")
+    check_distinct("--methods", entries)
     return list(entries.values())
 
 
@@ -119,7 +121,9 @@ def _entry(name: str, recipe: Recipe, named: bool) -> Entry:
 
 def declared_trials(entry: Entry) -> list[dict[str, Any]]:
     """The grid of a method: three learning rates, and its own trial or a fourth rate; as many for all."""
-    method = METHODS.get(entry.name) or METHODS.get(entry.objective)
+    method = METHODS.get(entry.name)
+    if method is None or method.fields.get("objective", entry.name) != entry.objective:
+        method = METHODS.get(entry.objective)  # a policy of the recipe may have the name of another method
     own_trial = (method and method.own_trial) or {"learning_rate_factor": 10.0}
     return [{}, {"learning_rate_factor": 1 / 3}, {"learning_rate_factor": 3.0}, own_trial]
 

@@ -59,6 +59,15 @@ def compare(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job,
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
         with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
     run = open_run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
+    try:
+        return _compare(run, entries, seeds, grid, options)
+    finally:
+        run.close()
+
+
+def _compare(
+    run: Run, entries: list[Entry], seeds: list[int], grid: str | dict[str, Any], options: Options
+) -> tuple[dict[str, Any], dict[Job, str]]:
     training_args(run, "nll", seeds[0])  # faulty settings that all share are refused first
     planned = _prepare(run, entries, options.budget)
     chosen = applicable(entries)

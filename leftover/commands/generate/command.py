@@ -10,7 +10,7 @@ from leftover.monitoring.terminal import set_up_logging
 @click.command()
 @click.argument("model")
 @click.argument("prompts", required=False)
-@click.option("--output", required=True, type=click.Path(dir_okay=False), help="JSON lines file to write or continue.")
+@click.option("--output", required=True, type=click.Path(), help="JSON lines file to write or continue.")
 @click.option(
     "--recipe",
     type=click.Path(),

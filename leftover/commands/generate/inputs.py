@@ -122,6 +122,17 @@ def open_source(
     # `overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
     saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
     run = open_run(saved)
+    try:
+        return _of_recipe(path, run, settings, prompts, rejects, given, splits)
+    finally:
+        run.close()
+
+
+def _of_recipe(
+    path: str, run: Run, settings: Recipe, prompts: str | None, rejects: Path, given: SumReward | None, splits: bool
+) -> Source:
+    """The source of a recipe whose run is opened: what its rows and rewards need is computed in its folder."""
+    saved = run.recipe
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
         # The recipe's format is that of its own file.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
+from leftover.runs.spelling import rewritten
 from leftover.store.manifest import as_json, changes, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class RowsFile:
             return  # nothing would be lost
         if state is None:
             raise UserError(f"{self.path} already exists, and was not written by this command: {remedy}")
-        if state["key"] != self.key:
+        if rewritten(state["key"]) != rewritten(self.key):
             differ = changes(state["key"], self.key)
             more = f" and {len(differ) - _CHANGES_SHOWN} more" if len(differ) > _CHANGES_SHOWN else ""
             listed = "; ".join(differ[:_CHANGES_SHOWN])

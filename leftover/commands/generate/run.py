@@ -17,6 +17,7 @@ from leftover.models.generate import copy_numbers
 from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.models.probe import check_causal
 from leftover.monitoring.terminal import progress_bar
+from leftover.store.folders import check_output, give_back, hold, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def generate_rows(
     """
     if greedy and (n or 1) > 1:
         raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
+    check_output(Path(output))
     source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
     decoding = Decoding(
         n=n or (1 if greedy else 8),
@@ -71,11 +73,16 @@ def generate_rows(
     )
     drawn = np.random.default_rng(seed).permutation(len(source.prompts))[:max_prompts]
     chosen = [(int(i), source.prompts[i]) for i in np.sort(drawn)]
-    file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
-    if file.complete:
-        log.info("generate: %s is finished (nothing it depends on has changed)", output)
-    else:
-        _write(source, decoding, chosen, file)
+    make_folder(Path(output).parent, "the folder of --output:")
+    lock = hold(Path(output))
+    try:
+        file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
+        if file.complete:
+            log.info("generate: %s is finished (nothing it depends on has changed)", output)
+        else:
+            _write(source, decoding, chosen, file)
+    finally:
+        give_back(lock)
     _log_counts(file, len(chosen), decoding)
 
 

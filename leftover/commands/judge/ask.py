@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from leftover.commands.judge.endpoint import Answer, AskError, Endpoint, JudgeSettings
 from leftover.commands.judge.questions import Question, outstanding, read_verdict
 from leftover.commands.judge.summary import Prices
 from leftover.errors import UserError
 from leftover.monitoring.terminal import progress_bar
+from leftover.store.folders import give_back, hold, make_folder
 
 _ASKS = 2  # at most, while the answer holds no verdict
 _TOKENS = ("prompt_tokens", "completion_tokens")
@@ -33,22 +34,19 @@ class VerdictStore:
 
     def __init__(self, folder: Path):
         self.path = folder / "verdicts.jsonl"
-        self._lock, self._held = threading.Lock(), FileLock(folder / "verdicts.lock")
+        self._lock, self._held = threading.Lock(), list[FileLock | None]()
         self._load()
 
     def __enter__(self) -> "VerdictStore":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._held.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another `leftover judge` writes {self.path}: wait for it, or stop it") from None
+        make_folder(self.path.parent, "the folder of verdicts")
+        self._held.append(hold(self.path))
         whole = self._load()  # again: another process may have written until now
         if self.path.is_file() and self.path.stat().st_size > whole:
             os.truncate(self.path, whole)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.release()
+        give_back(self._held.pop())
 
     def append(self, record: Record) -> None:
         """Keep an answer; it is on the disk when this returns. Safe to call from several threads."""

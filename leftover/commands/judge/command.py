@@ -65,7 +65,7 @@ _PROMPTS_OF_PAGE = 50
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be asked and the tokens it would take, and ask nothing."
 )
-@click.option("--human", type=click.Path(dir_okay=False), metavar="PAGE.html", help="Write a page for people to rate.")
+@click.option("--human", type=click.Path(), metavar="PAGE.html", help="Write a page for people to rate.")
 @click.option(
     "--import",
     "ratings",

@@ -18,7 +18,8 @@ from leftover.commands.judge.summary import Values, cohen_kappa, krippendorff_al
 from leftover.errors import UserError
 from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
-from leftover.store.manifest import digest, read_json, write_json
+from leftover.store.folders import check_output
+from leftover.store.manifest import digest, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
     Pairs come in random order with random sides, the criteria of a pair one after the other. The same pairs and
     criteria make the same page, so that ratings of an earlier copy still count.
     """
+    check_output(output, "--human")
     shown = [(index, pair) for index, pair in enumerate(comparison.pairs) if not pair.identical]
     if not shown:
         raise UserError("the completions of every pair are identical: there is nothing to rate")
@@ -49,8 +51,7 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
             key[number] = {"pair": index, "criterion": criterion.name, "ours_first": ours_first}
     whole_key = comparison.describe() | {"criteria": dict(criteria), "pairs": pairs, "items": key}
     write_json(_key_path(folder, page), whole_key)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_page(page, items), encoding="utf-8")
+    write_text(output, render_page(page, items))
     return len(items)
 
 

@@ -18,6 +18,7 @@ from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import JudgeService, answer, make_pairs, prefers, says, status
+from tests.store.test_folders import another_process_holds
 
 CANARY = "k/9+canary-7f3a=="
 GOOD = [Criterion("good", "Which is good?")]
@@ -340,11 +341,10 @@ def test_a_line_that_is_no_verdict_is_refused_with_its_number(tmp_path):
 
 def test_two_commands_do_not_write_one_file(tmp_path):
     with (
-        VerdictStore(tmp_path),
-        pytest.raises(UserError, match="another `leftover judge` writes"),
-        VerdictStore(tmp_path),
+        another_process_holds(tmp_path / "verdicts.jsonl"),
+        pytest.raises(UserError, match=r"verdicts\.jsonl is being"),
     ):
-        pass
+        VerdictStore(tmp_path).__enter__()
     with VerdictStore(tmp_path):
         pass  # free again
 
