@@ -92,7 +92,10 @@ def reference_pass(
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
-    with evaluating(model, compute_dtype) as device, capture_hidden(model) as captured, bar:
+    capture: contextlib.AbstractContextManager[dict[str, Tensor]] = contextlib.nullcontext({})
+    if features:
+        capture = capture_hidden(model)
+    with evaluating(model, compute_dtype) as device, capture as captured, bar:
         for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):

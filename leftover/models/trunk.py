@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from leftover.models.load import max_positions, unwrapped
-from leftover.models.logprobs import of_tokens
+from leftover.models.logprobs import of_tokens, virtual_tokens
 
-_LENGTH = 12  # tokens of a text that a model is tried on
+_LENGTH, _CONTINUED = 12, 3  # tokens of a text that a model is tried on, and of what it adds to one
 
 _known: "WeakKeyDictionary[nn.Module, nn.Module]" = WeakKeyDictionary()
 
@@ -62,7 +62,7 @@ def trunk_of(model: Any) -> nn.Module:
 def texts(model: Any) -> Tensor:
     """[2, L] tokens that are not special; two texts that share the first half, and no token after it."""
     config, limit = model.config.get_text_config(), max_positions(model.config) or 0
-    length = min(_LENGTH, limit) if limit > 0 else _LENGTH
+    length = min(_LENGTH, max(4, limit - virtual_tokens(model) - _CONTINUED)) if limit > 0 else _LENGTH
     special: set[Any] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         found = getattr(config, name, None)

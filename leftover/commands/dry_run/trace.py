@@ -28,16 +28,24 @@ def skeleton(
 
     Its attention is PyTorch's fused one, whose memory is that of the flash kernels too, unless the recipe says eager.
     """
-    AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+    AttentionInterface.register(_UNMASKED, _attention)
     AttentionMaskInterface.register(_UNMASKED, lambda *args, **options: None)
     attention = "eager" if attn_implementation == "eager" else _UNMASKED
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        except KeyError:  # GPT-J and others have a list of their own
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
         if lora is None:
             return model
         from peft import get_peft_model
 
         return get_peft_model(model, adapter_config(lora))
+
+
+def _attention(*args: Any, softcap: float | None = None, **options: Any) -> Any:
+    """PyTorch's attention, without the soft cap of Gemma 2, which it refuses and which kernels hold no memory for."""
+    return sdpa_attention_forward(*args, **options)
 
 
 class Traced:
