@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from leftover.data.labels import with_label
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row, cell, fill_templates
 from leftover.recipe.data_section import ColumnsSection, DataSection
 
@@ -13,13 +14,14 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
     columns = data.columns
     row = fill_templates(record.row, columns)
     if columns.completion in row:
-        yield record.where, row
+        yield record.where, with_label(row, data) if record.labelled else row
     elif "chosen" in row and "rejected" in row:
         yield from expand_pair(record.where, row, columns)
     elif "completions" in row:
         yield from _group(record.where, row, columns)
     elif "messages" in row and columns.prompt not in row:
-        yield record.where, _conversation(row, columns)
+        found = _conversation(row, columns)
+        yield record.where, with_label(found, data) if record.labelled else found
     else:
         yield record.where, row
 

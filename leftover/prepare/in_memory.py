@@ -244,10 +244,11 @@ def _check(
     scored = np.isfinite(table["reward"])
     if 0 < scored.sum() < len(scored):
         log.warning("%d of %d rows have no reward: objectives that need one skip them", (~scored).sum(), len(scored))
-    if "value" in needs and not scored.any():
-        raise UserError(f"objective '{args.objective}' needs scores: give rows a 'reward', or pass reward_funcs")
-    check_groups(args.objective, objective_of(args), table["group"])
+    who = f"the objective '{args.objective}'"
+    if needs & {"value", "reward"} and not scored.any():
+        raise UserError(f"{who} needs scores: give rows a 'reward', or pass reward_funcs")
+    check_groups(who, objective_of(args), table["group"])
     if "reward_quantile" in needs and reward_func is None:
-        raise UserError(f"objective '{args.objective}' scores the reference's own completions: pass reward_funcs")
+        raise UserError(f"{who} scores the reference's own completions: pass reward_funcs")
     if "value" in needs and targets == "reference_samples" and reward_func is None:
         raise UserError("value_targets='reference_samples' scores new completions: pass reward_funcs")

@@ -12,13 +12,14 @@ from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
-from leftover.data.rows import ROWS_SCHEMA, check_rows
+from leftover.data.rows import ROWS_SCHEMA, check_rows, log_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import all_too_long
+from leftover.prepare.checks import NAME_SCORES, all_too_long
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
+from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
@@ -39,19 +40,12 @@ def read(run: Run) -> None:
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
     def rows() -> Iterator[dict]:
-        yield from check_rows(read_rows(data), data, run.rejects, stats)
+        remedy = NAME_SCORES if records_scores(run.recipe) else None
+        yield from check_rows(read_rows(data), data, run.rejects, stats, score_remedy=remedy)
         run.note(rows=stats)
 
     if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
-        log.info(
-            "rows: %(read)d read, %(rejected)d rejected, %(duplicates)d repeat an earlier row, %(without_reward)d "
-            "without a recorded score",
-            stats,
-        )
-        for reason, count in stats["left_out"].items():
-            log.info("rows: %d dropped %s", count, reason)
-        if stats["other_parts"]:
-            log.info("rows: %d dropped because their families are outside data.part", stats["other_parts"])
+        log_rows(stats, run.rejects)
 
 
 def row_settings(data: DataSection) -> dict[str, Any]:

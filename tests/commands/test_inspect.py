@@ -163,7 +163,7 @@ def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable,
 def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_file: Callable) -> None:
     bare = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
     path, output = rows_file(bare), str(tmp_path / "page.html")
-    with pytest.raises(UserError, match=r"no row .* has a score in the column 'reward'.*--reward"):
+    with pytest.raises(UserError, match=r"no column 'reward' with a score.*--reward"):
         inspect(path, output=output)
     (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
     analysis, page = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)

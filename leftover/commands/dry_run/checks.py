@@ -15,7 +15,7 @@ from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig
-from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
+from leftover.recipe.needs import called, needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe, autocast_dtype
 from leftover.rewards import SumReward
@@ -78,7 +78,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
         if "nonnegative_reward" in needs_of(recipe, name):
             trains = rows.where("train", trains_on_chosen(recipe, objective)) & rows.lengths.kept & rows.scored
             if trains.any():
-                check_requirements(name, objective, {"reward": rows.recorded[trains]}, only=("reward",))
+                check_requirements(called(recipe, name), objective, {"reward": rows.recorded[trains]}, only=("reward",))
 
 
 def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:

@@ -127,7 +127,7 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
     if sizes.rows is not None:
         group = np.resize(sizes.rows.group[sizes.rows.where("train", chosen_only)], num_rows)
         if by_group:
-            check_groups(name, objective, group)
+            check_groups(f"policy '{name}' (objective {args.objective})", objective, group)
             _, member_of, sizes_of_groups = np.unique(group, return_inverse=True, return_counts=True)
             drawn = sizes_of_groups[member_of] > 1
     columns = {"length": prompts + completions, "group": group}
