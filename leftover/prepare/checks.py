@@ -6,7 +6,7 @@ from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import training_mask
-from leftover.recipe.data_section import DataSection
+from leftover.recipe.data_section import Constant, DataSection
 from leftover.recipe.needs import called, needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
 from leftover.rewards import ColumnReward, SumReward
@@ -15,8 +15,13 @@ from leftover.store.table import Table, column, equals
 
 
 def value_targets(recipe: Recipe, reward: SumReward) -> str:
-    """The kind of value targets; `auto`: recorded if the reward has a recorded column, else reference_samples."""
+    """The kind of value targets; `auto`: recorded if the reward has a recorded column, else reference_samples.
+
+    With one prompt for all rows: group_loo.
+    """
     targets = recipe.value.targets
+    if targets == "auto" and isinstance(recipe.data.columns.prompt, Constant):
+        return "group_loo"  # all rows are completions of the one prompt
     if targets == "auto":
         return "recorded" if reward.has_recorded_scores else "reference_samples"
     if targets == "reference_samples" and not reward.scores_new_completions:
@@ -55,10 +60,13 @@ NONE_CHOSEN = (
 )
 
 
+KEEP_LONG = "raise data.max_completion_tokens, or set data.long_completions: cut"
+
+
 def all_too_long(data: DataSection) -> UserError:
     """The refusal of rows of which none is left by the length limit."""
     return UserError(
-        f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); raise it"
+        f"every completion is longer than data.max_completion_tokens ({data.max_completion_tokens}); {KEEP_LONG}"
     )
 
 

@@ -17,7 +17,7 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import NAME_SCORES, all_too_long
+from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
 from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import TokenizerSection
@@ -31,6 +31,8 @@ _SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put 
 # Where more of the first rows have a prompt and a completion that meet word to word, a space is likely to be missing.
 _RUN_TOGETHER = 0.9
 _SEAMS_READ = 1000
+# What the token ids of a row depend on, and its place.
+_TEXTS = ("prompt", "completion", "conversational", "tools", "where", "ended")
 
 
 def read(run: Run) -> None:
@@ -99,9 +101,10 @@ def tokens(run: Run) -> None:
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     key = {"from": {"rows": run.table.digest("rows")}, "tokenizer": tokenizer_key(run), "limits": list(limits)}
     rows = run.table.open("rows")
+    names = [name for name in _TEXTS if name in rows.column_names]  # tables of earlier versions lack the last
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
-        texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
+        texts = shard.select_columns(names).to_list()
         done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
         ids = pa.list_(pa.int32())
         return done._asdict() | {
@@ -144,7 +147,9 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
         "tokens: %d prompts cut on the left, %d completions too long (%s)",
         cut,
         long,
-        "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
+        "cut, without end of sequence"
+        if data.long_completions == "cut"
+        else f"{dropped} rows dropped{f'; {KEEP_LONG}' if dropped else ''}",
     )
     if faulty:
         log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)

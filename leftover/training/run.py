@@ -20,7 +20,7 @@ from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
 from leftover.prepare.readers import available_blocks, selection_rows, split_rows
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
-from leftover.recipe.needs import trains_on_chosen
+from leftover.recipe.needs import labels_are_rewards, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
@@ -126,12 +126,13 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
         chosen_only = recipe.data.train_on == "chosen"
         return split_rows(table, "train", available_blocks(recipe, table), chosen_only=chosen_only)
     objective, settings = objective_and_settings(fields)
+    optional = objective.optional if labels_are_rewards(recipe) else objective.optional - {"label"}
     return split_rows(
         table,
         "train",
         available_blocks(recipe, table, name),
         chosen_only=trains_on_chosen(recipe, objective),
-        extras=row_columns(objective.needs(settings) | objective.optional),
+        extras=row_columns(objective.needs(settings) | optional),
     )
 
 
