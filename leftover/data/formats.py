@@ -12,7 +12,7 @@ from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.labels import LABEL, label_is_reward
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
-from leftover.errors import UserError
+from leftover.errors import UserError, looked_for
 from leftover.recipe.data_section import ENDINGS, DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
@@ -81,7 +81,7 @@ def check_files(data: DataSection) -> None:
     """UserError if a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
     for path in data.paths:
         if _kind(path, data.format) != "hub" and not Path(path).is_file():
-            raise UserError(f"no data file at '{path}' (key data.path)")
+            raise UserError(f"no data file at '{path}' (key data.path){looked_for(path)}")
 
 
 def data_files(data: DataSection) -> list[str]:

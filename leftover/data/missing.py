@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from leftover.errors import closest
+from leftover.recipe.data_section import DataSection
 
 # What others call the columns that we look for by default.
 _USUAL = {
@@ -23,6 +24,17 @@ def no_column(names: Sequence[str], row: Mapping[str, Any], purpose: str = "", r
     return said
 
 
+def documents_remedy(data: DataSection) -> str:
+    """What documents are told apart by, if that is what the rows are."""
+    separator = data.documents.separator
+    if data.format != "documents":
+        return ""
+    return (
+        f"; documents end at lines {separator!r}: name what stands between yours in data.documents.separator ('' for "
+        "empty lines)"
+    )
+
+
 def _meant(name: str, row: Mapping[str, Any]) -> str | None:
     """The column, also inside nested records, that a name most likely stands for."""
     paths = [path for path in _paths(row) if "{" not in path]
@@ -31,7 +43,7 @@ def _meant(name: str, row: Mapping[str, Any]) -> str | None:
     inside = {path.rpartition(".")[2]: path for path in reversed(paths) if path not in row}
     if close := closest(name.rpartition(".")[2], inside):
         return inside[close]
-    lower = {path.lower(): path for path in reversed(paths)}
+    lower = {path.rpartition(".")[2].lower(): path for path in [*inside.values(), *(p for p in paths if p in row)]}
     return next((lower[usual] for usual in _USUAL.get(name, ()) if usual in lower), None)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from leftover.data.checks import check_row
 from leftover.data.labels import LABEL
-from leftover.data.missing import no_column
+from leftover.data.missing import documents_remedy, no_column
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
 from leftover.recipe.data_section import DataSection
@@ -185,7 +185,8 @@ def _check_any_left(
     if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
         name = f"{data.path} (key data.path)" if of_recipe else data.path
-        raise UserError(f"{name} holds no row{' except dropped ones: ' if reasons else ''}{reasons}")
+        few = f": no document is long enough{documents_remedy(data)}" if data.format == "documents" else ""
+        raise UserError(f"{name} holds no row{' except dropped ones: ' if reasons else ''}{reasons}{few}")
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 

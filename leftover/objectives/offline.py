@@ -23,9 +23,8 @@ class AWRSettings:
 @dataclass(frozen=True, config=CHECKED)
 class KTOSettings:
     beta: Positive = 0.1  # how strongly the policy is held to the reference
-    threshold: float | None = (
-        None  # rows with a reward above it are desirable; None: those whose `label` is true, or that are above V
-    )
+    # Rows with a reward above it are desirable; None: those whose `label` is true, or else those above V.
+    threshold: float | None = None
     desirable_weight: NonNegative = 1.0
     undesirable_weight: NonNegative = 1.0
 

@@ -23,7 +23,7 @@ from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import Reference, values_and_advantages
 from leftover.prepare.extras import add_extras
 from leftover.prepare.value.estimate import RowConstants
-from leftover.recipe.data_section import ColumnsSection, Constant, DataSection
+from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import ValueSection
@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 
 Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
 
-_REMEDY = (
-    "Fix or drop them, rename your columns (Dataset.rename_column), or set constant_prompt if all rows have one prompt"
-)
+_REMEDY = "Fix or drop them, or rename your columns (Dataset.rename_column)"
 _CHAT_REMEDY = "Fix or drop them, or give the tokenizer another chat_template"
 # Rows by which the reward functions are compared with the recorded rewards.
 _ROWS_COMPARED = 32
@@ -74,8 +72,7 @@ def prepare_evaluation(
     if "prompt_ids" in _columns(rows, name):
         return rows
     whole = all(row.get("completion") is not None or row.get("messages") is not None for row in rows)
-    given = rows if whole else [{**row, "completion": "-"} for row in rows]
-    checked = checked_rows(given, name, constant_prompt=args.constant_prompt)
+    checked = checked_rows(rows if whole else [{**row, "completion": "-"} for row in rows], name)
     chat = chat_of(tokenizer, args, checked)
     if whole:
         tokens = _tokenise(chat, args, checked)
@@ -91,24 +88,15 @@ def prepare_evaluation(
     return datasets.Dataset.from_dict(table)
 
 
-def checked_rows(
-    rows: Iterable[Row], name: str = "train_dataset", labels: bool = True, constant_prompt: str | None = None
-) -> list[Row]:
-    """Rows of the table from a user's dictionaries; faults are raised together.
+def checked_rows(rows: Iterable[Row], name: str = "train_dataset", labels: bool = True) -> list[Row]:
+    """Rows of the table from a user's dictionaries; faults are raised together. `labels`: a `label` may be the reward.
 
-    `labels`: whether a column `label` of true and false may be the reward.
     Besides the columns of ROWS_SCHEMA each has its own `chat_template_kwargs`, as TRL's trainers read them.
     """
-    rows, columns = list(rows), ColumnsSection(split=None)
-    if constant_prompt is not None:
-        if any(row.get("prompt") is not None for row in rows):
-            raise UserError(f"{name} has a column 'prompt' of its own: remove it, or leave constant_prompt out")
-        columns = ColumnsSection(split=None, prompt=Constant(constant_prompt))
-    data = DataSection(path=name, columns=columns)
+    data, rows = DataSection(path=name, columns=ColumnsSection(split=None)), list(rows)
     labelled = labels and label_is_reward(rows, data)
-    located = [
-        found for i, row in enumerate(rows) for found in expand(Record(f"{name}[{i}]", row, name, i, labelled), data)
-    ]
+    records = (Record(f"{name}[{i}]", row, name, i, labelled) for i, row in enumerate(rows))
+    located = [found for record in records for found in expand(record, data)]
     options = {where: _options(row, where) for where, row in located}
     checked = check_rows(located, data, None, {}, _REMEDY, of_recipe=False)
     return [row | {"chat_template_kwargs": options[row["where"]]} for row in checked]
@@ -175,16 +163,15 @@ def _table(checked: list[Row], prompt_ids: list[list[int]], completion_ids: list
 def _prepare_train(
     reference: Reference, args: LoLConfig, rows: Iterable[Row], reward_func: Callable | None, facts: dict[str, float]
 ) -> datasets.Dataset:
-    objective = objective_of(args)
-    # Functions score rows without a recorded reward; kto learns from labels wherever rows have them.
+    objective = objective_of(args)  # functions score rows without a `reward`, but kto learns from labels
     labels = reward_func is None or "label" in objective.optional
     checked, table = _tokenised(reference.load()[1], args, rows, labels)
     needs = objective.needs(objective_settings(args)) | objective.optional
     if args.rows == "leftover":
         needs |= {"value"}
-    # With one prompt for all rows V is the mean of the others, as in a recipe.
-    one_prompt = args.constant_prompt is not None and args.value_targets == "auto"
-    table["reward"], targets = _rewards(checked, "group_loo" if one_prompt else args.value_targets, reward_func)
+    table["reward"], targets = _rewards(checked, args.value_targets, reward_func)
+    if (targets, args.value_targets) == ("recorded", "auto") and len(set(table["group"])) == 1:
+        targets = "group_loo"  # all rows are completions of one prompt
     _check(args, needs, targets, table, reward_func)
     if needs & {"value", "reference_logprobs"}:
         ids = table["prompt_ids"], table["completion_ids"]
@@ -213,7 +200,7 @@ def _tokenised(
     tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Iterable[Row], labels: bool
 ) -> tuple[list[Row], dict[str, Any]]:
     """The checked rows that fit the limits, and their prompts and token ids as a table."""
-    checked = checked_rows(rows, labels=labels, constant_prompt=args.constant_prompt)
+    checked = checked_rows(rows, labels=labels)
     chat = chat_of(tokenizer, args, checked)
     tokens = _tokenise(chat, args, checked)
     if any(row["conversational"] for row in checked):

@@ -144,12 +144,11 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
     rare = {"system_turns_cut": systems, "rows_refused": faulty}
     run.note(tokens=facts | {name: count for name, count in rare.items() if count})
     log.info(
-        "tokens: %d prompts cut on the left, %d completions too long (%s)",
+        "tokens: %d prompts cut on the left, %d completions too long (%s)%s",
         cut,
         long,
-        "cut, without end of sequence"
-        if data.long_completions == "cut"
-        else f"{dropped} rows dropped{f'; {KEEP_LONG}' if dropped else ''}",
+        "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
+        f"; to keep them {KEEP_LONG}" if dropped else "",
     )
     if faulty:
         log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)

@@ -29,7 +29,6 @@ class PolicyConfig(TrainingArguments):
 
     max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
     max_completion_length: int = setting(128, "In tokens, with the end of sequence.")
-    constant_prompt: str | None = setting(None, "One prompt for all raw rows, which then have none of their own.")
     chat_template_kwargs: dict = field(
         default_factory=dict, metadata={"help": "Options of the chat template for raw rows, such as enable_thinking."}
     )

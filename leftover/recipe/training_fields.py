@@ -16,7 +16,6 @@ Fields = Mapping[str, Any]
 _RESERVED = {
     "output_dir": "the run's own folder is used",
     "seed": "set 'seeds'",
-    "constant_prompt": "set data.columns.prompt to {text: ...}",
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",
 } | dict.fromkeys(
     ("hub_strategy", "hub_always_push", "hub_revision"),

@@ -73,7 +73,8 @@ def estimate_run(
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
         shape = measure(model, config, section.quantization is not None)
-        holding = Holding(shape, sources, sizes, settings)
+        saves = {training.name: training.saves for training in trainings}
+        holding = Holding(shape, sources, sizes, settings, saves)
         memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
         disk = list(holding.disk(trains))
     costs = _Costs(shape, sources, sizes)

@@ -49,7 +49,7 @@ def generate_rows(
         sampler_logprobs         log-probability of every completion token at the temperature of the sampling (for
                                  greedy completions: at 1), as the model gives it in one pass over the whole row
         sampler_logprob          their sum
-        num_tokens, ended        tokens, the end of sequence included; whether it was reached (false: `prepare` adds none)
+        num_tokens, ended        tokens, the end of sequence included; whether it was reached (else none is added)
         tokens_match             whether `prepare` will make the same tokens of the text
         prompt_index             the same for all completions of one prompt
     and family, split, tools and answer as in the prompt's own row.
@@ -163,9 +163,9 @@ def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
             log.info("generate: %d %s", counts[name], text)
     if dropped > _MANY_UNFINISHED:
         log.warning(
-            "generate: the rows are shorter than what the model writes: %.0f %% of its completions had no end within %d "
-            "tokens and were dropped. V of a run on these rows, if it samples, has them: raise --max-new-tokens, or set "
-            "--unfinished keep",
+            "generate: the rows are shorter than what the model writes: %.0f %% of its completions had no end within "
+            "%d tokens and were dropped. Where V of the next run is sampled it has such completions: raise "
+            "--max-new-tokens, or set --unfinished keep",
             100 * dropped,
             limit,
         )
