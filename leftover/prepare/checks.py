@@ -5,7 +5,7 @@ import numpy as np
 from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
 from leftover.objectives.requirements import check_groups, check_requirements
-from leftover.prepare.readers import training_mask
+from leftover.prepare.readers import selection_rows, training_mask
 from leftover.recipe.data_section import Constant, DataSection
 from leftover.recipe.needs import called, needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.sections import Recipe
@@ -107,6 +107,21 @@ def _check_any_score(recipe: Recipe, reward: SumReward, table: Table, trains: np
         f"no training row has a score of all of {', '.join(reward.components)}: set reward.missing to impute or "
         "renormalise"
     )
+
+
+def check_selection(recipe: Recipe, reward: SumReward, table: Table) -> None:
+    """Refuse recorded scores of the validation rows that can choose no checkpoint."""
+    if reward.scores_new_completions:
+        return
+    rows = selection_rows(recipe, table)
+    scores = column(rows, "reward")
+    scores = scores[np.isfinite(scores)]
+    if len(scores) < 3 or np.ptp(scores) == 0:
+        raise UserError(
+            f"the checkpoint is chosen by the rank correlation with recorded scores, and the {len(rows)} selection "
+            f"rows have {len(scores)} scores ({len(np.unique(scores))} distinct): raise data.validation_size or "
+            "evaluate.max_selection_prompts"
+        )
 
 
 def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
