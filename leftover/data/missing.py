@@ -8,7 +8,7 @@ from leftover.recipe.data_section import DataSection
 
 # What others call the columns that we look for by default.
 _USUAL = {
-    "prompt": ("question", "instruction", "query", "input", "context", "post", "title", "text"),
+    "prompt": ("question", "instruction", "query", "input", "context", "post", "title"),
     "completion": ("response", "answer", "output", "reply", "target", "generation", "text"),
     "reward": ("score", "rating", "label", "grade", "stars", "points", "upvotes", "rewards"),
 }
@@ -16,7 +16,8 @@ _USUAL = {
 
 def no_column(names: Sequence[str], row: Mapping[str, Any], purpose: str = "", remedy: str = "") -> str:
     """The fault of a record without these columns; `purpose` is what they are for, `remedy` where others are named."""
-    found = sorted(str(column) for column in row if "{" not in str(column))  # no filled templates
+    # Without filled templates and keys of our own.
+    found = sorted(str(column) for column in row if "{" not in str(column) and not str(column).startswith("__"))
     said = f"no column {names[0]!r}{purpose} (found: {', '.join(found) or 'none'})"
     said += "".join(f", and no column {name!r}" for name in names[1:]) + remedy
     if meant := {name: column for name in names if (column := _meant(name, row))}:

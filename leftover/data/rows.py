@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.data.checks import check_row
-from leftover.data.labels import LABEL
+from leftover.data.labels import AS_REWARD, LABEL
 from leftover.data.missing import documents_remedy, no_column
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
@@ -116,7 +116,7 @@ def check_rows(
                 faults.append(f"{where}: {error}")
                 kinds.add(str(error).partition(" (found: ")[0])
             if rejects and not refuses:
-                rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
+                rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k not in (FAULT, AS_REWARD)})
             continue
         # Splits use another hash.
         if data.part != (0.0, 1.0) and not low <= text_hash(f"part\0{row['family']}") / 2**64 < high:
