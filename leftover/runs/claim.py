@@ -145,5 +145,6 @@ def model_positions(model: ModelSection) -> int | None:
 
 
 def _models_in(folder: Path) -> list[str]:
-    """The reference and the policies, with their seeds, that a run's folder holds."""
-    return [str(path) for path in (folder / "reference", *trained_policies(folder)) if path.is_dir()]
+    """The reference and the policies, with their seeds, that a run's folder holds; of a new one where it will be."""
+    reference = folder / "reference"
+    return [str(path) for path in (reference, *trained_policies(folder)) if path.is_dir()] or [str(reference)]
