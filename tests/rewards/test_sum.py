@@ -286,6 +286,7 @@ def test_a_parameter_that_nobody_fills_is_named_and_gets_no_other_text(signature
         ("drop", 1, ["impute"], ["renormalise"]),
         ("drop", 2, ["impute", "renormalise"], []),
         ("renormalise", 1, ["impute"], ["renormalise"]),
+        ("renormalise", 2, ["impute"], ["renormalise"]),
         ("impute", 1, [], ["impute", "renormalise"]),
     ],
 )
