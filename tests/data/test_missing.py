@@ -1,11 +1,14 @@
 """Columns that are not there: one message with what was meant; constants and paths into nested records."""
 
+import numpy as np
 import pytest
 
+from leftover import LoLConfig, LoLTrainer
 from leftover.data.splits import assign_splits
 from leftover.errors import UserError, looked_for
 from leftover.prepare.rows import row_settings
 from leftover.recipe.data_section import ColumnsSection, DataSection
+from tests.conftest import scored_rows
 from tests.data.adapters import faults, read, texts
 
 ROW = {"prompt": "Why?", "completion": " So.", "reward": 1.0}
@@ -100,3 +103,12 @@ def test_a_file_that_is_not_there_is_told_with_the_folder_that_was_searched(tmp_
     assert f"looked for in {tmp_path}" in str(refused.value) and "did you mean 'rows.jsonl'?" in str(refused.value)
     assert f"looked for in {tmp_path / 'data'}" in looked_for("data/rows.jsonl")
     assert "there is no folder" in looked_for(tmp_path / "nowhere" / "rows.jsonl")
+
+
+def test_a_trainer_takes_one_prompt_for_all_rows_too(tmp_path, tiny_llama_path):
+    rows = [{"completion": row["completion"], "reward": row["reward"]} for row in scored_rows(12)]
+    config = LoLConfig(output_dir=str(tmp_path), columns={"prompt": {"text": "Title: "}}, max_steps=1)
+    found = LoLTrainer(tiny_llama_path, config, train_dataset=rows).train_dataset
+    assert set(found["prompt"]) == {"Title: "} and len(found) == 12
+    rewards = np.array(found["reward"])
+    np.testing.assert_allclose(found["value"], (rewards.sum() - rewards) / 11)  # the mean of the others
