@@ -109,17 +109,6 @@ def test_scores_of_different_rows_are_told_of_the_rule_for_missing_ones(
     assert "reward.missing" in refusal(tiny_recipe(tmp_path, reward={"functions": functions}))
 
 
-def test_scores_that_choose_no_checkpoint_are_refused_before_the_reference(
-    tmp_path: Path, tiny_recipe: Callable
-) -> None:
-    rows = [row | {"split": ("train", "validation", "test")[i % 3]} for i, row in enumerate(scored_rows(60))]
-    rows = [row | ({"reward": None} if row["split"] == "validation" else {}) for row in rows]
-    content = tiny_recipe(
-        tmp_path, rows=rows, policies={"mine": {"objective": "nll"}}, reward={"functions": [{"type": "column"}]}
-    )
-    assert "data.validation_size" in refusal(content)
-
-
 def test_a_policy_is_told_from_the_objective_it_is_named_like(tmp_path: Path, tiny_recipe: Callable) -> None:
     rows = [row | {"reward": row["reward"] - 10} for row in scored_rows(40)]
     policies = {"nll": {"objective": "wbc"}}
