@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -74,6 +75,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest valid name, or an empty string."""
     close = closest(name, valid)
     return f"; did you mean '{close}'?" if close else ""
+
+
+def looked_for(path: str | Path) -> str:
+    """Where a path that is not there was looked for, and what is there under a name like it; for a message."""
+    folder = Path(path).parent
+    where = "" if Path(path).is_absolute() else f"; looked for in {folder.resolve()}"
+    if not folder.is_dir():
+        return where or f"; there is no folder {folder}"
+    return where + nearest(Path(path).name, [found.name for found in folder.iterdir()])
 
 
 def first_line(error: BaseException) -> str:

@@ -254,7 +254,7 @@ def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe,
 
 def test_completions_that_are_all_too_long_are_refused(tmp_path, tiny_recipe, refused):
     message = refused(tiny_recipe(tmp_path, data={"max_completion_tokens": 3}))
-    assert "data.max_completion_tokens (3); raise it" in message
+    assert "data.max_completion_tokens (3)" in message and "data.long_completions: cut" in message
 
 
 @pytest.mark.parametrize("model", ["llama on disk", "gpt2 on disk", "llama config", "gpt2 config"])
@@ -295,7 +295,7 @@ def test_a_negative_reward_is_refused_by_an_objective_that_needs_none(objective,
 def test_rows_without_any_score_are_refused_before_the_reference_is_fitted(tmp_path, tiny_recipe, refused):
     rows = [{"score" if key == "reward" else key: value for key, value in row.items()} for row in scored_rows(60)]
     message = refused(tiny_recipe(tmp_path, rows=rows, reward=RECORDED))
-    assert "no training row has one in the column 'reward'" in message
+    assert "no column 'reward' with a score" in message and "did you mean 'score'" in message
     assert "data.columns.reward" in message
     assert not (tmp_path / "run" / "reference").exists()
 

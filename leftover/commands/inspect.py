@@ -9,7 +9,7 @@ import numpy as np
 from leftover import pipeline
 from leftover.data.chat import readable
 from leftover.data.formats import check_files, read_rows
-from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
+from leftover.data.rows import Rejects, as_prompt, check_rows, log_rows, text_hash
 from leftover.data.splits import unique_ids
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
@@ -101,7 +101,10 @@ def show(analysis: dict[str, Any], path: Path) -> None:
 
 def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path) -> ScoredRows:
     """The rows of a data file with their recorded rewards, or with those that `reward` gives."""
-    rows = list(check_rows(read_rows(data), data, Rejects(rejects), {}))
+    stats, rejected = dict[str, Any](), Rejects(rejects)
+    remedy = None if reward else "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward"
+    rows = list(check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy))
+    log_rows(stats, rejected)
     completions = [row["completion"] for row in rows]
     if reward is not None:
         prompts = [as_prompt(row["prompt"], row["conversational"]) for row in rows]
@@ -109,10 +112,7 @@ def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path) -> 
     else:
         rewards = np.array([row["recorded_reward"] for row in rows], np.float64)  # None becomes NaN
     if not np.isfinite(rewards).any():
-        raise UserError(
-            f"no row of {data.path} has a score in the column '{data.columns.reward}': name yours with --set "
-            "data.columns.reward=COLUMN, or score the rows with --reward"
-        )
+        raise UserError(f"--reward gives none of the {len(rows)} rows of {data.path} a score")
     texts = [readable(row) for row in rows]
     group = unique_ids(f"{row['prompt']}\0{row['tools'] or ''}" for row in rows)
     family = np.array([text_hash(row["family"]) for row in rows], np.uint64)

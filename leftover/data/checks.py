@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 from types import NoneType
 from typing import Any, TypeGuard
 
-from leftover.data.records import FAULT, Row, cell, parse_number
-from leftover.recipe.data_section import DataSection
+from leftover.data.labels import AS_REWARD
+from leftover.data.missing import no_column
+from leftover.data.records import FAULT, Row, parse_number
+from leftover.recipe.data_section import Constant, DataSection
 
 SPLITS = ("train", "validation", "test")
 # ATOMIC's files have names of three letters.
 _SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
 _SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Parts of an assistant's message that a template would write in addition to its content.
+_NAME = re.compile(r"[\w.-]+")  # what most columns are called
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
@@ -21,10 +25,13 @@ def check_row(raw: Row, data: DataSection) -> Row:
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns
-    prompt, completion = (
-        cell(raw, getattr(columns, key), remedy=f"; name yours in {data.names.columns}.{key}")
-        for key in ("prompt", "completion")
-    )
+    names = {key: getattr(columns, key) for key in ("prompt", "completion")}
+    if missing := {key: name for key, name in names.items() if name not in raw}:
+        remedy = f"; name yours in {' and '.join(f'{data.names.columns}.{key}' for key in missing)}"
+        if not _NAME.fullmatch(missing.get("prompt", "name")):
+            remedy += f" (one prompt for all rows: {data.names.columns}.prompt: {{text: {missing['prompt']!r}}})"
+        raise ValueError(no_column([*missing.values()], raw, remedy=remedy))
+    prompt, completion = (raw[name] for name in names.values())
     text = _text(prompt, columns.prompt)
     family, source, is_chosen = raw.get(columns.family), raw.get(columns.source), raw.get("is_chosen")
     if not isinstance(is_chosen, (bool, NoneType)):
@@ -36,10 +43,13 @@ def check_row(raw: Row, data: DataSection) -> Row:
         "recorded_reward": _score(raw.get(columns.reward), columns.reward, data),
         "answer": _answer(raw.get(columns.answer), columns.answer) if columns.answer else None,
         "tools": _tools(raw.get(columns.tools), columns.tools),
-        "family": text if family is None else str(family),
+        "family": _family(raw, data, text) if family is None else str(family),
         "user_split": _split(raw, data),
         "is_chosen": is_chosen,
         "source": None if source is None else str(source),
+        "label": raw.get(AS_REWARD),
+        # Of a row that `leftover generate` wrote: a completion without an end gets none.
+        "ended": False if raw.get("ended") is False and "sampler_logprobs" in raw else None,
     }
     for name, value in row.items():
         try:
@@ -48,6 +58,12 @@ def check_row(raw: Row, data: DataSection) -> Row:
             fault = f"'{getattr(columns, name, name)}' holds half of a surrogate pair at character {error.start}"
             raise ValueError(fault) from None
     return row
+
+
+def _family(raw: Row, data: DataSection, prompt: str) -> str:
+    """Rows of one prompt are one family; where all have the same by the recipe, those of one completion."""
+    constant = isinstance(data.columns.prompt, Constant)
+    return str(raw[data.columns.completion]) if constant else prompt
 
 
 def _text(value: Any, column: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 # Constants of a row that objectives read; NaN marks one that the table lacks.
 ROW_SCALARS = ("reward", "value", "advantage")
 # Columns that single objectives read (`leftover.training.extras`): they are in the batch if rows have them.
-EXTRA_SCALARS = ("is_chosen", "reward_quantile", "mismatched_reference_logprob")
+EXTRA_SCALARS = ("is_chosen", "label", "reward_quantile", "mismatched_reference_logprob")
 
 
 class Collator:

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Columns of numbers or truth values.
 _SCORES = {"chosen_score", "chosen_reward", "rejected_score", "rejected_reward", "is_chosen"}
+_DELIMITERS = (";", "\t", "|", ",")
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
 
@@ -163,6 +164,11 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
     """The names of the columns: the first line, or the published names where that line is a row."""
     if published and not set(published) <= set(cells):
         return list(published)
+    if len(cells) == 1 and (sign := next((sign for sign in _DELIMITERS if sign in cells[0]), None)):
+        raise UserError(
+            f"{path}: its header is the one column {cells[0]!r:.100}: set data.table.delimiter to {sign!r} if that "
+            "parts the columns"
+        )
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
         key = f"{data.names.data}.table.names"

@@ -1,7 +1,7 @@
 """From `data` of a recipe to rows: which file is read how, and which layout makes rows of its records."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from leftover.data.comet import HEADER, comet_row
@@ -9,9 +9,10 @@ from leftover.data.dialogue import expand_dialogue
 from leftover.data.files import Source, read_documents, read_hub, read_json, read_jsonl, read_parquet, read_table
 from leftover.data.generic import expand_record
 from leftover.data.hh import expand_hh, listed_rows
+from leftover.data.labels import LABEL, label_is_reward
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
-from leftover.errors import UserError
+from leftover.errors import UserError, looked_for
 from leftover.recipe.data_section import ENDINGS, DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
@@ -38,8 +39,10 @@ def read_rows(data: DataSection) -> Iterator[Located]:
     check_files(data)
     sources = list_sources(data)
     dropped = listed_rows(sources, data.drop_listed) if data.drop_listed else {}
-    for source in sources:
-        for number, (where, row) in enumerate(_READERS[source.kind](source, data)):
+    streams = [_READERS[source.kind](source, data) for source in sources]
+    labelled, streams[0] = _labelled(streams[0], sources, data)
+    for source, stream in zip(sources, streams, strict=True):
+        for number, (where, row) in enumerate(stream):
             if len(sources) > 1 and row.get(data.columns.source) is None:
                 row[data.columns.source] = source.name
             if FAULT in row:
@@ -47,7 +50,21 @@ def read_rows(data: DataSection) -> Iterator[Located]:
             elif number in dropped.get(source.path, ()):
                 yield where, {LEFT_OUT: "on the list of data.drop_listed"}
             else:
-                yield from expand(Record(where, row, source.name, number), data)
+                yield from expand(Record(where, row, source.name, number, labelled), data)
+
+
+def _labelled(
+    stream: Iterator[Located], sources: Sequence[Source], data: DataSection
+) -> tuple[bool, Iterator[Located]]:
+    """Whether the column `label` is the reward, and the stream of the first source with what was read of it.
+
+    The sources are read twice only where their first record has a label.
+    """
+    first = list(itertools.islice(stream, 1))
+    if not any(LABEL in row or FAULT in row for _, row in first):
+        return False, itertools.chain(first, stream)
+    records = (row for source in sources for _, row in _READERS[source.kind](source, data))
+    return label_is_reward(records, data), itertools.chain(first, stream)
 
 
 def expand(record: Record, data: DataSection) -> list[Located]:
@@ -64,7 +81,7 @@ def check_files(data: DataSection) -> None:
     """UserError if a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
     for path in data.paths:
         if _kind(path, data) != "hub" and not Path(path).is_file():
-            raise UserError(f"no data file at '{path}'{data.names.path}")
+            raise UserError(f"no data file at '{path}'{data.names.path}{looked_for(path)}")
 
 
 def data_files(data: DataSection) -> list[str]:

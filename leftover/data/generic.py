@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from leftover.data.labels import with_label
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row, cell, fill_templates
 from leftover.recipe.data_section import ColumnsSection, DataSection
 
@@ -14,13 +15,14 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
     row = fill_templates(record.row, columns)
     given = {name for name, value in row.items() if value is not None}  # data sets fill columns of other rows with None
     if columns.completion in given:
-        yield record.where, row
+        yield record.where, with_label(row, data) if record.labelled else row
     elif given & {*_SIDES} and row.keys() >= {*_SIDES}:
         yield from expand_pair(record.where, row, columns)
     elif "completions" in given:
         yield from _group(record.where, row, columns)
     elif "messages" in given and columns.prompt not in given:
-        yield record.where, _conversation(row, columns)
+        found = _conversation(row, columns)
+        yield record.where, with_label(found, data) if record.labelled else found
     else:
         yield record.where, row
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from leftover.errors import nearest
-from leftover.recipe.data_section import ColumnsSection
+from leftover.data.missing import no_column
+from leftover.recipe.data_section import ColumnsSection, Constant
 
 Row = dict[str, Any]
 Located = tuple[str, Row]
@@ -13,6 +13,7 @@ Located = tuple[str, Row]
 # Keys of what is not a row: why it is faulty, or which declared rule drops it.
 FAULT, LEFT_OUT = "__fault__", "__left_out__"
 
+_NOTHING = object()  # no such column: a cell may be None
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -23,14 +24,29 @@ class Record(NamedTuple):
     row: Row
     source: str  # the name of its file or subset
     number: int  # its place there, from 0
+    labelled: bool = False  # its column `label` is the reward
 
 
-def cell(row: Mapping[str, Any], name: str, purpose: str = "", remedy: str = "") -> Any:
+def cell(row: Mapping[str, Any], name: str, purpose: str = "") -> Any:
     """The value in a column. Raises ValueError, with what the column is for, if the record lacks it."""
-    if name not in row:
-        found = ", ".join(sorted(column for column in row if "{" not in column)) or "none"  # no filled templates
-        raise ValueError(f"no column '{name}'{purpose} (found: {found}){remedy}{nearest(name, row)}")
-    return row[name]
+    if (value := _reached(row, name)) is _NOTHING:
+        raise ValueError(no_column([name], row, purpose))
+    return value
+
+
+def _reached(row: Mapping[str, Any], name: str) -> Any:
+    """The value in a column, or inside nested records and lists ("meta.title", "choices.0.text")."""
+    if name in row or "." not in name:
+        return row.get(name, _NOTHING)
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _NOTHING
+    return value
 
 
 def text_of(row: Mapping[str, Any], name: str, purpose: str = "") -> str:
@@ -75,9 +91,16 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def fill_templates(row: Row, columns: ColumnsSection) -> Row:
-    """The row with a cell for every template of `columns`, under the template's own text as its name."""
-    templates = [name for name in vars(columns).values() if name and "{" in name]
-    return row | {template: fill(template, row) for template in templates} if templates else row
+    """The row with a cell for every template, path and constant of `columns`, under its own text as its name."""
+    made: Row = {}
+    for name in vars(columns).values():
+        if isinstance(name, Constant):
+            made[name] = name.text
+        elif name and "{" in name:
+            made[name] = fill(name, row)
+        elif name and "." in name and (value := _reached(row, name)) is not _NOTHING:
+            made[name] = value
+    return row | made if made else row
 
 
 def layout_row(row: Mapping[str, Any], columns: ColumnsSection, made: Row, **defaults: str | None) -> Row:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,9 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from leftover.data.checks import check_row
+from leftover.data.labels import AS_REWARD, LABEL
+from leftover.data.missing import documents_remedy, no_column
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
 from leftover.recipe.data_section import DataSection
+
+log = logging.getLogger(__name__)
 
 # Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
 ROWS_SCHEMA = pa.schema(
@@ -29,6 +34,8 @@ ROWS_SCHEMA = pa.schema(
         ("family", pa.string()),
         ("user_split", pa.string()),
         ("is_chosen", pa.bool_()),
+        ("label", pa.bool_()),  # of a row whose reward is its column `label`
+        ("ended", pa.bool_()),  # false: the completion has no end of sequence
         ("source", pa.string()),
         ("where", pa.string()),
     ]
@@ -96,17 +103,18 @@ def check_rows(
     rejects: Rejects | None,
     stats: dict[str, Any],
     remedy: str = "",
+    score_remedy: str | None = None,
 ) -> Iterator[Row]:
     """Yield rows of `ROWS_SCHEMA`.
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
     input was read; with `skip` faulty rows go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows
     of the largest sources, and by reason the rows that declared rules drop. `remedy`: of faulty
-    rows, if it is not the usual one.
+    rows, if it is not the usual one; `score_remedy`: if given, rows of which none has a score are refused with it.
     """
     left_out, sources = Counter[str](), Counter[str]()
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
-    faults, kinds = list[str](), set[str]()
+    faults, kinds, first, labels = list[str](), set[str](), Row(), 0
     refuses = data.on_bad_row == "error"
     low, high = data.part
     fingerprints = array("Q")  # 8 bytes a row; a set of digests takes 80
@@ -114,6 +122,7 @@ def check_rows(
         rejects.start("rows")
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):
         stats["read"] += 1
+        first = first or raw
         try:
             row = check_row(raw, data)
         except ValueError as error:
@@ -122,7 +131,7 @@ def check_rows(
                 faults.append(f"{where}: {error}")
                 kinds.add(str(error).partition(" (found: ")[0])
             if rejects and not refuses:
-                rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k != FAULT})
+                rejects.add("rows", where, str(error), {k: v for k, v in raw.items() if k not in (FAULT, AS_REWARD)})
             continue
         # Splits use another hash.
         if data.part != (0.0, 1.0) and not low <= text_hash(f"part\0{row['family']}") / 2**64 < high:
@@ -130,6 +139,7 @@ def check_rows(
             continue
         fingerprints.append(text_hash(f"{row['prompt']}\0{row['completion']}\0{row['tools'] or ''}"))
         stats["without_reward"] += row["recorded_reward"] is None
+        labels += row["label"] is not None
         if row["source"] is not None:
             sources[row["source"]] += 1
         if not (faults and refuses):
@@ -142,6 +152,35 @@ def check_rows(
         told = f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}"
         raise UserError(f"{told}\n{remedy or data.names.faulty_rows}")
     _check_any_left(data, stats, rejects, faults[:1])
+    if score_remedy is not None and stats["without_reward"] == len(fingerprints):
+        raise UserError(_without_scores(data, first, len(fingerprints), score_remedy))
+    if labels:
+        log.info("rows: the column '%s' is read as the reward of %d rows: true is 1, false is 0", LABEL, labels)
+
+
+def _without_scores(data: DataSection, first: Row, num_rows: int, remedy: str) -> str:
+    """The refusal of rows of which none has a score; `first` is one of them as it was read."""
+    name = data.columns.reward
+    if name in first:
+        said = f"the column '{name}' has no score in any of the {num_rows} rows; {remedy}"
+    else:
+        said = no_column([name], first, f" with a score in any of the {num_rows} rows", f"; {remedy}")
+    return f"{data.path}: {said}"
+
+
+def log_rows(stats: dict[str, Any], rejects: Rejects) -> None:
+    """Log what was read, what was put aside and where it is, and what declared rules dropped."""
+    log.info(
+        "rows: %(read)d read, %(rejected)d rejected, %(duplicates)d repeat an earlier row, %(without_reward)d "
+        "without a recorded score",
+        stats,
+    )
+    if stats["rejected"]:
+        log.warning("rows: %d faulty rows are left out, with the reasons in %s", stats["rejected"], rejects.path)
+    for reason, count in stats["left_out"].items():
+        log.info("rows: %d dropped %s", count, reason)
+    if stats["other_parts"]:
+        log.info("rows: %d dropped because their families are outside data.part", stats["other_parts"])
 
 
 def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Iterator[Located]:
@@ -159,9 +198,9 @@ def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects |
         raise UserError(f"no usable row in {data.path} ({read} read, all rejected{see}); {first_of(faults)}")
     if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
-        raise UserError(
-            f"{data.path}{data.names.path} holds no row{' except dropped ones: ' if reasons else ''}{reasons}"
-        )
+        few = f": no document is long enough{documents_remedy(data)}" if data.format == "documents" else ""
+        but = f" except dropped ones: {reasons}" if reasons else ""
+        raise UserError(f"{data.path}{data.names.path} holds no row{but}{few}")
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from leftover.data.checks import SPLITS
+from leftover.data.missing import documents_remedy
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
 from leftover.recipe.data_section import DataSection
@@ -53,7 +54,7 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
         remedy = (
             f"{len(rows)} rows of {families.max() + 1} prompt families are too few to keep whole families apart; give "
             f"more rows, or the splits yourself (column '{column}')"
-        )
+        ) + documents_remedy(data)
     for split in SPLITS:
         if not (splits == split).any():
             raise UserError(f"the {split} split has no row: {remedy}")

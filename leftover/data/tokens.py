@@ -35,7 +35,8 @@ def tokenise(
     """Token ids of prompts (with what the tokenizer puts before a text) and completions (closed by their end).
 
     A conversational completion ends in the token that the chat template closes its turn with. A completion without
-    any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence.
+    any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence;
+    one whose row says `ended` is False gets none.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
     both sides; apart only if a token spans the seam.
 
@@ -49,6 +50,8 @@ def tokenise(
     out = Tokenised([], [], [], [], [], [], faults)
     for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
         completion = [] if faults[i] else _completion(chat, turns[i], prompt, whole, ends)
+        if rows[i].get("ended") is False and completion[-1:] and completion[-1] in ends:
+            completion = completion[:-1]  # its sampler was stopped before an end
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
         out.prompt_ids.append(cut_prompt(chat.tokenizer, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])

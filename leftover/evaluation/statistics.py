@@ -49,6 +49,8 @@ def summarise(
     row["reward_length_correlation"] = reward_length_correlation([record for records in every for record in records])
     row["length"] = _mean([np.mean(_column(records, "tokens")) for records in every])
     texts = [_texts(records) for records in every]
+    if empty := _mean([float(np.mean([not text.strip() for text in of_seed])) for of_seed in texts]):
+        row["empty"] = empty
     row |= {f"distinct_{n}": _mean([distinct_n(own, n) for own in texts]) for n in (1, 2, 3)}
     row["distinct_2_relative"] = _relative_diversity(texts, _texts(theirs))
     for model in ("reference", "base"):

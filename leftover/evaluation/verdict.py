@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from leftover.evaluation.measures import MEASURES, MISSING, interval
+from leftover.runs.names import decodings
 from leftover.runs.records import ResultRow
 
 _FEW_PROMPTS = 100
 _MANY_CUT = 0.25
+_MANY_EMPTY = 0.05
 _LOW_DIVERSITY = 0.7  # of the reference's
 _MANY_UNENDED, _MOSTLY_UNENDED = 0.2, 0.5
 _HIGH_CORRELATION = 0.5
@@ -53,24 +55,29 @@ def _recorded(name: str, row: ResultRow) -> str:
 
 def caveats(results: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the main policy's numbers."""
-    table = results[results["primary"]]["table"]
-    row, prepared = table[results["main"]], results["prepare"]
+    primary, main = results["primary"], results["main"]
+    table = results[primary]["table"]
+    found = [*run_caveats(results), *completion_caveats(table[main], table["reference"])]
+    for decoding in (name for name in decodings(primary) if name != primary and name in results):
+        if said := _empty(results[decoding]["table"][main]):
+            found.append(f"{decoding}: {said}")
+    return found
+
+
+def run_caveats(results: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of the whole run or comparison, whichever policy it is about."""
+    prepared, prompts = results["prepare"], results[results["primary"]]["table"]["reference"]["prompts"]
     found = []
     if (prepared.get("value") or {}).get("kind") == "constant":
         found.append("no value estimate beat the constant on held-out prompts")
-    if row["prompts"] < _FEW_PROMPTS:
-        found.append(f"only {row['prompts']} test prompts")
-    return [
-        *found,
-        *results.get("scoring_caveats", []),
-        *_cuts(prepared),
-        *completion_caveats(row, table["reference"]),
-    ]
+    if prompts < _FEW_PROMPTS:
+        found.append(f"only {prompts} test prompts")
+    return [*found, *results.get("scoring_caveats", []), *_cuts(prepared)]
 
 
 def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     """What to know about the completions of one policy, from its row of the result table and the reference's."""
-    found = []
+    found = [said] if (said := _empty(row)) else []
     diversity = row.get("distinct_2_relative")
     if diversity is not None and diversity < _LOW_DIVERSITY:
         found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
@@ -86,6 +93,12 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     if kl is not None and kl > _LARGE_KL:
         found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
     return found
+
+
+def _empty(row: ResultRow) -> str | None:
+    """That completions hold no text, which neither reward nor diversity need show."""
+    empty = row.get("empty", 0.0)
+    return f"{empty:.0%} of completions are empty" if empty > _MANY_EMPTY else None
 
 
 def _cuts(prepared: Mapping[str, Any]) -> list[str]:

@@ -60,6 +60,7 @@ OBJECTIVES: dict[str, Objective] = {
         offline.KTOSettings,
         _REWARD | _REFERENCE | {"mismatched_logratio"},
         also_requires=lambda settings: _ADVANTAGE if settings.threshold is None else frozenset(),
+        optional=frozenset({"label"}),
         metrics=offline.kto_metrics,
     ),
     "dro": Objective(

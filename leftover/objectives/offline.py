@@ -23,7 +23,8 @@ class AWRSettings:
 @dataclass(frozen=True, config=CHECKED)
 class KTOSettings:
     beta: Positive = 0.1  # how strongly the policy is held to the reference
-    threshold: float | None = None  # rows with a reward above it are desirable; None: those above V
+    # Rows with a reward above it are desirable; None: those whose `label` is true, or else those above V.
+    threshold: float | None = None
     desirable_weight: NonNegative = 1.0
     undesirable_weight: NonNegative = 1.0
 
@@ -76,8 +77,12 @@ def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
 
 
 def desirable(batch: CompletionBatch, settings: KTOSettings) -> Bool[Tensor, " B"]:
-    """The labels of kto: R above the threshold, or above V if there is none."""
-    return batch.advantage > 0 if settings.threshold is None else batch.reward > settings.threshold
+    """The labels of kto: R above the threshold; without one the row's own `label`, or else R above V."""
+    if settings.threshold is not None:
+        return batch.reward > settings.threshold
+    above = batch.advantage > 0
+    label = batch.extras.get("label")
+    return above if label is None else torch.where(label.isnan(), above, label > 0)
 
 
 def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:

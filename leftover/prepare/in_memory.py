@@ -108,9 +108,13 @@ def table_of(checked: list[Row], prompt_ids: list[list[int]], completion_ids: li
 def _prepare(
     reference: Reference, args: LoLConfig, rows: Rows, reward_func: Callable | None, facts: dict[str, float]
 ) -> datasets.Dataset:
-    checked, table = _tokenised(reference.load()[1], args, rows)
+    # Functions score rows without a `reward`, but kto learns from labels wherever rows have them.
+    labels = reward_func is None or "label" in objective_of(args).optional
+    checked, table = _tokenised(reference.load()[1], args, rows, labels)
     needs = _needs(args)
     table["reward"], targets = _rewards(checked, args.value_targets, reward_func)
+    if (targets, args.value_targets) == ("recorded", "auto") and len(set(table["group"])) == 1:
+        targets = "group_loo"  # all rows are completions of one prompt
     _check(args, needs, targets, table, reward_func)
     if needs & {"value", "reference_logprobs"}:
         ids = table["prompt_ids"], table["completion_ids"]
@@ -129,15 +133,17 @@ def _prepare(
                 raise UserError(str(error).replace("value.targets: ", "value_targets=")) from error
             if report["r2"] is not None:
                 facts["value/r2"] = report["r2"]
-    if "is_chosen" in needs:
-        table["is_chosen"] = [math.nan if row["is_chosen"] is None else float(row["is_chosen"]) for row in checked]
+    for name in needs & {"is_chosen", "label"}:
+        table[name] = [math.nan if row[name] is None else float(row[name]) for row in checked]
     add_extras(table, needs, reference, args.reference_samples, reward_func)
     return datasets.Dataset.from_dict(table)
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Rows) -> tuple[list[Row], dict[str, Any]]:
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Rows, labels: bool
+) -> tuple[list[Row], dict[str, Any]]:
     """The checked rows that fit the limits, and their prompts and token ids as a table."""
-    checked = checked_rows(rows, "train_dataset", args, tokenizer)
+    checked = checked_rows(rows, "train_dataset", args, tokenizer, labels=labels)
     chat = chat_of(tokenizer, args, checked)
     tokens = tokens_of(chat, args, checked, "train_dataset")
     if any(row["conversational"] for row in checked):
@@ -190,10 +196,11 @@ def _check(
     scored = np.isfinite(table["reward"])
     if 0 < scored.sum() < len(scored):
         log.warning("%d of %d rows have no reward: objectives that need one skip them", (~scored).sum(), len(scored))
-    if "value" in needs and not scored.any():
-        raise UserError(f"objective '{args.objective}' needs scores: give rows a 'reward', or pass reward_funcs")
-    check_groups(args.objective, objective_of(args), table["group"])
+    who = f"the objective '{args.objective}'"
+    if needs & {"value", "reward"} and not scored.any():
+        raise UserError(f"{who} needs scores: give rows a 'reward', or pass reward_funcs")
+    check_groups(who, objective_of(args), table["group"])
     if "reward_quantile" in needs and reward_func is None:
-        raise UserError(f"objective '{args.objective}' scores the reference's own completions: pass reward_funcs")
+        raise UserError(f"{who} scores the reference's own completions: pass reward_funcs")
     if "value" in needs and targets == "reference_samples" and reward_func is None:
         raise UserError("value_targets='reference_samples' scores new completions: pass reward_funcs")

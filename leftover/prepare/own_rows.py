@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from leftover.data.chat import Options
 from leftover.data.formats import expand, read_rows
+from leftover.data.labels import AS_REWARD, label_is_reward
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row
 from leftover.data.rows import Skipped, as_prompt, check_rows
 from leftover.errors import UserError, located
@@ -36,6 +37,7 @@ def checked_rows(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     completions: str = "needed",
+    labels: bool = True,
 ) -> list[Row]:
     """Rows of the table from what a user gave as the data set `name`; faults are raised together, or skipped and told.
 
@@ -45,6 +47,7 @@ def checked_rows(
     Args:
         tokenizer: for the text of rows that are tokens.
         completions: needed; `if given`: rows may be prompts alone, whose completion is then None; `not used`.
+        labels: whether a column `label` of true and false may be the reward.
     """
     of_file = isinstance(rows, (str, Path))
     path = str(rows) if of_file else name
@@ -55,6 +58,8 @@ def checked_rows(
 
     def given() -> Iterator[Located]:
         for where, row in _of_file(name, data) if of_file else _of_records(rows, name, data, completions):
+            if not labels and AS_REWARD in row:
+                row = {key: value for key, value in row.items() if key not in (AS_REWARD, data.columns.reward)}
             if FAULT not in row and LEFT_OUT not in row:
                 try:
                     options[where] = _options(row)
@@ -97,10 +102,12 @@ def _of_file(name: str, data: DataSection) -> Iterator[Located]:
 
 
 def _of_records(rows: Any, name: str, data: DataSection, completions: str) -> Iterator[Located]:
-    for i, row in enumerate(records(rows, name)):
+    found = records(rows, name)
+    labelled = label_is_reward(found, data)
+    for i, row in enumerate(found):
         if completions == "not used" and row.get(data.columns.prompt) is not None:
             row = row | {data.columns.completion: _NO_COMPLETION}  # of a pair, too: it counts once
-        yield from expand(Record(f"{name}[{i}]", row, name, i), data)
+        yield from expand(Record(f"{name}[{i}]", row, name, i, labelled), data)
 
 
 def records(rows: Any, name: str) -> list[Row]:

@@ -28,7 +28,10 @@ def split_rows(
     if chosen_only:
         keep &= equals(rows, "is_chosen", True)
     if not keep.any():
-        raise UserError(f"the {split} split has no row left after truncation")
+        raise UserError(
+            f"the {split} split has no row left: all of its completions are too long (rejected_rows.jsonl lists them); "
+            "raise data.max_completion_tokens, or set data.long_completions: cut"
+        )
     names = [name for name in (*_COLUMNS, *_CONSTANTS, *extras) if name in rows.column_names]
     return rows.select_columns(names).select(np.flatnonzero(keep))
 

@@ -12,13 +12,14 @@ from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
-from leftover.data.rows import ROWS_SCHEMA, check_rows
+from leftover.data.rows import ROWS_SCHEMA, check_rows, log_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import all_too_long
+from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
+from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
@@ -30,6 +31,8 @@ _SKIP = "Fix them, set model.chat_template, or set data.on_bad_row: skip to put 
 # Where more of the first rows have a prompt and a completion that meet word to word, a space is likely to be missing.
 _RUN_TOGETHER = 0.9
 _SEAMS_READ = 1000
+# What the token ids of a row depend on, and its place.
+_TEXTS = ("prompt", "completion", "conversational", "tools", "where", "ended")
 
 
 def read(run: Run) -> None:
@@ -39,19 +42,12 @@ def read(run: Run) -> None:
     files = {path: run.hashes.of(path) for path in data_files(data) if Path(path).exists()}
 
     def rows() -> Iterator[dict]:
-        yield from check_rows(read_rows(data), data, run.rejects, stats)
+        remedy = NAME_SCORES if records_scores(run.recipe) else None
+        yield from check_rows(read_rows(data), data, run.rejects, stats, score_remedy=remedy)
         run.note(rows=stats)
 
     if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
-        log.info(
-            "rows: %(read)d read, %(rejected)d rejected, %(duplicates)d repeat an earlier row, %(without_reward)d "
-            "without a recorded score",
-            stats,
-        )
-        for reason, count in stats["left_out"].items():
-            log.info("rows: %d dropped %s", count, reason)
-        if stats["other_parts"]:
-            log.info("rows: %d dropped because their families are outside data.part", stats["other_parts"])
+        log_rows(stats, run.rejects)
 
 
 def row_settings(data: DataSection) -> dict[str, Any]:
@@ -105,9 +101,10 @@ def tokens(run: Run) -> None:
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     key = {"from": {"rows": run.table.digest("rows")}, "tokenizer": tokenizer_key(run), "limits": list(limits)}
     rows = run.table.open("rows")
+    names = [name for name in _TEXTS if name in rows.column_names]  # tables of earlier versions lack the last
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
-        texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
+        texts = shard.select_columns(names).to_list()
         done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
         ids = pa.list_(pa.int32())
         return done._asdict() | {
@@ -147,10 +144,11 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
     rare = {"system_turns_cut": systems, "rows_refused": faulty}
     run.note(tokens=facts | {name: count for name, count in rare.items() if count})
     log.info(
-        "tokens: %d prompts cut on the left, %d completions too long (%s)",
+        "tokens: %d prompts cut on the left, %d completions too long (%s)%s",
         cut,
         long,
         "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
+        f"; to keep them {KEEP_LONG}" if dropped else "",
     )
     if faulty:
         log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)

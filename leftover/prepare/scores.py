@@ -16,7 +16,7 @@ from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
-from leftover.runs.names import slug
+from leftover.runs.names import score_block, slug
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
 from leftover.store.table import column, equals
@@ -111,7 +111,7 @@ def sum_rewards(run: Run) -> None:
         reward = run.reward.total(scores)
         facts = component_facts(run.reward, {n: s[train] for n, s in scores.items()}, reward[train])
         run.note(reward=facts)
-        show_facts(facts)
+        show_facts(facts, run.reward)
         return {"reward": reward}
 
     if run.table.write_whole("reward", key, total):
@@ -122,8 +122,3 @@ def sum_rewards(run: Run) -> None:
         elif np.ptp(found) == 0:
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
     run.reward.state = read_json(run.folder / STATE)
-
-
-def score_block(name: str) -> str:
-    """The table's block of one component's scores."""
-    return f"score-{slug(name)}"

@@ -1,17 +1,47 @@
 """The section `data` of a recipe."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, WrapValidator, model_validator
 
 from leftover.errors import RECIPE, SettingNames
 from leftover.recipe.forms import OneOrMore, Section, TextKeys
 
 
-class ColumnsSection(Section):
-    """Names of the user's columns; one that holds a brace is a template over them: "{title}: {body}"."""
+class Constant(str):
+    """`{text: ...}` in place of a column's name: one text for every row. The str is what its cell is called."""
 
-    prompt: str = "prompt"
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        found = super().__new__(cls, f"{{text: {text}}}")
+        found.text = text
+        return found
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.text,)
+
+
+def _constant_or(value: Any, column: Callable[[Any], str]) -> str:
+    if not isinstance(value, dict):
+        return value if isinstance(value, Constant) else column(value)  # which would make a plain str of it
+    if value.keys() != {"text"} or not isinstance(value["text"], str) or not value["text"].strip():
+        raise ValueError("takes the name of a column, a template over columns, or {text: ...}, one text for all rows")
+    return Constant(value["text"])
+
+
+def _plain(value: str) -> Any:
+    return {"text": value.text} if isinstance(value, Constant) else value
+
+
+ColumnOrText = Annotated[str, WrapValidator(_constant_or), PlainSerializer(_plain, return_type=Any)]
+
+
+class ColumnsSection(Section):
+    """Names of the user's columns; a template over them ("{title}: {body}"), or a path into nested records ("a.b")."""
+
+    prompt: ColumnOrText = "prompt"  # or {text: ...}: one prompt for all rows
     completion: str = "completion"
     reward: str = "reward"  # a recorded score; rows may lack it
     split: str | None = "split"  # the user's own splits: train, validation, test; null ignores them

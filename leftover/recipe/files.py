@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from leftover.errors import UserError, nearest, one_line
+from leftover.errors import UserError, looked_for, nearest, one_line
 from leftover.recipe.data_section import ENDINGS
 from leftover.recipe.sections import Recipe
 
@@ -78,7 +78,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     try:
         content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"no recipe at '{path}'") from error
+        raise UserError(f"no recipe at '{path}'{looked_for(path)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
     return make_recipe(content, str(path), overrides, saved=saved)

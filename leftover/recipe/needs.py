@@ -7,6 +7,17 @@ from leftover.recipe.lol_config import objective_and_settings
 from leftover.recipe.sections import Recipe
 
 
+def records_scores(recipe: Recipe) -> bool:
+    """Whether scores must stand in the rows: a reward is their column, and nothing else scores a completion for it."""
+    return any(of.get("type") == "column" and not of.get("new_completions") for of in recipe.reward.functions)
+
+
+def labels_are_rewards(recipe: Recipe) -> bool:
+    """Whether the recorded score alone is the reward, so that rows with a `label` are as desirable as it says."""
+    functions = recipe.reward.functions
+    return len(functions) == 1 and functions[0].get("type") == "column" and functions[0].get("weight", 1) > 0
+
+
 def offline_policies(recipe: Recipe) -> list[str]:
     """The policies that train on scored rows; the others write completions themselves."""
     return [name for name, fields in recipe.policies.items() if fields.get("objective") not in ONLINE]
@@ -15,6 +26,11 @@ def offline_policies(recipe: Recipe) -> list[str]:
 def policy_objective(recipe: Recipe, policy: str) -> tuple[Objective, Any]:
     """The objective of a policy, and its settings."""
     return objective_and_settings(recipe.train | recipe.policies[policy])
+
+
+def called(recipe: Recipe, policy: str) -> str:
+    """A policy with its name and its objective, for messages."""
+    return f"policy '{policy}' (objective {(recipe.train | recipe.policies[policy]).get('objective', 'a_lol_seq')})"
 
 
 def needs_of(recipe: Recipe, policy: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from leftover.errors import UserError, located, nearest
+from leftover.errors import UserError, located, looked_for, nearest
 from leftover.recipe.files import faults, read_yaml
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _read_section(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise UserError(f"no YAML file at '{path}'") from error
+        raise UserError(f"no YAML file at '{path}'{looked_for(path)}") from error
     if isinstance(content, dict) and "reward" in content:
         content = content["reward"]
     if isinstance(content, dict) and "type" in content:

@@ -1,7 +1,8 @@
 """What a reward is fitted on: labelled, scored or preferred completions, and the families held out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,15 +75,22 @@ def data_identity(data: DataSection) -> dict[str, Any]:
     return {"settings": data.model_dump(mode="json", exclude=POLICY_KEYS), "files": files}
 
 
+@contextmanager
+def of_fit() -> Iterator[None]:
+    """Let a UserError that names keys of `data` name them as those of `fit`."""
+    try:
+        yield
+    except UserError as error:
+        keys = "|".join(DataSection.model_fields)
+        raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error
+
+
 def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:
     """Rows of a data section as examples, and counts of rows read and dropped."""
     stats: dict[str, int] = {}
     remedy = "Fix them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
-    try:
+    with of_fit():
         rows = list(check_rows(read_rows(data), data, Rejects(rejected), stats, remedy))
-    except UserError as error:  # it names the keys of `data`, which are those of `fit` here
-        keys = "|".join(DataSection.model_fields)
-        raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error
     counts = {name: stats[name] for name in ("read", "rejected", "other_parts")}
     return make_examples(rows, target, f"column '{data.columns.reward}' (fit.columns.reward)", counts)
 

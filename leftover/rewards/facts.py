@@ -49,7 +49,7 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
     return {"components": components, "correlation": correlation, "rows": len(total), "missing": missing}
 
 
-def show_facts(facts: dict[str, Any]) -> None:
+def show_facts(facts: dict[str, Any], reward: SumReward) -> None:
     """A table of the components on stderr, and a warning if one of several dominates the sum."""
     if log.isEnabledFor(logging.INFO):
         console(stderr=True, width=140).print(_table(facts))
@@ -57,13 +57,24 @@ def show_facts(facts: dict[str, Any]) -> None:
         for name, of in facts["components"].items():
             if (of["share_of_variance"] or 0) > _DOMINATES:
                 log.warning(
-                    "reward: '%s' makes up %s of the variance of the sum: the other components hardly count. Set "
-                    "normalise: standardise, or weights",
+                    "reward: '%s' makes up %s of the variance of the sum: the other components hardly count. %s",
                     name,
                     _shown(of["share_of_variance"], ".0%"),
+                    _balance(reward),
                 )
     if facts["missing"]:
         log.info("reward: %d of %d training rows have none", facts["missing"], facts["rows"])
+
+
+def _balance(reward: SumReward) -> str:
+    """What would let the other components count: what is not set already."""
+    unset = {
+        "normalise: standardise": not all(reward.normalise.values()),
+        "weights": len(set(reward.weights.values())) == 1,
+    }
+    if remedies := [key for key, is_unset in unset.items() if is_unset]:
+        return f"Set {', or '.join(remedies)}"
+    return "That is what weights and normalise make of them: change them if it is not meant"
 
 
 def _table(facts: dict[str, Any]) -> "Table":

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from leftover.errors import UserError, located
+from leftover.data.formats import check_files
+from leftover.errors import UserError, located, looked_for
 from leftover.rewards.base import STRICT, Prompt, not_fitted
-from leftover.rewards.examples import Examples, data_identity, data_section, hold_out, read_examples, run_examples
+from leftover.rewards.examples import (
+    Examples,
+    data_identity,
+    data_section,
+    hold_out,
+    of_fit,
+    read_examples,
+    run_examples,
+)
 from leftover.rewards.quality import held_out_facts
 from leftover.store.folders import LOCK
 from leftover.store.manifest import digest, file_hash, read_json, write_json
@@ -81,6 +90,14 @@ class RowsReward(ABC):
         rows = "rows" if self.data is None else data_identity(self.data)
         return {"type": self.kind, "fit": rows, "settings": self.settings.of_fit()}
 
+    def check(self) -> None:
+        """Raises UserError if the rows that it is to be fitted on, or what was fitted before, are not there."""
+        if self.path is not None:
+            self._describe(Path(self.path))
+        elif self.data is not None:
+            with located(f"{self.kind} reward"), of_fit():
+                check_files(self.data)
+
     def fit(self, folder: Path, rows: "Dataset | None" = None) -> dict[str, Any]:
         """Fit, and write the scorer into `folder`; returns counts and held-out quality (see `held_out_facts`).
 
@@ -140,7 +157,7 @@ class RowsReward(ABC):
         try:
             described = read_json(folder / _DESCRIPTION)
         except OSError as error:
-            remedy = f"fit one with `leftover fit-reward ROWS --output {folder}`"
+            remedy = f"fit one with `leftover fit-reward ROWS --output {folder}`{looked_for(folder)}"
             raise UserError(f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): {remedy}") from error
         if described["type"] != self.kind:
             raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.kind}: set the type")

@@ -7,7 +7,6 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence, Sized
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +51,17 @@ def call_reward(
 ) -> list[float | None]:
     """The scores of a user's function: one number per completion, None if it has no score.
 
-    Where it has the parameters `prompts` and `completions` (or takes any keyword), they are passed by name, as TRL's
-    reward functions get them; else in this order.
-
     Raises UserError that names the function if it fails or returns anything else.
     """
-    texts = {"prompts": list(prompts), "completions": list(completions)}
-    call = partial(function, **texts, **settings)
+    given, named = arguments(function, list(prompts), list(completions), settings)
     try:
-        inspect.signature(function).bind(**texts, **settings)
-    except (TypeError, ValueError):  # other names; or a built-in function, which may show none
-        call = partial(function, *texts.values(), **settings)
-    try:
-        returned = call()
+        returned = function(*given, **named)
     except (Exception, SystemExit) as error:  # the user's function may fail in any way, or call sys.exit
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
             f"{name} failed: {type(error).__name__}: {error}. It is called as "
-            f"f(prompts=[...], completions=[...]{more}); --debug shows where it failed"
+            f"f(prompts=[...], completions=[...]{more}), by these names if it has them, else in this order; --debug "
+            "shows where it failed"
         ) from error
     try:
         if isinstance(returned, dict):
@@ -84,6 +76,41 @@ def call_reward(
         number = len(scores) if len(scores) < len(completions) else number
         raise UserError(f"{name} returned {number} scores for {len(completions)} completions")
     return scores
+
+
+# What the parameters of a reward function may be called.
+_TEXTS = {"prompt": "prompts", "completion": "completions", "response": "completions", "responses": "completions"}
+
+
+def arguments(
+    function: Callable[..., Any], prompts: list[Prompt], completions: list[str], settings: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """How a reward function is called: the positional arguments, and those by name.
+
+    By the names of its parameters if one of them is `prompts` or `completions` (as TRL's reward functions get them; or
+    prompt, completion, response, responses) out of that order, or alone; also if it takes any keyword. Else, as with
+    parameters of other names, in this order.
+    """
+    texts: dict[str, Any] = {"prompts": prompts, "completions": completions}
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):  # a built-in function may show none
+        return [*texts.values()], settings
+    keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    known = {p.name: name for p in single if (name := _TEXTS.get(p.name, p.name)) in texts}
+    required = [p.name for p in single if p.default is p.empty and p.name not in settings]
+    in_place = all(known.get(name, text) == text for name, text in zip(required, texts, strict=False))
+    if in_place and len(required) == 2 and set(required) - set(known):
+        return [*texts.values()], settings  # (questions, completions), (xs, ys)
+    if not known and not (keyword and not required):
+        return [*texts.values()], settings
+    by_name = {name: texts[text] for name, text in known.items()} | settings
+    if keyword:
+        by_name |= {text: texts[text] for text in texts.keys() - set(known.values())}
+    only_positional = [p.name for p in single if p.kind is p.POSITIONAL_ONLY]
+    first = list(itertools.takewhile(by_name.__contains__, only_positional))
+    return [by_name.pop(name) for name in first], by_name
 
 
 def check_finite(

@@ -90,9 +90,15 @@ class SumReward:
             silent = [name for name, column in scores.items() if any(score is None for score in column)]
             raise UserError(
                 f"no score for {int(np.isnan(total).sum())} of {len(total)} new completions from {', '.join(silent)}: "
-                "fix the function, or set reward.missing to impute or renormalise"
+                f"{self._remedy()}"
             )
         return total.tolist()
+
+    def _remedy(self) -> str:
+        """What helps new completions without a score, of the rules that are not set already."""
+        rules = {"drop": ["impute", "renormalise"], "renormalise": ["impute"]}.get(self.missing, [])
+        rules = [rule for rule in rules if rule == "impute" or len(self.components) > 1]  # one has no other weights
+        return "let the function score every text" + (f", or set reward.missing to {' or '.join(rules)}" * bool(rules))
 
     def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
         """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns `state`."""

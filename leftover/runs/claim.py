@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from leftover.data.formats import check_files
-from leftover.errors import UserError, first_line
+from leftover.errors import UserError, first_line, located, looked_for
 from leftover.models.load import is_adapter, max_positions
 from leftover.monitoring.terminal import is_main_process
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe
-from leftover.rewards import ColumnReward
-from leftover.runs.names import is_run, slug
+from leftover.rewards import ColumnReward, learner
+from leftover.rewards.fitted import RowsReward
+from leftover.runs.names import is_run, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.folders import LOCK, hold, make_folder
 from leftover.store.manifest import write_text
@@ -28,6 +29,7 @@ def open_run(recipe: Recipe) -> Run:
     _check_folder(run)
     check_packages(recipe)
     check_rewards(run)
+    check_fitted(run)
     check_limits(recipe, model_positions(recipe.model))
     check_files(recipe.data)
     try:
@@ -117,6 +119,16 @@ def check_rewards(run: Run) -> None:
             )
 
 
+def check_fitted(run: Run) -> None:
+    """Refuse rewards and judges whose rows to be fitted on, or what was fitted before, are not there."""
+    for scorers in (run.reward, run.judges):
+        for name, component in scorers.components.items() if scorers else ():
+            fitted = learner(component)
+            if isinstance(fitted, RowsReward):
+                with located(f"'{name}'"):
+                    fitted.check()
+
+
 def check_limits(recipe: Recipe, positions: int | None) -> None:
     """Refuse lengths beyond the model's positions; None: they are unknown or unlimited."""
     data = recipe.data
@@ -145,11 +157,18 @@ def model_positions(model: ModelSection) -> int | None:
         raise UserError(f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path")
     if (Path(path) / "table").is_dir() and (Path(path) / "recipe.yaml").is_file():
         raise UserError(
-            f"model.path '{path}' is a run, which holds several models: name {path}/reference, one of "
-            f"{path}/policies, or what `leftover export` writes"
+            f"model.path '{path}' is a run, which holds several models: name {', '.join(_models_in(Path(path)))}, or "
+            "what `leftover export` writes"
         )
     try:
         found = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"no model at '{path}' (key model.path): {first_line(error)}") from error
+        looked = "" if Path(path).exists() else looked_for(path)
+        raise UserError(f"no model at '{path}' (key model.path{looked}): {first_line(error)}") from error
     return max_positions(found)
+
+
+def _models_in(folder: Path) -> list[str]:
+    """The reference and the policies, with their seeds, that a run's folder holds; of a new one where it will be."""
+    reference = folder / "reference"
+    return [str(path) for path in (reference, *trained_policies(folder)) if path.is_dir()] or [str(reference)]

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from leftover.errors import UserError
+from leftover.errors import UserError, looked_for
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import (
@@ -33,7 +33,8 @@ class FinishedRun:
     def __init__(self, folder: str | Path, recipe: Recipe | None = None):
         self.folder = Path(folder)
         if not (self.folder / "recipe.yaml").is_file():
-            raise UserError(f"'{folder}' is not the folder of a run (no recipe.yaml in it)")
+            there = "no recipe.yaml in it" if self.folder.is_dir() else f"there is none{looked_for(folder)}"
+            raise UserError(f"'{folder}' is not the folder of a run ({there})")
         self.recipe = recipe or load_recipe(self.folder)
         self.table = Table(self.folder / "table")
         self.manifest = Manifest(self.folder)

@@ -108,3 +108,8 @@ def judge_folder(run_folder: Path) -> Path:
 def slug(name: str) -> str:
     """A name as part of a path."""
     return re.sub(r"[^\w.-]", "_", name)
+
+
+def score_block(name: str) -> str:
+    """The table's block of one component's scores."""
+    return f"score-{slug(name)}"

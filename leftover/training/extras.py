@@ -17,8 +17,9 @@ _FILE = "trained_along.safetensors"
 
 
 # Extras that are columns of the rows, [B]. is_chosen: 1 for the chosen of a pair, 0 for the rejected, else NaN.
+# label: 1 for a desirable row, 0 for an undesirable one, NaN for one whose reward is no label.
 # reward_quantile: the share of the reference's own completions of the prompt that are rewarded no better than the row.
-ROW_EXTRAS = ("is_chosen", "reward_quantile")
+ROW_EXTRAS = ("is_chosen", "label", "reward_quantile")
 
 
 class Provider:

@@ -18,16 +18,17 @@ from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
+from leftover.prepare.checks import check_selection
 from leftover.prepare.readers import available_blocks, selection_rows, split_rows
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
-from leftover.recipe.needs import trains_on_chosen
+from leftover.recipe.needs import labels_are_rewards, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
-from leftover.store.table import Table, column
+from leftover.store.table import Table
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.settings import effective, policy_settings, reference_args, subject, training_args
@@ -104,8 +105,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     can_score = run.reward.scores_new_completions
     args = training_args(run, name, seed)
     validation = selection_rows(run.recipe, run.table)
-    if not can_score:
-        _check_selection_scores(validation)
+    check_selection(run.recipe, run.reward, run.table)
     r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
     return _train(
         run,
@@ -126,24 +126,14 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
         chosen_only = recipe.data.train_on == "chosen"
         return split_rows(table, "train", available_blocks(recipe, table), chosen_only=chosen_only)
     objective, settings = objective_and_settings(fields)
+    optional = objective.optional if labels_are_rewards(recipe) else objective.optional - {"label"}
     return split_rows(
         table,
         "train",
         available_blocks(recipe, table, name),
         chosen_only=trains_on_chosen(recipe, objective),
-        extras=row_columns(objective.needs(settings) | objective.optional),
+        extras=row_columns(objective.needs(settings) | optional),
     )
-
-
-def _check_selection_scores(rows: Dataset) -> None:
-    scores = column(rows, "reward")
-    scores = scores[np.isfinite(scores)]
-    if len(scores) < 3 or np.ptp(scores) == 0:
-        raise UserError(
-            f"the checkpoint is chosen by the rank correlation with recorded scores, and the {len(rows)} selection "
-            f"rows have {len(scores)} scores ({len(np.unique(scores))} distinct): raise data.validation_size or "
-            "evaluate.max_selection_prompts"
-        )
 
 
 def _train(

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from leftover.errors import PYTHON, UserError
 from leftover.objectives import Columns, Objective
-from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
+from leftover.objectives.requirements import ROW_NUMBERS, check_groups, check_requirements
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.store.table import column, list_lengths
 from leftover.training.draws import DrawOrder, draw_batches
@@ -95,18 +95,18 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 
 def selection(args: LoLConfig, columns: Columns) -> Selection:
     """What the settings select of the training rows. Raises UserError if the rows cannot serve the objective."""
-    objective, settings = objective_of(args), objective_settings(args)
-    check_requirements(args.objective, objective, columns, settings, names=PYTHON)  # whose rows were checked before
+    objective, settings, who = objective_of(args), objective_settings(args), f"the objective '{args.objective}'"
+    check_requirements(who, objective, columns, settings, names=PYTHON)  # whose rows were checked before
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
     if objective.usable is None:
         weights = draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")
         return Selection(selected, weights, {})
-    check_groups(args.objective, objective, columns["group"][selected])
+    check_groups(who, objective, columns["group"][selected])
     usable = objective.usable(columns, selected)
     given, taken = (len(np.unique(columns["group"][rows])) for rows in (selected, usable))
     if taken == 0:
         raise UserError(
-            f"{called(args.objective)} compares completions of one prompt by their rewards, and in none of the {given} "
+            f"{who} compares completions of one prompt by their rewards, and in none of the {given} "
             "prompts do they differ"
         )
     dropped = given - taken

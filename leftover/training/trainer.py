@@ -71,7 +71,8 @@ class LoLTrainer(TrainsAlong):
         self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
         self.trained_tokens = int(columns["length"][self.draw_order.indices].sum())
         needs = self.objective.needs(self.settings)
-        check_columns(self.args.objective, needs, row_columns(needs), self.train_dataset.column_names)
+        who = f"the objective '{self.args.objective}'"
+        check_columns(who, needs, row_columns(needs), self.train_dataset.column_names)
         used = sorted((needs | self.objective.optional) & PROVIDERS.keys())
         self.providers = {name: PROVIDERS[name](self) for name in used}
 

@@ -163,7 +163,7 @@ def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable,
 def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_file: Callable) -> None:
     bare = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
     path, output = rows_file(bare), str(tmp_path / "page.html")
-    with pytest.raises(UserError, match=r"no row .* has a score in the column 'reward'.*--reward"):
+    with pytest.raises(UserError, match=r"no column 'reward' with a score.*--reward"):
         inspect(path, output=output)
     (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
     analysis, page = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)
@@ -177,3 +177,22 @@ def test_inspect_takes_a_recipe_before_any_training(tmp_path: Path, tiny_recipe:
     assert page == tmp_path / "run/inspect.html" and page.is_file()
     assert not (tmp_path / "run/reference").exists(), "no model was trained"
     assert 0 < analysis["leftover"] < analysis["rows"] and analysis["about_value"]["targets"] == "recorded"
+
+
+def test_inspect_names_the_rows_that_it_leaves_out(tmp_path: Path, rows_file: Callable, caplog: Any) -> None:
+    path, output = rows_file([*scored_rows(20), {"prompt": "Why?", "completion": "", "reward": 1}]), tmp_path / "a.html"
+    with pytest.raises(UserError, match="'completion' is empty"):
+        inspect(path, output=str(output))
+    with caplog.at_level("INFO", "leftover"):
+        inspect(path, output=str(output), overrides=["data.on_bad_row=skip"])
+    assert "21 read, 1 rejected" in caplog.text and "a.rejected_rows.jsonl" in caplog.text
+    [rejected] = (tmp_path / "a.rejected_rows.jsonl").read_text().splitlines()
+    assert "'completion' is empty" in rejected
+
+
+def test_inspect_reads_labels_of_true_and_false(tmp_path: Path, rows_file: Callable) -> None:
+    rows = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
+    found, _ = inspect(
+        rows_file([row | {"label": i % 2 == 0} for i, row in enumerate(rows)]), output=str(tmp_path / "a")
+    )
+    assert found["rows"] == 20

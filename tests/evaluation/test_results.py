@@ -203,3 +203,10 @@ def test_a_comparison_turned_round_changes_sign():
 def test_without_shared_seeds_or_rewards_there_is_no_comparison():
     assert compare({0: OURS[0]}, {7: THEIRS[7]}, "greedy") is None
     assert compare({0: without(OURS[0], "reward")}, {0: without(THEIRS[0], "reward")}, "greedy") is None
+
+
+def test_completions_without_text_are_counted_where_there_are_some():
+    ours = {0: make_records([1.0, 2.0, 3.0, 0.0])}
+    ours[0][2]["text"] = " \n"
+    assert row_of(ours)["empty"] == 1 / 4
+    assert "empty" not in row_of()

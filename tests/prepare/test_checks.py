@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from leftover import pipeline
+from leftover.commands.dry_run.estimate import estimate_run
 from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
@@ -65,3 +66,51 @@ def test_equal_rewards_are_refused_with_a_remedy(tmp_path: Path, tiny_recipe: Ca
     rows = [row | {"reward": 0.5} for row in scored_rows(40)]
     message = refusal(tiny_recipe(tmp_path, rows=rows, reward={"functions": [{"type": "column"}]}))
     assert "equal (0.5)" in message and "reward.functions" in message
+
+
+@pytest.mark.parametrize("policies", [{"mine": {"objective": "nll"}}, {"mine": {"objective": "wbc"}}])
+@pytest.mark.parametrize("absent", [True, False])
+def test_scores_that_no_row_has_are_refused_with_their_column_whatever_the_policy(
+    policies: dict[str, Any], absent: bool, tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    changed = {"Rating" if absent else "other": 1.0, "reward": None}
+    rows = [row | changed for row in scored_rows(40)]
+    if absent:
+        rows = [{name: value for name, value in row.items() if name != "reward"} for row in rows]
+    content = tiny_recipe(tmp_path, rows=rows, policies=policies, reward={"functions": [{"type": "column"}]})
+    for _ in range(2):  # as clearly when it is tried again
+        message = refusal(content)
+        assert "'reward'" in message and "data.columns.reward" in message and "reward.functions" in message
+        assert ("did you mean 'Rating'" in message) is absent
+    with pytest.raises(UserError, match=r"data\.columns\.reward"):
+        estimate_run(make_recipe(content))
+
+
+@pytest.mark.parametrize("objective", ["nll", "a_lol_seq"])
+def test_a_function_that_scores_no_row_is_named(
+    objective: str, tmp_path: Path, tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_scores.py").write_text("def score(prompts, completions):\n    return [None] * len(prompts)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    functions = [{"type": "python", "function": "no_scores:score", "name": "silent"}]
+    policies = {"mine": {"objective": objective}}
+    message = refusal(tiny_recipe(tmp_path, policies=policies, reward={"functions": functions}))
+    assert "'silent'" in message and "None" in message and "column" not in message
+
+
+def test_scores_of_different_rows_are_told_of_the_rule_for_missing_ones(
+    tmp_path: Path, tiny_recipe: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "def a(prompts, completions):\n    return [None if len(c) % 2 else 1.0 for c in completions]\n"
+    source += "def b(prompts, completions):\n    return [1.0 if len(c) % 2 else None for c in completions]\n"
+    (tmp_path / "halves.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    functions = [{"type": "python", "function": f"halves:{name}"} for name in "ab"]
+    assert "reward.missing" in refusal(tiny_recipe(tmp_path, reward={"functions": functions}))
+
+
+def test_a_policy_is_told_from_the_objective_it_is_named_like(tmp_path: Path, tiny_recipe: Callable) -> None:
+    rows = [row | {"reward": row["reward"] - 10} for row in scored_rows(40)]
+    policies = {"nll": {"objective": "wbc"}}
+    message = refusal(tiny_recipe(tmp_path, rows=rows, policies=policies, reward={"functions": [{"type": "column"}]}))
+    assert "policy 'nll' (objective wbc)" in message

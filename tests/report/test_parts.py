@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from leftover.evaluation.statistics import reward_length_correlation
-from leftover.evaluation.verdict import caveats
+from leftover.evaluation.verdict import caveats, run_caveats
 from leftover.report import charts
 from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
@@ -254,3 +254,20 @@ def test_limits_that_take_many_rows_are_a_caveat() -> None:
     }
     [found] = caveats(given)
     assert "30% of the rows were too long" in found
+
+
+def test_empty_completions_are_a_caveat_of_either_decoding() -> None:
+    assert caveats(results(empty=0.04)) == []
+    assert caveats(results(empty=0.2)) == ["20% of completions are empty"]
+    given = results()
+    given["greedy"] = {"table": {"reference": {"prompts": 200}, "p": {"prompts": 200, "empty": 0.5}}}
+    assert caveats(given) == ["greedy: 50% of completions are empty"]
+
+
+def test_what_is_true_of_the_whole_run_is_told_of_a_comparison_too() -> None:
+    given = results()
+    given["prepare"] = {"value": {"kind": "constant"}}
+    given["sampled"]["table"]["reference"]["prompts"] = 20
+    found = run_caveats(given)
+    assert len(found) == 2 and "constant" in found[0] and "20 test prompts" in found[1]
+    assert caveats(given)[:2] == found

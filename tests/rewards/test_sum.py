@@ -4,10 +4,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leftover.errors import UserError
 from leftover.rewards import load_reward
+from leftover.rewards.facts import show_facts
 from leftover.rewards.python import summed
 
 PROMPTS = ["How do you do?", "Again?", "And now?"]
@@ -245,3 +247,77 @@ def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(modul
 def test_what_is_no_function_is_refused_with_the_way_to_make_one(other):
     with pytest.raises(UserError, match=r"reward_funcs takes functions.*load_reward"):
         summed([lambda prompts, completions: [0.0], other])
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "prompts, completions", "completions, prompts", "completions, prompts, /", "completion, prompt",
+        "*, completions, prompts", "response, prompt", "completions, prompts=None", "completions, prompts, plus=0",
+        "xs, ys", "questions, completions", "prompts, answers", "prompts, completions, /, **more", "*texts", "**texts",
+    ],
+)  # fmt: skip
+def test_a_function_gets_the_texts_by_the_names_of_its_parameters(signature, module):
+    body = "def f({}):\n    given = dict(locals())\n    given = given.get('texts', given)\n"
+    body += "    given = dict(zip(('prompts', 'completions'), given)) if isinstance(given, tuple) else given\n"
+    body += "    given = {{n.rstrip('s'): v for n, v in given.items()}}\n"
+    body += "    prompts = next(given[n] for n in ('prompt', 'x', 'question') if n in given)\n"
+    body += "    completions = next(given[n] for n in ('completion', 'response', 'y', 'answer') if n in given)\n"
+    body += "    assert prompts == ['a', 'b'], prompts\n    return [len(c) for c in completions]\n"
+    name = module(body.format(signature))
+    assert load_reward({"type": "python", "function": f"{name}:f"})(["a", "b"], ["c", "def"]) == [1.0, 3.0]
+
+
+def test_a_function_of_completions_alone_gets_them_and_its_settings(module):
+    name = module("def f(completions, scale):\n    return [scale * len(c) for c in completions]\n")
+    assert load_reward({"type": "python", "function": f"{name}:f", "scale": 2})(["a"], ["xyz"]) == [6.0]
+
+
+@pytest.mark.parametrize("signature", ["completions, answers", "completions, questions", "answers, prompts"])
+def test_a_parameter_that_nobody_fills_is_named_and_gets_no_other_text(signature, module):
+    name = module(f"def f({signature}):\n    return [0.0]\n")
+    with pytest.raises(UserError, match="missing 1 required positional argument"):
+        load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "functions", "named", "not_named"),
+    [
+        ("drop", 1, ["impute"], ["renormalise"]),
+        ("drop", 2, ["impute", "renormalise"], []),
+        ("renormalise", 1, ["impute"], ["renormalise"]),
+        ("renormalise", 2, ["impute"], ["renormalise"]),
+        ("impute", 1, [], ["impute", "renormalise"]),
+    ],
+)
+def test_a_rule_for_missing_scores_is_no_remedy_where_it_is_set(missing, functions, named, not_named, module):
+    name = module("def f(prompts, completions):\n    return [None] * len(prompts)\n")
+    specs = [{"type": "python", "function": f"{name}:f", "name": str(i)} for i in range(functions)]
+    reward = load_reward({"type": "sum", "functions": specs, "missing": missing})
+    if missing == "impute":
+        reward.fit({name: np.array([np.nan]) for name in reward.components}, np.array([True]))
+    with pytest.raises(UserError) as refused:
+        reward(["a"], ["b"])
+    message = str(refused.value)
+    assert all(rule in message for rule in named) and not any(rule in message for rule in not_named)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "unsaid"),
+    [
+        ({}, ["normalise", "or weights"], []),
+        ({"normalise": "standardise"}, ["Set weights"], ["Set normalise"]),
+        ({"weight": 50.0}, ["Set normalise"], ["or weights"]),
+        ({"normalise": "standardise", "weight": 50.0}, ["change them"], ["Set "]),
+    ],
+)
+def test_a_component_that_dominates_is_told_with_what_is_not_set_yet(settings, said, unsaid, caplog):
+    other = {"type": "text", "function": "ngram_diversity"} | {k: v for k, v in settings.items() if k == "normalise"}
+    reward = load_reward([{"type": "text", "function": "length"} | settings, other])
+    scores = {"length": np.arange(40.0), "ngram_diversity": np.tile([0.9, 1.0], 20)}
+    reward.fit(scores, np.ones(40, bool))
+    facts = {"components": {"length": {"share_of_variance": 0.99}}, "missing": 0, "rows": 40, "correlation": {}}
+    facts["components"]["ngram_diversity"] = {"share_of_variance": 0.01}
+    with caplog.at_level("WARNING", "leftover"):
+        show_facts(facts, reward)
+    assert all(part in caplog.text for part in said) and not any(part in caplog.text for part in unsaid)

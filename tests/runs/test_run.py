@@ -9,7 +9,8 @@ import yaml
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
-from leftover.runs.claim import claim, open_run
+from leftover.recipe.sections import ModelSection
+from leftover.runs.claim import claim, model_positions, open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import completions_path, policy_artifact, policy_folder, policy_subject, slug
 from leftover.runs.run import Run
@@ -121,3 +122,12 @@ def test_names_of_files_and_artifacts_are_those_of_earlier_versions(tmp_path: Pa
     assert policy_artifact("nll", 3) == "policy nll, seed 3"
     assert completions_path(tmp_path, policy_subject("nll", 3)) == tmp_path / "evaluation/nll-seed-3.jsonl"
     assert slug("my reward/2") == "my_reward_2"
+
+
+def test_a_run_named_as_a_model_offers_the_models_in_it(tmp_path: Path) -> None:
+    for folder in ("table", "reference", "policies/a_lol/seed-3"):
+        (tmp_path / "done" / folder).mkdir(parents=True)
+    for name in ("recipe.yaml", "policies/a_lol/seed-3/config.json"):
+        (tmp_path / "done" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"/reference, .*/policies/a_lol/seed-3, or"):
+        model_positions(ModelSection(path=str(tmp_path / "done")))

@@ -76,10 +76,10 @@ def test_a_choice_without_its_column_is_refused(rows, column):
 
 
 def test_an_objective_without_its_column_is_refused_by_name():
-    with pytest.raises(UserError, match="objective 'a_lol' needs the column 'advantage'"):
-        check_requirements("a_lol", A_LOL, {"reward": np.ones(2), "value": np.ones(2)})
-    with pytest.raises(UserError, match="objective 'wbc' needs the column 'reward'"):
-        check_requirements("wbc", WBC, {"reward": np.full(2, NAN)})
+    with pytest.raises(UserError, match="policy 'mine' needs the column 'advantage'"):
+        check_requirements("policy 'mine'", A_LOL, {"reward": np.ones(2), "value": np.ones(2)})
+    with pytest.raises(UserError, match="policy 'mine' needs the column 'reward'"):
+        check_requirements("policy 'mine'", WBC, {"reward": np.full(2, NAN)})
 
 
 def test_negative_rewards_are_refused_with_count_and_remedy():

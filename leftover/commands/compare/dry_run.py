@@ -8,7 +8,7 @@ from leftover.commands.compare.jobs import counted
 from leftover.commands.compare.methods import Entry, resolve, with_trial
 from leftover.commands.compare.run import Options, seeds_of
 from leftover.commands.compare.trials import make_trials, read_grid, trial_policies
-from leftover.commands.dry_run.checks import check_data, check_recorded, checked_reward, training_settings
+from leftover.commands.dry_run.checks import check_here, check_recorded, checked_reward, training_settings
 from leftover.commands.dry_run.estimate import estimate_run
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.show import MEANING, memory_table, plain_table, print_tables, work_table
@@ -51,7 +51,7 @@ def dry_run(recipe: Recipe, options: Options) -> None:
     notes += [f"Rows: {rows}."] if isinstance(rows, str) else []
     tables = [plain_table("Comparison", *_COLUMNS, left=3, rows=lines), work_table(whole), memory_table(whole)]
     print_tables(console(width=140), tables, [*notes, *whole.notes, *MEANING])
-    check_data(recipe.data)  # last, as in the dry run of a run
+    check_here(recipe)  # last, as in the dry run of a run
 
 
 def _check(recipe: Recipe, entry: Entry, rows: Rows | str) -> None:

@@ -147,11 +147,13 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:
         number, record = choose(run, entry.name, trials[entry.name], seed)
+        own = []
         for i, trial in enumerate(record):
-            said = failed.get(Job(trial_policy(entry.name, i), seed, evaluate=False))
-            trial |= {"failed": said} if said else {}
+            if said := failed.get(Job(trial_policy(entry.name, i), seed, evaluate=False)):
+                trial["failed"] = said
+                own.append(said)
         if number is None:
-            entry.reason = f"all of its trials failed: {next(iter(failed.values()), 'none was scored')}"
+            entry.reason = f"all of its trials failed: {next(iter(own), 'none was scored')}"
             continue
         entry.fields = policies[trial_policy(entry.name, number)]
         records[entry.name] = {"chosen": number, "trials": record}

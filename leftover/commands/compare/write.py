@@ -11,6 +11,7 @@ from leftover.commands.compare.gather import DATA, RULE, flat_rows
 from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import columns, glossary
+from leftover.evaluation.verdict import run_caveats
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
@@ -78,6 +79,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
             for name, method in methods.items()
         },
         "pictures": pictures,
+        "caveats": run_caveats(results),
     }
     return render("comparison.md.j2", values)
 

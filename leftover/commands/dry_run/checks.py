@@ -6,20 +6,20 @@ from typing import Any
 
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.shape import find_config
-from leftover.commands.dry_run.sources import on_the_hub
+from leftover.commands.dry_run.sources import MISSING, on_the_hub
+from leftover.commands.dry_run.sources import list_sources as needed
 from leftover.data.formats import check_files, list_sources
 from leftover.data.hh import listed_rows
-from leftover.errors import UserError
+from leftover.errors import UserError, looked_for
 from leftover.models.load import max_positions
 from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
-from leftover.recipe.data_section import DataSection
 from leftover.recipe.lol_config import LoLConfig
-from leftover.recipe.needs import needs_of, offline_policies, policy_objective, trains_on_chosen
+from leftover.recipe.needs import called, needs_of, offline_policies, policy_objective, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe, autocast_dtype
 from leftover.rewards import SumReward
-from leftover.runs.claim import check_limits, check_rewards, model_positions
+from leftover.runs.claim import check_fitted, check_limits, check_rewards, model_positions
 from leftover.runs.run import Run
 
 # LoLConfig refuses these on a machine that cannot run them. They do not change the number of steps.
@@ -54,14 +54,21 @@ def checked_reward(recipe: Recipe) -> SumReward:
     return run.reward
 
 
-def check_data(data: DataSection) -> None:
-    """Refuse local files that are missing, as the run does; a Hub id is left to it."""
+def check_here(recipe: Recipe) -> None:
+    """Refuse local files and models that are missing, as the run does; what can be a Hub id is left to it."""
+    data, model = recipe.data, recipe.model.path
     check_files(data)
     for path in data.paths:
         if not Path(path).exists() and not on_the_hub(path):
-            raise UserError(f"no data file at '{path}' (key data.path)")
+            raise UserError(f"no data file at '{path}' (key data.path){looked_for(path)}")
     if data.drop_listed is not None:
         listed_rows(list_sources(data), data.drop_listed)
+    check_fitted(Run(recipe))
+    for source in needed(recipe, judges=True):
+        if source.state == MISSING:
+            raise UserError(f"no {source.purpose} at '{source.name}'{looked_for(source.name)}")
+    if model is not None and Path(model).exists() and not (Path(model) / "config.json").is_file():
+        model_positions(recipe.model)  # refuses a folder without a model
 
 
 def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
@@ -78,7 +85,7 @@ def check_recorded(recipe: Recipe, rows: Rows | str) -> None:
         if "nonnegative_reward" in needs_of(recipe, name):
             trains = rows.where("train", trains_on_chosen(recipe, objective)) & rows.lengths.kept & rows.scored
             if trains.any():
-                check_requirements(name, objective, {"reward": rows.recorded[trains]}, only=("reward",))
+                check_requirements(called(recipe, name), objective, {"reward": rows.recorded[trains]}, only=("reward",))
 
 
 def training_settings(recipe: Recipe, policies: bool) -> dict[str, Settings]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from leftover.commands.dry_run.checks import check_recorded, checked_reward, training_settings
 from leftover.commands.dry_run.memory import Holding, Memory
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.shape import Shape, find_config, measure
-from leftover.commands.dry_run.sources import LOCAL, Source, list_sources, missing_packages
+from leftover.commands.dry_run.sources import DOWNLOAD, LOCAL, Source, list_sources, missing_packages
 from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, estimate_training
 from leftover.data.tokenizer import read_chat_template
+from leftover.errors import looked_for
 from leftover.models.load import torch_dtype
 from leftover.pipeline import STAGES
 from leftover.prepare.checks import needs_value, value_targets
@@ -73,7 +75,8 @@ def estimate_run(
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
         shape = measure(model, config, section.quantization is not None)
-        holding = Holding(shape, sources, sizes, settings)
+        saves = {training.name: training.saves for training in trainings}
+        holding = Holding(shape, sources, sizes, settings, saves)
         memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
         disk = list(holding.disk(trains))
     costs = _Costs(shape, sources, sizes)
@@ -97,6 +100,9 @@ def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: li
         yield "Leftover: which rows have a positive advantage is known after `prepare`; steps shrink with their share."
     if not reward.scores_new_completions:
         yield "The rewards are recorded: no new completion is scored, and checkpoints are chosen on recorded rewards."
+    for source in sources:
+        if source.state == DOWNLOAD and Path(source.name).parent.name and Path(source.name).parent.is_dir():
+            yield f"'{source.name}' is taken for a Hub id: there is none of that name here{looked_for(source.name)}."
     models = [s for s in sources if s.purpose in ("reward", "judge")]
     if models:
         yield "Reward models are not loaded: whether they load and what they score is not checked here."

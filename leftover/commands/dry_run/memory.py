@@ -75,9 +75,17 @@ def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_d
 class Holding:
     """What the stages of one run hold at once."""
 
-    def __init__(self, shape: Shape, sources: list[Source], sizes: Sizes, settings: dict[str, Settings]):
+    def __init__(
+        self,
+        shape: Shape,
+        sources: list[Source],
+        sizes: Sizes,
+        settings: dict[str, Settings],
+        saves: dict[str, int | None],
+    ):
+        """`saves`: how often every training writes a checkpoint; None: unknown."""
         self.recipe, self.shape, self.sources = sizes.recipe, shape, sources
-        self.sizes, self.settings = sizes, settings
+        self.sizes, self.settings, self.saves = sizes, settings, saves
 
     def memory(self, traced: Traced, generates: bool, evaluates: bool) -> Iterator[Memory]:
         """One line a stage; trainings that hold the same share one. `generates`: validation writes completions."""
@@ -113,9 +121,19 @@ class Holding:
             yield f"{number} policies", number * model
         if self.settings:
             states = max(optimizer_bytes(shape, settings.optimizer) for settings in self.settings.values())
-            # The best and the last, or as many as are asked for, and the new one before the oldest goes.
-            kept = 1 + max(max(2, settings.args.save_total_limit or 0) for settings in self.settings.values())
-            yield f"checkpoints, while training (at most {kept})", kept * (model + states)
+            counts = [self._kept(name) for name in self.settings]
+            known = [count for count in counts if count is not None]
+            if len(known) < len(counts):
+                yield "checkpoints, while training (all are kept: save_total_limit)", None
+            else:
+                yield f"checkpoints, while training (at most {max(known)})", max(known) * (model + states)
+
+    def _kept(self, name: str) -> int | None:
+        """How many checkpoints of a training are on the disk at once; None: unknown."""
+        limit = self.settings[name].args.save_total_limit
+        if limit is None:  # all
+            return self.saves[name]
+        return 1 + max(2, limit)  # the best and the last, or as many as asked for, and a new one before the oldest goes
 
     def _table(self) -> float | None:
         """The table on disk: texts, ids (4 bytes), reference log-probabilities, prompt features, scores, row facts."""

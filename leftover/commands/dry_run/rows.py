@@ -18,7 +18,8 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
-from leftover.prepare.checks import NONE_CHOSEN, all_too_long
+from leftover.prepare.checks import NAME_SCORES, NONE_CHOSEN, all_too_long
+from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 
 # Rows that are tokenised; the error of the totals is printed beside them.
@@ -107,7 +108,8 @@ def read(recipe: Recipe) -> Rows | str:
     names = ("family", "tools", "user_split", "is_chosen", "recorded_reward")
     columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
     sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
-    for row in check_rows(read_rows(data), data, None, stats):
+    remedy = NAME_SCORES if records_scores(recipe) else None
+    for row in check_rows(read_rows(data), data, None, stats, score_remedy=remedy):
         # A simple random sample of the stream (Vitter's algorithm R), in its order if all of it fits.
         if len(sample) < SAMPLE_ROWS:
             sample.append(row)

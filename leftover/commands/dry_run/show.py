@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from leftover.commands.dry_run.checks import check_data
+from leftover.commands.dry_run.checks import check_here
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
@@ -28,7 +28,7 @@ def dry_run(recipe: Recipe, until: str) -> None:
     """Print the estimate of a run up to the stage `until`. Raises UserError if the run would refuse the recipe."""
     with offline():
         show(estimate_run(recipe, until), console(width=140))
-    check_data(recipe.data)  # last, since one may ask what a run costs before its files are here
+    check_here(recipe)  # last, since one may ask what a run costs before its files are here
 
 
 def show(estimate: Estimate, terminal: Console) -> None:

@@ -17,7 +17,7 @@ from leftover.rewards.presets import PRESETS
 
 LOCAL, CACHED, DOWNLOAD, MISSING = "here", "in the cache", "to download", "missing: put it there"
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".zip")
 # Settings of a reward that may name a model.
 _MODEL_SETTINGS = ("model", "path", "base", "base_model")
@@ -66,6 +66,9 @@ def _models(purpose: str, spec: dict[str, Any]) -> list[Source]:
         return _models(purpose, spec["new_completions"])
     if spec.get("type") in ("text", "column", "python", "http"):
         return []
+    if isinstance(fit := spec.get("fit"), dict) and fit.get("path"):
+        paths = [fit["path"]] if isinstance(fit["path"], str) else fit["path"]
+        return [_locate("data", path) for path in paths]
     settings = PRESETS.get(str(spec.get("preset")), {}) | spec
     names = [settings[key] for key in _MODEL_SETTINGS if isinstance(settings.get(key), str)]
     return [_locate(purpose, name, str(settings.get("dtype", Source.dtype))) for name in names]

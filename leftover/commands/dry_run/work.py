@@ -47,6 +47,7 @@ class Training:
     evaluations: int = 0
     further_passes: int = 0  # forward, at every step: of checkpointing, or without gradients
     runs: int = 1  # seeds
+    saves: int | None = None  # checkpoints that it writes; None: unknown
 
     def operations(self, shape: Shape) -> float:
         """Of all steps of one run, once its rows are known: forward once, backward twice (once to frozen weights)."""
@@ -127,7 +128,7 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
     if sizes.rows is not None:
         group = np.resize(sizes.rows.group[sizes.rows.where("train", chosen_only)], num_rows)
         if by_group:
-            check_groups(name, objective, group)
+            check_groups(f"policy '{name}' (objective {args.objective})", objective, group)
             _, member_of, sizes_of_groups = np.unique(group, return_inverse=True, return_counts=True)
             drawn = sizes_of_groups[member_of] > 1
     columns = {"length": prompts + completions, "group": group}
@@ -144,7 +145,8 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
     seen = _amount(prompts[order.indices], completions[order.indices], bound)
     mismatched = "mismatched_logratio" in objective.needs(objective_settings(args))
     further = bool(args.gradient_checkpointing) + mismatched
-    return Training(name, selected, rows_per_step, steps, qualifier, seen, _evaluations(args, steps), further)
+    evaluations, saves = _times(args, "eval", steps), _times(args, "save", steps)
+    return Training(name, selected, rows_per_step, steps, qualifier, seen, evaluations, further, saves=saves)
 
 
 def _estimate_online(name: str, args: PPOConfig, sizes: Sizes) -> Training:
@@ -156,7 +158,8 @@ def _estimate_online(name: str, args: PPOConfig, sizes: Sizes) -> Training:
     steps = num_ppo_steps * args.updates_per_step
     seen = sizes.generated(num_ppo_steps * args.rollouts_per_step * (args.ppo_epochs + 1))
     further = int(bool(args.gradient_checkpointing))
-    return Training(name, selected, args.rows_per_update, steps, "", seen, _evaluations(args, steps), further)
+    evaluations, saves = _times(args, "eval", steps), _times(args, "save", steps)
+    return Training(name, selected, args.rows_per_update, steps, "", seen, evaluations, further, saves=saves)
 
 
 def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
@@ -169,10 +172,12 @@ def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
     return 1.0, GROUPS if objective.unit == "group" else "all"
 
 
-def _evaluations(args: LoLConfig | PPOConfig, steps: int) -> int:
-    """How often the Trainer evaluates: every `eval_steps` (a share of the run below 1), and at the end."""
-    if args.eval_strategy != "steps":
-        return math.ceil(args.num_train_epochs) if args.eval_strategy == "epoch" else 0
-    assert args.eval_steps is not None  # transformers sets it
-    every = math.ceil(steps * args.eval_steps) if args.eval_steps < 1 else int(args.eval_steps)
+def _times(args: LoLConfig | PPOConfig, what: str, steps: int) -> int:
+    """How often the Trainer evaluates (eval) or saves (save): every so many steps (a share of the run below 1), and at
+    the end."""
+    strategy, cadence = getattr(args, f"{what}_strategy"), getattr(args, f"{what}_steps")
+    if strategy != "steps":
+        return math.ceil(args.num_train_epochs) if strategy == "epoch" else int(strategy == "best")
+    assert cadence is not None  # transformers sets it
+    every = math.ceil(steps * cadence) if cadence < 1 else int(cadence)
     return math.ceil(steps / every)

@@ -1,6 +1,7 @@
 """From prompts to completions, and from these to rows with scores and log-probabilities."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,17 +96,41 @@ def completion_text(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int],
     return whole.removeprefix(prompt) if whole.startswith(prompt) else decode(completion_ids)
 
 
+def _fitted(source: Source, decoding: Decoding, sample: Sample, limit: int) -> tuple[list[int], list[int]]:
+    """Token ids of a sample's prompt and text as `prepare` reads them.
+
+    An unfinished text of more tokens than were sampled (one that breaks off within a character has more) is cut to the
+    limit, and with it `sample.text`.
+    """
+
+    def read() -> tuple[list[int], list[int]]:
+        row = sample.prompt._asdict() | {"completion": sample.text, "ended": sample.ended}
+        found = tokenise(source.chat, [row], Limits(decoding.max_prompt_tokens, sys.maxsize))
+        return found.prompt_ids[0], found.completion_ids[0]
+
+    ids, kept = read(), limit
+    while len(ids[1]) > limit >= len(sample.completion_ids) and not sample.ended and kept:
+        text = completion_text(source.tokenizer, ids[0], ids[1][:kept])
+        if not text.strip():
+            break
+        sample.text, kept = text, kept - 1
+        ids = read()
+    return ids
+
+
 def make_rows(
-    source: Source, model: "PreTrainedModel", decoding: Decoding, samples: list[Sample]
+    source: Source, model: "PreTrainedModel", decoding: Decoding, samples: list[Sample], limit: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows as `generate_rows` describes them, and `too_long`: its text makes more tokens than are allowed."""
+    """Rows as `generate_rows` describes them, and `text_tokens`: how many its text makes, with its end if it has one.
+
+    `limit`: tokens of a completion that the recipe takes; an unfinished text is cut to them.
+    """
     if not samples:
         return
+    again = [_fitted(source, decoding, sample, limit) for sample in samples]
     columns, defaults = source.recipe.data.columns, ColumnsSection()
     # A template over several columns is no name for one.
     columns = columns.model_copy(update={name: getattr(defaults, name) for name, of in columns if of and "{" in of})
-    texts = [s.prompt._asdict() | {"completion": s.text} for s in samples]
-    again = tokenise(source.chat, texts, Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"))
     logprobs, _ = reference_pass(
         model,
         source.tokenizer,
@@ -136,8 +161,8 @@ def make_rows(
             "sampler_logprobs": [round(float(value), 6) for value in logprobs[i]],
             "num_tokens": len(sample.completion_ids),
             "ended": sample.ended,
-            "tokens_match": (again.prompt_ids[i], again.completion_ids[i]) == ids,
+            "tokens_match": again[i] == ids,
             "prompt_index": sample.number,
-            "too_long": sample.ended and again.completion_long[i],
+            "text_tokens": len(again[i][1]),
             **{name: value for name, value in carried.items() if name is not None and value is not None},
         }

@@ -50,6 +50,11 @@ class RowsFile:
         self.chunks += 1
         self._write_state()
 
+    def discard(self) -> None:
+        """Remove the file and its state."""
+        self.path.unlink(missing_ok=True)
+        self.state_path.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Mark the file as complete."""
         self.complete = True

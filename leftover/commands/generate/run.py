@@ -1,6 +1,7 @@
 """`leftover generate`: completions sampled from a model, scored, as rows that `leftover prepare` reads."""
 
 import logging
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 # Batches of completions between two saves: a killed command samples less than this again. Long enough that a batch's
 # stragglers find others to go on with.
 _CHUNK_BATCHES = 4
+_MANY_UNFINISHED = 0.05
+_LIMIT = "data.max_completion_tokens"
 
 
 def generate_rows(
@@ -49,7 +52,7 @@ def generate_rows(
         sampler_logprobs         log-probability of every completion token at the temperature of the sampling (for
                                  greedy completions: at 1), as the model gives it in one pass over the whole row
         sampler_logprob          their sum
-        num_tokens, ended        tokens, the end of sequence included; whether it was reached
+        num_tokens, ended        tokens, the end of sequence included; whether it was reached (else none is added)
         tokens_match             whether `prepare` will make the same tokens of the text
         prompt_index             the same for all completions of one prompt
     and family, split, tools and answer as in the prompt's own row.
@@ -77,7 +80,7 @@ def generate_rows(
     lock = hold(Path(output))
     try:
         file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
-        if file.complete:
+        if file.complete and file.counts["rows"]:
             log.info("generate: %s is finished (nothing it depends on has changed)", output)
         else:
             _write(source, decoding, chosen, file)
@@ -101,6 +104,8 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
         )
     # Counted over all chunks: two prompts may be equal once they are cut.
     copies = copy_numbers([ids for ids in prompt_ids for _ in range(decoding.n)])
+    data = source.recipe.data
+    limit = data.max_completion_tokens if data.long_completions == "drop" else sys.maxsize
     size = max(1, _CHUNK_BATCHES * decoding.batch_size // decoding.n)
     with progress_bar(len(prompts) * decoding.n, "generate", "completion") as bar:
         bar.update(min(file.chunks * size, len(prompts)) * decoding.n)
@@ -113,7 +118,10 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
                 for s in drawn
             )
             samples = [s for s in drawn if s.text.strip() and (s.ended or decoding.unfinished == "keep")]
-            rows = list(make_rows(source, model, decoding, samples))
+            made = list(make_rows(source, model, decoding, samples, limit))
+            beyond = [row.pop("text_tokens") > limit for row in made]
+            # Left out if the recipe would drop them, though the tokens that were sampled are within its limit.
+            rows = [row for row, long in zip(made, beyond, strict=True) if not long or row["num_tokens"] > limit]
             column = source.recipe.data.columns.reward
             rewards = [row[column] for row in rows if row.get(column) is not None]
             counts = {
@@ -121,31 +129,57 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
                 **kinds,
                 "prompts_cut": sum(cut[part]),
                 "rows": len(rows),
-                "prompts_left": len({s.number for s in samples}),
+                "prompts_left": len({row["prompt_index"] for row in rows}),
                 "retokenised": sum(not row["tokens_match"] for row in rows),
-                "retokenised_long": sum(row.pop("too_long") for row in rows),
+                "retokenised_long": len(made) - len(rows),
+                "beyond_recipe": sum(row["num_tokens"] > limit for row in rows),
                 "scored": len(rewards),
                 "reward_sum": sum(rewards),
             }
             file.append(rows, counts)
             bar.update(len(prompts[part]) * decoding.n)
+    if not file.counts["rows"]:
+        file.discard()
+        raise _no_rows(file.counts, decoding)
     file.finish()
+
+
+def _no_rows(counts: Counter[str], decoding: Decoding) -> UserError:
+    """The refusal of samples of which none makes a row."""
+    unfinished = (
+        f"{counts['unfinished_drop']} have no end within {decoding.max_new_tokens} tokens: raise --max-new-tokens, or "
+        "keep them with --unfinished keep"
+    )
+    reasons = [unfinished] if counts["unfinished_drop"] else []
+    reasons += [f"{counts['empty']} are empty"] if counts["empty"] else []
+    reasons += [f"{counts['retokenised_long']} are longer as text than {_LIMIT}"] if counts["retokenised_long"] else []
+    return UserError(f"none of the {counts['completions']} completions makes a row: {'; '.join(reasons)}")
 
 
 def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
     counts, limit = file.counts, decoding.max_new_tokens
+    dropped = counts["unfinished_drop"] / max(counts["completions"], 1)
     log.info("generate: %d rows of %d prompts in %s", counts["rows"], num_prompts, file.path)
     for name, text in {
         "unfinished_drop": f"completions dropped: no end within {limit} tokens",
-        "unfinished_keep": f"completions kept without an end within {limit} tokens: `prepare` ends them, unless "
-        f"data.max_completion_tokens is {limit} and data.long_completions is cut",
+        "unfinished_keep": f"completions kept without an end within {limit} tokens (ended: false): none is added when "
+        "the rows are read",
         "empty": "empty completions dropped",
         "prompts_cut": "prompts cut on the left",
         "retokenised": "rows (tokens_match: false) whose text gives other tokens than were sampled",
-        "retokenised_long": f"of these make more than {limit} tokens: data.max_completion_tokens may drop them",
+        "retokenised_long": f"completions dropped: their text makes more tokens than {_LIMIT} allows",
+        "beyond_recipe": f"rows have more tokens than the recipe's {_LIMIT}: raise it to {limit} to train on them",
     }.items():
         if counts[name]:
             log.info("generate: %d %s", counts[name], text)
+    if dropped > _MANY_UNFINISHED:
+        log.warning(
+            "generate: the rows are shorter than what the model writes: %.0f %% of its completions had no end within "
+            "%d tokens and were dropped. Where V of the next run is sampled it has such completions: raise "
+            "--max-new-tokens, or set --unfinished keep",
+            100 * dropped,
+            limit,
+        )
     if num_prompts > counts["prompts_left"]:
         log.warning("generate: %d prompts have no row", num_prompts - counts["prompts_left"])
     if counts["scored"]:

@@ -123,6 +123,7 @@ def test_a_method_that_the_rows_cannot_serve_is_told_with_its_reason(finished: A
     assert list(results["methods"]) == ["nll", "a_lol_seq"]
     assert "needs rewards >= 0" in results["not_applicable"]["wbc"]
     said = (folder / "comparison.md").read_text()
+    assert re.search(r"Caveat: only \d test prompts\.", said)
     assert re.search(r"`wbc`: n/a, .*rewards >= 0", said)
     assert not (folder / "policies/wbc").exists()
 

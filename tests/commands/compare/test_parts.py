@@ -3,12 +3,14 @@
 import os
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import leftover.commands.compare.run as compare_run
 from leftover.commands.compare import trials as trials_module
 from leftover.commands.compare.gather import marks, training_cost
-from leftover.commands.compare.jobs import _tail, threads_each
+from leftover.commands.compare.jobs import Job, _tail, threads_each
 from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
@@ -278,3 +280,17 @@ def test_of_a_log_the_last_lines_are_told(tmp_path):
     assert _tail(log, 1).splitlines() == [f"line {i}" for i in range(15, 20)]
     log.write_text("")
     assert "status -9" in _tail(log, -9)
+
+
+def test_a_method_whose_trials_all_fail_is_told_its_own_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(seeds=[0], train={}))
+    entries = [Entry(name, {"objective": name}, "") for name in ("nll", "wbc", "dpo")]
+    trials: Any = {entry.name: [{}] for entry in entries}
+    failed = {Job(f"{name}/trial-0", 0, evaluate=False): f"of {name}" for name in ("nll", "wbc")}
+    monkeypatch.setattr(compare_run, "_take", lambda *arguments: None)
+    monkeypatch.setattr(compare_run, "run_jobs", lambda *arguments: failed)
+    monkeypatch.setattr(compare_run, "choose", lambda *arguments: (None, [{"settings": {}, "selection": None}]))
+    assert compare_run._tune(run, entries, trials, 1) == {}
+    assert [entry.reason and entry.reason.rpartition(": ")[2] for entry in entries] == [
+        "of nll", "of wbc", "none was scored",
+    ]  # fmt: skip

@@ -457,3 +457,58 @@ def test_the_dry_run_refuses_an_objective_that_the_recipe_cannot_serve(
     recorded = {"reward": {"functions": [{"type": "column"}]}}
     with pytest.raises(UserError, match=message):
         estimate_run(make_recipe(tiny_recipe(tmp_path, policies={"p": {"objective": objective}}, **recorded)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": {"path": "./no/model"}}, "no model at './no/model'"),
+        ({"model": {"path": "/no/such/model"}}, "no model at '/no/such/model'"),
+        ({"reference": {"source": "path", "path": "./reference", "train": {}}}, "no reference at './reference'"),
+        (
+            {"reward": {"functions": [{"type": "linear", "fit": {"path": "labels.jsonl"}}]}},
+            "no data file at 'labels.jsonl' (key fit.path)",
+        ),
+        ({"reward": {"functions": [{"type": "linear", "path": "./fitted"}]}}, "no fitted reward at"),
+        ({"evaluate": {"judges": [{"type": "classifier", "model": "./judge"}]}}, "no judge at './judge'"),
+    ],
+)
+def test_what_is_missing_here_ends_a_dry_run_after_its_tables(
+    change: dict[str, Any], named: str, tmp_path: Path, tiny_recipe: Callable, untraced: None, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", write_recipe(tmp_path, tiny_recipe(tmp_path, **change)), "--dry-run"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and named in said.err, said.err
+    assert "looked for in" in said.err or "there is no folder" in said.err
+    assert "Disk" in said.out or "Training" in said.out
+
+
+def test_a_hub_id_that_is_not_cached_is_to_be_downloaded(
+    tmp_path: Path, tiny_recipe: Callable, untraced: None, capsys: Any
+) -> None:
+    cli.main(
+        ["run", write_recipe(tmp_path, tiny_recipe(tmp_path, model={"path": "some-owner/some-model"})), "--dry-run"]
+    )
+    assert "to download" in capsys.readouterr().out
+
+
+def test_a_run_refuses_missing_rows_of_a_fitted_reward_before_it_reads_its_own(
+    tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    content = tiny_recipe(tmp_path, reward={"functions": [{"type": "linear", "fit": {"path": "labels.jsonl"}}]})
+    with pytest.raises(UserError, match=r"labels\.jsonl.*fit\.path"):
+        open_run(make_recipe(content))
+    assert not (tmp_path / "run" / "table").exists()
+
+
+def test_all_checkpoints_count_if_none_is_removed(tmp_path: Path, tiny_recipe: Callable, untraced: None) -> None:
+    def checkpoints(**train: Any) -> float:
+        settings = {"max_steps": 20, "per_device_train_batch_size": 4} | train
+        found = estimate_run(make_recipe(tiny_recipe(tmp_path, train=settings))).disk
+        return next(size for name, size in found if name.startswith("checkpoints")) or 0.0
+
+    few = checkpoints()  # the best, the last and a new one
+    assert checkpoints(save_total_limit=None) == pytest.approx(few * 10 / 3)
+    assert checkpoints(save_total_limit=None, eval_steps=4) == pytest.approx(few * 5 / 3)
+    assert checkpoints(save_total_limit=6) == pytest.approx(few * 7 / 3)

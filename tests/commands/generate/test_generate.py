@@ -17,7 +17,7 @@ from leftover.cli import main
 from leftover.commands.generate import run as sampling
 from leftover.commands.generate.rows import Sample, completion_text
 from leftover.demo.grammar import score_answers
-from leftover.pipeline import run
+from leftover.pipeline import prepare, run
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
@@ -105,7 +105,7 @@ def test_rows_of_a_run_are_read_by_prepare_and_train_the_next_policy(trained: Pa
     run(make_recipe(recipe), until="train")
     assert (tmp_path / "next/policies/a_lol_seq/seed-0/model.safetensors").is_file()
     rejected = read(this.rejects.path) if this.rejects.path.is_file() else []
-    assert len(rejected) == json.loads((tmp_path / "rows.jsonl.state.json").read_text())["counts"]["retokenised_long"]
+    assert not rejected, "what it wrote fits the limits of the recipe it came from"
     table = this.table.open("rows", "split", "tokens", "reference", "reward")
     assert len(table) == len(rows)
     matching = 0
@@ -214,18 +214,15 @@ def test_unfinished_completions_are_dropped_or_kept_as_asked(trained: Path, tmp_
 
 
 def test_completions_without_text_are_dropped_and_counted(
-    trained: Path, prompts_file: str, tmp_path: Path, monkeypatch: Any, caplog: Any
+    trained: Path, prompts_file: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     """`prepare` refuses them, so that one would stop the next run."""
-    caplog.set_level(logging.INFO, "leftover")
 
     def silent(source: Any, model: Any, decoding: Any, prompts: Any, prompt_ids: Any, seed: int) -> list[Sample]:
         return [Sample(*prompts[i], prompt_ids[i], [2], " \n", True) for i in range(len(prompts))]
 
     monkeypatch.setattr(sampling, "draw", silent)
-    assert generate(tmp_path / "rows.jsonl", trained / "policies/nll/seed-0", prompts_file) == []
-    assert "20 empty completions dropped" in caplog.text
-    assert "20 prompts have no row" in caplog.text
+    assert "20 are empty" in refused(capsys, tmp_path / "rows.jsonl", trained / "policies/nll/seed-0", prompts_file)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -403,7 +400,7 @@ def test_an_adapters_folder_samples_from_the_adapted_model(trained: Path, prompt
 
 # Interruption and reuse.
 
-CHUNKED = ["--n", 2, "--batch-size", 2, "--max-new-tokens", 12]  # four prompts a chunk
+CHUNKED = ["--n", 2, "--batch-size", 2, "--max-new-tokens", 20]  # four prompts a chunk
 
 
 def test_a_killed_command_continues_and_the_rows_are_the_same(
@@ -541,3 +538,63 @@ def test_faulty_prompts_can_be_put_aside(trained: Path, tmp_path: Path, rows_fil
     assert [row["prompt"] for row in rows] == ["How are you?"]
     rejected = read(tmp_path / "out.jsonl.rejected.jsonl")
     assert [record["reason"].split(":")[0] for record in rejected] == ["'prompt' is empty", "malformed JSON"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_unfinished_rows_fit_the_limits_they_were_sampled_under(chat: bool, trained: Path, tmp_path: Path) -> None:
+    """No end is added to them, so that the limit counts the tokens that were sampled."""
+    model, prompts = trained / "policies/nll/seed-0", [row["prompt"] for row in scored_rows(20)]
+    given = [{"prompt": [{"role": "user", "content": text}] if chat else text} for text in prompts]
+    limits = ["--set", "data.max_completion_tokens=6", "--set", "model.chat_template=plain", "--max-new-tokens", 6]
+    rows = generate(
+        tmp_path / "rows.jsonl",
+        model,
+        write_rows(tmp_path / "p.jsonl", given),
+        *limits,
+        "--n",
+        2,
+        "--unfinished",
+        "keep",
+    )
+    assert len(rows) > 35 and sum(row["ended"] for row in rows) < 20
+    recipe = {
+        "name": "next",
+        "output_dir": str(tmp_path / "next"),
+        "model": {"path": str(model), "chat_template": "plain"},
+        "data": {"path": str(tmp_path / "rows.jsonl"), "max_prompt_tokens": 48, "max_completion_tokens": 6},
+        "reward": {"functions": [LENGTH]},
+    }
+    this = open_run(make_recipe(recipe))
+    prepare(this, "tokens")
+    table = this.table.open("rows", "tokens")
+    assert all(table["kept"][:])
+    end = AutoTokenizer.from_pretrained(model).eos_token_id
+    for row, ids in zip(rows, table["completion_ids"][:], strict=True):
+        assert (ids[-1] == end) is row["ended"]
+        assert len(ids) == row["num_tokens"] if row["tokens_match"] else len(ids) <= 6
+
+
+def test_a_recipe_told_of_more_tokens_than_it_takes(trained: Path, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "leftover")
+    options = ["--n", 1, "--max-prompts", 4, "--max-new-tokens", 8, "--unfinished", "keep"]
+    rows = generate(tmp_path / "rows.jsonl", trained, *options, "--set", "data.max_completion_tokens=5")
+    assert any(row["num_tokens"] > 5 for row in rows) and "raise it to 8" in caplog.text
+
+
+def test_completions_of_which_none_makes_a_row_leave_no_file(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        message = refused(capsys, output, trained, "--n", 1, "--max-new-tokens", 2, "--max-prompts", 4)
+        assert "--unfinished keep" in message and "--max-new-tokens" in message
+        assert not list(tmp_path.glob("rows.jsonl*"))
+
+
+def test_many_completions_dropped_unfinished_are_told_of_before_the_next_value(
+    trained: Path, tmp_path: Path, caplog: Any
+) -> None:
+    options = ["--n", 2, "--max-new-tokens", 20]
+    generate(tmp_path / "rows.jsonl", trained, *options)
+    assert "shorter than what the model writes" in caplog.text
+    caplog.clear()
+    generate(tmp_path / "kept.jsonl", trained, *options, "--unfinished", "keep")
+    assert "shorter" not in caplog.text
