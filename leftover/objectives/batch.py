@@ -52,6 +52,8 @@ class Objective:
     # With unit "group": which of the selected rows the loss can use (`leftover.objectives.groups`).
     usable: Callable[[Columns, np.ndarray], np.ndarray] | None = None
     draw_by: str | None = None  # column that weighs the loss, and the drawing under `priority`
+    # How much the loss weighs each training row, [N], if that is known before training and is not the column `draw_by`.
+    row_weight: Callable[[Columns, Any], np.ndarray] | None = None
     # The unclipped importance weights of the loss and the mask of the valid ones, for the log.
     importance_weights: Callable[[CompletionBatch, Any], tuple[Tensor, Tensor]] | None = None
     # What else is logged of a batch: vectors by name, whose means are taken.
