@@ -185,6 +185,10 @@ def perplexity(logprob_sum: float, num_tokens: int) -> float:
     return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")
 
 
+# The share of the selected rows below which an effective sample size means that few rows carry the run.
+FEW_ROWS = 0.1
+
+
 def effective_sample_size(weights: np.ndarray) -> float:
     """(sum w)^2 / sum w^2: how many equally weighted rows would carry as much information (Kish, 1965)."""
     weights = np.asarray(weights, np.float64)

@@ -74,9 +74,7 @@ OBJECTIVES: dict[str, Objective] = {
     "qrpo": Objective(
         offline.qrpo, offline.QRPOSettings, _REWARD | _REFERENCE | {"reward_quantile"}, metrics=offline.qrpo_metrics
     ),
-    "var": Objective(
-        offline.var, offline.VARSettings, _REWARD | {"log_normaliser"}, row_weight=offline.var_row_weight
-    ),
+    "var": Objective(offline.var, offline.VARSettings, _REWARD | {"log_normaliser"}, row_weight=offline.var_row_weight),
 }
 
 # The released scripts' variants, for `released_code: true`: script -> name -> objective.

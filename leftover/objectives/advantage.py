@@ -3,8 +3,6 @@
 from typing import TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 Numbers = TypeVar("Numbers", np.ndarray, Tensor)
@@ -24,17 +22,20 @@ def beyond_rounding(difference: Numbers, size: Numbers) -> Numbers:
     return difference * ~rounding + 0.0  # which turns -0 into 0
 
 
-def advantage(reward: Float[Tensor, " rows"], value: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def advantage(reward: Numbers, value: Numbers) -> Numbers:
     """How much better a completion is than the reference's average for its prompt.
 
     A(x, y) = R(x, y) - V(x)                                       (A-LoL, section 3.1)
 
     Exactly 0 where R and V differ by rounding, so that `A > 0` is right wherever it is asked. Rows without a reward
     (NaN) keep a NaN advantage.
+
+    Args:
+        reward, value: [rows], arrays or tensors.
     """
-    return beyond_rounding(reward - value, torch.maximum(reward.abs(), value.abs()))
+    return beyond_rounding(reward - value, abs(reward) + abs(value))
 
 
-def leftover_mask(advantage: Float[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-    """True for the rows an A-LoL policy trains on: A > 0. A NaN advantage is not left over."""
-    return torch.nan_to_num(advantage, nan=-1.0) > 0
+def leftover_mask(advantage: Numbers) -> Numbers:
+    """[rows] bool: the rows an A-LoL policy trains on, A > 0. A NaN advantage is not left over."""
+    return advantage > 0

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from leftover.objectives.advantage import beyond_rounding
+
 # Columns of the training rows by name, [N] each.
 Columns = dict[str, np.ndarray]
 
@@ -29,6 +31,17 @@ class CompletionBatch(NamedTuple):
     advantage: Float[Tensor, " B"]
     group: Int[Tensor, " B"]
     extras: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple default, never written to
+    # R is `reward` + `reward_low`: what float32 loses, which tells 16,777,217 from 16,777,216. None: nothing is lost.
+    reward_low: Float[Tensor, " B"] | None = None
+
+
+def above(batch: CompletionBatch, threshold: float) -> Bool[Tensor, " B"]:
+    """R > threshold, as exactly as float64 compares; not where the two differ by rounding."""
+    if batch.reward_low is None:
+        return batch.reward > threshold
+    near = batch.reward.new_tensor(threshold)
+    difference = (batch.reward - near) + (batch.reward_low - (threshold - near.item()))
+    return beyond_rounding(difference, near) > 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from leftover.objectives.batch import Columns, CompletionBatch, log_ratio, sequence_logprobs
+from leftover.objectives.batch import Columns, CompletionBatch, above, log_ratio, sequence_logprobs
 from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
 
@@ -93,7 +93,7 @@ def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
 
 def desirable(batch: CompletionBatch, settings: KTOSettings) -> Bool[Tensor, " B"]:
     """The labels of kto: R above the threshold, or above V if there is none."""
-    return batch.advantage > 0 if settings.threshold is None else batch.reward > settings.threshold
+    return batch.advantage > 0 if settings.threshold is None else above(batch, settings.threshold)
 
 
 def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:

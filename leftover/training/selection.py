@@ -4,7 +4,6 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from leftover.errors import UserError
@@ -60,7 +59,7 @@ def select_rows(
         if name in needs or name == chosen_by:
             selected &= np.isfinite(columns[name])
     if rows == "leftover":
-        selected &= leftover_mask(torch.from_numpy(columns["advantage"])).numpy()
+        selected &= leftover_mask(columns["advantage"])
         if not selected.any():
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"

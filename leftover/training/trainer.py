@@ -1,5 +1,6 @@
 """`LoLTrainer`: transformers' Trainer with our loss, our order of the data and our evaluation."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
-from leftover.metrics import effective_sample_size
+from leftover.metrics import FEW_ROWS, effective_sample_size
 from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
@@ -24,6 +25,8 @@ from leftover.training.policy_trainer import Rows
 from leftover.training.selection import run_order, selection, total_weights, training_columns
 
 __all__ = ["LoLConfig", "LoLTrainer"]
+
+log = logging.getLogger(__name__)
 
 
 class LoLTrainer(TrainsAlong):
@@ -66,7 +69,7 @@ class LoLTrainer(TrainsAlong):
         selected, weights, self.selection_facts = selection(self.args, columns)
         self.num_selected = int(selected.sum())
         self.effective_sample_size = effective_sample_size(total_weights(self.args, columns, weights))
-        if self.effective_sample_size < FEW * self.num_selected:
+        if self.effective_sample_size < FEW_ROWS * self.num_selected:
             log.warning(
                 "%s: few rows carry the run (effective sample size %.0f of %d)",
                 self.args.objective, self.effective_sample_size, self.num_selected,
@@ -150,6 +153,7 @@ class LoLTrainer(TrainsAlong):
             value=inputs["value"],
             advantage=beyond_rounding(inputs["advantage"], inputs["reward"]),
             group=inputs["group"],
+            reward_low=inputs.get("reward_low"),
         )
         if self.args.draw == "priority_unweighted" and self.objective.draw_by is not None:
             ones: dict[str, Any] = {self.objective.draw_by: torch.ones_like(batch.advantage)}

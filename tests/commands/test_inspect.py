@@ -98,8 +98,8 @@ def test_the_leftover_share_of_every_source() -> None:
     advantages = np.array([1.0, -1.0, 3.0, np.nan, -1.0, 0.0])
     table = leftover_by_source(sources, np.arange(6.0), advantages)
     assert [(r["source"], r["rows"], r["leftover"], r["weight"]) for r in table] == [
-        ("a", 2, 1, 0.25),
-        ("b", 2, 1, 0.75),
+        ("a", 2, 1, 0.1),
+        ("b", 2, 1, 0.9),
         ("None", 1, 0, 0.0),
     ]
     assert leftover_by_source(["a", "a"], np.ones(2), np.ones(2)) == []
@@ -145,7 +145,11 @@ def test_the_analysis_counts_what_it_leaves_out_and_orders_both_ends() -> None:
     assert (found["rows"], found["leftover"], found["without_advantage"]) == (4, 2, 1)
     assert [row["prompt"] for row in found["heaviest"]] == ["text 0", "text 4"]
     assert [row["prompt"] for row in found["dropped"]] == ["text 2", "text 1"], "A = 0 is not left over"
-    assert found["effective_sample_size"] == pytest.approx(9 / 5)  # weights 2 and 1
+    assert found["effective_sample_size"] == pytest.approx(25 / 17)  # advantages 2 and 1: weights 4 and 1
+
+
+def test_advantages_of_rounding_are_not_left_over() -> None:
+    assert analyse(rows([0.3, 0.3, 0.1 + 0.2], [0.3 - 5.6e-17, 0.3 + 5.6e-17, 0.3]))["leftover"] == 0
 
 
 def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable, capsys: Any, monkeypatch: Any) -> None:

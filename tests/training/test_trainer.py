@@ -568,7 +568,9 @@ def test_the_normaliser_of_var_under_a_token_budget_is_that_of_the_run(
     tiny_llama_path: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     # Alone in its step, a row's weight exp(R) / Z would be 1 whatever its reward.
-    args = LoLConfig(output_dir=str(tmp_path), objective="var", max_steps=20, max_tokens_per_batch=50, disable_tqdm=True)
+    args = LoLConfig(
+        output_dir=str(tmp_path), objective="var", max_steps=20, max_tokens_per_batch=50, disable_tqdm=True
+    )
     rows = rows_of_two_lengths(30, copies=2)
     trainer = LoLTrainer(AutoModelForCausalLM.from_pretrained(tiny_llama_path), args, rows, processing_class=tokenizer)
     inputs = trainer.data_collator([rows[3]])

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from leftover.errors import UserError
+from leftover.objectives.advantage import beyond_rounding
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 
@@ -182,13 +183,19 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
 
 
 def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
-    """The mean reward of the OTHER completions of the prompt; the training mean if there is no other."""
+    """The mean reward of the OTHER completions of the prompt; the training mean if there is no other.
+
+    Where a user's own split cuts through a prompt, only its training rows are averaged: a held-out reward is in no V of
+    a training row, and in that of a held-out row only if its whole prompt is held out.
+    """
     rows, group, size = prompts.rows, prompts.of_row, len(prompts.first)
     scored = np.isfinite(rows.reward)
-    sums = np.bincount(group[scored], rows.reward[scored], minlength=size)
-    counts = np.bincount(group[scored], minlength=size)
-    others = counts[group] - scored
-    rest = sums[group] - np.where(scored, rows.reward, 0.0)
+    counted = scored & (rows.is_train | ~prompts.is_train[group])
+    reward = np.where(counted, rows.reward, 0.0)
+    sums, sizes = np.bincount(group, reward, minlength=size), np.bincount(group, np.abs(reward), minlength=size)
+    others = np.bincount(group[counted], minlength=size)[group] - counted
+    # A sum that is 0 but for rounding is 0: three tenths less one and two are not 2.8e-17.
+    rest = beyond_rounding(sums[group] - reward, sizes[group])
     alone = int(((others == 0) & scored).sum())
     if alone == scored.sum():
         raise UserError("value.targets: group_loo needs prompts with several scored completions, and none has")
@@ -198,4 +205,4 @@ def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
     values = np.where(others > 0, rest / np.maximum(others, 1), mean)
     usable = scored & rows.is_train & (others > 0)
     r2 = r_squared(rows.reward[usable], values[usable], mean)
-    return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": len(counts), "rows_alone": alone}
+    return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": size, "rows_alone": alone}

@@ -14,7 +14,10 @@ _DUPLICATES_SHOWN = 5  # of each kind
 
 
 def analyse(rows: ScoredRows) -> dict[str, Any]:
-    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`."""
+    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`.
+
+    Weights of rows are max(A, 0)^2: by default a row is drawn in proportion to A, and its loss multiplied by A.
+    """
     advantage = rows.advantage
     known = np.flatnonzero(np.isfinite(advantage))
     positive = advantage[known][advantage[known] > 0]
@@ -29,8 +32,8 @@ def analyse(rows: ScoredRows) -> dict[str, Any]:
         "without_advantage": len(rows.reward) - len(known),
         "leftover": len(positive),
         "share": len(positive) / max(len(known), 1),
-        "effective_sample_size": effective_sample_size(positive),
-        "top_weight": weight_of_heaviest(positive),
+        "effective_sample_size": effective_sample_size(np.square(positive)),
+        "top_weight": weight_of_heaviest(np.square(positive)),
         "about_value": rows.about_value,
         "calibration": calibration(rows.value, rows.reward),
         "by_source": leftover_by_source(rows.sources, rows.reward, advantage),
@@ -90,7 +93,7 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
 def leftover_by_source(
     sources: Sequence[str | None], rewards: np.ndarray, advantages: np.ndarray, *, max_sources: int = 20
 ) -> list[dict[str, Any]]:
-    """For every source its leftover share with a 95 % interval, and its share of the drawing weight max(A, 0).
+    """For every source its leftover share with a 95 % interval, and its share of the weight max(A, 0)^2.
 
     Largest share first; empty for fewer than two sources. Rows without an advantage (NaN) are skipped; sources beyond
     the `max_sources` largest are merged into one named None.
@@ -106,7 +109,7 @@ def leftover_by_source(
     parts: list[tuple[str | None, np.ndarray]] = [(str(found[i]), member == i) for i in kept]
     if len(kept) < len(found):
         parts.append((None, ~np.isin(member, kept)))
-    weights = np.clip(advantages, 0.0, None)
+    weights = np.square(np.clip(advantages, 0.0, None))
     table = []
     for name, inside in parts:
         rows, leftover = int(inside.sum()), int((advantages[inside] > 0).sum())
