@@ -19,8 +19,8 @@ class Collator:
 
     The batch holds `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`,
     `reference_logprobs` [B, T]; `reward`, `value`, `advantage` [B] float32, `reward_low` [B] (what float32 loses of the
-    reward) and `group` [B] int64. Columns that the rows lack become NaN (`group`: -1). Where rows have them: `EXTRA_SCALARS` [B], `prompt_features` [B, F],
-    and `mismatched_ids`, `mismatched_mask` [B, M] padded on the right.
+    reward) and `group` [B] int64. Columns that the rows lack become NaN (`group`: -1). Where rows have them:
+    `EXTRA_SCALARS` [B], `prompt_features` [B, F], and `mismatched_ids`, `mismatched_mask` [B, M] padded on the right.
     """
 
     def __init__(self, pad_token_id: int):

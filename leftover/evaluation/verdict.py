@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from leftover.evaluation.measures import MEASURES, MISSING, interval
+from leftover.evaluation.measures import MEASURES, MISSING, excludes_zero, interval
 from leftover.runs.records import ResultRow
 
 _FEW_PROMPTS = 100
@@ -34,7 +34,9 @@ def headline(results: Mapping[str, Any]) -> str:
     gain = row["difference_from_reference"]
     gained = interval(gain, "+.3f")
     outcome = f"not clearly different from the reference ({gained})"
-    if gain["low"] > 0 or gain["high"] < 0:
+    if "families" in gain:
+        outcome = f"which cannot be told from the reference yet ({gained})"
+    elif excludes_zero(gain):
         outcome = f"{'above' if gain['low'] > 0 else 'below'} the reference by {gained}"
     against = [
         f"{name} by {interval(other['difference'], '+.3f')}"
@@ -59,7 +61,9 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     if (prepared.get("value") or {}).get("kind") == "constant":
         found.append("no value estimate beat the constant on held-out prompts")
     if row["prompts"] < _FEW_PROMPTS:
-        found.append(f"only {row['prompts']} test prompts")
+        families = (row.get("reward") or {}).get("families")
+        of = "" if families is None else f" of {families} {'family' if families == 1 else 'families'}, too few to tell"
+        found.append(f"only {row['prompts']} test prompts{of}")
     return [
         *found,
         *results.get("scoring_caveats", []),

@@ -97,7 +97,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 
 
 def total_weights(args: LoLConfig, columns: Columns, drawing: np.ndarray) -> np.ndarray:
-    """[N] how much every row weighs in a whole run, up to a factor: how often it is drawn, times its weight in the loss.
+    """[N] how much every row weighs in a run, up to a factor: how often it is drawn, times its weight in the loss.
 
     Drawn by A and multiplied by A, a row weighs A^2. What importance weights add is not known before training.
     """
