@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leftover.evaluation.measures import MEASURES, MISSING, excludes_zero, interval
+from leftover.prepare.value.described import constant_folds
 from leftover.runs.records import ResultRow
 
 _FEW_PROMPTS = 100
@@ -58,8 +59,8 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     table = results[results["primary"]]["table"]
     row, prepared = table[results["main"]], results["prepare"]
     found = []
-    if (prepared.get("value") or {}).get("kind") == "constant":
-        found.append("no value estimate beat the constant on held-out prompts")
+    if said := constant_folds(prepared.get("value") or {}):
+        found.append(said)
     if row["prompts"] < _FEW_PROMPTS:
         families = (row.get("reward") or {}).get("families")
         of = "" if families is None else f" of {families} {'family' if families == 1 else 'families'}, too few to tell"

@@ -11,6 +11,7 @@ import leftover.prepare.value.fit as fit
 from leftover.errors import UserError
 from leftover.models.reference import pool, prompt_hidden
 from leftover.objectives.advantage import advantage, leftover_mask
+from leftover.prepare.value.described import constant_folds, described, kinds_of_rows
 from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
@@ -379,6 +380,44 @@ def test_recorded_values_fall_back_to_the_mean_of_the_other_folds():
     for value in np.unique(values[rows.is_train]):
         own = np.flatnonzero(values[::2] == value)
         np.testing.assert_allclose(value, np.delete(means[:48], own).mean())
+
+
+def of_folds(monkeypatch, taken):
+    """Values of `make_rows` where fold i takes `taken[i]`, the last of them that of held-out rows."""
+    kinds = iter(taken)
+    inner = fit.fit_value
+
+    def choose(problem, settings, seed):
+        return inner(problem, settings.model_copy(update={"candidates": [next(kinds)]}), seed)
+
+    monkeypatch.setattr("leftover.prepare.value.estimate.fit_value", choose)
+    return estimate(make_rows(), "recorded")
+
+
+def test_folds_that_choose_another_estimate_are_told_apart(monkeypatch, caplog):
+    values, report = of_folds(monkeypatch, ["constant", "ridge", "constant", "constant", "ridge", "ridge"])
+    assert report["kind"] == "mixed" and kinds_of_rows(report) == {"constant": 3, "ridge": 2}
+    assert sum(report["rows_by_kind"].values()) == 96
+    found = np.isin(values[:96], report["constants"])
+    assert found.sum() == report["rows_by_kind"]["constant"] and len(report["constants"]) == 3
+    said = described(report)
+    assert "the constant in 3 of 5 folds" in said and f"ridge in 2 ({report['rows_by_kind']['ridge']} rows)" in said
+    assert "in 3 of 5 folds" in constant_folds(report) and "in 3 of 5 folds" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["constant", "ridge"])
+def test_the_estimate_of_held_out_rows_is_not_that_of_the_leftover(monkeypatch, kind):
+    other = {"constant": "ridge", "ridge": "constant"}[kind]
+    _, report = of_folds(monkeypatch, [kind] * 5 + [other])
+    assert report["kind"] == kind and described(report) == f"the {kind} estimate"
+    assert (constant_folds(report) is None) == (kind == "ridge")
+
+
+def test_reports_of_earlier_runs_are_told_by_their_folds():
+    # They name the estimate that most folds chose, and have no counts of rows.
+    about = {"kind": "constant", "kinds_by_fold": ["constant", "ridge", "constant", "ridge", "ridge", "constant"]}
+    assert described(about) == "ridge in 3 of 5 folds, the constant in 2"
+    assert described({"kind": "head"}) == "the head estimate" and constant_folds({"kind": "head"}) is None
 
 
 def test_the_r_squared_of_recorded_is_of_cross_fitted_values():

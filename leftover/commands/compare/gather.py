@@ -19,9 +19,9 @@ DATA = "data"
 RULE = (
     "**Bold**: the highest, if the 95 % interval of its paired difference to the next highest excludes 0 and every "
     "seed agrees. <u>Underlined</u>: the second highest, if the first is bold and it beats the third in the same way. "
-    "Otherwise, and of fewer than 8 prompt families, nothing is marked: the rows do not tell the methods apart. Differences are paired by prompt, averaged "
-    "over the seeds that both have, and resampled by prompt family: intervals speak of other prompts, the range over "
-    "seeds of other runs."
+    "Otherwise, and of fewer than 8 prompt families, nothing is marked: the rows do not tell the methods apart. "
+    "Differences are paired by prompt, averaged over the seeds that both have, and resampled by prompt family: "
+    "intervals speak of other prompts, the range over seeds of other runs."
 )
 
 

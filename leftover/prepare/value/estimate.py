@@ -1,6 +1,7 @@
 """V for every row, by one of three kinds of targets; rows that share a prompt share a value (except with group_loo)."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from leftover.errors import UserError
 from leftover.objectives.advantage import beyond_rounding
+from leftover.prepare.value.described import constant_folds, described
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 
@@ -111,17 +113,21 @@ def estimate_values(
         values, report = _reference_samples(prompts, settings, seed, sample_rewards)
     if settings.bounds is not None:
         values = np.clip(values, *settings.bounds)
+        if "constants" in report:
+            report["constants"] = np.clip(report["constants"], *settings.bounds).tolist()
     if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
-        "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
+        "value: targets %s, %s, held-out R2 %s on %d prompts",
         targets,
-        report["kind"],
+        described(report),
         f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
         report["num_prompts"],
     )
     if report["kind"] == "constant":
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")
+    elif said := constant_folds(report):
+        log.warning("value: %s; there V(x) is the mean reward of the other folds", said)
     return values, {"targets": targets, **report}
 
 
@@ -167,6 +173,8 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     fold[prompts.is_train] = fold_of_family[np.searchsorted(families, prompts.family[prompts.is_train])]
     values, baseline = np.empty(size), np.empty(size)
     kinds: list[str] = []
+    constants: list[float] = []  # of the training folds that took the constant
+    rows_by_kind: Counter[str] = Counter()
     for number in [*range(num_folds), -1]:
         seen = scored[fold[scored] != number]
         if len(seen) == 0:
@@ -176,10 +184,13 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         values[target] = prompts.predict(fitted, target)
         baseline[target] = means[seen].mean()
         kinds.append(fitted.kind)
+        if number != -1:
+            rows_by_kind[fitted.kind] += int(np.isin(prompts.of_row[teaches], target).sum())
+            constants += [fitted.intercept] if fitted.kind == "constant" else []
     r2 = r_squared(means[scored], values[scored], baseline[scored])
-    kind = max(kinds, key=kinds.count)
+    kind = kinds[0] if len(rows_by_kind) == 1 else "mixed"
     report = {"kind": kind, "r2": r2, "scores": {}, "num_prompts": len(scored), "kinds_by_fold": kinds}
-    return values[prompts.of_row], report
+    return values[prompts.of_row], report | {"rows_by_kind": dict(rows_by_kind), "constants": constants}
 
 
 def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
