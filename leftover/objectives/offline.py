@@ -111,12 +111,13 @@ def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
 
 
 def qrpo(batch: CompletionBatch, settings: QRPOSettings) -> Float[Tensor, " B"]:
-    """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is known.
+    """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is that of quantiles.
 
     loss = (q - beta log Z - beta D)^2,  Z = beta (exp(1 / beta) - 1)       (arXiv 2507.08068, equation 11)
 
     q, the extra `reward_quantile`, is the share of the reference's own completions of the prompt whose reward is at
-    most R.
+    most R. Z is exact for rewards without ties and many completions, whose q is uniform; of n completions q has n + 1
+    values, and of rewards with few values (0 and 1) as few, so that log Z is an approximation.
     """
     beta = settings.beta
     # log Z without exp(1 / beta), which overflows.

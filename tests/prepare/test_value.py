@@ -385,10 +385,11 @@ def test_recorded_values_fall_back_to_the_mean_of_the_other_folds():
 def of_folds(monkeypatch, taken):
     """Values of `make_rows` where fold i takes `taken[i]`, the last of them that of held-out rows."""
     kinds = iter(taken)
-    inner = fit.fit_value
 
     def choose(problem, settings, seed):
-        return inner(problem, settings.model_copy(update={"candidates": [next(kinds)]}), seed)
+        if next(kinds) == "constant":
+            return FittedValue("constant", float(problem.targets.mean()))
+        return FittedValue("ridge", coefficients=np.ones(problem.features.shape[1]))
 
     monkeypatch.setattr("leftover.prepare.value.estimate.fit_value", choose)
     return estimate(make_rows(), "recorded")
