@@ -155,6 +155,7 @@ class TrainsAlong(PolicyTrainer):
 
     providers: dict[str, Provider]
     settings: Any  # the objective's own
+    draw_order: Any  # a `DrawOrder`, or None without training rows
     step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
 
     def with_extras(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:

@@ -74,7 +74,11 @@ def of_judge(judged: Sequence[Judged]) -> dict[str, Any]:
         "pairs": len(judged),
         "identical_pairs": sum(j.pair.identical for j in judged),
         "pairs_without_outcome": len(judged) - len(outcomes),
-        "first_preferred": interval_record(*zip(*preferences, strict=True), (0, 1)) if preferences else None,
+        "first_preferred": interval_record(
+            [first for first, _ in preferences], [family for _, family in preferences], (0, 1)
+        )
+        if preferences
+        else None,
         "orders_agree": float(np.mean([j.scores[0] == j.scores[1] for j in asked])) if asked else None,
     }
 
