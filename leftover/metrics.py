@@ -8,6 +8,9 @@ import numpy as np
 
 Numbers = Sequence[float] | np.ndarray
 
+# From how many clusters on the bootstrap is used as it is, and below how many no interval is to be relied on.
+MANY_CLUSTERS, FEW_CLUSTERS = 30, 8
+
 
 class Interval(NamedTuple):
     """A mean with its bootstrap interval."""
@@ -44,15 +47,24 @@ def bootstrap_interval(
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """Mean of `values` with a percentile bootstrap interval that resamples whole clusters.
+
+    Of fewer than `MANY_CLUSTERS` the bootstrap interval is too narrow: it covers the mean of 3 normal clusters in 73 %
+    of cases, of 8 in 89 %. Those get Student's interval with the clustered standard error of a ratio,
+
+    mean -+ t_{G-1} sqrt(G / (G - 1) sum_g (S_g - mean n_g)^2) / N           (Cochran, Sampling Techniques, 1977, 9.3)
+
+    where cluster g has n_g of the N values, with the sum S_g.
 
     Args:
         values: [N] one number a prompt (a reward, or a paired difference of two methods).
         clusters: [N] ids of prompt families (a story, a conversation); default: every value is its own cluster.
+        limits: what the mean cannot be below or above, such as (0, 1) for a share.
 
     Returns:
-        All NaN without values; low = high = mean for one cluster, which has no spread to resample.
+        All NaN without values; low = high = mean for one cluster, which has no spread. See `FEW_CLUSTERS`.
     """
     array = np.asarray(values, np.float64)
     if array.size == 0:
@@ -63,11 +75,24 @@ def bootstrap_interval(
     if len(sums) == 1 or np.ptp(array) == 0:
         return Interval(mean, mean, mean)
 
+    if len(sums) < MANY_CLUSTERS:
+        half = (
+            students_factor(len(sums), confidence) * float(np.sqrt(np.square(sums - mean * counts).sum())) / len(array)
+        )
+        return Interval(mean, max(limits[0], mean - half), min(limits[1], mean + half))
+
     def means(drawn: np.ndarray) -> np.ndarray:
         return sums[drawn].sum(-1) / counts[drawn].sum(-1)
 
     ends = bootstrap_ends(means, len(sums), confidence=confidence, num_resamples=num_resamples, seed=seed)
     return Interval(mean, *ends)
+
+
+def students_factor(num_clusters: int, confidence: float = 0.95) -> float:
+    """t_{G-1} sqrt(G / (G - 1)): by how many bootstrap standard errors the mean of G clusters may be off."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, num_clusters - 1) * np.sqrt(num_clusters / (num_clusters - 1)))
 
 
 def bootstrap_ends(
@@ -77,14 +102,17 @@ def bootstrap_ends(
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> tuple[float, float]:
     """Percentile interval of a statistic when whole clusters are drawn with replacement.
 
-    Resamples in which it is undefined (NaN) are dropped; if that is half of them or more, the ends are NaN.
+    Resamples in which it is undefined (NaN) are dropped; if that is half of them or more, the ends are NaN. Of fewer
+    than `MANY_CLUSTERS` the ends are moved away from the statistic, by as much as Student's interval is wider.
 
     Args:
         statistic: of the numbers of drawn clusters [B, num_clusters] -> [B], one for each resample.
         num_clusters: two at least.
+        limits: what the statistic cannot be below or above.
     """
     from scipy import stats
 
@@ -105,7 +133,13 @@ def bootstrap_ends(
     if len(found) < num_resamples:
         defined = 2 * len(found) > num_resamples
         interval = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2]) if defined else (np.nan, np.nan)
-    return float(interval[0]), float(interval[1])
+    low, high = float(interval[0]), float(interval[1])
+    if num_clusters < MANY_CLUSTERS:
+        centre = float(statistic(np.arange(num_clusters)[None])[0])
+        wider = students_factor(num_clusters, confidence) / float(stats.norm.ppf((1 + confidence) / 2))
+        low, high = centre - wider * (centre - low), centre + wider * (high - centre)
+        low, high = float(np.maximum(low, limits[0])), float(np.minimum(high, limits[1]))  # NaN stays NaN
+    return low, high
 
 
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:
@@ -183,6 +217,10 @@ def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
 def perplexity(logprob_sum: float, num_tokens: int) -> float:
     """exp of the mean negative log-probability a token."""
     return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")
+
+
+# The share of the selected rows below which an effective sample size means that few rows carry the run.
+FEW_ROWS = 0.1
 
 
 def effective_sample_size(weights: np.ndarray) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from leftover.metrics import (
     Interval,
+    bootstrap_ends,
     bootstrap_interval,
     cut_to_equal_length,
     distinct_n,
@@ -64,10 +65,46 @@ def test_clusters_of_like_values_widen_the_interval():
 
 
 def test_the_mean_is_over_values_not_over_clusters():
-    values, families = [1, 1, 1, 5], ["a", "a", "a", "b"]
-    assert bootstrap_interval(values, families) == (2, 1, 5), "either family may be drawn twice"
-    # One resample in four has a twice, one b twice, the others both: (1 + 1 + 1 + 5) / 4 and not (1 + 5) / 2.
-    assert bootstrap_interval(values, families, confidence=0.4) == (2, 2, 2)
+    # Of 40 families half have three values of 1, half one of 5.
+    sizes = np.tile([3, 1], 20)
+    values, families = np.repeat(np.tile([1.0, 5.0], 20), sizes), np.repeat(np.arange(40), sizes)
+    found = bootstrap_interval(values, families)
+    # Residuals of a family: 3 - 3 x 2 = -3 and 5 - 2 = 3, so that the standard error is 3 sqrt(40) / 80.
+    assert found.mean == 2 and (found.high - found.low) / 2 == pytest.approx(1.96 * 3 * 40**0.5 / 80, rel=0.1)
+
+
+def test_of_few_clusters_the_interval_is_students():
+    # Means 1, 2 and 6 of three families of two: 3 -+ 4.303 sd / sqrt(3), the sd sqrt(7).
+    low, high = 3 - 4.3027 * (7 / 3) ** 0.5, 3 + 4.3027 * (7 / 3) ** 0.5
+    found = bootstrap_interval([0, 2, 2, 2, 5, 7], [0, 0, 1, 1, 2, 2])
+    assert found == (3, pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+    assert bootstrap_interval([0, 0, 1], limits=(0, 1)) == (pytest.approx(1 / 3), 0, 1)
+    # Families of 3 x 1 and 1 x 5: the residuals -3 and 3 of the mean 2, 12.706 sqrt(2 x 18) / 4.
+    assert bootstrap_interval([1, 1, 1, 5], ["a", "a", "a", "b"]).high == pytest.approx(2 + 12.706 * 6 / 4, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_clusters", [3, 8, 15])
+def test_intervals_of_few_clusters_cover_the_mean_as_often_as_they_say(num_clusters):
+    # The bootstrap covers 75, 88 and 91 % of these.
+    rng, families = np.random.default_rng(num_clusters), np.repeat(np.arange(num_clusters), 4)
+    samples = [rng.normal(size=num_clusters)[families] + rng.normal(size=len(families)) for _ in range(400)]
+    found = [bootstrap_interval(values, families) for values in samples]
+    assert np.mean([interval.low <= 0 <= interval.high for interval in found]) > 0.93
+
+
+def test_from_30_clusters_on_the_interval_is_the_bootstraps(monkeypatch):
+    values = np.random.default_rng(0).normal(size=30)
+    found = bootstrap_interval(values)
+    monkeypatch.setattr("leftover.metrics.MANY_CLUSTERS", 0)
+    assert bootstrap_interval(values) == found
+
+
+def test_bootstrap_ends_of_few_clusters_are_as_much_wider_as_students():
+    values = np.random.default_rng(0).normal(size=8)
+    low, high = bootstrap_ends(lambda drawn: values[drawn].mean(-1), 8)
+    student = bootstrap_interval(values)
+    assert (low, high) == pytest.approx((student.low, student.high), abs=0.12)
+    assert bootstrap_ends(lambda drawn: values[drawn].mean(-1), 8, limits=(0, 0.01))[1] == 0.01
 
 
 def test_cluster_ids_may_be_numbers_or_names():
@@ -76,7 +113,7 @@ def test_cluster_ids_may_be_numbers_or_names():
 
 
 def test_one_seed_gives_one_interval():
-    one, again, other = (bootstrap_interval(np.arange(20.0), seed=seed) for seed in (1, 1, 2))
+    one, again, other = (bootstrap_interval(np.arange(40.0), seed=seed) for seed in (1, 1, 2))
     assert one == again != other
 
 

@@ -13,6 +13,7 @@ from leftover.data.rows import Rejects, as_prompt, check_rows, log_rows, text_ha
 from leftover.data.splits import unique_ids
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
+from leftover.prepare.value.described import described
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.analysis.analysis import analyse
@@ -85,7 +86,7 @@ def show(analysis: dict[str, Any], path: Path) -> None:
         f"their value, worth {analysis['effective_sample_size']:,.0f} equally weighted rows."
     )
     terminal.print(
-        f"Value: {about.get('kind', 'recorded')}, {about.get('targets', '')}; held-out R² "
+        f"Value: {described(about)}, {about.get('targets', '')}; held-out R² "
         f"{'n/a' if r2 is None else format(r2, '.3f')}."
     )
     terminal.print(

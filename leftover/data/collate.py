@@ -18,9 +18,9 @@ class Collator:
     """Pads prompts on the left and completions on the right, so that the boundary is one column.
 
     The batch holds `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`,
-    `reference_logprobs` [B, T]; `reward`, `value`, `advantage` [B] float32 and `group` [B] int64. Columns that
-    the rows lack become NaN (`group`: -1). Where rows have them: `EXTRA_SCALARS` [B], `prompt_features` [B, F],
-    and `mismatched_ids`, `mismatched_mask` [B, M] padded on the right.
+    `reference_logprobs` [B, T]; `reward`, `value`, `advantage` [B] float32, `reward_low` [B] (what float32 loses of the
+    reward) and `group` [B] int64. Columns that the rows lack become NaN (`group`: -1). Where rows have them:
+    `EXTRA_SCALARS` [B], `prompt_features` [B, F], and `mismatched_ids`, `mismatched_mask` [B, M] padded on the right.
     """
 
     def __init__(self, pad_token_id: int):
@@ -40,6 +40,9 @@ class Collator:
         for name in (*ROW_SCALARS, *(name for name in EXTRA_SCALARS if name in rows[0])):
             values = [math.nan if row.get(name) is None else float(row[name]) for row in rows]
             batch[name] = torch.tensor(values, dtype=torch.float32)
+            if name == "reward":
+                exact = torch.tensor(values, dtype=torch.float64)
+                batch["reward_low"] = (exact - batch[name]).float()
         batch["group"] = torch.tensor([row.get("group", -1) for row in rows], dtype=torch.int64)
         if "prompt_features" in rows[0]:
             batch["prompt_features"] = torch.tensor([row["prompt_features"] for row in rows], dtype=torch.float32)

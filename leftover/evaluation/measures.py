@@ -16,8 +16,18 @@ def number(value: float | None, form: str) -> str:
 
 
 def bounds(value: IntervalRecord, form: str = ".3f") -> str:
-    """`[low, high]`."""
-    return f"[{value['low']:{form}}, {value['high']:{form}}]"
+    """`[low, high]`; of too few families with a word that says so."""
+    ends = f"[{value['low']:{form}}, {value['high']:{form}}]"
+    count = value.get("families")
+    if count is None:
+        return ends
+    said = f"(too few to tell: {count} {'family' if count == 1 else 'families'})"
+    return said if count == 1 else f"{ends} {said}"
+
+
+def excludes_zero(value: IntervalRecord) -> bool:
+    """Whether the interval lies on one side of 0, and is of enough families to say so."""
+    return "families" not in value and (value["low"] > 0 or value["high"] < 0)
 
 
 def interval(value: IntervalRecord | None, form: str = ".3f") -> str:
@@ -121,7 +131,7 @@ def columns(of: Literal["run", "comparison"]) -> list[Measure]:
 
 def glossary(measures: Iterable[Measure]) -> str:
     """What the columns of a table mean, as one paragraph."""
-    said = ["Intervals: 95 %, bootstrap by prompt family."]
+    said = ["Intervals: 95 %, bootstrap by prompt family (below 30 families Student's)."]
     for measure in measures:
         better = f" ({measure.better} is better)" if measure.better else ""
         said += [f"{measure.heading}{better}: {measure.meaning}."] if measure.meaning else []

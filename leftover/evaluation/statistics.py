@@ -7,6 +7,8 @@ import numpy as np
 
 from leftover.evaluation.measures import part_names
 from leftover.metrics import (
+    FEW_CLUSTERS,
+    Numbers,
     bootstrap_interval,
     cut_to_equal_length,
     distinct_n,
@@ -169,8 +171,18 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
     """Of the mean over seeds, each with one number a record."""
-    mean, low, high = bootstrap_interval(np.mean(seeds, axis=0), [record["family"] for record in records])
-    return {"mean": mean, "low": low, "high": high}
+    return interval_record(np.mean(seeds, axis=0), [record["family"] for record in records])
+
+
+def interval_record(
+    values: Numbers, families: Sequence, limits: tuple[float, float] = (-np.inf, np.inf)
+) -> IntervalRecord:
+    """`bootstrap_interval` as JSON holds it; of too few families with their number."""
+    mean, low, high = bootstrap_interval(values, families, limits=limits)
+    found: IntervalRecord = {"mean": mean, "low": low, "high": high}
+    if (count := len(set(families))) < FEW_CLUSTERS:
+        found["families"] = count
+    return found
 
 
 def _intervals(seeds: Sequence[Records], names: Sequence[str]) -> dict[str, IntervalRecord]:

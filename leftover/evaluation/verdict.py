@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from leftover.evaluation.measures import MEASURES, MISSING, interval
+from leftover.evaluation.measures import MEASURES, MISSING, excludes_zero, interval
+from leftover.prepare.value.described import constant_folds
 from leftover.runs.names import decodings
 from leftover.runs.records import ResultRow
 
@@ -36,7 +37,9 @@ def headline(results: Mapping[str, Any]) -> str:
     gain = row["difference_from_reference"]
     gained = interval(gain, "+.3f")
     outcome = f"not clearly different from the reference ({gained})"
-    if gain["low"] > 0 or gain["high"] < 0:
+    if "families" in gain:
+        outcome = f"which cannot be told from the reference yet ({gained})"
+    elif excludes_zero(gain):
         outcome = f"{'above' if gain['low'] > 0 else 'below'} the reference by {gained}"
     against = [
         f"{name} by {interval(other['difference'], '+.3f')}"
@@ -66,12 +69,15 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
 
 def run_caveats(results: Mapping[str, Any]) -> list[str]:
     """What a reader should know of the whole run or comparison, whichever policy it is about."""
-    prepared, prompts = results["prepare"], results[results["primary"]]["table"]["reference"]["prompts"]
+    prepared, reference = results["prepare"], results[results["primary"]]["table"]["reference"]
+    prompts = reference["prompts"]
     found = []
-    if (prepared.get("value") or {}).get("kind") == "constant":
-        found.append("no value estimate beat the constant on held-out prompts")
+    if said := constant_folds(prepared.get("value") or {}):
+        found.append(said)
     if prompts < _FEW_PROMPTS:
-        found.append(f"only {prompts} test prompts")
+        families = (reference.get("reward") or {}).get("families")
+        of = "" if families is None else f" of {families} {'family' if families == 1 else 'families'}, too few to tell"
+        found.append(f"only {prompts} test prompts{of}")
     return [*found, *results.get("scoring_caveats", []), *_cuts(prepared)]
 
 

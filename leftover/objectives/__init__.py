@@ -54,7 +54,13 @@ OBJECTIVES: dict[str, Objective] = {
         importance_weights=token_importance,
     ),
     # Others for scored rows.
-    "awr": Objective(offline.awr, offline.AWRSettings, _ADVANTAGE | {"advantage_scale"}, metrics=offline.awr_metrics),
+    "awr": Objective(
+        offline.awr,
+        offline.AWRSettings,
+        _ADVANTAGE | {"advantage_mean", "advantage_scale"},
+        row_weight=offline.awr_row_weight,
+        metrics=offline.awr_metrics,
+    ),
     "kto": Objective(
         offline.kto,
         offline.KTOSettings,
@@ -69,7 +75,7 @@ OBJECTIVES: dict[str, Objective] = {
     "qrpo": Objective(
         offline.qrpo, offline.QRPOSettings, _REWARD | _REFERENCE | {"reward_quantile"}, metrics=offline.qrpo_metrics
     ),
-    "var": Objective(offline.var, offline.VARSettings, _REWARD | {"log_normaliser"}),
+    "var": Objective(offline.var, offline.VARSettings, _REWARD | {"log_normaliser"}, row_weight=offline.var_row_weight),
 }
 
 # The released scripts' variants, for `released_code: true`: script -> name -> objective.

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from leftover.objectives.advantage import beyond_rounding
+
 # Columns of the training rows by name, [N] each.
 Columns = dict[str, np.ndarray]
 
@@ -29,6 +31,17 @@ class CompletionBatch(NamedTuple):
     advantage: Float[Tensor, " B"]
     group: Int[Tensor, " B"]
     extras: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple default, never written to
+    # R is `reward` + `reward_low`: what float32 loses, which tells 16,777,217 from 16,777,216. None: nothing is lost.
+    reward_low: Float[Tensor, " B"] | None = None
+
+
+def above(batch: CompletionBatch, threshold: float) -> Bool[Tensor, " B"]:
+    """R > threshold, as exactly as float64 compares; not where the two differ by rounding."""
+    if batch.reward_low is None:
+        return batch.reward > threshold
+    near = batch.reward.new_tensor(threshold)
+    difference = (batch.reward - near) + (batch.reward_low - (threshold - near.item()))
+    return beyond_rounding(difference, near) > 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,8 @@ class Objective:
     # With unit "group": which of the selected rows the loss can use (`leftover.objectives.groups`).
     usable: Callable[[Columns, np.ndarray], np.ndarray] | None = None
     draw_by: str | None = None  # column that weighs the loss, and the drawing under `priority`
+    # How much the loss weighs each training row, [N], if that is known before training and is not the column `draw_by`.
+    row_weight: Callable[[Columns, Any], np.ndarray] | None = None
     # The unclipped importance weights of the loss and the mask of the valid ones, for the log.
     importance_weights: Callable[[CompletionBatch, Any], tuple[Tensor, Tensor]] | None = None
     # What else is logged of a batch: vectors by name, whose means are taken.

@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from leftover.objectives.advantage import advantage
 from leftover.objectives.batch import Columns, CompletionBatch
 
 _UNKNOWN = 0.5  # between rejected (0) and chosen (1)
@@ -17,7 +18,7 @@ def ranked_groups(batch: CompletionBatch, by_choice: bool = False) -> tuple[Int[
     before the others and rejected ones after them. Equal rows keep their order.
     """
     ids, member_of = batch.group.unique(return_inverse=True)
-    order = batch.reward.argsort(descending=True, stable=True)
+    order = by_reward(batch)
     if by_choice and "is_chosen" in batch.extras:
         choice = batch.extras["is_chosen"].nan_to_num(nan=_UNKNOWN)
         order = order[choice[order].argsort(descending=True, stable=True)]
@@ -25,6 +26,14 @@ def ranked_groups(batch: CompletionBatch, by_choice: bool = False) -> tuple[Int[
     sizes = member_of.bincount(minlength=len(ids))
     mask = torch.arange(int(sizes.max()), device=sizes.device) < sizes[:, None]
     return torch.zeros_like(mask, dtype=order.dtype).masked_scatter(mask, order), mask
+
+
+def by_reward(batch: CompletionBatch) -> Int[Tensor, " B"]:
+    """The rows in order of reward, highest first, as float64 tells them apart; equal rows keep their order."""
+    if batch.reward_low is None:
+        return batch.reward.argsort(descending=True, stable=True)
+    order = batch.reward_low.argsort(descending=True, stable=True)
+    return order[batch.reward[order].argsort(descending=True, stable=True)]
 
 
 def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
@@ -38,7 +47,7 @@ def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
     for rows in _groups(columns, selected):
         ranked = rows[np.lexsort((-reward[rows], -choice[rows]))]
         best, worst = ranked[0], ranked[-1]
-        if (choice[best], reward[best]) != (choice[worst], reward[worst]):
+        if choice[best] != choice[worst] or _differ(reward[[best, worst]]):
             keep[[best, worst]] = True
     return keep
 
@@ -47,8 +56,13 @@ def unequal(columns: Columns, selected: np.ndarray) -> np.ndarray:
     """[N] bool: the selected rows of prompts that have several of them whose rewards are not all equal."""
     keep = np.zeros(len(selected), bool)
     for rows in _groups(columns, selected):
-        keep[rows] = len(rows) > 1 and np.ptp(columns["reward"][rows]) > 0
+        keep[rows] = len(rows) > 1 and _differ(columns["reward"][rows])
     return keep
+
+
+def _differ(rewards: np.ndarray) -> bool:
+    """Whether the rewards of a prompt differ by more than rounding."""
+    return bool((advantage(rewards, np.full_like(rewards, rewards.min())) > 0).any())
 
 
 def members_of(group: np.ndarray) -> list[np.ndarray]:

@@ -14,6 +14,8 @@ from leftover.objectives.groups import ranked_groups
 from leftover.objectives.pointwise import MAX_LOGRATIO
 from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
+_ENDS = ("amax", "amin")
+
 
 @dataclass(frozen=True, config=CHECKED)
 class DPOSettings:
@@ -62,18 +64,21 @@ def pro(batch: CompletionBatch, settings: PROSettings) -> Float[Tensor, " G"]:
     index, mask = ranked_groups(batch)
     logprob = sequence_logprobs(batch.logprobs, batch.mask)
     score, reward = (logprob / batch.mask.sum(-1))[index], batch.reward[index]
+    low = torch.zeros_like(reward) if batch.reward_low is None else batch.reward_low[index]
     loss = -settings.sft_weight * ((mask.sum(1) - 1) ** 2 * logprob[index[:, 0]])
     for k in range(index.shape[1] - 1):
-        loss = loss + _rank_loss(score[:, k:], reward[:, k:], mask[:, k:])
+        difference = reward[:, k : k + 1] - reward[:, k + 1 :]
+        difference = torch.where(difference == 0, low[:, k : k + 1] - low[:, k + 1 :], difference)
+        loss = loss + _rank_loss(score[:, k:], difference, mask[:, k:])
     return loss
 
 
 def _rank_loss(
-    score: Float[Tensor, "G m"], reward: Float[Tensor, "G m"], mask: Bool[Tensor, "G m"]
+    score: Float[Tensor, "G m"], difference: Float[Tensor, "G l"], mask: Bool[Tensor, "G m"]
 ) -> Float[Tensor, " G"]:
-    """The first completion of each row against the others; 0 if the row has no others."""
+    """The first completion of each row against the l = m - 1 others; 0 if the row has no others."""
     worse = mask[:, 1:]
-    temperature = (reward[:, :1] - reward[:, 1:]).masked_fill(~worse, 0.0)
+    temperature = difference.masked_fill(~worse, 0.0)
     best = temperature.amax(1, keepdim=True) * score[:, :1]
     rest = (temperature * score[:, 1:]).masked_fill(~worse, float("-inf"))
     return torch.where(worse.any(1), torch.cat([best, rest], 1).logsumexp(1) - best.squeeze(1), 0.0)
@@ -100,9 +105,16 @@ def grpo_offline(batch: CompletionBatch, settings: GRPOSettings) -> Float[Tensor
 def group_advantage(batch: CompletionBatch) -> Float[Tensor, " B"]:
     """(R - mean) / (sd + 1e-4) of every completion, mean and sample standard deviation over its group."""
     _, member_of, sizes = batch.group.unique(return_inverse=True, return_counts=True)
-    reward = torch.zeros_like(batch.reward[: len(sizes)])
-    centred = batch.reward - (reward.index_add(0, member_of, batch.reward) / sizes)[member_of]
-    variance = reward.index_add(0, member_of, centred.square()) / (sizes - 1).clamp(min=1)
+    zeros = torch.zeros_like(batch.reward[: len(sizes)])
+
+    def centre(values: Tensor) -> Tensor:
+        return values - (zeros.index_add(0, member_of, values) / sizes)[member_of]
+
+    centred = centre(batch.reward)
+    if batch.reward_low is not None:  # all that is left of rewards that float32 cannot tell apart
+        highest, lowest = (zeros.scatter_reduce(0, member_of, batch.reward, how, include_self=False) for how in _ENDS)
+        centred = torch.where((highest == lowest)[member_of], centre(batch.reward_low), centred)
+    variance = zeros.index_add(0, member_of, centred.square()) / (sizes - 1).clamp(min=1)
     return centred / (variance.sqrt() + 1e-4)[member_of]
 
 

@@ -6,11 +6,12 @@ Every function returns the loss of each completion, shape [B].
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from leftover.objectives.batch import CompletionBatch, log_ratio, sequence_logprobs
+from leftover.objectives.batch import Columns, CompletionBatch, above, log_ratio, sequence_logprobs
 from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
 
@@ -48,17 +49,32 @@ class VARSettings:
 def awr(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:
     """Advantage-weighted regression: likelihood weighted by the exponential of the advantage, negative ones too.
 
-    loss = -min(exp(A / tau), w_max) lp                                     (arXiv 1910.00177, algorithm 1)
+    loss = -min(exp((A - m) / tau), w_max) lp                               (arXiv 1910.00177, algorithm 1)
 
-    tau = temperature times the extra `advantage_scale`, as in the authors' code, which standardises A.
+    m is the extra `advantage_mean` and tau the temperature times the extra `advantage_scale`: the authors' code
+    (github.com/xbpeng/awr, AWRAgent._calc_adv) standardises A. Without the bound m would scale all weights alike.
     """
     return -awr_weight(batch, settings) * sequence_logprobs(batch.logprobs, batch.mask)
 
 
 def awr_weight(batch: CompletionBatch, settings: AWRSettings) -> Float[Tensor, " B"]:
-    """min(exp(A / tau), w_max)."""
-    log_weight = batch.advantage / (settings.temperature * batch.extras["advantage_scale"])
+    """min(exp((A - m) / tau), w_max)."""
+    centred = batch.advantage - batch.extras["advantage_mean"]
+    log_weight = centred / (settings.temperature * batch.extras["advantage_scale"])
     return log_weight.clamp(max=math.log(settings.max_weight)).exp()
+
+
+def awr_row_weight(columns: Columns, settings: AWRSettings) -> np.ndarray:
+    """`awr_weight` of all training rows, [N]."""
+    mean, scale = advantage_moments(columns["advantage"])
+    log_weight = (columns["advantage"] - mean) / (settings.temperature * scale)
+    return np.exp(np.minimum(log_weight, math.log(settings.max_weight)))
+
+
+def advantage_moments(advantage: np.ndarray) -> tuple[float, float]:
+    """Mean and population standard deviation of the training rows' advantages [N]; a deviation of 0 is taken as 1."""
+    known = advantage[np.isfinite(advantage)]
+    return float(known.mean()), float(known.std()) or 1.0
 
 
 def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
@@ -79,10 +95,10 @@ def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:
 def desirable(batch: CompletionBatch, settings: KTOSettings) -> Bool[Tensor, " B"]:
     """The labels of kto: R above the threshold; without one the row's own `label`, or else R above V."""
     if settings.threshold is not None:
-        return batch.reward > settings.threshold
-    above = batch.advantage > 0
+        return above(batch, settings.threshold)
+    better = batch.advantage > 0
     label = batch.extras.get("label")
-    return above if label is None else torch.where(label.isnan(), above, label > 0)
+    return better if label is None else torch.where(label.isnan(), better, label > 0)
 
 
 def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
@@ -100,12 +116,13 @@ def dro(batch: CompletionBatch, settings: DROSettings) -> Float[Tensor, " B"]:
 
 
 def qrpo(batch: CompletionBatch, settings: QRPOSettings) -> Float[Tensor, " B"]:
-    """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is known.
+    """Quantile reward policy optimisation: the log-ratio regresses its optimum, whose normaliser is that of quantiles.
 
     loss = (q - beta log Z - beta D)^2,  Z = beta (exp(1 / beta) - 1)       (arXiv 2507.08068, equation 11)
 
     q, the extra `reward_quantile`, is the share of the reference's own completions of the prompt whose reward is at
-    most R.
+    most R. Z is exact for rewards without ties and many completions, whose q is uniform; of n completions q has n + 1
+    values, and of rewards with few values (0 and 1) as few, so that log Z is an approximation.
     """
     beta = settings.beta
     # log Z without exp(1 / beta), which overflows.
@@ -122,6 +139,11 @@ def var(batch: CompletionBatch, settings: VARSettings) -> Float[Tensor, " B"]:
     """
     weight = (batch.reward / settings.temperature - batch.extras["log_normaliser"]).exp()
     return -weight * sequence_logprobs(batch.logprobs, batch.mask)
+
+
+def var_row_weight(columns: Columns, settings: VARSettings) -> np.ndarray:
+    """exp(R / lambda) of all training rows up to a factor, [N]."""
+    return np.exp((columns["reward"] - np.nanmax(columns["reward"])) / settings.temperature)
 
 
 def awr_metrics(batch: CompletionBatch, settings: AWRSettings) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
+from leftover.objectives.advantage import advantage
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import selection_rows, training_mask
 from leftover.recipe.data_section import Constant, DataSection
@@ -136,13 +137,14 @@ def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
         inside = trains & (everything["is_chosen"] == 1) if chosen_only else trains
         columns = {key: values[inside] for key, values in everything.items()}
         scores = columns["reward"]
-        if "reward" in needs and not np.isfinite(scores).any():
+        known = scores[np.isfinite(scores)]
+        if "reward" in needs and not len(known):
             raise UserError(
                 f"{policy} needs scores, and no {'chosen ' * chosen_only}training row has one; {NAME_SCORES}"
             )
         if (
             "advantage" in needs
-            and np.nanmax(scores) == np.nanmin(scores)
+            and not advantage(known, np.full_like(known, known.min())).any()
             and value_targets(recipe, reward) != "reference_samples"
         ):
             # Left to the arithmetic, advantages of rounding errors would be trained on.
@@ -150,7 +152,7 @@ def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
             if chosen_only:
                 which, remedy = "with data.train_on: chosen ", "set data.train_on: all, give scores in chosen_reward"
             raise UserError(
-                f"{policy}: {which}all recorded rewards are equal ({np.nanmax(scores):g}), so that no training "
+                f"{policy}: {which}all recorded rewards are equal ({known.max():g}), so that no training "
                 f"row has a positive advantage; {remedy}, or give reward.functions"
             )
         if "nonnegative_reward" in needs:

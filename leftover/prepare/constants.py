@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import Tensor
 
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
-from leftover.metrics import effective_sample_size
+from leftover.metrics import FEW_ROWS, effective_sample_size
 from leftover.models.generate import generate
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
@@ -198,17 +197,19 @@ def values_and_advantages(
     values, report = estimate_values(
         constants, settings, targets, seed=reference.seed, hidden=reference.hidden, sample_rewards=sample_rewards
     )
-    reward = torch.from_numpy(constants.reward.copy())
-    return values, advantage(reward, torch.from_numpy(values)).numpy(), report
+    return values, advantage(constants.reward, values), report
 
 
 def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:
-    """How many training rows are left over, how large their advantages are, how evenly they carry the run."""
+    """How many training rows are left over, how large their advantages are, how evenly they carry the run.
+
+    The effective sample size is that of A^2: by default rows are drawn in proportion to A and multiplied by it.
+    """
     scored = advantages[np.isfinite(advantages)]
-    positive = scored[leftover_mask(torch.from_numpy(scored)).numpy()]
+    positive = scored[leftover_mask(scored)]
     quantiles = np.quantile(scored, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist() if len(scored) else []
-    ess = effective_sample_size(positive)
-    if len(positive) and ess < 0.1 * len(positive):
+    ess = effective_sample_size(np.square(positive))
+    if ess < FEW_ROWS * len(positive):
         log.warning("leftover: few rows carry the run (effective sample size %.0f of %d)", ess, len(positive))
     log.info("leftover: %d of %d training rows, effective sample size %.0f", len(positive), len(scored), ess)
     return {

@@ -160,17 +160,17 @@ def reward_against_value(value: np.ndarray, reward: np.ndarray, bins: Sequence[M
 
 
 def weight_curve(advantage: np.ndarray) -> Chart | None:
-    """The share of the drawing weight max(A, 0) that the heaviest rows carry, against rows of equal weight."""
-    weights = np.sort(advantage[advantage > 0])[::-1]
+    """The share of the weight max(A, 0)^2 that the heaviest rows carry, against rows of equal weight."""
+    weights = np.square(np.sort(advantage[advantage > 0])[::-1])
     if len(weights) < 2:
         return None
     rows, at = np.linspace(0, 1, 101), np.arange(len(weights) + 1) / len(weights)
     carried = np.interp(rows, at, np.append(0, np.cumsum(weights) / weights.sum()))
 
     def paint(axis: "Axes") -> None:
-        axis.plot(rows, carried, color=SERIES[0], label="drawn by advantage")
+        axis.plot(rows, carried, color=SERIES[0], label="drawn and weighted by advantage")
         axis.fill_between(rows, rows, carried, color=SERIES[0], alpha=0.15, lw=0)
-        axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="drawn alike")
+        axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="all alike")
         axis.set(xlabel="share of the leftover rows, heaviest first", ylabel="share of the weight")
 
     said = f"The heaviest tenth of rows has {carried[10]:.0%} of the weight, the heaviest half {carried[50]:.0%}."

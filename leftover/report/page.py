@@ -15,6 +15,7 @@ from leftover.evaluation.measures import number
 from leftover.evaluation.tables import training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
+from leftover.prepare.value.described import described
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import rows_of_table
 from leftover.report.completions import side_by_side
@@ -174,6 +175,7 @@ def _environment() -> "Environment":
         "own": Markup,  # page.css and page.js
         "short": lambda text: shorten(text.strip(), _SHOWN),
         "number": _with_minus,
+        "described": described,
     }
     return environment
 

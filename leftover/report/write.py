@@ -11,6 +11,7 @@ from leftover.evaluation.measures import number
 from leftover.evaluation.tables import Grid, escape, markdown_table, result_grid
 from leftover.evaluation.verdict import verdict
 from leftover.monitoring.terminal import console, visible
+from leftover.prepare.value.described import described
 from leftover.report.curves import draw_curves
 from leftover.report.embedded import shorten
 from leftover.report.page import TEMPLATES, run_view, write_page
@@ -52,6 +53,7 @@ def _environment() -> "Environment":
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"q": escape, "quote": quote, "number": number, "table": lambda grid: markdown_table(*grid)}
+    environment.filters |= {"described": described}
     return environment
 
 

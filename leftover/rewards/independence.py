@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from leftover.metrics import Interval
+from leftover.metrics import FEW_CLUSTERS, Interval
 from leftover.recipe.sections import Recipe
 
 # What a scorer without any knowledge gets, by the statistic of `leftover.rewards.quality`.
@@ -32,7 +32,9 @@ def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
     for artifact, of_artifact in facts.items():
         for statistic, chance in _CHANCE.items():
             found = of_artifact.get(statistic)
-            if found and found["low"] is not None and found["low"] <= chance:
+            if found and of_artifact.get("held_out_families", FEW_CLUSTERS) < FEW_CLUSTERS:
+                yield f"{artifact} was checked on too few held-out families to tell: {of_artifact['held_out_families']}"
+            elif found and found["low"] is not None and found["low"] <= chance:
                 yield f"{artifact} may be no better than chance: {facts_text({statistic: found})}"
 
 

@@ -50,7 +50,7 @@ def spearman(scores: np.ndarray, rewards: np.ndarray) -> Weighted:
     return weighted
 
 
-def bootstrap(statistic: Weighted, clusters: np.ndarray) -> Interval:
+def bootstrap(statistic: Weighted, clusters: np.ndarray, limits: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
     """A statistic of weighted rows with its 95 % interval (see `bootstrap_ends`) by the clusters [N] of the rows."""
     ids = np.unique(clusters, return_inverse=True)[1]
     num_clusters = int(ids.max()) + 1
@@ -61,7 +61,7 @@ def bootstrap(statistic: Weighted, clusters: np.ndarray) -> Interval:
     def resampled(drawn: np.ndarray) -> np.ndarray:
         return np.array([statistic(np.bincount(one, minlength=num_clusters)[ids]) for one in drawn])
 
-    return Interval(value, *bootstrap_ends(resampled, num_clusters))
+    return Interval(value, *bootstrap_ends(resampled, num_clusters, limits=limits))
 
 
 def held_out_facts(scores: np.ndarray, rows: Examples) -> dict[str, Any]:
@@ -72,10 +72,11 @@ def held_out_facts(scores: np.ndarray, rows: Examples) -> dict[str, Any]:
     facts: dict[str, Any] = {"held_out_rows": len(scores), "held_out_families": len(set(rows.families))}
     if rows.target == "pairs":
         chosen, rejected = rows.pairs.T
-        interval = bootstrap_interval((np.sign(scores[chosen] - scores[rejected]) + 1) / 2, rows.families[chosen])
+        shares = (np.sign(scores[chosen] - scores[rejected]) + 1) / 2
+        interval = bootstrap_interval(shares, rows.families[chosen], limits=(0, 1))
         return facts | {"held_out_pairs": len(chosen), "held_out_pair_accuracy": _rounded(interval)}
-    name, statistic = ("auc", auc) if rows.target == "label" else ("spearman", spearman)
-    facts[f"held_out_{name}"] = _rounded(bootstrap(statistic(scores, rows.scores), rows.families))
+    name, statistic, lowest = ("auc", auc, 0) if rows.target == "label" else ("spearman", spearman, -1)
+    facts[f"held_out_{name}"] = _rounded(bootstrap(statistic(scores, rows.scores), rows.families, (lowest, 1)))
     prompts = [prompt_text(prompt) for prompt in rows.prompts]
     accuracy, count = pair_accuracy(scores, rows.scores, prompts, max_group_rows=_MAX_ROWS_OF_A_PROMPT)
     if count:

@@ -28,12 +28,13 @@ class CompletionRecord(TypedDict, total=False):
     sampler_reference_logprob: float
 
 
-class IntervalRecord(TypedDict):
+class IntervalRecord(TypedDict, total=False):
     """A mean with its 95 % interval, as JSON holds it."""
 
-    mean: float
-    low: float
-    high: float
+    mean: Required[float]
+    low: Required[float]
+    high: Required[float]
+    families: int  # of prompts, only if they are too few (`leftover.metrics.FEW_CLUSTERS`) for the interval to tell
 
 
 class Difference(TypedDict):

@@ -25,6 +25,12 @@ class DrawOrder(NamedTuple):
         """Row indices of batch i, shape [rows in the batch]."""
         return self.indices[self.offsets[i] : self.offsets[i + 1]]
 
+    def units_per_batch(self, groups: np.ndarray | None = None) -> float:
+        """The mean number of rows in a batch of the run; with `groups` [N] ids, of groups."""
+        if groups is None:
+            return len(self.indices) / self.num_batches
+        return float(np.mean([len(np.unique(groups[self.batch(i)])) for i in range(self.num_batches)]))
+
 
 def draw_batches(
     weights: np.ndarray | None,

@@ -1,5 +1,6 @@
 """Extras: what only single objectives need of a batch (`CompletionBatch.extras`), one provider a name."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch
+from leftover.objectives.offline import advantage_moments
 from leftover.store.table import column
 from leftover.training.policy_trainer import PolicyTrainer
 
@@ -67,23 +69,42 @@ class MismatchedLogratio(Provider):
         return summed / count
 
 
-class AdvantageScale(Provider):
-    """[] the standard deviation of the training rows' advantages."""
+class AdvantageMean(Provider):
+    """[] the mean of the training rows' advantages."""
+
+    place = 0
 
     def __init__(self, trainer: "TrainsAlong"):
         super().__init__(trainer)
-        advantages = torch.from_numpy(column(trainer.train_dataset, "advantage").copy())
-        scale = advantages[advantages.isfinite()].std(correction=0)
-        self.scale = torch.where(scale > 0, scale, 1.0).float()
+        self.found = torch.tensor(advantage_moments(column(trainer.train_dataset, "advantage"))[self.place])
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
-        return self.scale.to(batch.advantage.device)
+        return self.found.to(batch.advantage.device)
+
+
+class AdvantageScale(AdvantageMean):
+    """[] the standard deviation of the training rows' advantages."""
+
+    place = 1
 
 
 class LogNormaliser(Provider):
-    """[] log of the mean of exp(R / temperature) over the rows of the whole optimizer step, on all processes."""
+    """[] log of the mean of exp(R / temperature) over the rows of the whole optimizer step, on all processes.
+
+    Under a token budget over all draws of the run: a long row that is alone in its step would always weigh 1.
+    """
+
+    def __init__(self, trainer: "TrainsAlong"):
+        super().__init__(trainer)
+        self.of_run: Tensor | None = None
+        if trainer.args.max_tokens_per_batch:
+            drawn = column(trainer.train_dataset, "reward")[trainer.draw_order.indices]
+            scaled = torch.from_numpy(drawn) / trainer.settings.temperature
+            self.of_run = (scaled.logsumexp(0) - math.log(len(scaled))).float()
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> Tensor:
+        if self.of_run is not None:
+            return self.of_run.to(batch.reward.device)
         rewards = torch.cat([b["reward"].to(batch.reward.device) for b in self.trainer.step_batches or [inputs]])
         log_sum = (rewards / self.trainer.settings.temperature).logsumexp(0)
         parts = torch.stack([log_sum, rewards.new_tensor(len(rewards)).log()])
@@ -117,6 +138,7 @@ class SoftValue(Provider):
 
 PROVIDERS: dict[str, type[Provider]] = {
     "mismatched_logratio": MismatchedLogratio,
+    "advantage_mean": AdvantageMean,
     "advantage_scale": AdvantageScale,
     "log_normaliser": LogNormaliser,
     "soft_value": SoftValue,
@@ -134,6 +156,7 @@ class TrainsAlong(PolicyTrainer):
 
     providers: dict[str, Provider]
     settings: Any  # the objective's own
+    draw_order: Any  # a `DrawOrder`, or None without training rows
     step_batches: list[dict[str, Tensor]]  # of the optimizer step in progress, on this process
 
     def with_extras(self, model: nn.Module, inputs: dict[str, Tensor], batch: CompletionBatch) -> CompletionBatch:

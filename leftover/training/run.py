@@ -31,7 +31,7 @@ from leftover.store.manifest import Key, read_json
 from leftover.store.table import Table
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
-from leftover.training.settings import effective, policy_settings, reference_args, subject, training_args
+from leftover.training.settings import policy_settings, reference_args, settings_key, subject, training_args
 from leftover.training.trainer import LoLTrainer
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def fit_reference(run: Run) -> None:
         "base": base_key(run),
         "model": recipe.model.model_dump(include={"dtype", "attn_implementation", "lora"}),
         "rows": recipe.data.train_on,
-        "train": effective(recipe.reference.train),
+        "train": settings_key(recipe.reference.train),
         "seed": run.seed,
     } | recipe.quantization_key
     if run.manifest.begin("reference", key, partial(run.discard, folder)).finished:
@@ -92,7 +92,7 @@ def policy_key(run: Run, name: str, seed: int) -> Key:
     recipe, table = run.recipe, run.table
     return {
         "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table, name))},
-        "settings": effective(policy_settings(recipe, name)),
+        "settings": settings_key(policy_settings(recipe, name)),
         "lora": recipe.model.lora.model_dump() if recipe.model.lora else None,
         "rows": recipe.data.train_on,
         "selection": recipe.evaluate.max_selection_prompts,

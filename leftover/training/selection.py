@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from leftover.errors import PYTHON, UserError
 from leftover.objectives import Columns, Objective
+from leftover.objectives.advantage import beyond_rounding, leftover_mask
 from leftover.objectives.requirements import ROW_NUMBERS, check_groups, check_requirements
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.store.table import column, list_lengths
@@ -34,6 +35,8 @@ def training_columns(rows: Dataset) -> Columns:
     columns = {name: column(rows, name) for name in (*ROW_NUMBERS, "group") if name in rows.column_names}
     if "is_chosen" in rows.column_names:
         columns["is_chosen"] = column(rows, "is_chosen").astype(np.float64)  # true, false or none
+    if {"reward", "advantage"} <= columns.keys():  # those that a user prepared, or an earlier version
+        columns["advantage"] = beyond_rounding(columns["advantage"], columns["reward"])
     columns["length"] = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
     return columns
 
@@ -56,7 +59,7 @@ def select_rows(
         if name in needs or name == chosen_by:
             selected &= np.isfinite(columns[name])
     if rows == "leftover":
-        selected &= np.nan_to_num(columns["advantage"], nan=-1.0) > 0
+        selected &= leftover_mask(columns["advantage"])
         if not selected.any():
             raise UserError(
                 "no training row has a positive advantage: every reward is at or below its value estimate"
@@ -91,6 +94,19 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
     if not weights.sum() > 0:
         raise UserError(f"no selected row has a positive {objective.draw_by}: there is nothing to draw by priority")
     return weights
+
+
+def total_weights(args: LoLConfig, columns: Columns, drawing: np.ndarray) -> np.ndarray:
+    """[N] how much every row weighs in a run, up to a factor: how often it is drawn, times its weight in the loss.
+
+    Drawn by A and multiplied by A, a row weighs A^2. What importance weights add is not known before training.
+    """
+    objective = objective_of(args)
+    if objective.row_weight is not None:
+        return drawing * np.nan_to_num(objective.row_weight(columns, objective_settings(args)))
+    if objective.draw_by is None or args.draw == "priority_unweighted":
+        return drawing
+    return drawing * np.clip(np.nan_to_num(columns[objective.draw_by]), 0.0, None)
 
 
 def selection(args: LoLConfig, columns: Columns) -> Selection:

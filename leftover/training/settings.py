@@ -29,6 +29,19 @@ def effective(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _SILENT}
 
 
+def settings_key(settings: dict[str, Any]) -> dict[str, Any]:
+    """Training settings as they stand in keys.
+
+    Those that once meant something else have a word more: what was trained under them then is trained anew.
+    """
+    found = effective(settings)
+    if found.get("max_tokens_per_batch"):
+        found["loss_divided_by"] = "units of a step on average"  # once: of this step
+    if found.get("objective") == "awr":
+        found["advantages"] = "centred"
+    return found
+
+
 def policy_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     """Fields of LoLConfig (online: of PPOConfig) of one policy: the shared ones and its own."""
     shared, own = recipe.train, recipe.policies[name]

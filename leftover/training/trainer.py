@@ -1,5 +1,6 @@
 """`LoLTrainer`: transformers' Trainer with our loss, our order of the data and our evaluation."""
 
+import logging
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
-from leftover.metrics import effective_sample_size
+from leftover.metrics import FEW_ROWS, effective_sample_size
 from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
+from leftover.objectives.advantage import beyond_rounding
 from leftover.objectives.requirements import check_columns
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.in_memory import prepare_rows
@@ -21,9 +23,11 @@ from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settin
 from leftover.training.draws import DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
-from leftover.training.selection import run_order, selection, training_columns
+from leftover.training.selection import run_order, selection, total_weights, training_columns
 
 __all__ = ["LoLConfig", "LoLTrainer"]
+
+log = logging.getLogger(__name__)
 
 
 class LoLTrainer(TrainsAlong):
@@ -48,6 +52,8 @@ class LoLTrainer(TrainsAlong):
     args: LoLConfig
     objective: Objective
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
+    # Under a token budget: completions or groups of an optimizer step, the mean over the run.
+    expected_units: float | None = None
 
     def _prepare(
         self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
@@ -67,8 +73,18 @@ class LoLTrainer(TrainsAlong):
             return
         columns = training_columns(self.train_dataset)
         selected, weights, self.selection_facts = selection(self.args, columns)
-        self.num_selected, self.effective_sample_size = int(selected.sum()), effective_sample_size(weights)
+        self.num_selected = int(selected.sum())
+        self.effective_sample_size = effective_sample_size(total_weights(self.args, columns, weights))
+        if self.effective_sample_size < FEW_ROWS * self.num_selected:
+            log.warning(
+                "%s: few rows carry the run (effective sample size %.0f of %d)",
+                self.args.objective, self.effective_sample_size, self.num_selected,
+            )  # fmt: skip
         self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
+        if self.args.max_tokens_per_batch:
+            by_group = columns["group"] if self.objective.unit == "group" else None
+            batches = self.args.gradient_accumulation_steps * self.args.world_size
+            self.expected_units = self.draw_order.units_per_batch(by_group) * batches
         self.trained_tokens = int(columns["length"][self.draw_order.indices].sum())
         needs = self.objective.needs(self.settings)
         who = f"the objective '{self.args.objective}'"
@@ -102,8 +118,14 @@ class LoLTrainer(TrainsAlong):
         return self.accelerator.prepare(loader)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Units (completions or groups) of the whole optimizer step, over micro-batches and processes."""
+        """Units (completions or groups) of the whole optimizer step, over micro-batches and processes.
+
+        A token budget puts many short rows into a step or a few long ones. The mean over each step would weigh a row by
+        its length, so that the divisor is the number that a step has on average: every draw weighs the same.
+        """
         self.step_batches = batch_samples
+        if self.expected_units is not None:
+            return torch.tensor(self.expected_units, device=device)
         by_group = self.objective.unit == "group"
         units = sum(len(b["group"].unique()) if by_group else len(b["group"]) for b in batch_samples)
         return self.accelerator.gather(torch.tensor(units, device=device)).sum()
@@ -136,8 +158,9 @@ class LoLTrainer(TrainsAlong):
             reference_logprobs=inputs["reference_logprobs"],
             reward=inputs["reward"],
             value=inputs["value"],
-            advantage=inputs["advantage"],
+            advantage=beyond_rounding(inputs["advantage"], inputs["reward"]),
             group=inputs["group"],
+            reward_low=inputs.get("reward_low"),
         )
         if self.args.draw == "priority_unweighted" and self.objective.draw_by is not None:
             ones: dict[str, Any] = {self.objective.draw_by: torch.ones_like(batch.advantage)}

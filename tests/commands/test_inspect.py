@@ -21,6 +21,7 @@ from leftover.report.analysis.analysis import (
 )
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows, value_of_words
+from leftover.report.page import write_inspection
 from tests.conftest import scored_rows
 
 
@@ -98,8 +99,8 @@ def test_the_leftover_share_of_every_source() -> None:
     advantages = np.array([1.0, -1.0, 3.0, np.nan, -1.0, 0.0])
     table = leftover_by_source(sources, np.arange(6.0), advantages)
     assert [(r["source"], r["rows"], r["leftover"], r["weight"]) for r in table] == [
-        ("a", 2, 1, 0.25),
-        ("b", 2, 1, 0.75),
+        ("a", 2, 1, 0.1),
+        ("b", 2, 1, 0.9),
         ("None", 1, 0, 0.0),
     ]
     assert leftover_by_source(["a", "a"], np.ones(2), np.ones(2)) == []
@@ -145,7 +146,33 @@ def test_the_analysis_counts_what_it_leaves_out_and_orders_both_ends() -> None:
     assert (found["rows"], found["leftover"], found["without_advantage"]) == (4, 2, 1)
     assert [row["prompt"] for row in found["heaviest"]] == ["text 0", "text 4"]
     assert [row["prompt"] for row in found["dropped"]] == ["text 2", "text 1"], "A = 0 is not left over"
-    assert found["effective_sample_size"] == pytest.approx(9 / 5)  # weights 2 and 1
+    assert found["effective_sample_size"] == pytest.approx(25 / 17)  # advantages 2 and 1: weights 4 and 1
+
+
+def test_a_constant_value_has_no_slope_and_the_page_says_why(tmp_path: Path) -> None:
+    # Of five folds each has the mean of the others: reward falls by 4 where the value rises by 1, and says nothing.
+    fold = np.arange(100) % 5
+    reward = fold + np.random.default_rng(0).normal(0, 0.1, 100)
+    means = np.array([reward[fold != i].mean() for i in range(5)])
+    assert calibration(means[fold], reward)["slope"] == pytest.approx(-4)
+    found = rows(list(reward), list(means[fold]))
+    found.about_value = {"kind": "constant", "targets": "recorded", "r2": 0.0, "kinds_by_fold": ["constant"] * 6}
+    analysis = analyse(found)
+    assert analysis["calibration"]["slope"] is None and len(analysis["calibration"]["bins"]) == 5
+    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "a slope is left out" in page and "has the slope" not in page
+    # Where other folds took ridge, the slope is theirs.
+    found.value = np.where(fold < 2, means[fold], reward / 2)
+    found.about_value |= {"kind": "mixed", "kinds_by_fold": ["constant"] * 2 + ["ridge"] * 4}
+    found.about_value |= {"constants": means[:2].tolist(), "rows_by_kind": {"constant": 40, "ridge": 60}}
+    analysis = analyse(found)
+    assert analysis["calibration"]["slope"] == pytest.approx(2)
+    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "ridge in 3 of 5 folds (60 rows)" in page and "whose value is no constant" in page
+
+
+def test_advantages_of_rounding_are_not_left_over() -> None:
+    assert analyse(rows([0.3, 0.3, 0.1 + 0.2], [0.3 - 5.6e-17, 0.3 + 5.6e-17, 0.3]))["leftover"] == 0
 
 
 def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable, capsys: Any, monkeypatch: Any) -> None:

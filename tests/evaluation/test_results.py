@@ -3,9 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
-from leftover.evaluation.statistics import by_source, compare, summarise
+from leftover.evaluation.measures import excludes_zero, interval
+from leftover.evaluation.statistics import by_source, compare, interval_record, summarise
+from leftover.evaluation.verdict import verdict
 
 L = math.log(2)
 FAMILIES = ["a", "a", "b", "b"]
@@ -42,13 +45,31 @@ def test_rewards_are_averaged_over_seeds_with_each_seed_beside_them():
 
 
 def test_the_difference_from_the_reference_is_paired_by_prompt():
-    # 2 2 3 1 less 1 1 2 2 is 1 1 1 -1; family a has the mean 1, family b 0: the ends.
-    assert row_of()["difference_from_reference"] == {"mean": 2 / 4, "low": 0, "high": 1}
+    # 2 2 3 1 less 1 1 2 2 is 1 1 1 -1; family a has the mean 1, family b 0: 1/2 -+ 12.706 x 1/2.
+    ends = {"low": pytest.approx(0.5 - 12.706 / 2, abs=1e-3), "high": pytest.approx(0.5 + 12.706 / 2, abs=1e-3)}
+    assert row_of()["difference_from_reference"] == {"mean": 2 / 4, **ends, "families": 2}
 
 
 def test_intervals_resample_whole_families():
     # Family means 2 and 2 leave nothing to resample, though the prompts differ.
-    assert row_of()["reward"] == {"mean": 2, "low": 2, "high": 2}
+    assert row_of()["reward"] == {"mean": 2, "low": 2, "high": 2, "families": 2}
+
+
+@pytest.mark.parametrize(("count", "said"), [(7, {"families": 7}), (8, {}), (40, {})])
+def test_an_interval_of_too_few_families_says_so(count, said):
+    found = interval_record(np.arange(2.0 * count), np.repeat(np.arange(count), 2))
+    assert found.keys() - {"mean", "low", "high"} == said.keys() and found | said == found
+    assert ("too few to tell: 7 families" in interval(found)) == bool(said)
+    assert excludes_zero(found) == (not said)
+
+
+def test_of_too_few_families_the_verdict_claims_nothing():
+    row = {"prompts": 12, "reward": {"mean": 1.0, "low": 0.9, "high": 1.1, "families": 3}}
+    row["difference_from_reference"] = {"mean": 0.5, "low": 0.4, "high": 0.6, "families": 3}
+    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": {}}}, "prepare": {}}
+    said = verdict(results | {"can_score_new_completions": True})
+    assert "too few to tell: 3 families" in said and "above" not in said
+    assert "12 test prompts of 3 families" in said
 
 
 def test_the_win_rate_is_of_each_seed_and_a_tie_is_one_half():
@@ -73,7 +94,7 @@ def test_components_and_judges_have_intervals_of_their_own():
     columns = {"reward/joy": [1.0, 2, 3, 4], "judge/taste": [0.0, 0, 1, 1]}
     row = row_of({0: make_records([1.0] * 4, **columns)}, make_records([1.0] * 4, **columns))
     assert row["reward/joy"]["mean"] == 2.5 and row["judge/taste"]["mean"] == 0.5
-    assert (row["judge/taste"]["low"], row["judge/taste"]["high"]) == (0, 1)
+    assert row["judge/taste"]["high"] - row["judge/taste"]["low"] == pytest.approx(12.706, abs=1e-3)
 
 
 def test_length_and_diversity_are_averaged_over_seeds():
@@ -184,7 +205,7 @@ def test_the_sources_of_test_prompts_are_kept_apart():
 def test_policies_are_compared_prompt_by_prompt_over_the_seeds_they_share():
     found = compare(OURS, THEIRS, "greedy")
     # Seed 0: 0 1 2 -1; seed 7: 0 -1 0 -1; averaged 0 0 1 -1: both families have the mean 0.
-    assert found["difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["difference"] == {"mean": 0, "low": 0, "high": 0, "families": 2}
     assert found["by_seed"] == {0: 2 / 4, 7: -2 / 4}
     assert found["win_rate"] == ((0.5 + 1 + 1 + 0) / 4 + (0.5 + 0 + 0.5 + 0) / 4) / 2
 

@@ -62,7 +62,7 @@ GENERIC: dict[str, list] = {
     "reward_quantile": [0.75, 0.25, 0.0, 1.0],
     "is_chosen": [math.nan] * 4,
 }
-CONSTANT = {"advantage_scale": 2.0, "mismatched_logratio": 1 / 2, "log_normaliser": 1.0}
+CONSTANT = {"advantage_mean": 0.5, "advantage_scale": 2.0, "mismatched_logratio": 1 / 2, "log_normaliser": 1.0}
 
 
 def generic_batch(rows: Any = (0, 1, 2, 3), **options: Any) -> CompletionBatch:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from leftover.data.collate import Collator
 from leftover.objectives.groups import best_and_worst, ranked_groups, unequal
 from leftover.objectives.groupwise import DPOSettings, GRPOSettings, PROSettings, dpo_metrics, group_advantage
 from tests.objectives.objective_checks import L, check, generic_batch, loss_and_gradient, make_batch
@@ -157,3 +158,33 @@ def test_lists_need_two_completions_of_unequal_reward():
 @pytest.mark.parametrize("usable", [best_and_worst, unequal])
 def test_nothing_selected_is_nothing_usable(usable):
     assert not usable(columns_of([1, 2], [0, 0]), np.zeros(2, bool)).any()
+
+
+# float32 holds these two as one number; the better one stands second.
+CLOSE = (2.0**24, 2.0**24 + 1)
+
+
+def collated(rewards):
+    rows = [{"prompt_ids": [1], "completion_ids": [1], "reward": reward, "group": 0} for reward in rewards]
+    inputs = Collator(0)(rows)
+    assert inputs["reward"][0] == inputs["reward"][1]
+    numbers = {name: inputs[name].double() for name in ("reward", "reward_low")}
+    return make_batch(group=[0] * len(rewards))._replace(**numbers)
+
+
+def test_rewards_that_float32_cannot_tell_apart_are_compared_in_float64():
+    batch = collated(CLOSE)
+    assert ranked_groups(batch)[0].tolist() == [[1, 0]]
+    assert group_advantage(batch)[1] > 0.5 > -0.5 > group_advantage(batch)[0]
+    for name in ("dpo", "pro", "grpo_offline"):
+        _, gradient = loss_and_gradient(name, batch)
+        assert gradient[1].sum() < 0 < gradient[0].sum(), f"{name} lifts the better one"
+    columns = columns_of(CLOSE, [0, 0])
+    for usable in (best_and_worst, unequal):
+        assert rows_of(usable(columns, np.ones(2, bool))) == [0, 1]
+
+
+def test_rewards_that_differ_by_rounding_are_no_pair():
+    columns = columns_of((0.1 + 0.2, 0.3), [0, 0])
+    for usable in (best_and_worst, unequal):
+        assert rows_of(usable(columns, np.ones(2, bool))) == []

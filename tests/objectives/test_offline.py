@@ -2,28 +2,68 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from leftover.data.collate import Collator
 from leftover.objectives import OBJECTIVES
-from leftover.objectives.offline import AWRSettings, DROSettings, KTOSettings, QRPOSettings, VARSettings
+from leftover.objectives.offline import (
+    AWRSettings,
+    DROSettings,
+    KTOSettings,
+    QRPOSettings,
+    VARSettings,
+    advantage_moments,
+    awr_row_weight,
+    awr_weight,
+    desirable,
+)
 from tests.objectives.objective_checks import L, as_doubles, check, loss_and_gradient, make_batch, same
 
 
 def test_awr_weighs_by_the_exponential_of_the_advantage():
-    # A = 2 L and -2 L over a scale of 2: weights 2 and 1/2.
-    batch = make_batch(advantage=(2 * L, -2 * L), advantage_scale=2.0)
+    # A - m = 2 L and -2 L over a scale of 2: weights 2 and 1/2.
+    batch = make_batch(advantage=(5 * L, L), advantage_mean=3 * L, advantage_scale=2.0)
     check("awr", AWRSettings(), [2 * 3 * L, 1 / 2 * 5 * L], [[-2] * 2, [-1 / 2] * 3], batch)
 
 
 def test_awr_at_half_the_temperature_squares_the_weights_and_bounds_them():
-    batch = make_batch(advantage=(2 * L, -2 * L), advantage_scale=2.0)
+    batch = make_batch(advantage=(5 * L, L), advantage_mean=3 * L, advantage_scale=2.0)
     check("awr", AWRSettings(1 / 2), [4 * 3 * L, 1 / 4 * 5 * L], [[-4] * 2, [-1 / 4] * 3], batch)
     check("awr", AWRSettings(1 / 2, 3.0), [3 * 3 * L, 1 / 4 * 5 * L], [[-3] * 2, [-1 / 4] * 3], batch)
 
 
+def test_awr_weights_of_the_rows_are_those_of_the_authors_code():
+    # Its steps: (A - mean) / sd, exp, at most 20. With a mean of 3 sd most uncentred weights would be at the bound.
+    rng = np.random.default_rng(0)
+    columns = {"advantage": np.append(rng.normal(3, 1, 500), np.nan)}
+    known = columns["advantage"][:-1]
+    expected = np.minimum(np.exp((known - known.mean()) / known.std()), 20)
+    found = awr_row_weight(columns, AWRSettings())
+    np.testing.assert_allclose(found[:-1], expected)
+    assert np.isnan(found[-1]) and (found[:-1] > 19.9).mean() < 0.01
+    mean, scale = advantage_moments(columns["advantage"])
+    batch = make_batch(advantage=known[:2], advantage_mean=mean, advantage_scale=scale)
+    np.testing.assert_allclose(awr_weight(batch, AWRSettings()), expected[:2])
+
+
+def test_awr_of_equal_advantages_weighs_all_alike():
+    assert advantage_moments(np.full(4, 0.25)) == (0.25, 1.0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_kto_compares_with_its_threshold_in_float64(exact: bool):
+    # float32 holds 16,777,217 and 16,777,216 as one number, and .1 as a little more than .1.
+    rewards, threshold = ((2.0**24 + 1, 2.0**24), 2.0**24) if exact else ((0.1 + 0.2, 0.4), 0.3)
+    collated = Collator(0)([{"prompt_ids": [1], "completion_ids": [1], "reward": reward} for reward in rewards])
+    batch = make_batch()._replace(reward=collated["reward"], reward_low=collated["reward_low"])
+    # .1 + .2 is above .3 by rounding alone.
+    assert desirable(batch, KTOSettings(1.0, threshold)).tolist() == [exact, not exact]
+
+
 def test_awr_of_an_enormous_advantage_is_finite():
-    losses, _ = loss_and_gradient("awr", make_batch(advantage=(1e9, 0.0), advantage_scale=1e-3))
+    losses, _ = loss_and_gradient("awr", make_batch(advantage=(1e9, 0.0), advantage_mean=0.0, advantage_scale=1e-3))
     torch.testing.assert_close(losses, as_doubles([20 * 3 * L, 5 * L]))
 
 
@@ -113,7 +153,9 @@ def test_var_at_half_the_temperature_squares_the_ratio():
 
 @pytest.mark.parametrize("name", ["awr", "var"])
 def test_with_equal_rows_the_weights_are_one_and_the_loss_is_nll(name):
-    batch = make_batch(reward=(5.0, 5.0), advantage=(0.0, 0.0), advantage_scale=1.0, log_normaliser=5.0)
+    batch = make_batch(
+        reward=(5.0, 5.0), advantage=(0.0, 0.0), advantage_mean=0.0, advantage_scale=1.0, log_normaliser=5.0
+    )
     same(name, None, "nll", None, batch)
 
 

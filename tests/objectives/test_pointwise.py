@@ -274,7 +274,13 @@ def test_the_objectives_are_these():
         "dpo": ({"beta": 0.1, "reference_free": False}, {"reward"} | reference, None, "all", "group"),
         "pro": ({"sft_weight": 0.05}, {"reward"}, None, "all", "group"),
         "grpo_offline": ({"clip": 0.2, "beta": 0.0}, {"reward"} | reference, None, "all", "group"),
-        "awr": ({"temperature": 1.0, "max_weight": 20.0}, value | {"advantage_scale"}, None, "all", "completion"),
+        "awr": (
+            {"temperature": 1.0, "max_weight": 20.0},
+            value | {"advantage_mean", "advantage_scale"},
+            None,
+            "all",
+            "completion",
+        ),
         "kto": (
             {"beta": 0.1, "threshold": None, "desirable_weight": 1.0, "undesirable_weight": 1.0},
             value | reference | {"mismatched_logratio"}, None, "all", "completion",

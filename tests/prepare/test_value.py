@@ -10,6 +10,8 @@ import torch
 import leftover.prepare.value.fit as fit
 from leftover.errors import UserError
 from leftover.models.reference import pool, prompt_hidden
+from leftover.objectives.advantage import advantage, leftover_mask
+from leftover.prepare.value.described import constant_folds, described, kinds_of_rows
 from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
@@ -380,6 +382,45 @@ def test_recorded_values_fall_back_to_the_mean_of_the_other_folds():
         np.testing.assert_allclose(value, np.delete(means[:48], own).mean())
 
 
+def of_folds(monkeypatch, taken):
+    """Values of `make_rows` where fold i takes `taken[i]`, the last of them that of held-out rows."""
+    kinds = iter(taken)
+
+    def choose(problem, settings, seed):
+        if next(kinds) == "constant":
+            return FittedValue("constant", float(problem.targets.mean()))
+        return FittedValue("ridge", coefficients=np.ones(problem.features.shape[1]))
+
+    monkeypatch.setattr("leftover.prepare.value.estimate.fit_value", choose)
+    return estimate(make_rows(), "recorded")
+
+
+def test_folds_that_choose_another_estimate_are_told_apart(monkeypatch, caplog):
+    values, report = of_folds(monkeypatch, ["constant", "ridge", "constant", "constant", "ridge", "ridge"])
+    assert report["kind"] == "mixed" and kinds_of_rows(report) == {"constant": 3, "ridge": 2}
+    assert sum(report["rows_by_kind"].values()) == 96
+    found = np.isin(values[:96], report["constants"])
+    assert found.sum() == report["rows_by_kind"]["constant"] and len(report["constants"]) == 3
+    said = described(report)
+    assert "the constant in 3 of 5 folds" in said and f"ridge in 2 ({report['rows_by_kind']['ridge']} rows)" in said
+    assert "in 3 of 5 folds" in constant_folds(report) and "in 3 of 5 folds" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["constant", "ridge"])
+def test_the_estimate_of_held_out_rows_is_not_that_of_the_leftover(monkeypatch, kind):
+    other = {"constant": "ridge", "ridge": "constant"}[kind]
+    _, report = of_folds(monkeypatch, [kind] * 5 + [other])
+    assert report["kind"] == kind and described(report) == f"the {kind} estimate"
+    assert (constant_folds(report) is None) == (kind == "ridge")
+
+
+def test_reports_of_earlier_runs_are_told_by_their_folds():
+    # They name the estimate that most folds chose, and have no counts of rows.
+    about = {"kind": "constant", "kinds_by_fold": ["constant", "ridge", "constant", "ridge", "ridge", "constant"]}
+    assert described(about) == "ridge in 3 of 5 folds, the constant in 2"
+    assert described({"kind": "head"}) == "the head estimate" and constant_folds({"kind": "head"}) is None
+
+
 def test_the_r_squared_of_recorded_is_of_cross_fitted_values():
     # Noise that a fit on all prompts would learn by heart.
     rng = np.random.default_rng(0)
@@ -440,6 +481,42 @@ def test_group_loo_without_another_completion_is_the_training_mean():
 def test_group_loo_does_not_count_completions_without_a_reward():
     values, _ = estimate(make_groups([0, 0, 0, 1, 1], [1, np.nan, 5, 2, 4]), "group_loo")
     assert values.tolist() == [5, 3, 1, 4, 2]
+
+
+def test_group_loo_does_not_know_held_out_rewards_of_a_prompt_that_trains_too():
+    # Prompt 0 trains with 1 and 3, and is held out with 8; prompt 1 is held out whole.
+    group, split = [0, 0, 0, 1, 1], [True, True, False, False, False]
+    values, report = estimate(make_groups(group, [1, 3, 8, 2, 6], split), "group_loo")
+    assert values.tolist() == [3, 1, (1 + 3) / 2, 6, 2] and report["rows_alone"] == 0
+    changed, _ = estimate(make_groups(group, [1, 3, 800, 2, 600], split), "group_loo")
+    assert changed[:3].tolist() == values[:3].tolist()
+
+
+@pytest.mark.parametrize("targets", ["recorded", "group_loo", "reference_samples"])
+@pytest.mark.parametrize("reward", [0.3, -0.7, 1e-9, 1e6 / 3])
+def test_equal_rewards_leave_nothing_over_and_explain_nothing(targets, reward):
+    # Sums of equal numbers are off by rounding: A = 5.6e-17, and an R2 of 1 for an error of 1e-32 in 1e-32.
+    rows = make_rows(num_prompts=60, per_prompt=7)
+    rewards = np.where(np.arange(420) % 2, reward, reward * (1 - 2e-16))
+    rows = RowConstants(**vars(rows) | {"reward": rewards})
+    values, report = estimate(rows, targets, lambda chosen: rewards[chosen])
+    assert not leftover_mask(advantage(rewards, values)).any() and not (advantage(rewards, values) < 0).any()
+    assert report["r2"] is None and set(report["scores"].values()) <= {0.0}
+
+
+@pytest.mark.parametrize("low", [0, -5], ids=["tenths", "signed tenths"])
+def test_group_loo_on_tenths_leaves_over_what_fractions_do(low):
+    rng = np.random.default_rng(0)
+    group, tenths = np.arange(2100) // 7, rng.integers(low, 10, 2100)
+    tenths = np.where(group % 2, tenths, tenths[7 * group])  # every other prompt has equal rewards
+    rewards = tenths / 10
+    values, _ = estimate(make_groups(group, rewards), "group_loo")
+    # R > mean of the six others, in whole tenths: 7 R > sum of all seven.
+    sums = np.bincount(group, tenths).astype(int)[group]
+    found = advantage(rewards, values)
+    assert (leftover_mask(found) == (7 * tenths > sums)).all()
+    assert ((found == 0) == (7 * tenths == sums)).all()
+    assert ((rewards > values) != (7 * tenths > sums)).sum() > 50, "plain comparison is wrong here"
 
 
 def test_group_loo_needs_several_completions_of_a_prompt():

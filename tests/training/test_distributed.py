@@ -10,8 +10,8 @@ import torch
 
 from tests.training.test_methods import complete_rows
 
-# Groups; a value trained along, of whose gradients the Trainer knows nothing; numbers of the whole step.
-OBJECTIVES = ("a_lol_seq", "dpo", "dro", "kto", "var")
+# Groups; a value trained along, of whose gradients the Trainer knows nothing; numbers of the whole step; token budgets.
+OBJECTIVES = ("a_lol_seq", "dpo", "dro", "kto", "var", "nll:60", "pro:120")
 
 
 def launch(model: str, rows: Path, output: Path, processes: int, accumulation: int) -> dict:

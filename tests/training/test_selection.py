@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.requirements import check_requirements
-from leftover.training.selection import draw_weights, select_rows
+from leftover.recipe.lol_config import LoLConfig
+from leftover.training.selection import draw_weights, select_rows, selection, total_weights, training_columns
 
 NAN = float("nan")
 A_LOL, WBC, NLL = OBJECTIVES["a_lol"], OBJECTIVES["wbc"], OBJECTIVES["nll"]
@@ -124,3 +126,38 @@ def test_uniform_draws_the_selected_rows_alike(objective, draw):
 def test_nothing_to_draw_by_priority_is_refused():
     with pytest.raises(UserError, match="no selected row has a positive reward"):
         draw_weights(WBC, make_columns(reward=(0.0,) * 5), np.ones(5, bool), "priority")
+
+
+def test_advantages_of_rounding_are_neither_selected_nor_drawn():
+    # As a user may prepare them, or an earlier version: 5.6e-17 of .3.
+    rows = Dataset.from_dict(
+        {
+            "prompt_ids": [[1]] * 3,
+            "completion_ids": [[1]] * 3,
+            "reward": [0.3, 0.3, 0.9],
+            "advantage": [5.6e-17, 0, 0.5],
+        }
+    )
+    columns = training_columns(rows)
+    assert rows_of(select_rows(NLL, columns, "leftover", 10)) == [2]
+    assert draw_weights(A_LOL, columns, np.ones(3, bool), "priority").tolist() == [0, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"objective": "a_lol_seq"}, [1, 4, 9]),  # drawn by A and multiplied by A
+        ({"objective": "a_lol_seq", "draw": "priority_unweighted"}, [1, 2, 3]),
+        ({"objective": "a_lol", "draw": "uniform"}, [1, 2, 3]),
+        ({"objective": "wbc"}, [16, 25, 36]),
+        ({"objective": "nll"}, [1, 1, 1]),
+        ({"objective": "var", "objective_settings": {"temperature": 0.5}}, np.exp([-4.0, -2.0, 0.0])),
+        ({"objective": "awr"}, np.exp(np.array([-1, 0, 1]) / (2 / 3) ** 0.5)),
+    ],
+)
+def test_the_weight_of_a_row_in_a_run_is_how_often_it_is_drawn_times_its_weight_in_the_loss(settings, expected):
+    columns = {"reward": np.array([4.0, 5, 6]), "value": np.full(3, 3.0), "advantage": np.array([1.0, 2, 3])}
+    columns |= {"group": np.arange(3), "length": np.ones(3, int)}
+    args = LoLConfig(output_dir="unused", use_cpu=True, **settings)
+    found = total_weights(args, columns, selection(args, columns).weights)
+    np.testing.assert_allclose(found, expected)

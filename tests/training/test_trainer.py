@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def train(path: str, tokenizer: Any, dataset: Any, folder: Path, **settings: Any
     }
     args = LoLConfig(output_dir=str(folder), **(defaults | settings))
     trainer = LoLTrainer(AutoModelForCausalLM.from_pretrained(path), args, dataset, processing_class=tokenizer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer
 
 
@@ -144,7 +146,7 @@ def test_gradient_is_the_same_under_any_split_into_micro_batches(
     torch.testing.assert_close(step, expected, atol=2e-5, rtol=1e-3)
 
 
-def test_batches_by_token_budget_divide_by_the_units_they_hold(
+def test_batches_by_token_budget_divide_by_the_units_that_a_step_holds_on_average(
     tiny_llama_path: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     rows = prepared_rows(tiny_llama_path, tokenizer)
@@ -157,7 +159,7 @@ def test_batches_by_token_budget_divide_by_the_units_they_hold(
     assert order.num_batches == 8 and len(set(sizes)) > 1
     assert all(len(order.batch(i)) * lengths[order.batch(i)].max() <= 60 or sizes[i] == 1 for i in range(8))
     batches = [{"group": torch.arange(size)} for size in sizes[:2]]
-    assert int(trainer._get_num_items_in_batch(batches, torch.device("cpu"))) == sizes[0] + sizes[1]
+    assert float(trainer._get_num_items_in_batch(batches, torch.device("cpu"))) == 2 * sizes.mean()
 
 
 @pytest.mark.parametrize("model", ["tiny_llama_path", "tiny_gpt2_path"])
@@ -488,3 +490,93 @@ def test_memory_that_a_step_frees_is_not_faulted_in_again() -> None:
             faults_of_a_buffer()
         assert faults_of_a_buffer() < 1000
     assert faults_of_a_buffer() > 10_000, "afterwards the system gets it back"
+
+
+def weights_of_rows(path: str, tokenizer: Any, rows: datasets.Dataset, folder: Path, monkeypatch: Any, **settings: Any):
+    """How much each row's (or group's) loss weighs in the gradient, summed over a run: [ids]."""
+    total: Counter = Counter()
+
+    def loss(batch: Any, _: Any) -> torch.Tensor:
+        ids = batch.group.unique() if settings.get("objective") == "dpo" else batch.group
+        losses = torch.zeros(len(ids), requires_grad=True) + 0.0 * batch.logprobs.sum()
+
+        def add(weights: torch.Tensor) -> None:
+            for i, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+                total[i] += weight
+
+        losses.register_hook(add)
+        return losses
+
+    name = settings.get("objective", "nll")
+    monkeypatch.setitem(OBJECTIVES, name, replace(OBJECTIVES[name], loss=loss, metrics=None))
+    trainer = train(path, tokenizer, rows, folder, **({"objective": name, "max_initial_logratio": 1e9} | settings))
+    return total, trainer
+
+
+def rows_of_two_lengths(per_length: int = 60, copies: int = 1) -> datasets.Dataset:
+    """Even groups have 4 tokens a row, odd ones 40."""
+    groups = np.repeat(np.arange(2 * per_length), copies)
+    return datasets.Dataset.from_dict(
+        {
+            "prompt_ids": [[5, 6]] * len(groups),
+            "completion_ids": [[7] * (38 if group % 2 else 2) for group in groups],
+            "reference_logprobs": [[-1.0] * (38 if group % 2 else 2) for group in groups],
+            "group": groups,
+            "reward": np.tile(np.arange(copies) / copies, 2 * per_length),
+        }
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(("objective", "copies", "whole"), [("nll", 1, False), ("nll", 2, True), ("dpo", 2, False)])
+def test_under_a_token_budget_every_row_weighs_alike_whatever_its_length(
+    objective: str,
+    copies: int,
+    whole: bool,
+    accumulation: int,
+    tiny_llama_path: str,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    # Three epochs, whose last step is a partial one; each draw weighs 1 over the mean number of rows in a step.
+    settings = {"objective": objective, "whole_groups": whole, "max_steps": -1, "num_train_epochs": 3}
+    settings |= {"max_tokens_per_batch": 160 * copies, "gradient_accumulation_steps": accumulation}
+    rows = rows_of_two_lengths(30, copies)
+    weights, trainer = weights_of_rows(tiny_llama_path, tokenizer, rows, tmp_path, monkeypatch, **settings)
+    order = trainer.draw_order
+    assert order.num_batches % 4 and len(set(np.diff(order.offsets))) > 1
+    drawn = 3 * 60 * (copies if whole else 1)
+    expected = 3 * (copies if whole else 1) / (drawn / order.num_batches * accumulation)
+    assert len(weights) == 60
+    assert list(weights.values()) == pytest.approx([expected] * 60)
+
+
+def test_a_resumed_run_under_a_token_budget_weighs_rows_as_a_whole_one(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings: dict[str, Any] = {"max_steps": 6, "max_tokens_per_batch": 160, "save_strategy": "steps", "save_steps": 3}
+    options = (tiny_llama_path, tokenizer, rows_of_two_lengths(30), tmp_path, monkeypatch)
+    whole, trainer = weights_of_rows(*options, **settings)
+    resumed, _ = weights_of_rows(*options, **settings, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    order = trainer.draw_order
+    later = Counter(order.indices[order.offsets[3] :].tolist())
+    each = 6 / len(order.indices)
+    assert resumed == pytest.approx({row: count * each for row, count in later.items()})
+    assert whole == pytest.approx({row: count * each for row, count in Counter(order.indices.tolist()).items()})
+
+
+def test_the_normaliser_of_var_under_a_token_budget_is_that_of_the_run(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    # Alone in its step, a row's weight exp(R) / Z would be 1 whatever its reward.
+    args = LoLConfig(
+        output_dir=str(tmp_path), objective="var", max_steps=20, max_tokens_per_batch=50, disable_tqdm=True
+    )
+    rows = rows_of_two_lengths(30, copies=2)
+    trainer = LoLTrainer(AutoModelForCausalLM.from_pretrained(tiny_llama_path), args, rows, processing_class=tokenizer)
+    inputs = trainer.data_collator([rows[3]])
+    batch = trainer.completion_batch(completion_logprobs(trainer.model, inputs), inputs)
+    drawn = np.array(rows["reward"])[trainer.draw_order.indices]
+    found = trainer.with_extras(trainer.model, inputs, batch).extras["log_normaliser"]
+    assert float(found) == pytest.approx(np.log(np.exp(drawn).mean()), rel=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 
 from leftover.commands.compare.jobs import Job
 from leftover.evaluation.gather import REFERENCE, gather_tables
-from leftover.evaluation.measures import MEASURES, part_names
+from leftover.evaluation.measures import MEASURES, excludes_zero, part_names
 from leftover.evaluation.statistics import DataRecord, against_data, compare, describe_data
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.runs.names import DECODINGS, decodings
@@ -19,9 +19,9 @@ DATA = "data"
 RULE = (
     "**Bold**: the highest, if the 95 % interval of its paired difference to the next highest excludes 0 and every "
     "seed agrees. <u>Underlined</u>: the second highest, if the first is bold and it beats the third in the same way. "
-    "Otherwise nothing is marked: the rows do not tell the methods apart. Differences are paired by prompt, averaged "
-    "over the seeds that both have, and resampled by prompt family: intervals speak of other prompts, the range over "
-    "seeds of other runs."
+    "Otherwise, and of fewer than 8 prompt families, nothing is marked: the rows do not tell the methods apart. "
+    "Differences are paired by prompt, averaged over the seeds that both have, and resampled by prompt family: "
+    "intervals speak of other prompts, the range over seeds of other runs."
 )
 
 
@@ -83,7 +83,9 @@ def marks(means: dict[str, float], difference: Callable[[str, str], Difference |
     found: dict[str, str] = {}
     for mark, (name, after) in zip(("best", "second"), pairwise(ranked), strict=False):
         compared = difference(name, after)
-        if compared is None or not min(compared["difference"]["low"], *compared["by_seed"].values()) > 0:
+        if compared is None or not excludes_zero(compared["difference"]):
+            break
+        if not min(compared["difference"]["low"], *compared["by_seed"].values()) > 0:
             break
         found[name] = mark
     return found
@@ -104,7 +106,8 @@ def _flat(row: ResultRow, runs: Mapping[Any, Mapping[str, Any]]) -> dict[str, An
     found: dict[str, Any] = {"seeds": " ".join(map(str, row["seeds"])) if runs else ""}
     for name in (*MEASURES, *part_names(row)):
         if isinstance(row.get(name), dict):
-            found |= {name: row[name]["mean"], f"{name} low": row[name]["low"], f"{name} high": row[name]["high"]}
+            found[name] = row[name]["mean"]
+            found |= {f"{name} {key}": number for key, number in row[name].items() if key != "mean"}
     by_seed = row.get("reward_by_seed") or {}
     if runs and by_seed:
         found |= {"reward lowest seed": min(by_seed.values()), "reward highest seed": max(by_seed.values())}

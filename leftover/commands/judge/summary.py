@@ -8,7 +8,7 @@ import numpy as np
 from leftover.commands.judge.pairs import Pair
 from leftover.commands.judge.questions import Judged, Question
 from leftover.errors import UserError
-from leftover.metrics import bootstrap_interval
+from leftover.evaluation.statistics import interval_record
 
 Outcome = tuple[Pair, float]  # one judgement of a pair: 1 win, 0.5 tie, 0 loss
 Values = Mapping[int, float]  # the outcomes of one rater, by the number of the pair
@@ -50,7 +50,7 @@ def _shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "loss": [float((v == 0).mean()) for v in values],
         "win_rate": [float(v.mean()) for v in values],
     }
-    intervals = {name: bootstrap_interval(shares, families)._asdict() for name, shares in measures.items()}
+    intervals = {name: interval_record(shares, families, (0, 1)) for name, shares in measures.items()}
     return {"prompts": len(values), **intervals}
 
 
@@ -74,7 +74,11 @@ def of_judge(judged: Sequence[Judged]) -> dict[str, Any]:
         "pairs": len(judged),
         "identical_pairs": sum(j.pair.identical for j in judged),
         "pairs_without_outcome": len(judged) - len(outcomes),
-        "first_preferred": bootstrap_interval(*zip(*preferences, strict=True))._asdict() if preferences else None,
+        "first_preferred": interval_record(
+            [first for first, _ in preferences], [family for _, family in preferences], (0, 1)
+        )
+        if preferences
+        else None,
         "orders_agree": float(np.mean([j.scores[0] == j.scores[1] for j in asked])) if asked else None,
     }
 

@@ -1,6 +1,7 @@
 """V for every row, by one of three kinds of targets; rows that share a prompt share a value (except with group_loo)."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from leftover.errors import UserError
+from leftover.objectives.advantage import beyond_rounding
+from leftover.prepare.value.described import constant_folds, described
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 
@@ -110,17 +113,21 @@ def estimate_values(
         values, report = _reference_samples(prompts, settings, seed, sample_rewards)
     if settings.bounds is not None:
         values = np.clip(values, *settings.bounds)
+        if "constants" in report:
+            report["constants"] = np.clip(report["constants"], *settings.bounds).tolist()
     if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
-        "value: targets %s, estimate %s, held-out R2 %s on %d prompts",
+        "value: targets %s, %s, held-out R2 %s on %d prompts",
         targets,
-        report["kind"],
+        described(report),
         f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
         report["num_prompts"],
     )
     if report["kind"] == "constant":
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")
+    elif said := constant_folds(report):
+        log.warning("value: %s; there V(x) is the mean reward of the other folds", said)
     return values, {"targets": targets, **report}
 
 
@@ -166,6 +173,8 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     fold[prompts.is_train] = fold_of_family[np.searchsorted(families, prompts.family[prompts.is_train])]
     values, baseline = np.empty(size), np.empty(size)
     kinds: list[str] = []
+    constants: list[float] = []  # of the training folds that took the constant
+    rows_by_kind: Counter[str] = Counter()
     for number in [*range(num_folds), -1]:
         seen = scored[fold[scored] != number]
         if len(seen) == 0:
@@ -175,20 +184,29 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         values[target] = prompts.predict(fitted, target)
         baseline[target] = means[seen].mean()
         kinds.append(fitted.kind)
+        if number != -1:
+            rows_by_kind[fitted.kind] += int(np.isin(prompts.of_row[teaches], target).sum())
+            constants += [fitted.intercept] if fitted.kind == "constant" else []
     r2 = r_squared(means[scored], values[scored], baseline[scored])
-    kind = max(kinds, key=kinds.count)
+    kind = kinds[0] if len(rows_by_kind) == 1 else "mixed"
     report = {"kind": kind, "r2": r2, "scores": {}, "num_prompts": len(scored), "kinds_by_fold": kinds}
-    return values[prompts.of_row], report
+    return values[prompts.of_row], report | {"rows_by_kind": dict(rows_by_kind), "constants": constants}
 
 
 def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
-    """The mean reward of the OTHER completions of the prompt; the training mean if there is no other."""
+    """The mean reward of the OTHER completions of the prompt; the training mean if there is no other.
+
+    Where a user's own split cuts through a prompt, only its training rows are averaged: a held-out reward is in no V of
+    a training row, and in that of a held-out row only if its whole prompt is held out.
+    """
     rows, group, size = prompts.rows, prompts.of_row, len(prompts.first)
     scored = np.isfinite(rows.reward)
-    sums = np.bincount(group[scored], rows.reward[scored], minlength=size)
-    counts = np.bincount(group[scored], minlength=size)
-    others = counts[group] - scored
-    rest = sums[group] - np.where(scored, rows.reward, 0.0)
+    counted = scored & (rows.is_train | ~prompts.is_train[group])
+    reward = np.where(counted, rows.reward, 0.0)
+    sums, sizes = np.bincount(group, reward, minlength=size), np.bincount(group, np.abs(reward), minlength=size)
+    others = np.bincount(group[counted], minlength=size)[group] - counted
+    # A sum that is 0 but for rounding is 0: three tenths less one and two are not 2.8e-17.
+    rest = beyond_rounding(sums[group] - reward, sizes[group])
     alone = int(((others == 0) & scored).sum())
     if alone == scored.sum():
         raise UserError("value.targets: group_loo needs prompts with several scored completions, and none has")
@@ -198,4 +216,4 @@ def _group_loo(prompts: Prompts) -> tuple[np.ndarray, dict[str, Any]]:
     values = np.where(others > 0, rest / np.maximum(others, 1), mean)
     usable = scored & rows.is_train & (others > 0)
     r2 = r_squared(rows.reward[usable], values[usable], mean)
-    return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": len(counts), "rows_alone": alone}
+    return values, {"kind": "group_loo", "r2": r2, "scores": {}, "num_prompts": size, "rows_alone": alone}

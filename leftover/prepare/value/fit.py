@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from leftover.objectives.advantage import advantage, beyond_rounding
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
 from leftover.recipe.sections import ValueSection
 
@@ -57,7 +58,7 @@ def fit_value(problem: Problem, settings: ValueSection, seed: int) -> FittedValu
     than two standard errors of the paired difference: a constant that is a little wrong does less harm than
     noise in every advantage.
     """
-    if len(np.unique(problem.families)) < 2 * _INNER_FOLDS or np.ptp(problem.targets) == 0:
+    if len(np.unique(problem.families)) < 2 * _INNER_FOLDS or _all_equal(problem.targets):
         return _fit("constant", problem, settings, seed)
     choosing = _held_out(problem.families, 0.2, seed)
     fitting, rest = problem.take(~choosing), problem.take(choosing)
@@ -68,7 +69,7 @@ def fit_value(problem: Problem, settings: ValueSection, seed: int) -> FittedValu
             continue
         predicted = _fit(name, fitting, settings, seed).predict(rest.features, rest.hidden)
         error = np.square(rest.targets - predicted)
-        scores[name] = 1 - float(error.mean() / max(baseline.mean(), 1e-12))
+        scores[name] = 1 - float(error.mean() / baseline.mean()) if baseline.any() else 0.0
         gain = baseline - error
         better = gain.mean() > _STANDARD_ERRORS * gain.std(ddof=1) / len(gain) ** 0.5
         if better and error.mean() < chosen_error.mean():
@@ -89,14 +90,25 @@ def held_out_r2(problem: Problem, settings: ValueSection, seed: int) -> float:
 
 
 def r_squared(targets: np.ndarray, predicted: np.ndarray, baseline: float | np.ndarray) -> float:
-    """1 - error / error of the baseline that the fitting prompts give (not of the held-out mean)."""
+    """1 - error / error of the baseline that the fitting prompts give (not of the held-out mean).
+
+    NaN for targets that differ from the baseline by rounding at most.
+    """
+    if not advantage(targets, np.broadcast_to(baseline, targets.shape)).any():
+        return float("nan")
     spread = np.square(targets - baseline).sum()
-    return 1 - float(np.square(targets - predicted).sum() / spread) if spread > 0 else float("nan")
+    return 1 - float(np.square(targets - predicted).sum() / spread)
+
+
+def _all_equal(targets: np.ndarray) -> bool:
+    """Whether targets differ by rounding at most, as means of equal rewards do."""
+    return not advantage(targets, np.full_like(targets, targets.min())).any()
 
 
 def _fit(name: str, problem: Problem, settings: ValueSection, seed: int) -> FittedValue:
     if name == "constant":
-        return FittedValue("constant", float(problem.targets.mean()))
+        mean = beyond_rounding(problem.targets.mean(keepdims=True), np.abs(problem.targets).mean(keepdims=True))
+        return FittedValue("constant", float(mean[0]))
     if name == "ridge":
         return _ridge(problem)
     assert problem.hidden is not None

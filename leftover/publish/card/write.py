@@ -11,6 +11,7 @@ from leftover.evaluation.measures import number
 from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter, unwrapped
 from leftover.objectives import ONLINE
+from leftover.prepare.value.described import described
 from leftover.publish.card import facts
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
@@ -161,6 +162,7 @@ def _write(
         q=escape,
         table=markdown_table,
         number=number,
+        described=described,
         objective=objective,
         method=sentence(objective),
         settings=settings,

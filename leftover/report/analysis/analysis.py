@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from leftover.metrics import effective_sample_size
+from leftover.objectives.advantage import advantage
+from leftover.prepare.value.described import kinds_of_rows
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows
 
@@ -14,7 +16,10 @@ _DUPLICATES_SHOWN = 5  # of each kind
 
 
 def analyse(rows: ScoredRows) -> dict[str, Any]:
-    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`."""
+    """What `leftover inspect` reports; rows without a reward or a value only count in `without_advantage`.
+
+    Weights of rows are max(A, 0)^2: by default a row is drawn in proportion to A, and its loss multiplied by A.
+    """
     advantage = rows.advantage
     known = np.flatnonzero(np.isfinite(advantage))
     positive = advantage[known][advantage[known] > 0]
@@ -29,10 +34,11 @@ def analyse(rows: ScoredRows) -> dict[str, Any]:
         "without_advantage": len(rows.reward) - len(known),
         "leftover": len(positive),
         "share": len(positive) / max(len(known), 1),
-        "effective_sample_size": effective_sample_size(positive),
-        "top_weight": weight_of_heaviest(positive),
+        "effective_sample_size": effective_sample_size(np.square(positive)),
+        "top_weight": weight_of_heaviest(np.square(positive)),
         "about_value": rows.about_value,
-        "calibration": calibration(rows.value, rows.reward),
+        "kinds": kinds_of_rows(rows.about_value),
+        "calibration": calibration(rows.value, rows.reward, fixed=_constants(rows)),
         "by_source": leftover_by_source(rows.sources, rows.reward, advantage),
         "duplicates": duplicates,
         "disagreement": _disagreement(rows, known),
@@ -52,11 +58,22 @@ def weight_of_heaviest(weights: np.ndarray, share: float = 0.1) -> float | None:
     return float(heaviest.sum() / weights.sum())
 
 
-def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) -> dict[str, Any]:
+def _constants(rows: ScoredRows) -> np.ndarray:
+    """[N] bool: the rows whose value is one number for their fold."""
+    if set(kinds_of_rows(rows.about_value)) == {"constant"}:
+        return np.ones(len(rows.value), bool)
+    return np.isin(rows.value, rows.about_value.get("constants", []))
+
+
+def calibration(
+    values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10, fixed: np.ndarray | None = None
+) -> dict[str, Any]:
     """How well V(x) predicts the mean reward: both in bins of equally many rows by value.
 
     Args:
         values, rewards: [N]; rows without either are skipped.
+        fixed: [N] bool, rows that are in no slope: the constant of a fold is the mean of the others, and is the lower
+            the higher the fold's own rewards are, by nothing but arithmetic.
 
     Returns:
         bins: each `count`, mean `value`, mean `reward` and its standard `error` (None for one row). Rows of equal value
@@ -66,6 +83,7 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
         slope, intercept: of the least-squares line of reward on value; None for a constant value.
     """
     usable = np.isfinite(values) & np.isfinite(rewards)
+    varied = np.ones(int(usable.sum()), bool) if fixed is None else ~fixed[usable]
     values, rewards = np.asarray(values, np.float64)[usable], np.asarray(rewards, np.float64)[usable]
     if not len(values):
         return {"bins": [], "mean_gap": None, "calibration_error": None, "slope": None, "intercept": None}
@@ -76,7 +94,9 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
         value, reward = values[member == number], rewards[member == number]
         error = float(reward.std(ddof=1) / np.sqrt(len(reward))) if len(reward) > 1 else None
         bins.append({"count": len(value), "value": value.mean(), "reward": reward.mean(), "error": error})
-    slope, intercept = (float(x) for x in np.polyfit(values, rewards, 1)) if np.ptp(values) > 0 else (None, None)
+    x, y = values[varied], rewards[varied]
+    differ = len(x) > 0 and advantage(x, np.full_like(x, x.min())).any()
+    slope, intercept = (float(number) for number in np.polyfit(x, y, 1)) if differ else (None, None)
     gaps = sum(b["count"] * abs(b["reward"] - b["value"]) for b in bins)
     return {
         "bins": bins,
@@ -90,7 +110,7 @@ def calibration(values: np.ndarray, rewards: np.ndarray, *, num_bins: int = 10) 
 def leftover_by_source(
     sources: Sequence[str | None], rewards: np.ndarray, advantages: np.ndarray, *, max_sources: int = 20
 ) -> list[dict[str, Any]]:
-    """For every source its leftover share with a 95 % interval, and its share of the drawing weight max(A, 0).
+    """For every source its leftover share with a 95 % interval, and its share of the weight max(A, 0)^2.
 
     Largest share first; empty for fewer than two sources. Rows without an advantage (NaN) are skipped; sources beyond
     the `max_sources` largest are merged into one named None.
@@ -106,7 +126,7 @@ def leftover_by_source(
     parts: list[tuple[str | None, np.ndarray]] = [(str(found[i]), member == i) for i in kept]
     if len(kept) < len(found):
         parts.append((None, ~np.isin(member, kept)))
-    weights = np.clip(advantages, 0.0, None)
+    weights = np.square(np.clip(advantages, 0.0, None))
     table = []
     for name, inside in parts:
         rows, leftover = int(inside.sum()), int((advantages[inside] > 0).sum())

@@ -8,6 +8,7 @@ import numpy as np
 
 from leftover.data.chat import readable
 from leftover.errors import UserError
+from leftover.objectives.advantage import advantage
 from leftover.store.table import Table, column, equals
 
 _NUM_FEATURES = 100
@@ -27,7 +28,7 @@ class ScoredRows:
 
     @property
     def advantage(self) -> np.ndarray:
-        return self.reward - self.value
+        return advantage(self.reward, self.value)
 
 
 def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRows | None:

@@ -71,6 +71,12 @@ def test_one_method_alone_and_the_last_of_two_are_not_marked():
     assert marks({"a": 1.0, "b": 0.5}, differences(a_b=0.2)) == {"a": "best"}
 
 
+def test_of_too_few_families_nothing_is_marked():
+    few = {"difference": {"mean": 1, "low": 0.5, "high": 1.5, "families": 7}, "by_seed": {0: 1.0}, "win_rate": 1.0}
+    assert marks(MEANS, lambda name, other: few) == {}
+    assert marks(MEANS, lambda name, other: few | {"difference": {"mean": 1, "low": 0.5, "high": 1.5}})
+
+
 def test_what_was_not_compared_is_not_marked():
     assert marks(MEANS, lambda name, other: None) == {}
 
@@ -86,7 +92,9 @@ def test_the_win_rate_against_the_data_counts_a_prompt_once_and_a_tie_one_half()
     assert found["win_rate_against_data"] == pytest.approx((seed_0 / 3 + seed_7 / 3) / 2)
     assert found["prompts_with_data_reward"] == 3
     # Seeds averaged 2, 2, 3; the data's means 1, 3, 2. Families: a has 1 and -1, b has 1.
-    assert found["difference_from_data"] == {"mean": pytest.approx(1 / 3), "low": 0, "high": 1}
+    assert (
+        found["difference_from_data"]["mean"] == pytest.approx(1 / 3) and found["difference_from_data"]["families"] == 2
+    )
 
 
 def test_nothing_stands_against_data_without_scores():

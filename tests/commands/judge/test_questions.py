@@ -209,9 +209,9 @@ def test_shares_and_the_win_rate_are_over_prompts_with_intervals_by_family():
     # Families: (win, loss) and (win, tie): their win shares are both 1/2, their win rates 1/2 and 3/4.
     found = summarise(outcomes(1, 0, 1, 0.5, families=["a", "a", "b", "b"]))
     assert found["prompts"] == 4
-    assert found["win"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert found["win"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "families": 2}
     assert found["tie"]["mean"] == 1 / 4 and found["loss"]["mean"] == 1 / 4
-    assert found["win_rate"] == {"mean": 2.5 / 4, "low": 1 / 2, "high": 3 / 4}
+    assert found["win_rate"] == {"mean": 2.5 / 4, "low": 0, "high": 1, "families": 2}, "two say nothing"
 
 
 def test_a_prompt_judged_for_two_seeds_counts_once_by_its_mean():
