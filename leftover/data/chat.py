@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leftover.data.encode import Encoder
 from leftover.data.records import Row
 from leftover.data.rows import as_prompt
 from leftover.data.tokenizer import single_token
@@ -79,6 +80,7 @@ class Chat:
         of_recipe: bool = True,
     ):
         self.tokenizer, self.options = tokenizer, options or {}
+        self.encoder = Encoder(tokenizer)
         self._of_recipe = of_recipe
         self._options_key = "model.template_options" if of_recipe else "chat_template_kwargs"
         self._template_key = "model.chat_template" if of_recipe else "the tokenizer's chat_template"

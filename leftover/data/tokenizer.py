@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leftover.data.encode import Encoder
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError, first_line
 
@@ -57,13 +58,15 @@ def single_token(tokenizer: "Tokenizer", text: str, key: str) -> int:
     known = tokenizer.convert_tokens_to_ids(text)
     if isinstance(known, int) and known != tokenizer.unk_token_id:
         return known
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise UserError(
-            f"{key}: {text!r} is not one token of this tokenizer but {len(ids)}, "
-            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
-        )
-    return ids[0]
+    encoder = Encoder(tokenizer)
+    for ids in encoder.middles(text):  # alone, some tokenizers put a blank before it
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            return ids[0]
+    (ids,) = encoder.plain([text])
+    raise UserError(
+        f"{key}: {text!r} is not one token of this tokenizer but {len(ids)}, "
+        f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":

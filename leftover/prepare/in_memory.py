@@ -79,7 +79,7 @@ def prepare_evaluation(
         table["reward"] = [row["recorded_reward"] for row in checked]
     else:
         encoded = encode_prompts(chat, checked, remedy=_CHAT_REMEDY)
-        prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
+        prompt_ids = [cut_prompt(chat, ids, args.max_prompt_length) for ids in encoded]
         table = _table(checked, prompt_ids, [[] for _ in checked]) | {"reward": [None] * len(checked)}
     if reference is not None and any(reward is not None for reward in table["reward"]):
         ids = table["prompt_ids"], table["completion_ids"]
