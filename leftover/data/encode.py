@@ -74,8 +74,8 @@ class Encoder:
     def going_on(self, asked: str, prompt: list[int], text: str, whole: list[int], rendered: bool) -> list[int] | None:
         """The ids of a completion's text behind those of its prompt; None if no ids make the text of both.
 
-        Those of both together (`whole`) are parted where the prompt ends. If a token spans that place, or a blank was put
-        there, the completion is read apart, as the middle of a text. A conversation that the chat template has
+        Those of both together (`whole`) are parted where the prompt ends. If a token spans that place, or a blank was
+        put there, the completion is read apart, as the middle of a text. A conversation that the chat template has
         `rendered` keeps the blanks that the tokenizer puts behind special tokens: its model has learnt them.
         """
         joint = whole[len(prompt) :] if whole[: len(prompt)] == prompt and len(whole) > len(prompt) else None
@@ -104,31 +104,33 @@ class Encoder:
             if before and both[: len(before)] == before:
                 yield both[len(before) :]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """The exact text of ids, special tokens included."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def check(self, row: str, asked: str, text: str, prompt: list[int], completion: list[int], rendered: bool) -> None:
         """Raise UserError if the ids that are to be trained on do not say what a row says: `asked`, then `text`.
 
-        Both are compared as the tokenizer reads them. If it reads a text otherwise than it is written (in small letters,
-        with unknown tokens), that is logged, once: nothing that its model has seen was read in another way.
+        If the tokenizer itself reads the text otherwise than it is written (small letters, unknown tokens), that is
+        logged, once: nothing that its model has seen was read in another way.
         """
         (alone, whole), (opening, _) = self.plain([asked, asked + text]), self.around
         begun = rendered or alone[: len(opening)] == opening
         right, said = self.decode(alone if begun else [*opening, *alone]), self.decode(prompt)
         if said != right and (alone or opening):  # a prompt of no tokens has one that says nothing
             raise _unlike(row, "prompt", right, said)
-        behind = completion if completion[-1:] == whole[-1:] else completion[:-1]  # without an end that is not the row's
-        said = self.decode([*prompt[len(prompt) - len(alone) :], *behind])
-        if said not in self._readings(asked, alone, text, whole):
+        before = prompt[len(prompt) - len(alone) :]
+        # The end of a completion is the row's own, or was put there.
+        ended, said = (self.decode(before + ids) for ids in (completion, completion[:-1]))
+        if not {ended, said}.intersection(self._readings(asked, alone, text, whole)):
             raise _unlike(row, "prompt and completion", asked + text, said)
         written, read = self._comparable(asked + text), self._comparable(self.decode(whole))
         if written != read:
             self.log_once(
                 logging.WARNING,
-                "tokens: the tokenizer does not keep texts as they are written (%r is trained on as %r): rewards read the "
-                "first, the model learns the second. If that is not meant, write the rows so, or take another tokenizer",
+                "tokens: the tokenizer does not keep texts as they are written (%r is trained on as %r): rewards read "
+                "the first, the model learns the second. If that is not meant, write the rows so, or take another "
+                "tokenizer",
                 *_differing(written, read),
             )
 

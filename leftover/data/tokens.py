@@ -11,7 +11,6 @@ from leftover.data.records import Row
 from leftover.data.rows import first_of
 from leftover.errors import UserError
 
-
 # Rows whose tokens are decoded and compared with the row's text, of each call.
 _ROWS_CHECKED = 16
 

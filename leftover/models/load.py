@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
 from leftover.recipe.sections import ModelSection
 
@@ -64,7 +65,7 @@ def build_model(
     from transformers import AutoModelForCausalLM
 
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model_config = make_config({"vocab_size": len(tokenizer)} | special | config)
+    model_config = make_config({"vocab_size": num_tokens(tokenizer)} | special | config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype(dtype))

@@ -20,6 +20,7 @@ from leftover.errors import UserError
 from leftover.prepare.checks import all_too_long
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
 from leftover.recipe.sections import TokenizerSection
+from leftover.runs.claim import check_random_weights
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
 from leftover.store.table import column, equals
@@ -90,6 +91,7 @@ def fit_tokenizer(run: Run) -> None:
     rows = run.table.open("rows", "split")
     training = rows.select(np.flatnonzero(equals(rows, "split", "train")))
     tokenizer = train_tokenizer(texts_of(training), settings.vocab_size)
+    check_random_weights(run.recipe.model, tokenizer)
     tokenizer.save_pretrained(folder)
     run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
     log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))

@@ -1,16 +1,21 @@
 """Opening a run for its stages: its folder is claimed, and its recipe checked, before any row is read."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leftover.errors import UserError, first_line
 from leftover.models.load import is_adapter, max_positions
+from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_yaml, make_recipe
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
-from leftover.recipe.sections import ModelSection, Recipe
+from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward
 from leftover.runs.names import slug
 from leftover.runs.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def open_run(recipe: Recipe) -> Run:
@@ -24,6 +29,7 @@ def open_run(recipe: Recipe) -> Run:
     check_packages(recipe)
     check_rewards(run)
     check_limits(recipe, model_positions(recipe.model))
+    check_tokenizer(run)
     return run
 
 
@@ -107,6 +113,23 @@ def check_limits(recipe: Recipe, positions: int | None) -> None:
                 f"data.max_prompt_tokens + {key} = {needed} exceeds the model's {positions} positions: lower one of "
                 "them"
             )
+
+
+def check_tokenizer(run: Run) -> None:
+    """Refuse a tokenizer that is larger than the embeddings of the model or of the reference."""
+    model, reference = run.recipe.model, run.recipe.reference
+    if isinstance(model.tokenizer, TokenizerSection):  # it is trained on the rows
+        return
+    options = {"trust_remote_code": model.trust_remote_code}
+    for path in filter(None, (model.path, reference.path)):
+        check_vocabulary_at(path, run.models.tokenizer, key="model.tokenizer", **options)
+    check_random_weights(model, run.models.tokenizer)
+
+
+def check_random_weights(model: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer that is larger than the recipe's own `vocab_size`."""
+    rows = (model.config or {}).get("vocab_size")
+    check_vocabulary(tokenizer, rows, "model.config", remedy="leave vocab_size out of model.config, or raise it")
 
 
 def model_positions(model: ModelSection) -> int | None:

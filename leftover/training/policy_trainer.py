@@ -18,6 +18,7 @@ from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
@@ -64,6 +65,10 @@ class PolicyTrainer(Trainer):
         tokenizer = load_tokenizer(path, of_recipe=False) if processing_class is None else processing_class
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        rows = embedding_rows(policy)
+        check_vocabulary(tokenizer, rows, "the model", "processing_class")
+        check_prepared(train_dataset, "train_dataset", rows)
+        check_prepared(eval_dataset, "eval_dataset", rows)
         if peft_config is not None:
             policy = get_peft_model(policy, peft_config)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
@@ -114,6 +119,7 @@ class PolicyTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
+        check_prepared(dataset, "eval_dataset", embedding_rows(self.model))
         dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference

@@ -16,6 +16,7 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import is_adapter
 from leftover.models.reference import model_identity
+from leftover.models.vocabulary import check_vocabulary_at
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.data_section import DataSection
@@ -118,10 +119,13 @@ def open_source(
             chat_template=made.model.chat_template,
             trust_remote_code=made.model.trust_remote_code,
         )
+        check_vocabulary_at(path, tokenizer, trust_remote_code=made.model.trust_remote_code, key="model.tokenizer")
         return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(given or Run(made).reward))
     # `overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
     saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
     run = open_run(saved)
+    tokenizer, remote = run.models.tokenizer, saved.model.trust_remote_code
+    check_vocabulary_at(path, tokenizer, trust_remote_code=remote, key="model.tokenizer")
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
         # The recipe's format is that of its own file.
@@ -136,7 +140,7 @@ def open_source(
         scores, learnt = recipe_reward(run)
     else:
         scores, learnt = fresh_reward(given or Run(settings).reward), {}
-    return Source(path, settings, run.models.tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
+    return Source(path, settings, tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
