@@ -1,6 +1,6 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -78,6 +78,23 @@ def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[li
     turns, _ = _turns(chat, rows, remedy, prompts_only=True)
     encoded = chat.encoder.plain([turn.asked for turn in turns])
     return [chat.encoder.opened(ids, bool(row["conversational"])) for row, ids in zip(rows, encoded, strict=True)]
+
+
+def reads_seams_anew(chat: Chat, rows: Iterable[Row]) -> bool:
+    """Whether any completion is neither the rest of both texts together nor, if a token spans the seam, the text alone.
+
+    Those were the tokens of earlier versions.
+    """
+    rows = list(rows)
+    turns, faults = _turns(chat, rows, "", skip_faulty=True)
+    asked_ids, whole_ids = (chat.encoder.plain(texts) for texts in zip(*turns, strict=True))
+    for row, turn, fault, asked, whole in zip(rows, turns, faults, asked_ids, whole_ids, strict=True):
+        text = turn.whole.removeprefix(turn.asked)
+        rest = whole[len(asked) :] if whole[: len(asked)] == asked else []
+        before = rest or chat.encoder.plain([text])[0]
+        if not fault and before != chat.encoder.going_on(turn.asked, asked, text, whole, bool(row["conversational"])):
+            return True
+    return False
 
 
 def cut_prompt(chat: Chat, ids: list[int], limit: int) -> list[int]:

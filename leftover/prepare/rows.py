@@ -18,11 +18,13 @@ from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.prepare.checks import all_too_long
+from leftover.prepare.reread import reread
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.claim import check_random_weights
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
+from leftover.store.manifest import Key
 from leftover.store.table import column, equals
 
 log = logging.getLogger(__name__)
@@ -105,8 +107,10 @@ def tokens(run: Run) -> None:
     fit_tokenizer(run)
     data = run.recipe.data
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    key = {"from": {"rows": run.table.digest("rows")}, "tokenizer": tokenizer_key(run), "limits": list(limits)}
+    key: Key = {"from": {"rows": run.table.digest("rows")}}
+    key |= {"tokenizer": tokenizer_key(run), "limits": list(limits)}
     rows = run.table.open("rows")
+    key |= reread(run.models.chat, rows)
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
         texts = shard.select_columns(["prompt", "completion", "conversational", "tools", "where"]).to_list()
@@ -155,7 +159,7 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
         "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
     )
     if faulty:
-        log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)
+        log.warning("tokens: %d rows dropped because chat template or tokenizer cannot write them", faulty)
     if systems:
         log.warning(
             "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "

@@ -163,7 +163,7 @@ def list_maxima(dataset: "Dataset", name: str) -> np.ndarray:
     found = []
     for part in _parts(dataset, name):
         lists = part.combine_chunks()
-        lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().to_numpy()
+        lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().cast(pa.int64()).to_numpy()
         largest = np.full(len(lengths), -1, np.int64)
         starts = np.cumsum(lengths) - lengths
         if len(values):

@@ -17,6 +17,7 @@ from leftover.errors import UserError
 from leftover.models.load import is_adapter
 from leftover.models.reference import model_identity
 from leftover.models.vocabulary import check_vocabulary_at
+from leftover.prepare.reread import reread_prompts
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.data_section import DataSection
@@ -81,7 +82,7 @@ class Source:
             "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
             "columns": self.recipe.data.columns.model_dump(),
             "reward": scores,
-        }
+        } | reread_prompts(self.chat, [p.prompt for p in self.prompts if not p.conversational])
 
 
 def open_source(

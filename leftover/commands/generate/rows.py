@@ -104,7 +104,8 @@ def make_rows(
     # A template over several columns is no name for one.
     columns = columns.model_copy(update={name: getattr(defaults, name) for name, of in columns if of and "{" in of})
     texts = [s.prompt._asdict() | {"completion": s.text} for s in samples]
-    again = tokenise(source.chat, texts, Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut"))
+    limits = Limits(decoding.max_prompt_tokens, decoding.max_new_tokens, "cut")
+    again = tokenise(source.chat, texts, limits, skip_faulty=True)  # `tokens_match` says it
     logprobs, _ = reference_pass(
         model,
         source.tokenizer,
