@@ -1,4 +1,4 @@
-"""A tokenizer that is larger than the model's embeddings is refused, wherever a model meets one, before a row is read."""
+"""A tokenizer larger than the embeddings of a model is refused wherever the two meet, before a row is read."""
 
 import copy
 import json
