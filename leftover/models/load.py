@@ -15,6 +15,7 @@ from leftover.errors import UserError, first_line
 from leftover.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
@@ -66,9 +67,24 @@ def build_model(
 
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model_config = make_config({"vocab_size": num_tokens(tokenizer)} | special | config)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype(dtype))
+
+
+def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
+    """`model` with a new adapter, whose initial weights follow the seed."""
+    from peft import get_peft_model
+
+    with seeded(seed):
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws by the seed; afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_config(settings: dict[str, Any]) -> Any:

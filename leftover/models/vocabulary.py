@@ -1,6 +1,6 @@
 """Whether a model has an embedding for every token that it may be given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,18 @@ def check_vocabulary_of(
         check_vocabulary(tokenizer, embedding_rows(skeleton), model, key)
 
 
-def check_prepared(rows: Dataset | Sequence[dict[str, Any]] | None, name: str, num_embeddings: int | None) -> None:
-    """Refuse rows that have token ids already if a prompt has none, or if one lies beyond the model's embeddings."""
-    names = rows.column_names if isinstance(rows, Dataset) else rows[0] if rows else ()
-    if rows is None or "prompt_ids" not in names:
+def check_prepared(rows: Any, name: str, num_embeddings: int | None) -> None:
+    """Refuse rows that have token ids already if a prompt has none, or if one lies beyond the model's embeddings.
+
+    `rows`: a data set, a list of rows, or several by name; anything else has no ids yet.
+    """
+    if isinstance(rows, Mapping):
+        for key, part in rows.items():
+            check_prepared(part, f"{name}['{key}']", num_embeddings)
+        return
+    listed = isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict)
+    names = rows.column_names if isinstance(rows, Dataset) else rows[0] if listed else ()
+    if "prompt_ids" not in names:
         return
     for column in ("prompt_ids", "completion_ids"):
         if column not in names:
