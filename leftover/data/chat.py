@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from leftover.data.encode import Encoder
 from leftover.data.records import Row
 from leftover.data.rows import as_prompt
 from leftover.data.tokenizer import single_token
@@ -79,6 +80,7 @@ class Chat:
         names: SettingNames = RECIPE,
     ):
         self.tokenizer, self.options = tokenizer, options or {}
+        self.encoder = Encoder(tokenizer)
         self._names = names
         self.end_tokens = {text: single_token(tokenizer, text, self._names.end_tokens) for text in end_tokens}
         self.check_options(self.options)

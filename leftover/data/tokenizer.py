@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leftover.data.encode import Encoder
 from leftover.data.rows import as_prompt
 from leftover.errors import RECIPE, SettingNames, UserError, first_line
 
@@ -53,16 +54,23 @@ def read_chat_template(setting: str | None) -> str | None:
 
 def single_token(tokenizer: "Tokenizer", text: str, key: str) -> int:
     """The id of a text of `end_tokens`. Raises UserError, which begins with `key`, if it is not one token."""
-    known = tokenizer.convert_tokens_to_ids(text)
-    if isinstance(known, int) and known != tokenizer.unk_token_id:
+    known, encoder = tokenizer.convert_tokens_to_ids(text), Encoder(tokenizer)
+    unknown = None if text == tokenizer.unk_token else tokenizer.unk_token_id  # GPT-2's end of sequence is both
+    if isinstance(known, int) and known != unknown:
         return known
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise UserError(
-            f"{key}: {text!r} is not one token of this tokenizer but {len(ids)}, "
-            f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
-        )
-    return ids[0]
+    for ids in encoder.middles(text):  # alone, some tokenizers put a blank before it
+        if len(ids) == 1 and ids[0] != unknown:
+            return ids[0]
+    (ids,) = encoder.plain([text])
+    raise UserError(
+        f"{key}: {text!r} is not one token of this tokenizer but {len(ids)}, "
+        f"{tokenizer.convert_ids_to_tokens(ids)}: name one, or add it to the tokenizer"
+    )
+
+
+def num_tokens(tokenizer: "Tokenizer") -> int:
+    """How many embeddings a model needs for a tokenizer: its ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":

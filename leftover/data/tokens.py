@@ -1,14 +1,18 @@
 """Text -> token ids, under the one truncation rule: prompts are cut on the left, completions dropped or cut."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from leftover.data.chat import SYSTEM_ROLES, Chat, Conversation, ConversationFault, Turn
+from leftover.data.encode import Encoder
 from leftover.data.records import Row
 from leftover.data.rows import first_of
 from leftover.errors import UserError
+
+# Rows whose tokens are decoded and compared with the row's text, of each call.
+_ROWS_CHECKED = 16
 
 
 class Limits(NamedTuple):
@@ -38,43 +42,74 @@ def tokenise(
     any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence;
     one whose row says `ended` is False gets none.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; apart only if a token spans the seam.
+    both sides; if a token spans the seam, the completion is tokenised apart, as what goes on behind the prompt.
 
-    A row that the chat template cannot write is not kept; unless `skip_faulty`, such rows are raised together as
+    The tokens of the first rows are decoded and compared with their texts, before anything is cut. A row that the chat
+    template or the tokenizer cannot write is not kept; unless `skip_faulty`, such rows are raised together as
     UserError, with the remedy.
     """
     turns, faults = _turns(chat, rows, remedy, skip_faulty=skip_faulty)
-    prompt_ids = _encode(chat, [turn.asked for turn in turns], rows)
-    whole_ids = _encode(chat, [turn.whole for turn in turns], rows)
-    ends = set(chat.ends)
+    encoder, ends = chat.encoder, set(chat.ends)
+    asked_ids, whole_ids = (encoder.plain(texts) for texts in zip(*turns, strict=True)) if rows else ([], [])
     out = Tokenised([], [], [], [], [], [], faults)
-    for i, (prompt, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
-        completion = [] if faults[i] else _completion(chat, turns[i], prompt, whole, ends)
+    for i, (turn, asked, whole) in enumerate(zip(turns, asked_ids, whole_ids, strict=True)):
+        text, rendered = turn.whole.removeprefix(turn.asked), bool(rows[i]["conversational"])
+        completion = None if faults[i] else encoder.going_on(turn.asked, asked, text, whole, rendered)
+        if completion is None:
+            faults[i] = faults[i] or _seam_fault(encoder, asked, text)
+        elif not (completion and completion[-1] in ends):
+            completion = [*completion, chat.tokenizer.eos_token_id]
+        prompt, completion = encoder.opened(asked, rendered), completion or []
+        if i < _ROWS_CHECKED and not faults[i]:
+            encoder.check(rows[i].get("where", f"row {i}"), turn.asked, text, prompt, completion, rendered)
         if rows[i].get("ended") is False and completion[-1:] and completion[-1] in ends:
             completion = completion[:-1]  # its sampler was stopped before an end
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
-        out.prompt_ids.append(cut_prompt(chat.tokenizer, prompt, limits.max_prompt_tokens))
+        out.prompt_ids.append(cut_prompt(chat, prompt, limits.max_prompt_tokens))
         out.completion_ids.append(completion[: limits.max_completion_tokens])
         out.kept.append(not faults[i] and (not long or limits.long_completions == "cut"))
         out.prompt_cut.append(cut)
         out.completion_long.append(long)
-        out.system_cut.append(cut and rows[i]["conversational"] and _has_system(Conversation.of(rows[i])))
+        out.system_cut.append(cut and rendered and _has_system(Conversation.of(rows[i])))
+    if not skip_faulty:
+        _refuse(rows, faults, "rows cannot be tokenised as they are written", remedy)
     return out
 
 
 def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[list[int]]:
     """Token ids of each prompt as the model would be asked to continue it, uncut; UserError with the rows' faults."""
     turns, _ = _turns(chat, rows, remedy, prompts_only=True)
-    return _encode(chat, [turn.asked for turn in turns], rows)
+    encoded = chat.encoder.plain([turn.asked for turn in turns])
+    return [chat.encoder.opened(ids, bool(row["conversational"])) for row, ids in zip(rows, encoded, strict=True)]
 
 
-def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int) -> list[int]:
-    """The last `limit` tokens of a prompt; a leading beginning-of-sequence token is kept in front."""
+def reads_seams_anew(chat: Chat, rows: Iterable[Row]) -> bool:
+    """Whether any completion is neither the rest of both texts together nor, if a token spans the seam, the text alone.
+
+    Those were the tokens of earlier versions.
+    """
+    rows = list(rows)
+    turns, faults = _turns(chat, rows, "", skip_faulty=True)
+    asked_ids, whole_ids = (chat.encoder.plain(texts) for texts in zip(*turns, strict=True))
+    for row, turn, fault, asked, whole in zip(rows, turns, faults, asked_ids, whole_ids, strict=True):
+        text = turn.whole.removeprefix(turn.asked)
+        rest = whole[len(asked) :] if whole[: len(asked)] == asked else []
+        before = rest or chat.encoder.plain([text])[0]
+        if not fault and before != chat.encoder.going_on(turn.asked, asked, text, whole, bool(row["conversational"])):
+            return True
+    return False
+
+
+def cut_prompt(chat: Chat, ids: list[int], limit: int) -> list[int]:
+    """The last `limit` tokens of a prompt; what the tokenizer puts before a text is kept in front, as is its beginning
+    of sequence."""
     if len(ids) <= limit:
         return ids
-    if limit > 1 and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id:
-        return [ids[0], *ids[len(ids) - limit + 1 :]]
-    return ids[len(ids) - limit :]
+    (opening, _), bos = chat.encoder.around, chat.tokenizer.bos_token_id
+    head = opening if opening and ids[: len(opening)] == opening else [bos] if ids[0] == bos else []
+    if limit <= len(head):
+        head = []
+    return head + ids[len(ids) - limit + len(head) :]
 
 
 def decode_completions(
@@ -103,33 +138,24 @@ def _turns(
             turns[i] = write(row)
         except ConversationFault as fault:
             faults[i] = str(fault)
-    found = [f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in enumerate(faults) if fault]
-    if found and not skip_faulty:
-        refusal = f"{len(found)} conversations cannot be written by the chat template; {first_of(found)}"
-        raise UserError(f"{refusal}\n{remedy}".strip())
+    if not skip_faulty:
+        _refuse(rows, faults, "conversations cannot be written by the chat template", remedy)
     return turns, faults
 
 
-def _encode(chat: Chat, texts: Sequence[str], rows: Sequence[Row]) -> list[list[int]]:
-    """Token ids, none closed by the tokenizer; a template has written the special tokens of a conversation already."""
-    ids: list[list[int]] = [[] for _ in texts]
-    for of_chat in (False, True):
-        chosen = [i for i, row in enumerate(rows) if bool(row["conversational"]) is of_chat]
-        if chosen:
-            encoded = chat.tokenizer([texts[i] for i in chosen], add_special_tokens=not of_chat)["input_ids"]
-            for i, sequence in zip(chosen, encoded, strict=True):
-                # Some tokenizers close every text.
-                closed = not of_chat and len(sequence) > 1 and sequence[-1] == chat.tokenizer.eos_token_id
-                ids[i] = sequence[:-1] if closed else sequence
-    return ids
+def _refuse(rows: Sequence[Row], faults: Sequence[str | None], what: str, remedy: str) -> None:
+    found = [f"{rows[i].get('where', f'row {i}')}: {fault}" for i, fault in enumerate(faults) if fault]
+    if found:
+        raise UserError(f"{len(found)} {what}; {first_of(found)}\n{remedy}".strip())
 
 
-def _completion(chat: Chat, turn: Turn, prompt: list[int], whole: list[int], ends: Collection[int]) -> list[int]:
-    """Token ids behind the prompt, closed by one end; tokenised apart if a token spans the seam."""
-    completion = whole[len(prompt) :]
-    if whole[: len(prompt)] != prompt or not completion:
-        completion = chat.tokenizer(turn.whole.removeprefix(turn.asked), add_special_tokens=False)["input_ids"]
-    return completion if completion[-1:] and completion[-1] in ends else [*completion, chat.tokenizer.eos_token_id]
+def _seam_fault(encoder: Encoder, prompt: list[int], text: str) -> str:
+    told = encoder.decode([*prompt, *encoder.plain([text])[0]])
+    asked = encoder.decode(prompt)
+    return (
+        f"the prompt ends and the completion begins where this tokenizer cannot part them: {asked[-30:]!r} and "
+        f"{text[:30]!r} would be trained on as {told[max(0, len(asked) - 30) :][:61]!r}; let them meet at white space"
+    )
 
 
 def _has_system(conversation: Conversation) -> bool:

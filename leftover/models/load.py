@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
 from leftover.recipe.sections import ModelSection
 from leftover.store.folders import readable_weights
@@ -69,7 +70,7 @@ def build_model(
 ) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return random_model(make_config({"vocab_size": len(tokenizer)} | special | config), seed=seed, dtype=dtype)
+    return random_model(make_config({"vocab_size": num_tokens(tokenizer)} | special | config), seed=seed, dtype=dtype)
 
 
 def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "float32") -> Any:

@@ -51,7 +51,7 @@ def completion_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Prompts and completions as one row each, from position 0.
+    """Prompts and completions as one row each, from position 0. Every prompt has a token.
 
     Returns:
         `input_ids` [B, L], without the last token of the longest row, which is only ever a target; and [N] int64,
@@ -60,7 +60,10 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
     prompt_lengths, completion_mask = batch["prompt_mask"].sum(1), batch["completion_mask"].bool()
-    width = int(mask.sum(1).max()) - 1
+    longest, shortest_prompt = torch.stack([mask.sum(1).max(), prompt_lengths.min()]).tolist()
+    if shortest_prompt == 0:
+        raise ValueError("a prompt without a token: nothing predicts the first token of its completion")
+    width = longest - 1
     # A stable sort of the padding behind the tokens keeps their order.
     input_ids = ids.gather(1, torch.argsort(~mask, dim=1, stable=True))[:, :width]
     first = torch.arange(len(ids), device=ids.device) * width + prompt_lengths - 1

@@ -127,4 +127,4 @@ def _prompts(chat: Chat, args: PolicyConfig, rows: list[Row]) -> list[list[int]]
     if rows and "prompt_ids" in rows[0]:
         return [row["prompt_ids"] for row in rows]
     encoded = encode_prompts(chat, rows, remedy=CHAT_REMEDY) if rows else []
-    return [cut_prompt(chat.tokenizer, ids, args.max_prompt_length) for ids in encoded]
+    return [cut_prompt(chat, ids, args.max_prompt_length) for ids in encoded]

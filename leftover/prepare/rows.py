@@ -18,11 +18,14 @@ from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
 from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
+from leftover.prepare.reread import reread
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
 from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import TokenizerSection
+from leftover.runs.claim import check_random_weights
 from leftover.runs.keys import tokenizer_key
 from leftover.runs.run import Run
+from leftover.store.manifest import Key
 from leftover.store.table import column, equals
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ def fit_tokenizer(run: Run) -> None:
     rows = run.table.open("rows", "split")
     training = rows.select(np.flatnonzero(equals(rows, "split", "train")))
     tokenizer = train_tokenizer(texts_of(training), settings.vocab_size)
+    check_random_weights(run.recipe.model, tokenizer)
     tokenizer.save_pretrained(folder)
     run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
     log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))
@@ -99,8 +103,10 @@ def tokens(run: Run) -> None:
     fit_tokenizer(run)
     data = run.recipe.data
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    key = {"from": {"rows": run.table.digest("rows")}, "tokenizer": tokenizer_key(run), "limits": list(limits)}
+    key: Key = {"from": {"rows": run.table.digest("rows")}}
+    key |= {"tokenizer": tokenizer_key(run), "limits": list(limits)}
     rows = run.table.open("rows")
+    key |= reread(run.models.chat, rows)
     names = [name for name in _TEXTS if name in rows.column_names]  # tables of earlier versions lack the last
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
         f"; to keep them {KEEP_LONG}" if dropped else "",
     )
     if faulty:
-        log.warning("tokens: %d conversations dropped because the chat template refused them", faulty)
+        log.warning("tokens: %d rows dropped because chat template or tokenizer cannot write them", faulty)
     if systems:
         log.warning(
             "tokens: %d of the cut prompts lost their system turn or tools, which stand first: raise "

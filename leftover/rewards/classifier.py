@@ -65,7 +65,11 @@ class ClassifierReward(ClassifierSettings):
         tokenizer, length, chat = self._loaded.tokenizer, self._loaded.max_length, self.join == "chat"
         texts = [self._chat_text(tokenizer, *row) if chat else self.texts(*row)[0] for row in rows]
         # A chat template writes the special tokens itself.
-        encoded = tokenize(tokenizer, texts, add_special_tokens=not chat, truncation=bool(length), max_length=length)
+        if chat:
+            cut = {"truncation": bool(length), "max_length": length}
+            encoded = tokenize(tokenizer, texts, add_special_tokens=False, **cut)
+        else:
+            encoded = framed(tokenizer, texts, length)
         for row in encoded:
             if not row["input_ids"]:  # an empty text, to which the tokenizer adds nothing
                 token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -102,6 +106,31 @@ def _encode_pairs(loaded: "Classifier", pairs: list[tuple[str, ...]]) -> list[En
         rows = tokenize(tokenizer, [prompts[i] for i in chosen], [completions[i] for i in chosen], **cut)
         encoded |= zip(chosen, rows, strict=True)
     return [encoded[i] for i in range(len(pairs))]
+
+
+def framed(tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_length: int | None) -> list[Encoded]:
+    """Texts with what the tokenizer puts around them, within max_length; a text that begins or ends so already gets no
+    second one."""
+    from leftover.data.encode import Encoder
+
+    encoder, cut = Encoder(tokenizer), max_length is not None
+    opening, closing = map(encoder.decode, encoder.around)
+    begun = [bool(opening) and text.startswith(opening) for text in texts]
+    ended = [bool(closing) and text.endswith(closing) for text in texts]
+    usual = [i for i in range(len(texts)) if not (begun[i] or ended[i])]
+    encoded: dict[int, Encoded] = {}
+    if usual:
+        rows = tokenize(tokenizer, [texts[i] for i in usual], truncation=cut, max_length=max_length)
+        encoded |= zip(usual, rows, strict=True)
+    for i in set(range(len(texts))).difference(usual):
+        before, behind = (
+            ids[:0] if there else ids for ids, there in zip(encoder.around, (begun[i], ended[i]), strict=True)
+        )
+        room = max_length - len(before) - len(behind) if max_length is not None else None
+        (row,) = tokenize(tokenizer, [texts[i]], add_special_tokens=False, truncation=cut, max_length=room)
+        types = {name: [0] * len(before) + values + [0] * len(behind) for name, values in row.items()}
+        encoded[i] = types | {"input_ids": [*before, *row["input_ids"], *behind]}
+    return [encoded[i] for i in range(len(texts))]
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", *texts: list[str], **options: Any) -> list[Encoded]:

@@ -20,7 +20,7 @@ from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.rewards.base import Prompt
-from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize
+from leftover.rewards.classifier import ClassifierReward, Encoded, framed, tokenize
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
@@ -221,7 +221,11 @@ def _encode(
 ) -> list[Item]:
     """Token ids, as `ClassifierReward` makes them, and labels."""
     rows = [settings.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
-    texts = tokenize(tokenizer, *map(list, zip(*rows, strict=True)), truncation=True, max_length=settings.max_length)
+    sides = [list(side) for side in zip(*rows, strict=True)]
+    if settings.join == "pair":
+        texts = tokenize(tokenizer, *sides, truncation=True, max_length=settings.max_length)
+    else:
+        texts = framed(tokenizer, sides[0], settings.max_length)
     if examples.target == "pairs":
         return [([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
     return [([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]

@@ -15,8 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
 from leftover.models.load import max_positions, torch_dtype
+from leftover.models.vocabulary import check_vocabulary, embedding_rows
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
 
@@ -77,6 +79,7 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     # Without its files, transformers makes up a tokenizer that knows no word.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError("no tokenizer: save it beside the model")
+    check_vocabulary(tokenizer, embedding_rows(model), "the model")
     return tokenizer, model
 
 
@@ -94,11 +97,12 @@ def untrained_classifier(
             )
         else:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
-            known = {"vocab_size": len(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
+            known = {"vocab_size": num_tokens(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
             model_config = AutoConfig.for_model(**(known | (config or {})))
             model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
+    check_vocabulary(tokenizer, embedding_rows(model), "the model", "tokenizer")
     model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model
 

@@ -1,22 +1,26 @@
 """Opening a run for its stages: its folder is claimed, and its recipe checked, before any row is read."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leftover.data.formats import check_files
 from leftover.errors import UserError, first_line, located, looked_for
 from leftover.models.load import is_adapter, max_positions
+from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.monitoring.terminal import is_main_process
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
-from leftover.recipe.sections import ModelSection, Recipe
+from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.fitted import RowsReward
 from leftover.runs.names import is_run, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.folders import LOCK, hold, make_folder
 from leftover.store.manifest import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def open_run(recipe: Recipe) -> Run:
@@ -32,6 +36,7 @@ def open_run(recipe: Recipe) -> Run:
     check_fitted(run)
     check_limits(recipe, model_positions(recipe.model))
     check_files(recipe.data)
+    check_tokenizer(run)
     try:
         claim(run)
     except BaseException:
@@ -143,6 +148,23 @@ def check_limits(recipe: Recipe, positions: int | None) -> None:
                 f"data.max_prompt_tokens + {key} = {needed} exceeds the model's {positions} positions: lower one of "
                 "them"
             )
+
+
+def check_tokenizer(run: Run) -> None:
+    """Refuse a tokenizer that is larger than the embeddings of the model or of the reference."""
+    model, reference = run.recipe.model, run.recipe.reference
+    if isinstance(model.tokenizer, TokenizerSection):  # it is trained on the rows
+        return
+    options = {"trust_remote_code": model.trust_remote_code}
+    for path in filter(None, (model.path, reference.path)):
+        check_vocabulary_at(path, run.models.tokenizer, key="model.tokenizer", **options)
+    check_random_weights(model, run.models.tokenizer)
+
+
+def check_random_weights(model: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer that is larger than the recipe's own `vocab_size`."""
+    rows = (model.config or {}).get("vocab_size")
+    check_vocabulary(tokenizer, rows, "model.config", remedy="leave vocab_size out of model.config, or raise it")
 
 
 def model_positions(model: ModelSection) -> int | None:

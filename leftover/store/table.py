@@ -158,6 +158,20 @@ def list_lengths(dataset: "Dataset", name: str) -> np.ndarray:
     return np.concatenate([pc.list_value_length(part).to_numpy() for part in _parts(dataset, name)]).astype(np.int64)
 
 
+def list_maxima(dataset: "Dataset", name: str) -> np.ndarray:
+    """[N] int: the largest entry of every list of a column of integers; -1 of an empty one."""
+    found = []
+    for part in _parts(dataset, name):
+        lists = part.combine_chunks()
+        lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().cast(pa.int64()).to_numpy()
+        largest = np.full(len(lengths), -1, np.int64)
+        starts = np.cumsum(lengths) - lengths
+        if len(values):
+            largest[lengths > 0] = np.maximum.reduceat(values, starts[lengths > 0])
+        found.append(largest)
+    return np.concatenate(found)
+
+
 class FixedLists:
     """A column of lists of one size; `lists[rows]` reads these rows alone: [n, size]."""
 

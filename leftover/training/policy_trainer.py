@@ -20,6 +20,7 @@ from leftover.evaluation.policy import evaluate_policy, metric_names
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.models.probe import check_causal, check_trainable
+from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
@@ -74,6 +75,10 @@ class PolicyTrainer(Trainer):
         tokenizer = load_tokenizer(path, names=PYTHON) if processing_class is None else processing_class
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        rows = embedding_rows(policy)
+        check_vocabulary(tokenizer, rows, "the model", "processing_class")
+        check_prepared(train_dataset, "train_dataset", rows)
+        check_prepared(eval_dataset, "eval_dataset", rows)
         if peft_config is not None:
             policy = add_adapter(policy, peft_config, seed=self.args.seed)
         named = f"the model of {type(self).__name__} ({path})"
@@ -156,6 +161,7 @@ class PolicyTrainer(Trainer):
             return found
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping) and dataset in self.eval_dataset:
             dataset = self.eval_dataset[dataset]
+        check_prepared(dataset, "eval_dataset", embedding_rows(self.model))
         with self._as_reference() as reference:
             dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset)
         metrics, completions = evaluate_policy(

@@ -81,9 +81,9 @@ def test_long_prompts_are_cut_on_the_left_and_keep_their_beginning_of_sequence(t
 
 def test_a_cut_to_one_token_and_without_a_beginning_keeps_the_last_ones(tokenizer):
     bos = tokenizer.bos_token_id
-    assert cut_prompt(tokenizer, [bos, 5, 6, 7], 1) == [7]
-    assert cut_prompt(tokenizer, [4, 5, 6, 7], 2) == [6, 7]
-    assert cut_prompt(tokenizer, [bos, 5, 6, 7], 4) == [bos, 5, 6, 7]
+    assert cut_prompt(Chat(tokenizer), [bos, 5, 6, 7], 1) == [7]
+    assert cut_prompt(Chat(tokenizer), [4, 5, 6, 7], 2) == [6, 7]
+    assert cut_prompt(Chat(tokenizer), [bos, 5, 6, 7], 4) == [bos, 5, 6, 7]
 
 
 def test_a_completion_that_fits_with_its_end_is_kept_and_one_token_more_is_dropped(tokenizer):

@@ -118,3 +118,9 @@ def test_only_completion_positions_reach_the_head(tiny_llama_path):
     assert seen == [sum(len(row["completion_ids"]) for row in rows)]
     model(input_ids=torch.ones(1, 4, dtype=torch.int64))
     assert seen[1] == 4, "outside, the model is as it was"
+
+
+def test_a_prompt_without_a_token_is_refused_and_not_read_in_the_row_before_it(model):
+    rows = [*make_rows(2), {"prompt_ids": [], "completion_ids": [4, 5]}]
+    with pytest.raises(ValueError, match="without a token"):
+        completion_logprobs(model, Collator(0)(rows))

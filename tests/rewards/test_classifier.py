@@ -185,3 +185,12 @@ def test_an_empty_completion_has_a_score(name, classifiers):
     (one,), (two, _) = joined(["Ada"], [""]), joined(["Ada", "Ada"], ["", "soon kettle"])
     assert one == pytest.approx(two, abs=1e-5)
     assert joined([], []) == []
+
+
+def test_a_text_that_begins_or_ends_as_the_tokenizer_would_has_that_once(classifiers):
+    """BERT's tokenizer puts [CLS] before a text and [SEP] behind it."""
+    plain = reward(classifiers["bert"], join="{prompt} {completion}", activation="none")(["Ada"], ["soon"])
+    for join in ("[CLS]{prompt} {completion}", "{prompt} {completion}[SEP]", "[CLS]{prompt} {completion}[SEP]"):
+        written = reward(classifiers["bert"], join=join, activation="none")
+        assert written(["Ada"], ["soon"]) == pytest.approx(plain, abs=1e-5)
+        assert max(len(row["input_ids"]) for row in written._encode(["Ada " * 90], ["soon"])) == 64

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from leftover.commands.dry_run.published_sizes import ROWS
+from leftover.commands.dry_run.shape import find_config
 from leftover.commands.dry_run.sources import on_the_hub
 from leftover.data.chat import Chat
 from leftover.data.formats import data_files, read_rows
@@ -18,6 +19,7 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
+from leftover.models.vocabulary import check_vocabulary_of
 from leftover.prepare.checks import NAME_SCORES, NONE_CHOSEN, all_too_long
 from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
@@ -133,6 +135,10 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
     tokenizer = _tokenizer(model, sample)
     if tokenizer is None:
         return None
+    config, _ = find_config(model)
+    if config is not None and not isinstance(model.tokenizer, TokenizerSection):
+        name, remote = "the model" if model.path else "model.config", model.trust_remote_code
+        check_vocabulary_of(config, tokenizer, name, trust_remote_code=remote, key="model.tokenizer")
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from leftover.commands.dry_run.published_sizes import CONFIGS
-from leftover.data.tokenizer import load_tokenizer
+from leftover.data.tokenizer import load_tokenizer, num_tokens
 from leftover.errors import UserError
 from leftover.models.load import make_config, refuse_encoder, unwrapped
 from leftover.recipe.sections import ModelSection, TokenizerSection
@@ -63,7 +63,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
     if isinstance(model.tokenizer, TokenizerSection):
         return {"vocab_size": model.tokenizer.vocab_size}
     if model.tokenizer is not None and Path(model.tokenizer).is_dir():
-        return {"vocab_size": len(load_tokenizer(model.tokenizer, trust_remote_code=model.trust_remote_code))}
+        return {"vocab_size": num_tokens(load_tokenizer(model.tokenizer, trust_remote_code=model.trust_remote_code))}
     return {}
 
 

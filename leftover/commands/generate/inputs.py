@@ -16,6 +16,8 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
 from leftover.models.load import base_path, is_adapter
 from leftover.models.reference import model_identity
+from leftover.models.vocabulary import check_vocabulary_at
+from leftover.prepare.reread import reread_prompts
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.data_section import DataSection
@@ -80,7 +82,7 @@ class Source:
             "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
             "columns": self.recipe.data.columns.model_dump(),
             "reward": scores,
-        }
+        } | reread_prompts(self.chat, [p.prompt for p in self.prompts if not p.conversational])
 
 
 def open_source(
@@ -118,6 +120,7 @@ def open_source(
             chat_template=made.model.chat_template,
             trust_remote_code=made.model.trust_remote_code,
         )
+        check_vocabulary_at(path, tokenizer, trust_remote_code=made.model.trust_remote_code, key="model.tokenizer")
         return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(given or Run(made).reward))
     # `overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
     saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
@@ -132,7 +135,8 @@ def _of_recipe(
     path: str, run: Run, settings: Recipe, prompts: str | None, rejects: Path, given: SumReward | None, splits: bool
 ) -> Source:
     """The source of a recipe whose run is opened: what its rows and rewards need is computed in its folder."""
-    saved = run.recipe
+    saved, tokenizer = run.recipe, run.models.tokenizer
+    check_vocabulary_at(path, tokenizer, trust_remote_code=saved.model.trust_remote_code, key="model.tokenizer")
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
         # The recipe's format is that of its own file.
@@ -147,7 +151,7 @@ def _of_recipe(
         scores, learnt = recipe_reward(run)
     else:
         scores, learnt = fresh_reward(given or Run(settings).reward), {}
-    return Source(path, settings, run.models.tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
+    return Source(path, settings, tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
 
 
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:

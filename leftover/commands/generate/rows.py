@@ -105,7 +105,8 @@ def _fitted(source: Source, decoding: Decoding, sample: Sample, limit: int) -> t
 
     def read() -> tuple[list[int], list[int]]:
         row = sample.prompt._asdict() | {"completion": sample.text, "ended": sample.ended}
-        found = tokenise(source.chat, [row], Limits(decoding.max_prompt_tokens, sys.maxsize))
+        limits = Limits(decoding.max_prompt_tokens, sys.maxsize)
+        found = tokenise(source.chat, [row], limits, skip_faulty=True)  # `tokens_match` says it
         return found.prompt_ids[0], found.completion_ids[0]
 
     ids, kept = read(), limit

@@ -95,7 +95,7 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
     align_generation_config(model, source.tokenizer, source.chat.ends)
     prompt_ids = encode_prompts(source.chat, [prompt._asdict() for _, prompt in prompts])
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
-    prompt_ids = [cut_prompt(source.tokenizer, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
+    prompt_ids = [cut_prompt(source.chat, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
     positions, longest = max_positions(model.config), max(len(ids) for ids in prompt_ids)
     if positions is not None and longest + decoding.max_new_tokens > positions:
         raise UserError(
