@@ -1,7 +1,8 @@
 """Loading, building and saving causal language models and their tokenizers. Nothing is unpickled."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from leftover.recipe.sections import ModelSection
 from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
@@ -73,9 +75,24 @@ def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "flo
     """The causal LM of a config with random weights."""
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+
+
+def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
+    """`model` with a new adapter, whose initial weights follow the seed."""
+    from peft import get_peft_model
+
+    with seeded(seed):
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws by the seed; afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_config(settings: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leftover.errors import UserError
+from leftover.errors import PYTHON, RECIPE, SettingNames, UserError
 from leftover.rewards.base import Prompt
 
 
@@ -86,14 +86,15 @@ def call_reward(
     return scores
 
 
-def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str], of_recipe: bool = True) -> None:
+def check_finite(
+    name: str, scores: Sequence[float | None], completions: Sequence[str], names: SettingNames = RECIPE
+) -> None:
     """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
-        remedy = "return None if there is no score: reward.missing has a rule for it"
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
-            f"scores are not finite numbers); {remedy if of_recipe else 'every completion needs a score'}"
+            f"scores are not finite numbers); {names.missing_scores}"
         )
 
 
@@ -111,7 +112,7 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
             for f in functions
         ]
         totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
-        check_finite("reward_funcs", totals, completions, of_recipe=False)
+        check_finite("reward_funcs", totals, completions, PYTHON)
         return totals
 
     return total
