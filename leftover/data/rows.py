@@ -15,6 +15,7 @@ import pyarrow as pa
 from leftover.data.checks import check_row
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
+from leftover.monitoring.finite import json_line
 from leftover.recipe.data_section import DataSection
 
 # Messages and tools are kept as JSON text: a column has one type, and users mix strings and conversations.
@@ -60,7 +61,7 @@ class Rejects:
         record = {"stage": stage, "where": where, "reason": reason, "row": row}
         # Half of a surrogate pair has no UTF-8 form; its escape is what JSON writes for it anyway.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            file.write(json_line(record, ensure_ascii=False, default=str) + "\n")
 
 
 REMEDY = (

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
+from leftover.errors import UserError
 from leftover.models.reference import evaluating
 from leftover.monitoring.terminal import progress_bar
 
@@ -49,6 +50,8 @@ def generate(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         torch.manual_seed(seed)
+        if prompt_ids:
+            _check_finite(model, torch.tensor([list(prompt_ids[0])], device=device))
         while unfinished:
             waiting = sorted(unfinished, key=lambda i: len(prompt_ids[i]) + len(completions[i]), reverse=True)
             unfinished = []
@@ -75,6 +78,15 @@ def generate(
                     else:
                         bar.update()
     return completions, decode_completions(tokenizer, completions, ends)
+
+
+def _check_finite(model: Any, input_ids: Tensor) -> None:
+    """Raises UserError for a model that gives no token a probability: sampling would crash, greedy texts be noise."""
+    if input_ids.shape[1] and model(input_ids=input_ids, use_cache=False).logits[0, -1].isnan().any():
+        raise UserError(
+            "the model gives no probabilities (nan) for the next token: its weights have diverged (lower "
+            "learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow (model.dtype: float32)"
+        )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """A sequence classifier that is fine-tuned on rows, as a reward."""
 
+import math
 import shutil
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,12 +14,13 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
+from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.rewards.base import Prompt
@@ -184,16 +187,28 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean()
 
 
-Item = tuple[list[Encoded], float]  # a row with its label, or a pair of rows
+Item = tuple[list[Encoded], float, str]  # a row with its label, or a pair of rows; and its place
 
 
-class _RewardTrainer(Trainer):
+class _RewardTrainer(FiniteTrainer):
     target: str
+    step_rows: deque[list[str]]  # of the last micro-batches
+
+    def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
+        return [row for rows in self.step_rows for row in rows] if micro_batch is None else self.step_rows[micro_batch]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        if not math.isfinite(metrics["eval_loss"]):
+            self._stop(f"the loss of held-out rows is {metrics['eval_loss']}")
+        return metrics
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs.pop("labels")
+        labels, rows = inputs.pop("labels"), inputs.pop("rows")
+        if model.training:
+            self.step_rows.append(rows)
         loss = reward_loss(self.target, model(**inputs).logits[:, 0].float(), labels)
         return (loss, {}) if return_outputs else loss
 
@@ -201,16 +216,16 @@ class _RewardTrainer(Trainer):
 def _trainer(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[Item]], target: str, args: TrainingArguments
 ) -> _RewardTrainer:
-    def collate(items: list[Item]) -> dict[str, Tensor]:
-        rows, labels = zip(*items, strict=True)
+    def collate(items: list[Item]) -> dict[str, Any]:
+        rows, labels, places = zip(*items, strict=True)
         texts = [text for side in zip(*rows, strict=True) for text in side]
-        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels)}
+        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels), "rows": list(places)}
 
     metrics = MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")
     callbacks = [metrics, EarlyStoppingCallback(early_stopping_patience=_PATIENCE)]
     train, choosing = data
     trainer = _RewardTrainer(model, args, collate, train_dataset=train, eval_dataset=choosing, callbacks=callbacks)
-    trainer.target = target
+    trainer.target, trainer.step_rows = target, deque(maxlen=args.gradient_accumulation_steps)
     trainer.model_accepts_loss_kwargs = False
     return trainer
 
@@ -222,5 +237,5 @@ def _encode(
     rows = [settings.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
     texts = tokenize(tokenizer, *map(list, zip(*rows, strict=True)), truncation=True, max_length=settings.max_length)
     if examples.target == "pairs":
-        return [([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
-    return [([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]
+        return [([texts[a], texts[b]], 0.0, examples.where[a]) for a, b in examples.pairs]
+    return [([text], label, place) for text, label, place in zip(texts, labels.tolist(), examples.where, strict=True)]

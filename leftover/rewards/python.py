@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import UserError
 from leftover.rewards.base import Prompt
 
@@ -87,13 +88,19 @@ def call_reward(
 
 
 def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str], of_recipe: bool = True) -> None:
-    """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
+    """Raises UserError that names the first completion whose score is NaN, infinite or huge; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
         remedy = "return None if there is no score: reward.missing has a rule for it"
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
             f"scores are not finite numbers); {remedy if of_recipe else 'every completion needs a score'}"
+        )
+    huge = [i for i, score in enumerate(scores) if score is not None and abs(score) > LARGEST_REWARD]
+    if huge:
+        raise UserError(
+            f"{name} gave {scores[huge[0]]:g} for the completion {completions[huge[0]]!r:.80} ({len(huge)} of "
+            f"{len(scores)} scores are too large to compute with, at most {LARGEST_REWARD:g}): rescale them"
         )
 
 

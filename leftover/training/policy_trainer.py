@@ -18,6 +18,7 @@ from leftover.errors import UserError
 from leftover.evaluation.policy import evaluate_policy
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
@@ -26,7 +27,12 @@ from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
 
 
-class PolicyTrainer(Trainer):
+def row_name(rows: Any, i: int) -> str:
+    """Where row `i` of the training rows comes from, for messages."""
+    return rows[i].get("where") or f"train_dataset[{i}]"
+
+
+class PolicyTrainer(FiniteTrainer):
     """A Trainer whose model as it is given is the reference, and whose `evaluate` generates and scores.
 
     Callbacks get the completions of an evaluation as `completions` of `on_evaluate`: a list of `Completion`, empty
@@ -115,6 +121,8 @@ class PolicyTrainer(Trainer):
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
         dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
+        if self.is_in_train:
+            self.check_weights()
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
         )

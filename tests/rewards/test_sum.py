@@ -245,3 +245,17 @@ def test_a_function_of_other_names_and_any_keyword_gets_the_texts_by_place(modul
 def test_what_is_no_function_is_refused_with_the_way_to_make_one(other):
     with pytest.raises(UserError, match=r"reward_funcs takes functions.*load_reward"):
         summed([lambda prompts, completions: [0.0], other])
+
+
+def test_scores_that_no_statistic_holds_are_refused(module):
+    # The squares of 1e308 are infinite: means cancel, spreads do not.
+    name = module("def score(prompts, completions): return [1e308 * (-1) ** i for i in range(len(completions))]\n")
+    reward = load_reward([{"type": "python", "function": f"{name}:score", "name": "huge"}])
+    with pytest.raises(UserError, match=r"'huge' gave 1e\+308 for the completion 'a'.*2 of 2 .*rescale"):
+        reward(["p", "p"], ["a", "b"])
+
+
+def test_a_weight_that_takes_a_reward_out_of_range_is_refused():
+    reward = load_reward([{"type": "text", "function": "length", "weight": 1e300}])
+    with pytest.raises(UserError, match=r"rewards reach 2e\+300 .*weight"):
+        reward(["p"], ["two words"])

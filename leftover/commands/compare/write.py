@@ -11,6 +11,7 @@ from leftover.commands.compare.gather import DATA, RULE, flat_rows
 from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import columns, glossary
+from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write the tables and pictures of a comparison into the run's folder."""
+    results = plain(results)
     rows = flat_rows(results)
     write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
     write_text(run.folder / "comparison.csv", _as_csv(rows))
