@@ -23,6 +23,7 @@ from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
+from leftover.recipe.policy_config import faulty_numbers
 from leftover.rewards.base import Prompt
 from leftover.rewards.classifier import ClassifierReward, Encoded, tokenize
 from leftover.rewards.examples import Examples, family_share
@@ -89,6 +90,8 @@ class FineTuneSettings(FitSettings):
             if name not in valid:
                 close = nearest(name, valid) or "; it takes the fields of transformers.TrainingArguments"
                 raise ValueError(f"unknown key '{name}'{close}")
+        for name, fault in faulty_numbers(train):
+            raise ValueError(f"'{name}' {fault}")
         return train
 
     @model_validator(mode="after")
