@@ -12,6 +12,7 @@ from leftover.commands.compare.jobs import _tail, threads_each
 from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
+from leftover.commands.compare.write import draw_reward_diversity
 from leftover.errors import UserError
 from leftover.evaluation.statistics import against_data, describe_data
 from leftover.monitoring.memory import peak_memory
@@ -278,3 +279,18 @@ def test_of_a_log_the_last_lines_are_told(tmp_path):
     assert _tail(log, 1).splitlines() == [f"line {i}" for i in range(15, 20)]
     log.write_text("")
     assert "status -9" in _tail(log, -9)
+
+
+def test_the_picture_of_equal_results_is_the_same_file(tmp_path):
+    def row(mean):
+        reward = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        return {"reward": reward, "distinct_2_relative": mean, "reward_by_seed": {0: mean, 1: mean + 0.05}}
+
+    results = {"name": "r", "primary": "sampled", "sampled": {"table": {"reference": row(0.1), "nll": row(0.5)}}}
+    pictures = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        draw_reward_diversity(folder, results)
+        pictures.append([path.read_bytes() for path in sorted(folder.iterdir())])
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2
+    assert b"<dc:date>" not in pictures[0][1]
