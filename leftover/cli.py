@@ -5,6 +5,7 @@ what they need, so that `--help` answers at once.
 """
 
 import errno
+import faulthandler
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,6 +216,8 @@ def _show(results: dict[str, Any] | None, folder: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of the `leftover` script."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a user's function, or a library, that crashes the process is named on stderr
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

@@ -1,15 +1,17 @@
 """A user's own function as a reward."""
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import itertools
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import UserError
@@ -31,7 +33,8 @@ class PythonReward:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         try:
-            self.module = importlib.import_module(module_name)
+            with _os_exit_raises():
+                self.module = importlib.import_module(module_name)
             self.callable = getattr(self.module, name)
         except (Exception, SystemExit) as error:  # the user's module may fail in any way, or call sys.exit
             raise UserError(f"python reward '{function}' cannot be loaded: {type(error).__name__}: {error}") from error
@@ -46,6 +49,23 @@ class PythonReward:
         source = Path(self.module.__file__ or "").read_bytes() if self.module.__file__ else b""
         digest = hashlib.sha256(source).hexdigest()[:16]
         return {"type": "python", "function": self.function, "source": digest, **self.settings}
+
+
+@contextlib.contextmanager
+def _os_exit_raises() -> Iterator[None]:
+    """Inside, `os._exit` raises SystemExit: it would end the command at once, without a word and with any status."""
+    usual, process = os._exit, os.getpid()
+
+    def raises(status: int = 0) -> NoReturn:
+        if os.getpid() != process:  # of a child that the user's function has forked: it does end so
+            usual(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = raises
+    try:
+        yield
+    finally:
+        os._exit = usual
 
 
 def call_reward(
@@ -65,18 +85,22 @@ def call_reward(
     except (TypeError, ValueError):  # other names; or a built-in function, which may show none
         call = partial(function, *texts.values(), **settings)
     try:
-        returned = call()
-    except (Exception, SystemExit) as error:  # the user's function may fail in any way, or call sys.exit
+        with _os_exit_raises():
+            returned = call()
+            # One more than are wanted shows what is too long, of an endless generator too, which runs only here.
+            unusable = isinstance(returned, dict) or not isinstance(returned, Iterable)  # a dictionary gives its keys
+            found = [] if unusable else list(itertools.islice(returned, len(completions) + 1))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's function may fail in any way, or call sys.exit
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
             f"{name} failed: {type(error).__name__}: {error}. It is called as "
             f"f(prompts=[...], completions=[...]{more}); --debug shows where it failed"
         ) from error
     try:
-        if isinstance(returned, dict):
-            raise TypeError("a dictionary would be read by its keys")
-        # One more than are wanted shows what is too long, of an endless generator too.
-        found = itertools.islice(returned, len(completions) + 1)
+        if unusable:
+            raise TypeError(type(returned).__name__)
         scores = [None if score is None else float(score) for score in found]
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must return one number (or None) per completion, got {returned!r:.80}") from error

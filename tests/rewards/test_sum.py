@@ -1,5 +1,6 @@
 """Rewards: each type from its specification, weighted sums, and what they refuse."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -197,13 +198,37 @@ def test_a_python_function_of_other_argument_names_is_told_how_it_is_called(modu
         load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"])
 
 
-@pytest.mark.parametrize("line", ["raise SystemExit(0)", "import sys; sys.exit()", "raise MemoryError"])
+LINES = [
+    "raise SystemExit(0)",
+    "import sys; sys.exit()",
+    "raise MemoryError",
+    "import os; os._exit(0)",
+    "from os import _exit; _exit(0)",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_a_function_that_ends_the_program_is_an_error(line, module):
     inside, outside = module(f"def f(prompts, completions):\n    {line}\n"), module(f"{line}\n")
     with pytest.raises(UserError, match="failed: "):
         load_reward({"type": "python", "function": f"{inside}:f"})(["a"], ["b"])
     with pytest.raises(UserError, match="cannot be loaded: "):
         load_reward({"type": "python", "function": f"{outside}:f"})
+
+
+@pytest.mark.parametrize("line", [*LINES, "raise __import__('asyncio').CancelledError"])
+def test_a_generator_that_ends_the_program_is_an_error(line, module):
+    name = module(f"def f(prompts, completions):\n    yield 1.0\n    {line}\n")
+    with pytest.raises(UserError, match="failed: "):
+        load_reward({"type": "python", "function": f"{name}:f"})(["a", "b"], ["c", "d"])
+
+
+def test_a_function_may_fork_and_os_exit_is_as_it_was_behind_it(module):
+    before = os._exit
+    source = "import os\ndef f(prompts, completions):\n    child = os.fork()\n    if child == 0:\n        os._exit(7)\n"
+    name = module(source + "    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))]\n")
+    assert load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"]) == [7.0]
+    assert os._exit is before
 
 
 @pytest.mark.parametrize(
