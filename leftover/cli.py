@@ -170,8 +170,8 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
     from leftover.publish.export import export_policy
     from leftover.publish.hub import export_and_push
 
+    set_up_logging()
     if push_to_hub or private:
-        set_up_logging()
         click.echo(export_and_push(run_folder, push_to_hub, private, **options))
     else:
         click.echo(export_policy(run_folder, **options))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from leftover.errors import UserError, first_line
+from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def load_model(
         from peft import PeftConfig, PeftModel
 
         base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(path).base_model_name_or_path, **options)
-        return PeftModel.from_pretrained(base, path, is_trainable=True)
+        with adapter_warnings_off():
+            return PeftModel.from_pretrained(base, path, is_trainable=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 

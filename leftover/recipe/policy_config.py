@@ -110,6 +110,10 @@ class PolicyConfig(TrainingArguments):
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         check_trackers(self.report_to)
         self.use_cpu = trains_on_cpu(self.use_cpu)
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu  # it speeds copies to a GPU
+        for name in ("checkpointing", "checkpointing_kwargs"):  # users know the older names, which 5.23 warns of
+            if getattr(self, f"activation_{name}", "unknown") is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
     @property

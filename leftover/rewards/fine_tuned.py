@@ -143,6 +143,10 @@ class FineTunedReward(RowsReward):
         ]
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
         fields["use_cpu"] = trains_on_cpu(bool(fields.get("use_cpu")))
+        if fields["use_cpu"]:
+            fields["dataloader_pin_memory"] = False
+        if hasattr(TrainingArguments, "activation_checkpointing"):  # the new name; transformers warns of the old one
+            fields = {name.replace("gradient_ch", "activation_ch"): value for name, value in fields.items()}
         try:
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.memory import freed_memory_kept
+from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
 from leftover.recipe.policy_config import PolicyConfig
@@ -71,7 +72,8 @@ class PolicyTrainer(FiniteTrainer):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if peft_config is not None:
-            policy = get_peft_model(policy, peft_config)
+            with adapter_warnings_off():
+                policy = get_peft_model(policy, peft_config)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
