@@ -1,11 +1,53 @@
-"""The one exception that means: the user can fix this."""
+"""The one exception that means: the user can fix this; and what its remedies call the settings."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class UserError(Exception):
     """Bad input, named with its file, row or key and the remedy; the CLI prints it and exits with 2."""
+
+
+@dataclass(frozen=True)
+class SettingNames:
+    """What messages call the settings that change how rows are read and scored; by default keys of a recipe."""
+
+    path: str = " (key data.path)"  # after the name of a data file
+    data: str = "data"  # the section with the settings that have no name of their own here
+    columns: str = "data.columns"
+    labels: str = "data.labels"
+    faulty_rows: str = (  # the remedy
+        "Fix them, name your columns in data.columns (those of a table without a header line in data.table.names), or "
+        "set data.on_bad_row: skip to put faulty rows aside in rejected_rows.jsonl"
+    )
+    template_options: str = "model.template_options"
+    chat_template: str = "model.chat_template"
+    how_to_give_a_template: str = " (a template, a file, or plain)"
+    end_tokens: str = "model.end_tokens"
+    tokenizer: str = "key model.tokenizer or model.path"
+    missing_scores: str = "return None if there is no score: reward.missing has a rule for it"
+    negative_rewards: str = "set reward.transform (minmax, sigmoid, quantile, or a scale and an offset)"
+
+
+RECIPE = SettingNames()
+PYTHON = SettingNames(
+    path="",
+    data="data_options",
+    columns="columns",
+    labels="labels",
+    faulty_rows=(
+        "Fix or drop them, name your columns in the configuration (columns={'prompt': ...}) or by "
+        "Dataset.rename_column, or set on_bad_row='skip'"
+    ),
+    template_options="chat_template_kwargs",
+    chat_template="the tokenizer's chat_template",
+    how_to_give_a_template=", and pass it as processing_class",
+    end_tokens="end_tokens",
+    tokenizer="pass one as processing_class",
+    missing_scores="every completion needs a score",
+    negative_rewards="shift or scale them",
+)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from leftover.data.records import Row
 from leftover.data.rows import as_prompt
 from leftover.data.tokenizer import single_token
-from leftover.errors import UserError, first_line, nearest
+from leftover.errors import RECIPE, SettingNames, UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -67,8 +67,8 @@ class Turn(NamedTuple):
 class Chat:
     """A tokenizer's chat template with its options, and the tokens that end a completion (`end_tokens`: further ones).
 
-    Raises UserError for an option that the template does not read and for an end that is not one token. `of_recipe`:
-    whether messages name keys of a recipe, or else fields of the configuration in Python.
+    Raises UserError for an option that the template does not read and for an end that is not one token.
+    `names`: what messages call the settings.
     """
 
     def __init__(
@@ -76,14 +76,11 @@ class Chat:
         tokenizer: "Tokenizer",
         options: Options | None = None,
         end_tokens: Sequence[str] = (),
-        of_recipe: bool = True,
+        names: SettingNames = RECIPE,
     ):
         self.tokenizer, self.options = tokenizer, options or {}
-        self._of_recipe = of_recipe
-        self._options_key = "model.template_options" if of_recipe else "chat_template_kwargs"
-        self._template_key = "model.chat_template" if of_recipe else "the tokenizer's chat_template"
-        self._ends_key = "model.end_tokens" if of_recipe else "end_tokens"
-        self.end_tokens = {text: single_token(tokenizer, text, self._ends_key) for text in end_tokens}
+        self._names = names
+        self.end_tokens = {text: single_token(tokenizer, text, self._names.end_tokens) for text in end_tokens}
         self.check_options(self.options)
         self._closings: dict[str, str] = {}
 
@@ -93,7 +90,7 @@ class Chat:
         ids = [self.tokenizer.eos_token_id, *self.end_tokens.values()]
         if self.tokenizer.chat_template is not None and self._probe:
             end = self._end(self._closing(self._probe))[1]
-            ids += [single_token(self.tokenizer, end, self._ends_key)] if end is not None else []
+            ids += [single_token(self.tokenizer, end, self._names.end_tokens)] if end is not None else []
         return list(dict.fromkeys(ids))
 
     @cached_property
@@ -120,8 +117,9 @@ class Chat:
             at = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), len(whole))
             raise ConversationFault(
                 f"the chat template writes a prompt differently once a completion follows it ({asked[at:][:40]!r} "
-                f"becomes {whole[at:][:40]!r}), which hides where the completion begins; set {self._options_key} "
-                f"(such as enable_thinking), or {self._template_key} to one that keeps the generation prompt as it is"
+                f"becomes {whole[at:][:40]!r}), which hides where the completion begins; set "
+                f"{self._names.template_options} (such as enable_thinking), or {self._names.chat_template} to one that "
+                "keeps the generation prompt as it is"
             )
         closing = self._closing(conversation)
         body = whole.removesuffix(closing)
@@ -130,19 +128,19 @@ class Chat:
             raise ConversationFault(
                 f"the chat template does not write the completion as it is (it ends in {whole[-40:]!r}), so that "
                 "another text is trained on than scored; take out of the completion what the template drops (often "
-                f"thoughts), or set {self._template_key} to a template that writes it whole"
+                f"thoughts), or set {self._names.chat_template} to a template that writes it whole"
             )
         answer = body[len(asked) :]
         if twice := [tag for tag in _CLOSING_TAG.findall(completion) if answer.count(tag) > completion.count(tag)]:
             raise ConversationFault(
                 f"the completion holds {twice[0]}, and the chat template writes another one: take the thoughts out "
-                f"of the completion, or set {self._template_key} to a template that reads them there"
+                f"of the completion, or set {self._names.chat_template} to a template that reads them there"
             )
         return Turn(asked, body + self._end(closing)[0])
 
     def check_options(self, options: Options) -> None:
         """Refuse options that the template does not have: Jinja silently ignores an unknown name."""
-        key = self._options_key
+        key = self._names.template_options
         taken = set(inspect.signature(self.tokenizer.apply_chat_template).parameters) - {"documents"}
         words = set(re.findall(r"[A-Za-z_]\w*", self._source)) if options else set()
         for name, value in options.items():
@@ -158,7 +156,7 @@ class Chat:
     def warn(self, tools: bool) -> None:
         """Log what would surprise a user of this template; `tools`: whether any row has some."""
         if tools and not re.search(r"\btools\b", self._source):
-            log.warning("the rows have tools, which the chat template does not read: set %s", self._template_key)
+            log.warning("the rows have tools, which the chat template does not read: set %s", self._names.chat_template)
         if (probe := self._probe) is None:
             return
         asked, whole = self.asked(probe), self._render(probe.answered(_PROBE))
@@ -169,14 +167,14 @@ class Chat:
                 "generates it; if an option of the template puts it into the prompt, set that in "
                 "%s (Qwen 3: enable_thinking: false)",
                 opening,
-                self._options_key,
+                self._names.template_options,
             )
         if "strftime_now" in self._source and self._raises(probe, strftime_now=None):
             log.warning(
                 "the chat template writes today's date into every prompt, so that rows tokenised another day differ; "
                 "fix it by an option of the template (Llama 3: %s: {date_string: 26 Jul 2024}), or in %s",
-                self._options_key,
-                self._template_key,
+                self._names.template_options,
+                self._names.chat_template,
             )
 
     @cached_property
@@ -219,22 +217,22 @@ class Chat:
 
         if self.tokenizer.chat_template is None:
             raise UserError(
-                f"the rows are conversations, but the tokenizer has no chat template; set {self._template_key}"
-                f"{' (a template, a file, or plain)' if self._of_recipe else ', and pass it as processing_class'}"
+                f"the rows are conversations, but the tokenizer has no chat template; set {self._names.chat_template}"
+                f"{self._names.how_to_give_a_template}"
             )
         messages, tools, options = conversation
         keywords = {"tools": tools, **self.options, **(options or {}), **keywords}
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **keywords))
         except TemplateSyntaxError as error:
-            raise UserError(f"{self._template_key} is not valid Jinja: {first_line(error)}") from error
+            raise UserError(f"{self._names.chat_template} is not valid Jinja: {first_line(error)}") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            remedy = f"fix its turns, or set {self._template_key} to a template that takes them"
+            remedy = f"fix its turns, or set {self._names.chat_template} to a template that takes them"
             rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
             if 0 < len(rest) < len(messages) and not self._raises(conversation._replace(messages=rest), **keywords):
                 remedy = (
                     "it knows no system turn here: put that text at the start of the first user message, or set "
-                    f"{self._template_key} to a template that has one"
+                    f"{self._names.chat_template} to a template that has one"
                 )
             roles = ", ".join(message["role"] for message in messages)
             fault = f"the chat template refuses a conversation of {roles}: {first_line(error)}; {remedy}"

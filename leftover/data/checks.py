@@ -17,16 +17,13 @@ _SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
-def check_row(raw: Row, data: DataSection, of_recipe: bool = True) -> Row:
-    """The row of the table, without its place. Raises ValueError that names the column at fault.
-
-    `of_recipe`: whether the user can name the columns in a recipe.
-    """
+def check_row(raw: Row, data: DataSection) -> Row:
+    """The row of the table, without its place. Raises ValueError that names the column at fault."""
     if FAULT in raw:
         raise ValueError(raw[FAULT])
     columns = data.columns
     prompt, completion = (
-        cell(raw, getattr(columns, key), remedy=f"; name yours in data.columns.{key}" if of_recipe else "")
+        cell(raw, getattr(columns, key), remedy=f"; name yours in {data.names.columns}.{key}")
         for key in ("prompt", "completion")
     )
     text = _text(prompt, columns.prompt)
@@ -37,7 +34,7 @@ def check_row(raw: Row, data: DataSection, of_recipe: bool = True) -> Row:
         "prompt": text,
         "completion": _text(_only_turn(completion, columns.completion), columns.completion),
         "conversational": not isinstance(prompt, str),
-        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data.labels, of_recipe),
+        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data),
         "answer": _answer(raw.get(columns.answer), columns.answer) if columns.answer else None,
         "tools": _tools(raw.get(columns.tools), columns.tools),
         "family": text if family is None else str(family),
@@ -108,22 +105,24 @@ def _tools(value: object, column: str) -> str | None:
     return json.dumps(tools, ensure_ascii=False) if tools else None
 
 
-def _score(value: object, column: str, labels: dict[str, float], of_recipe: bool) -> float | None:
+def _score(value: object, column: str, data: DataSection) -> float | None:
     """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score."""
     if value is None:
         return None
+    labels, key = data.labels, data.names.labels
     # A float among the values of `labels` comes from a row written with its score, as by `leftover generate`.
     if labels and not (isinstance(value, float) and str(value) not in labels and value in labels.values()):
         if str(value) not in labels:
             quote = " (YAML reads yes, no, on and off as these: quote them)" if {"True", "False"} & set(labels) else ""
-            raise ValueError(f"'{column}' is {value!r:.40}, not one of data.labels: {', '.join(labels)}{quote}")
+            raise ValueError(f"'{column}' is {value!r:.40}, not one of {key}: {', '.join(labels)}{quote}")
         value = labels[str(value)]
     elif isinstance(value, str):
         value = parse_number(value)  # as in a CSV file
     if not isinstance(value, (bool, int, float)):
-        where, kind = " in data.labels" if of_recipe else "", "text" if isinstance(value, str) else type(value).__name__
+        kind = "text" if isinstance(value, str) else type(value).__name__
         raise ValueError(
-            f"'{column}' is the {kind} {value!r:.40}, not a number; give classes numbers{where}, as {{good: 1, bad: 0}}"
+            f"'{column}' is the {kind} {value!r:.40}, not a number; give classes numbers in {key}, "
+            "as {good: 1, bad: 0}"
         )
     try:
         score = float(value)

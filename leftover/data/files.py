@@ -78,7 +78,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; if every line is "
-            "a record, set data.format: jsonl"
+            f"a record, set {data.names.data}.format: jsonl"
         ) from error
     if _is_mapping(content):
         content = [{"id": name} | row for name, row in content.items()]
@@ -106,12 +106,13 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
         if names is None:
             if isinstance(cells, str):
                 raise UserError(f"{path}: the header line cannot be read: {cells}")
-            names = _header(path, cells, source.header)
+            names = _header(path, cells, source.header, data)
             if names is cells:
                 continue
             first_row = 1
         elif number == 1 and cells == data.table.names:
-            raise UserError(f"{path}: its first line is a header with the names in data.table.names: leave the key out")
+            key = f"{data.names.data}.table.names"
+            raise UserError(f"{path}: its first line is a header with the names in {key}: leave the key out")
         # A quoted row may take several lines.
         where = f"{path} row {number - first_row + 1}" if quotes else f"{path}:{number}"
         if isinstance(cells, str):
@@ -125,9 +126,10 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
     if looks_quoted:
         log.warning(
             "%s: %d rows have cells that begin and end with a double quote, read as text; if they enclose cells, set "
-            "data.table.quotes: true",
+            "%s.table.quotes: true",
             path,
             looks_quoted,
+            data.names.data,
         )
 
 
@@ -157,13 +159,14 @@ def _unquoted(path: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]
             yield number, line.rstrip("\r\n").split(delimiter)
 
 
-def _header(path: str, cells: list[str], published: tuple[str, ...]) -> list[str]:
+def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataSection) -> list[str]:
     """The names of the columns: the first line, or the published names where that line is a row."""
     if published and not set(published) <= set(cells):
         return list(published)
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
-        raise UserError(f"{path}: the header names '{repeated[0]}' twice; if it is a row, set data.table.names")
+        key = f"{data.names.data}.table.names"
+        raise UserError(f"{path}: the header names '{repeated[0]}' twice; if it is a row, set {key}")
     return cells
 
 

@@ -63,8 +63,8 @@ def expand(record: Record, data: DataSection) -> list[Located]:
 def check_files(data: DataSection) -> None:
     """UserError if a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
     for path in data.paths:
-        if _kind(path, data.format) != "hub" and not Path(path).is_file():
-            raise UserError(f"no data file at '{path}' (key data.path)")
+        if _kind(path, data) != "hub" and not Path(path).is_file():
+            raise UserError(f"no data file at '{path}'{data.names.path}")
 
 
 def data_files(data: DataSection) -> list[str]:
@@ -74,7 +74,7 @@ def data_files(data: DataSection) -> list[str]:
 
 def list_sources(data: DataSection) -> list[Source]:
     """What is read, in order, each under a distinct name: a file's without its ending, or what tells subsets apart."""
-    kinds = {path: _kind(path, data.format) for path in data.paths}
+    kinds = {path: _kind(path, data) for path in data.paths}
     files = _distinct_names([path for path, kind in kinds.items() if kind != "hub"])
     hub = [path for path in kinds if path not in files]
     folders, splits = (v if isinstance(v, list) else [v] for v in (data.hub_data_dir, data.hub_split))
@@ -90,7 +90,8 @@ def list_sources(data: DataSection) -> list[Source]:
     return sources
 
 
-def _kind(path: str, declared: str) -> str:
+def _kind(path: str, data: DataSection) -> str:
+    declared, key = data.format, f"{data.names.data}.format"
     if declared in _READERS:
         return declared
     for suffix in Path(path).suffixes[-2:]:
@@ -100,9 +101,9 @@ def _kind(path: str, declared: str) -> str:
         return "hub"
     if Path(path).is_dir():
         raise UserError(f"'{path}' is a folder without a run: name a data file, a recipe, or the folder of a run")
-    remedy = "set data.format"
+    remedy = f"set {key}"
     if declared != "auto":
-        remedy = f"as data.format: {declared} needs; let it end in one of {', '.join(ENDINGS)}, or these and .gz"
+        remedy = f"as {key}: {declared} needs; let it end in one of {', '.join(ENDINGS)}, or these and .gz"
     raise UserError(f"cannot tell the kind of the file '{path}' by its name: {remedy}")
 
 

@@ -12,13 +12,14 @@ def expand_record(record: Record, data: DataSection) -> Iterator[Located]:
     """The rows of one record: itself, two of a pair, one for each completion of a group, or one of a conversation."""
     columns = data.columns
     row = fill_templates(record.row, columns)
-    if columns.completion in row:
+    given = {name for name, value in row.items() if value is not None}  # data sets fill columns of other rows with None
+    if columns.completion in given:
         yield record.where, row
-    elif "chosen" in row and "rejected" in row:
+    elif given & {*_SIDES} and row.keys() >= {*_SIDES}:
         yield from expand_pair(record.where, row, columns)
-    elif "completions" in row:
+    elif "completions" in given:
         yield from _group(record.where, row, columns)
-    elif "messages" in row and columns.prompt not in row:
+    elif "messages" in given and columns.prompt not in given:
         yield record.where, _conversation(row, columns)
     else:
         yield record.where, row
@@ -36,17 +37,50 @@ def expand_pair(where: str, row: Row, columns: ColumnsSection) -> Iterator[Locat
         yield where, {LEFT_OUT: "whose chosen and rejected completion are the same"}
         return
     for side in _SIDES:
-        completion = row[side]
-        if isinstance(completion, list) and row.get(columns.prompt) is None:  # implicit prompt: all turns but the last
-            prompt, completion = completion[:-1], completion[-1:]
-        else:
-            try:
-                prompt = cell(row, columns.prompt)
-            except ValueError as error:  # both sides are faulty rows
-                yield f"{where} {side}", row | {FAULT: str(error)}
-                continue
+        try:
+            prompt, completion = _side(row, side, columns)
+        except ValueError as error:  # both sides are faulty rows
+            yield f"{where} {side}", row | {FAULT: str(error)}
+            continue
         extra = {"is_chosen": side == "chosen", columns.reward: scores[side]}
         yield f"{where} {side}", rest | {columns.prompt: prompt, columns.completion: completion} | extra
+
+
+def _side(row: Row, side: str, columns: ColumnsSection) -> tuple[object, object]:
+    """Prompt and completion of one side of a pair, which may hold its prompt. Raises ValueError if there is none.
+
+    A conversation's prompt is all turns but the last, also where a column repeats it as text. Two texts without a
+    prompt share their beginning (TRL's implicit prompt): up to the word in which they part, whose space is the
+    completions'.
+    """
+    given, whole = row.get(columns.prompt), row[side]
+    if isinstance(whole, list) and (given is None or (isinstance(given, str) and len(whole) > 1)):
+        if len(whole) == 1:
+            raise ValueError(f"no column '{columns.prompt}', and '{side}' has no turn before its last one")
+        return whole[:-1], whole[-1:]
+    by_default = columns.prompt == ColumnsSection().prompt  # a column that the user names must be there
+    if given is None and by_default and all(isinstance(row[name], str) for name in _SIDES):
+        cut = _where_they_part(row["chosen"], row["rejected"])
+        if not whole[:cut].strip():
+            found = ", ".join(sorted(row))
+            raise ValueError(
+                f"no column '{columns.prompt}', and 'chosen' and 'rejected' share no beginning that could be the "
+                f"prompt (found: {found})"
+            )
+        return whole[:cut], whole[cut:]
+    return cell(row, columns.prompt), whole
+
+
+def _where_they_part(one: str, other: str) -> int:
+    """Where the word begins in which two texts first differ; both have text from there on, unless one is empty."""
+    shortest = min(len(one), len(other))
+    cut = next((i for i in range(shortest) if one[i] != other[i]), shortest)
+    if cut == shortest:  # one text is the beginning of the other: its last word is the completion
+        cut -= len(one[:cut]) - len(one[:cut].rstrip())
+        cut = max((i + 1 for i, mark in enumerate(one[:cut]) if mark.isspace()), default=0)
+    while cut and one[cut - 1].isalnum() and (one[cut].isalnum() or other[cut].isalnum()):
+        cut -= 1
+    return cut - 1 if cut and one[cut - 1] == " " else cut
 
 
 def _group(where: str, row: Row, columns: ColumnsSection) -> Iterator[Located]:

@@ -50,6 +50,11 @@ class Rejects:
     def __init__(self, path: Path):
         self.path = path
 
+    @property
+    def see(self) -> str:
+        """Where to look, for messages."""
+        return f": see {self.path}"
+
     def start(self, stage: str) -> None:
         """Forget what an earlier pass of this stage rejected."""
         if self.path.is_file():
@@ -64,10 +69,21 @@ class Rejects:
             file.write(json_line(record, ensure_ascii=False, default=str) + "\n")
 
 
-REMEDY = (
-    "Fix them, name your columns in data.columns (those of a table without a header line in data.table.names), or set "
-    "data.on_bad_row: skip to put faulty rows aside in rejected_rows.jsonl"
-)
+class Skipped(Rejects):
+    """Dropped rows of a data set in Python, each with its place and the reason, for the log."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def start(self, stage: str) -> None:
+        self.rows.clear()
+
+    def add(self, stage: str, where: str, reason: str, row: Row) -> None:
+        self.rows.append(f"{where}: {reason}")
+
+    @property
+    def see(self) -> str:
+        return ""
 
 
 def first_of(faults: Iterable[str]) -> str:
@@ -80,14 +96,14 @@ def check_rows(
     data: DataSection,
     rejects: Rejects | None,
     stats: dict[str, Any],
-    remedy: str = REMEDY,
-    of_recipe: bool = True,
+    remedy: str = "",
 ) -> Iterator[Row]:
     """Yield rows of `ROWS_SCHEMA`.
 
     With `data.on_bad_row: error` the first faults and their count are raised as one UserError once the whole
     input was read; with `skip` faulty rows go to `rejects`. `stats` counts rows read, rejected and duplicated, the rows
-    of the largest sources, and by reason the rows that declared rules drop. `of_recipe` as in `check_row`.
+    of the largest sources, and by reason the rows that declared rules drop. `remedy`: of faulty
+    rows, if it is not the usual one.
     """
     left_out, sources = Counter[str](), Counter[str]()
     stats |= {"read": 0, "rejected": 0, "duplicates": 0, "without_reward": 0, "other_parts": 0, "left_out": left_out}
@@ -100,7 +116,7 @@ def check_rows(
     for where, raw in itertools.islice(_without_left_out(located, left_out), data.max_rows):
         stats["read"] += 1
         try:
-            row = check_row(raw, data, of_recipe)
+            row = check_row(raw, data)
         except ValueError as error:
             stats["rejected"] += 1
             if len(faults) < _FAULTS_SHOWN:
@@ -124,8 +140,9 @@ def check_rows(
     if len(kinds) == 1 and stats["rejected"] == stats["read"]:
         del faults[1:]  # such as a column that every row lacks: a fault of the file
     if faults and refuses:
-        raise UserError(f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}\n{remedy}")
-    _check_any_left(data, stats, rejects, faults[:1], of_recipe)
+        told = f"{stats['rejected']} of {stats['read']} rows are faulty; {first_of(faults)}"
+        raise UserError(f"{told}\n{remedy or data.names.faulty_rows}")
+    _check_any_left(data, stats, rejects, faults[:1])
 
 
 def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Iterator[Located]:
@@ -136,17 +153,16 @@ def _without_left_out(located: Iterable[Located], left_out: Counter[str]) -> Ite
             yield where, raw
 
 
-def _check_any_left(
-    data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str], of_recipe: bool
-) -> None:
+def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects | None, faults: list[str]) -> None:
     read = stats["read"]
     if read == stats["rejected"] > 0:
-        see = f": see {rejects.path}" if rejects else ""
+        see = rejects.see if rejects else ""
         raise UserError(f"no usable row in {data.path} ({read} read, all rejected{see}); {first_of(faults)}")
     if read == 0:
         reasons = "; ".join(f"{count} {reason}" for reason, count in stats["left_out"].items())
-        name = f"{data.path} (key data.path)" if of_recipe else data.path
-        raise UserError(f"{name} holds no row{' except dropped ones: ' if reasons else ''}{reasons}")
+        raise UserError(
+            f"{data.path}{data.names.path} holds no row{' except dropped ones: ' if reasons else ''}{reasons}"
+        )
     if read == stats["other_parts"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 

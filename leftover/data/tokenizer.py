@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leftover.data.rows import as_prompt
-from leftover.errors import UserError, first_line
+from leftover.errors import RECIPE, SettingNames, UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,7 @@ PLAIN_CHAT_TEMPLATE = (
 
 
 def load_tokenizer(
-    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, of_recipe: bool = True
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, names: SettingNames = RECIPE
 ) -> "Tokenizer":
     """The tokenizer at `path` (folder or Hub id), with a padding token; `chat_template: plain` names ours."""
     from transformers import AutoTokenizer
@@ -31,8 +31,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        remedy = "key model.tokenizer or model.path" if of_recipe else "pass one as processing_class"
-        raise UserError(f"no tokenizer at '{path}' ({remedy}): {first_line(error)}") from error
+        raise UserError(f"no tokenizer at '{path}' ({names.tokenizer}): {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer at '{path}' has no end-of-sequence token; set one and save it again")
     if tokenizer.pad_token_id is None:

@@ -1,5 +1,6 @@
 """One policy on evaluation rows while it trains: completions, rewards, likelihood."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correlation
 from leftover.monitoring.training_display import Completion
+from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, PAIR_METRICS
+from leftover.recipe.lol_config import LoLConfig, objective_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,12 +29,13 @@ def evaluate_policy(
     """Metrics of a policy on prepared rows, and the completions that were generated for them.
 
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
-    rewards. reward/*, completions/*: of completions generated for the unique prompts, if a reward function can score
-    them. kl, entropy: on some of these if they are sampled (`leftover.models.divergence.sampled_divergence`).
+    rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
+    unique prompts, if a reward function can score them. kl, entropy: on some of these if they are sampled
+    (`leftover.models.divergence.sampled_divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
-    metrics = row_metrics(model, tokenizer, rows, dtype) if rows else {}
+    metrics = row_metrics(model, tokenizer, rows, dtype, implicit_reward_scale(args)) if rows else {}
     if reward_func is None:
         return metrics, []
     from leftover.data.rows import as_prompt
@@ -66,8 +70,41 @@ def evaluate_policy(
     return metrics, [Completion(p, t, float(r)) for p, t, r in zip(asked, texts, rewards, strict=True)]
 
 
+def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None, args: "PolicyConfig") -> list[str]:
+    """The names of what `evaluate_policy` will measure; without a rank correlation that rewards leave undefined."""
+    rows, names = list(dataset), list[str]()
+    whole = [row for row in rows if row.get("completion_ids")]
+    if whole:
+        names += ["nll", "perplexity"]
+    scored = [row for row in whole if _is_scored(row)]
+    if len(scored) > 2 and len({row["reward"] for row in scored}) > 1:
+        names += ["logratio/rank_correlation"]
+        distinct = {(row["group"], row["reward"]) for row in scored}
+        names += ["logratio/pair_accuracy"] * (len(distinct) > len({group for group, _ in distinct}))
+    if sides := _sides(whole):
+        has_reference = all(row.get("reference_logprobs") is not None for side in sides for row in side)
+        names += [name for name in PAIR_METRICS if has_reference or name.startswith("logps")]
+    if reward_func is not None:
+        names += COMPLETION_METRICS
+        if args.eval_decoding == "sample":
+            several = len({tuple(row["prompt_ids"]) for row in rows}) > 1
+            names += [name for name in DIVERGENCE_METRICS if several or name != "kl/standard_error"]
+    return names
+
+
+def implicit_reward_scale(args: "PolicyConfig") -> float:
+    """beta of the implicit reward beta (log pi - log pi_ref), of the methods that have one; else 1."""
+    if isinstance(args, LoLConfig) and args.objective in ("dpo", "kto"):
+        return objective_settings(args).beta
+    return 1.0
+
+
 def row_metrics(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: list[dict[str, Any]], dtype: str | None
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[dict[str, Any]],
+    dtype: str | None,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Likelihood of the rows' own completions, and how the log-ratio orders their recorded rewards."""
     from leftover.models.reference import reference_pass
@@ -78,7 +115,7 @@ def row_metrics(
     scored = [
         (float(lp.sum() - np.sum(row["reference_logprobs"])), row["reward"], row["group"])
         for lp, row in zip(logprobs, rows, strict=True)
-        if row.get("reference_logprobs") is not None and row.get("reward") is not None and np.isfinite(row["reward"])
+        if _is_scored(row)
     ]
     if len(scored) > 2:
         logratios, rewards, groups = zip(*scored, strict=True)
@@ -86,4 +123,39 @@ def row_metrics(
         accuracy, num_pairs = pair_accuracy(logratios, rewards, groups)
         if num_pairs:
             metrics["logratio/pair_accuracy"] = accuracy
-    return metrics
+    summed = [row | {"logp": float(lp.sum())} for lp, row in zip(logprobs, rows, strict=True)]
+    return metrics | pair_metrics(_sides(summed), scale)
+
+
+def pair_metrics(pairs: list[tuple[dict[str, Any], dict[str, Any]]], scale: float) -> dict[str, float]:
+    """Means over pairs (chosen, rejected) under TRL's names, of log pi(y|x) (`logp`) and of implicit rewards.
+
+    An implicit reward is scale (log pi(y|x) - log pi_ref(y|x)) (arXiv 2305.18290, section 4). rewards/accuracies: the
+    share of pairs whose chosen completion has the higher one; a tie is none.
+    """
+    if not pairs:
+        return {}
+    logps = np.array([[side["logp"] for side in pair] for pair in pairs])
+    metrics = {"logps/chosen": logps[:, 0], "logps/rejected": logps[:, 1]}
+    if all(side.get("reference_logprobs") is not None for pair in pairs for side in pair):
+        reference = np.array([[np.sum(side["reference_logprobs"]) for side in pair] for pair in pairs])
+        rewards = scale * (logps - reference)
+        chosen, rejected = rewards.T
+        metrics |= {"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}
+        metrics["rewards/accuracies"] = chosen > rejected
+    return {name: float(values.mean()) for name, values in metrics.items()}
+
+
+def _sides(rows: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The chosen and the rejected row of every pair of which both are among the rows."""
+    by_pair: dict[int, dict[bool, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        if row.get("pair") is not None:
+            by_pair[row["pair"]][row["is_chosen"]] = row
+    return [(sides[True], sides[False]) for sides in by_pair.values() if len(sides) == 2]
+
+
+def _is_scored(row: dict[str, Any]) -> bool:
+    """Whether the row's log-ratio can be compared with a recorded reward."""
+    reward = row.get("reward")
+    return row.get("reference_logprobs") is not None and reward is not None and bool(np.isfinite(reward))

@@ -15,6 +15,7 @@ from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
@@ -67,9 +68,24 @@ def build_model(
 
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model_config = make_config({"vocab_size": len(tokenizer)} | special | config)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return AutoModelForCausalLM.from_config(model_config, dtype=torch_dtype(dtype))
+
+
+def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
+    """`model` with a new adapter, whose initial weights follow the seed."""
+    from peft import get_peft_model
+
+    with seeded(seed), adapter_warnings_off():
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws by the seed; afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def make_config(settings: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from leftover.errors import UserError
+from leftover.errors import RECIPE, SettingNames, UserError
 from leftover.objectives import OBJECTIVES, Columns, Objective
 
 # What an objective may require that is a number of every row.
@@ -22,22 +22,21 @@ def check_requirements(
     columns: Columns,
     settings: object = None,
     only: Sequence[str] = ROW_NUMBERS,
-    of_recipe: bool = True,
+    names: SettingNames = RECIPE,
 ) -> None:
     """Refuse rows without a number that the objective needs, or with negative rewards.
 
-    `only`: the numbers that are known so far; `of_recipe`: whether the remedy may be a key of a recipe.
+    `only`: the numbers that are known so far; `names`: what the remedy calls the settings.
     """
     needs = objective.needs(settings or objective.settings())
     for number in only:
         if number in needs and (number not in columns or not np.isfinite(columns[number]).any()):
             raise UserError(f"{called(name)} needs the column '{number}', which no training row has")
     if "nonnegative_reward" in needs and (negative := int((columns["reward"] < 0).sum())):
-        transform = "set reward.transform (minmax, sigmoid, quantile, or a scale and an offset)"
         raise UserError(
             f"{called(name)} needs rewards >= 0 (a negative one would train against its row): {negative} of "
             f"{len(columns['reward'])} rows are below 0, the lowest {np.nanmin(columns['reward']):.4g}; "
-            f"{transform if of_recipe else 'shift or scale them'}"
+            f"{names.negative_rewards}"
         )
 
 

@@ -3,36 +3,32 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from leftover.data.chat import Chat, Options
-from leftover.data.formats import expand
-from leftover.data.records import Record, Row
-from leftover.data.rows import as_prompt, check_rows
+from leftover.data.chat import Chat
+from leftover.data.records import Row
+from leftover.data.rows import as_prompt, first_of
 from leftover.data.splits import unique_ids
-from leftover.data.tokens import Limits, Tokenised, cut_prompt, encode_prompts, tokenise
-from leftover.errors import UserError
+from leftover.data.tokens import Limits, Tokenised, tokenise
+from leftover.errors import PYTHON, UserError
 from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import Reference, values_and_advantages
 from leftover.prepare.extras import add_extras
+from leftover.prepare.own_rows import CONSTANTS, Rows, as_dataset, checked_rows, column_names
 from leftover.prepare.value.estimate import RowConstants
-from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import ValueSection
 
 log = logging.getLogger(__name__)
 
-Rows: TypeAlias = datasets.Dataset | Sequence[dict[str, Any]]
-
-_REMEDY = "Fix or drop them, or rename your columns (Dataset.rename_column)"
-_CHAT_REMEDY = "Fix or drop them, or give the tokenizer another chat_template"
+CHAT_REMEDY = "Fix or drop them, give the tokenizer another chat_template, or set on_bad_row='skip'"
 # Rows by which the reward functions are compared with the recorded rewards.
 _ROWS_COMPARED = 32
 
@@ -41,102 +37,52 @@ def prepare_rows(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     args: LoLConfig,
-    train: Rows | None,
-    evaluation: Rows | None,
+    rows: Rows | None,
     reward_func: Callable | None,
     facts: dict[str, float],
-) -> tuple[Any, Any]:
-    """Training and evaluation rows with token ids, reference log-probabilities, values and advantages.
+) -> datasets.Dataset | None:
+    """Training rows with token ids, reference log-probabilities, values and advantages; prepared rows as they are.
 
     `facts` gets `value/r2` if a value is fitted.
     """
-    if train is not None and "prompt_ids" not in _columns(train, "train_dataset"):
-        train = _prepare_train(_reference(model, tokenizer, args), args, train, reward_func, facts)
-    if evaluation is not None:
-        evaluation = prepare_evaluation(model, tokenizer, args, evaluation)
-    return train, evaluation
+    if rows is None:
+        return None
+    found, needs = column_names(rows), _needs(args)
+    computed = needs & {"value", "reference_logprobs", "soft_value", "reward_quantile", "mismatched_logratio"}
+    if "prompt_ids" in found and (found & CONSTANTS or not computed):
+        return as_dataset(rows, "train_dataset")
+    return _prepare(reference_of(model, tokenizer, args), args, rows, reward_func, facts)
 
 
-def prepare_evaluation(
-    reference: nn.Module | None,
-    tokenizer: PreTrainedTokenizerBase,
-    args: PolicyConfig,
-    rows: Rows,
-    name: str = "eval_dataset",
-) -> Rows:
-    """Evaluation rows may be prompts alone; completions, where given, serve for likelihood and log-ratio.
-
-    `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
-    """
-    if "prompt_ids" in _columns(rows, name):
-        return rows
-    whole = all(row.get("completion") is not None or row.get("messages") is not None for row in rows)
-    checked = checked_rows(rows if whole else [{**row, "completion": "-"} for row in rows], name)
-    chat = chat_of(tokenizer, args, checked)
-    if whole:
-        tokens = _tokenise(chat, args, checked)
-        table = _table(checked, tokens.prompt_ids, tokens.completion_ids)
-        table["reward"] = [row["recorded_reward"] for row in checked]
-    else:
-        encoded = encode_prompts(chat, checked, remedy=_CHAT_REMEDY)
-        prompt_ids = [cut_prompt(tokenizer, ids, args.max_prompt_length) for ids in encoded]
-        table = _table(checked, prompt_ids, [[] for _ in checked]) | {"reward": [None] * len(checked)}
-    if reference is not None and any(reward is not None for reward in table["reward"]):
-        ids = table["prompt_ids"], table["completion_ids"]
-        table["reference_logprobs"], _ = _reference(reference, tokenizer, args).read(*ids)
-    return datasets.Dataset.from_dict(table)
+def _needs(args: LoLConfig) -> frozenset[str]:
+    """What the objective reads of its rows, where it is there, and the rows that it selects."""
+    objective = objective_of(args)
+    needs = objective.needs(objective_settings(args)) | objective.optional
+    return needs | {"value"} if args.rows == "leftover" else needs
 
 
-def checked_rows(rows: Iterable[Row], name: str = "train_dataset") -> list[Row]:
-    """Rows of the table from a user's dictionaries; faults are raised together.
-
-    Besides the columns of ROWS_SCHEMA each has its own `chat_template_kwargs`, as TRL's trainers read them.
-    """
-    data = DataSection(path=name, columns=ColumnsSection(split=None))
-    located = [found for i, row in enumerate(rows) for found in expand(Record(f"{name}[{i}]", row, name, i), data)]
-    options = {where: _options(row, where) for where, row in located}
-    checked = check_rows(located, data, None, {}, _REMEDY, of_recipe=False)
-    return [row | {"chat_template_kwargs": options[row["where"]]} for row in checked]
-
-
-def _options(row: Row, where: str) -> Options:
-    options = row.get("chat_template_kwargs") or {}
-    if not isinstance(options, dict):
-        raise UserError(f"{where}: 'chat_template_kwargs' is a {type(options).__name__}, not a dictionary of options")
-    # A data set gives every row the keys of all rows, with None for those that it lacks.
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _columns(rows: Any, name: str) -> list[str]:
-    """Names of the columns of a Dataset or of a list of dictionaries; UserError for anything else."""
-    if isinstance(rows, datasets.Dataset):
-        return list(rows.column_names)
-    if isinstance(rows, dict):  # a DatasetDict is one
-        raise UserError(f"{name} is a dictionary of {', '.join(map(str, rows))}: choose one split of it")
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(
-            f"{name} is a {type(rows).__name__}; give a datasets.Dataset or a list of dictionaries "
-            "(datasets.load_dataset reads files, datasets.Dataset.from_pandas a data frame)"
-        )
-    if not rows:
-        raise UserError(f"{name} holds no row")
-    return list(rows[0])
-
-
-def _reference(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
+def reference_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
     return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
 
 
 def chat_of(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = ()) -> Chat:
     """The tokenizer's chat template, which must have the options of the configuration and of the rows."""
-    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens, of_recipe=False)
+    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens, PYTHON)
     chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
     return chat
 
 
-def _tokenise(chat: Chat, args: PolicyConfig, checked: list[Row]) -> Tokenised:
+def tokens_of(chat: Chat, args: PolicyConfig, checked: list[Row], name: str) -> Tokenised:
+    """Token ids of whole rows; of rows that are tokens already those, as they are."""
+    if not checked or "prompt_ids" in checked[0]:
+        prompt_ids, completion_ids = ([row[ids] for row in checked] for ids in ("prompt_ids", "completion_ids"))
+        no = [False] * len(checked)
+        return Tokenised(prompt_ids, completion_ids, [True] * len(checked), no, no, no, [None] * len(checked))
     limits = Limits(args.max_prompt_length, args.max_completion_length)
-    tokens = tokenise(chat, checked, limits, remedy=_CHAT_REMEDY)
+    tokens = tokenise(chat, checked, limits, skip_faulty=args.on_bad_row == "skip", remedy=CHAT_REMEDY)
+    faults = [f"{row['where']}: {fault}" for row, fault in zip(checked, tokens.fault, strict=True) if fault]
+    if faults:
+        log.warning("%s: %d of %d rows skipped as faulty; %s", name, len(faults), len(checked), first_of(faults))
     if any(tokens.system_cut):
         log.warning(
             "%d prompts lost their system turn or tools, which come first, to max_prompt_length=%d",
@@ -146,8 +92,10 @@ def _tokenise(chat: Chat, args: PolicyConfig, checked: list[Row]) -> Tokenised:
     return tokens
 
 
-def _table(checked: list[Row], prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> dict[str, Any]:
+def table_of(checked: list[Row], prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> dict[str, Any]:
     def asked(row: Row) -> str:
+        if "prompt_ids" in row:  # whose text may be that of others
+            return " ".join(map(str, row["prompt_ids"]))
         # The same messages with other tools or template options are another prompt.
         options = json.dumps(row["chat_template_kwargs"], sort_keys=True) if row["chat_template_kwargs"] else ""
         return "\0".join([row["prompt"], row["tools"] or "", options])
@@ -157,14 +105,11 @@ def _table(checked: list[Row], prompt_ids: list[list[int]], completion_ids: list
     return table | {"group": unique_ids(map(asked, checked))}
 
 
-def _prepare_train(
-    reference: Reference, args: LoLConfig, rows: Iterable[Row], reward_func: Callable | None, facts: dict[str, float]
+def _prepare(
+    reference: Reference, args: LoLConfig, rows: Rows, reward_func: Callable | None, facts: dict[str, float]
 ) -> datasets.Dataset:
     checked, table = _tokenised(reference.load()[1], args, rows)
-    objective = objective_of(args)
-    needs = objective.needs(objective_settings(args)) | objective.optional
-    if args.rows == "leftover":
-        needs |= {"value"}
+    needs = _needs(args)
     table["reward"], targets = _rewards(checked, args.value_targets, reward_func)
     _check(args, needs, targets, table, reward_func)
     if needs & {"value", "reference_logprobs"}:
@@ -190,30 +135,31 @@ def _prepare_train(
     return datasets.Dataset.from_dict(table)
 
 
-def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Iterable[Row]
-) -> tuple[list[Row], dict[str, Any]]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Rows) -> tuple[list[Row], dict[str, Any]]:
     """The checked rows that fit the limits, and their prompts and token ids as a table."""
-    checked = checked_rows(rows)
+    checked = checked_rows(rows, "train_dataset", args, tokenizer)
     chat = chat_of(tokenizer, args, checked)
-    tokens = _tokenise(chat, args, checked)
+    tokens = tokens_of(chat, args, checked, "train_dataset")
     if any(row["conversational"] for row in checked):
         chat.warn(tools=any(row["tools"] for row in checked))
     kept = [i for i, keep in enumerate(tokens.kept) if keep]
+    long, faulty = sum(tokens.completion_long), sum(fault is not None for fault in tokens.fault)
+    if not kept and not long:
+        raise UserError(f"train_dataset: no row is left of {len(checked)}: the chat template can write none")
     if not kept:
         raise UserError(
             f"every completion is longer than max_completion_length={args.max_completion_length} tokens: raise it"
         )
-    if len(kept) < len(checked):
+    if long:
         log.warning(
             "%d of %d rows dropped: their completions exceed max_completion_length=%d tokens",
-            len(checked) - len(kept),
+            len(checked) - len(kept) - faulty,
             len(checked),
             args.max_completion_length,
         )
     checked = [checked[i] for i in kept]
     prompt_ids, completion_ids = ([ids[i] for i in kept] for ids in (tokens.prompt_ids, tokens.completion_ids))
-    return checked, _table(checked, prompt_ids, completion_ids)
+    return checked, table_of(checked, prompt_ids, completion_ids)
 
 
 def _rewards(checked: list[Row], targets: str, reward_func: Callable | None) -> tuple[np.ndarray, str]:

@@ -1,9 +1,10 @@
 """The section `data` of a recipe."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leftover.errors import RECIPE, SettingNames
 from leftover.recipe.forms import OneOrMore, Section, TextKeys
 
 
@@ -85,6 +86,8 @@ ENDINGS = {f".{kind}": kind for kind in ("jsonl", "json", "parquet", "csv", "tsv
 
 
 class DataSection(Section):
+    names: ClassVar[SettingNames] = RECIPE  # what messages call these settings
+
     path: OneOrMore  # files, or ids of data sets on the Hub
     # The kind of the files (auto: by their names), or a published layout, over any kind except documents.
     format: Literal[

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from leftover.errors import UserError, closest, nearest
 from leftover.objectives import OBJECTIVES, ONLINE
+from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, ROW_METRICS, produced_metric
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.policy_config import PolicyConfig, faulty_numbers
 from leftover.recipe.ppo_config import PPOConfig
@@ -16,6 +17,10 @@ Fields = Mapping[str, Any]
 _RESERVED = {
     "output_dir": "the run's own folder is used",
     "seed": "set 'seeds'",
+    "columns": "set data.columns",
+    "labels": "set data.labels",
+    "on_bad_row": "set data.on_bad_row",
+    "data_options": "set these keys under data",
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",
 } | dict.fromkeys(
     ("hub_strategy", "hub_always_push", "hub_revision"),
@@ -69,6 +74,9 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
         if name not in defaults:
             hint = _hint(prefix, name, value, objective, defaults, is_policy=policy is not None)
             raise UserError(f"{where}: unknown key '{prefix}{name}'{hint}")
+        if name == "metric_for_best_model":
+            measured = (*ROW_METRICS, *COMPLETION_METRICS, *DIVERGENCE_METRICS)
+            produced_metric(str(value), measured, f"{where}: '{prefix}{name}'")
         if name in config.CHOICES:
             check_choice(name, value, config.CHOICES[name])
         if isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool) and isinstance(value, str):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from leftover.data.checks import LARGEST_REWARD
-from leftover.errors import UserError
+from leftover.errors import PYTHON, RECIPE, SettingNames, UserError
 from leftover.rewards.base import Prompt
 
 
@@ -111,14 +111,15 @@ def call_reward(
     return scores
 
 
-def check_finite(name: str, scores: Sequence[float | None], completions: Sequence[str], of_recipe: bool = True) -> None:
+def check_finite(
+    name: str, scores: Sequence[float | None], completions: Sequence[str], names: SettingNames = RECIPE
+) -> None:
     """Raises UserError that names the first completion whose score is NaN, infinite or huge; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
-        remedy = "return None if there is no score: reward.missing has a rule for it"
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
-            f"scores are not finite numbers); {remedy if of_recipe else 'every completion needs a score'}"
+            f"scores are not finite numbers); {names.missing_scores}"
         )
     huge = [i for i, score in enumerate(scores) if score is not None and abs(score) > LARGEST_REWARD]
     if huge:
@@ -142,7 +143,7 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
             for f in functions
         ]
         totals = [sum(math.nan if s is None else s for s in scores) for scores in zip(*columns, strict=True)]
-        check_finite("reward_funcs", totals, completions, of_recipe=False)
+        check_finite("reward_funcs", totals, completions, PYTHON)
         return totals
 
     return total

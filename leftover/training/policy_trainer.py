@@ -2,30 +2,35 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
-from leftover.errors import UserError
-from leftover.evaluation.policy import evaluate_policy
+from leftover.errors import PYTHON, UserError
+from leftover.evaluation.policy import evaluate_policy, metric_names
 from leftover.models.divergence import FrozenStart
-from leftover.models.load import align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.memory import freed_memory_kept
-from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.monitoring.trackers import add_completion_tables
-from leftover.prepare.in_memory import Rows, chat_of, prepare_evaluation
+from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
+from leftover.prepare.in_memory import chat_of
+from leftover.prepare.own_rows import Rows
+from leftover.recipe.eval_metrics import DEFAULTS, higher_is_better, produced_metric
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.rewards.python import summed
 from leftover.training.metrics import MetricSums
+
+log = logging.getLogger(__name__)
 
 
 def row_name(rows: Any, i: int) -> str:
@@ -54,7 +59,7 @@ class PolicyTrainer(FiniteTrainer):
         model: nn.Module | str,
         args: Any = None,
         train_dataset: Rows | None = None,
-        eval_dataset: Rows | None = None,
+        eval_dataset: EvaluationRows = None,
         reward_funcs: Callable | Sequence[Callable] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
@@ -62,18 +67,19 @@ class PolicyTrainer(FiniteTrainer):
         **kwargs: Any,
     ):
         self.args = args or self.config(output_dir=self.default_folder)
+        if eval_dataset is None and self.args.eval_strategy != "no":
+            raise UserError(f"eval_strategy is {self.args.eval_strategy.value}: pass eval_dataset, or set it to no")
         self.reward_func = summed(reward_funcs)
         self.sums = MetricSums()
         # Facts of the whole run that every log line repeats, such as the value's held-out R2.
         self.run_metrics: dict[str, float] = {}
         policy: Any = load_model(model) if isinstance(model, str) else model
         path = model if isinstance(model, str) else policy.config.name_or_path
-        tokenizer = load_tokenizer(path, of_recipe=False) if processing_class is None else processing_class
+        tokenizer = load_tokenizer(path, names=PYTHON) if processing_class is None else processing_class
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if peft_config is not None:
-            with adapter_warnings_off():
-                policy = get_peft_model(policy, peft_config)
+            policy = add_adapter(policy, peft_config, seed=self.args.seed)
         align_generation_config(policy, tokenizer, chat_of(tokenizer, self.args).ends)
         train_dataset, eval_dataset = self._prepare(policy, tokenizer, train_dataset, eval_dataset)
         if self.args.disable_dropout:
@@ -92,17 +98,34 @@ class PolicyTrainer(FiniteTrainer):
         self.loss_is_scaled_for_ga = True
         if self.args.n_gpu > 1:
             raise UserError("several GPUs in one process (DataParallel) are not supported: start with torchrun")
+        self._new_adapter = peft_config is not None
         add_completion_tables(self)
         self._begin()
 
     def _prepare(
-        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
-    ) -> tuple[Dataset | None, Dataset | None]:
+        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
+    ) -> tuple[Dataset | None, Any]:
         """What the Trainer gets as its two data sets; the policy is still the reference."""
         raise NotImplementedError
 
     def _begin(self) -> None:
         """What is left to do once the Trainer has been made."""
+
+    def _check_best_metric(self, evaluation: Any) -> None:
+        """Refuse a `metric_for_best_model` that no evaluation gives; without one the checkpoint is chosen by ours."""
+        args = self.args
+        if args.metric_for_best_model is None or args.eval_strategy == "no":
+            return
+        by_prefix = {"": evaluation}
+        if isinstance(evaluation, Mapping):
+            by_prefix = {f"{name}_": rows for name, rows in evaluation.items()}
+        names = [prefix + name for prefix, of in by_prefix.items() for name in metric_names(of, self.reward_func, args)]
+        asked = args.metric_for_best_model
+        if asked == "loss":  # transformers' own default, of losses that an evaluation does not compute
+            asked = next((name for own in DEFAULTS for name in names if f"_{name}".endswith(f"_{own}")), asked)
+            args.greater_is_better = higher_is_better(asked)
+            log.warning("the best checkpoint is chosen by eval_%s: metric_for_best_model names another", asked)
+        args.metric_for_best_model = f"eval_{produced_metric(asked, names)}"
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
@@ -118,13 +141,25 @@ class PolicyTrainer(FiniteTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Generate for the evaluation prompts and score; also the rows' own likelihood and log-ratio."""
+        """Generate for the evaluation prompts and score; also the rows' own likelihood, log-ratio and pairs.
+
+        `eval_dataset`: rows, or several data sets by name, whose metrics then begin with `eval_NAME_`; the name of one
+        that the trainer has; default: all that it has.
+        """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
-        dataset = prepare_evaluation(None, self.processing_class, self.args, dataset)
         if self.is_in_train:
             self.check_weights()
+        if isinstance(dataset, Mapping):
+            found: dict[str, float] = {}
+            for name, rows in dataset.items():
+                found |= self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}")
+            return found
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping) and dataset in self.eval_dataset:
+            dataset = self.eval_dataset[dataset]
+        with self._as_reference() as reference:
+            dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset)
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
         )
@@ -134,6 +169,21 @@ class PolicyTrainer(FiniteTrainer):
             self.args, self.state, self.control, metrics, completions=completions
         )
         return metrics
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[nn.Module | None]:
+        """Inside, the model is the reference again; None where its weights are gone."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.state.global_step == 0:
+            yield policy
+        elif self.reference is not None:
+            with self.reference.in_place():
+                yield policy
+        elif self._new_adapter:
+            with policy.disable_adapter():
+                yield policy
+        else:
+            yield None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, our card without results, into `output_dir`; `push_to_hub` uploads it with the model.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from leftover.errors import UserError
+from leftover.errors import PYTHON, UserError
 from leftover.objectives import Columns, Objective
 from leftover.objectives.requirements import ROW_NUMBERS, called, check_groups, check_requirements
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
@@ -96,7 +96,7 @@ def draw_weights(objective: Objective, columns: Columns, selected: np.ndarray, d
 def selection(args: LoLConfig, columns: Columns) -> Selection:
     """What the settings select of the training rows. Raises UserError if the rows cannot serve the objective."""
     objective, settings = objective_of(args), objective_settings(args)
-    check_requirements(args.objective, objective, columns, settings, of_recipe=False)  # whose rows were checked before
+    check_requirements(args.objective, objective, columns, settings, names=PYTHON)  # whose rows were checked before
     selected = select_rows(objective, columns, args.rows, args.top_percent, settings)
     if objective.usable is None:
         weights = draw_weights(objective, columns, selected, "priority" if by_priority(args) else "uniform")

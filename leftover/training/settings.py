@@ -41,7 +41,7 @@ def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
     """The whole settings of one policy; UserError for what its config or the objective refuses."""
     metric = "reward/mean" if run.reward.scores_new_completions else "logratio/rank_correlation"
     own = policy_settings(run.recipe, name)
-    settings = cadence(own) | {"metric_for_best_model": metric, "greater_is_better": True} | own
+    settings = cadence(own) | _best_by(own, metric, greater_is_better=True) | own
     args = _config(run.recipe, settings, run.folder, policy_folder(run.folder, name, seed), seed)
     if isinstance(args, LoLConfig):
         objective_settings(args)
@@ -51,7 +51,7 @@ def training_args(run: Run, name: str, seed: int) -> LoLConfig | PPOConfig:
 def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
     """The whole settings of the reference's training by NLL: the checkpoint of the lowest NLL is kept."""
     own = recipe.reference.train
-    best = {"metric_for_best_model": "nll", "greater_is_better": False}
+    best = _best_by(own, "nll", greater_is_better=False)
     settings = cadence(own) | REFERENCE_DEFAULTS | best | own | {"objective": "nll"}
     return _config(recipe, settings, run_folder, run_folder / "reference", recipe.seed)
 
@@ -69,6 +69,13 @@ def cadence(settings: dict[str, Any]) -> dict[str, Any]:
     every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
     found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
     return found | {"save_total_limit": 1, "load_best_model_at_end": True}
+
+
+def _best_by(own: dict[str, Any], metric: str, *, greater_is_better: bool) -> dict[str, Any]:
+    """By what the checkpoint is chosen; of a metric that `own` names, the config knows which way it is better."""
+    if "metric_for_best_model" in own:
+        return {}
+    return {"metric_for_best_model": metric, "greater_is_better": greater_is_better}
 
 
 def _config(

@@ -14,12 +14,14 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.requirements import check_columns
+from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.in_memory import prepare_rows
+from leftover.prepare.own_rows import Rows
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.draws import DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
-from leftover.training.policy_trainer import Rows, row_name
+from leftover.training.policy_trainer import row_name
 from leftover.training.selection import run_order, selection, training_columns
 
 __all__ = ["LoLConfig", "LoLTrainer"]
@@ -30,12 +32,14 @@ class LoLTrainer(TrainsAlong):
 
     Args:
         model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
-        train_dataset: a `datasets.Dataset` (or list) of rows with `prompt`, `completion` and `reward`; other columns
-            that the objective needs are prepared here, by the functions that `leftover prepare` uses. Prompts may be
-            lists of messages, with the row's `tools` and `chat_template_kwargs` beside them, or rows may be whole
-            conversations in `messages`, the last of which is the completion. Rows that already have `prompt_ids` are
-            taken as prepared.
-        eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
+        train_dataset: rows with `prompt`, `completion` and `reward`, in any form that a recipe takes (docs/data.md): a
+            `datasets.Dataset`, dictionaries in any iterable, a data frame, or a data file's path. Columns that the
+            objective needs are prepared here, by the functions that `leftover prepare` uses. Prompts may be lists of
+            messages, with the row's `tools` and `chat_template_kwargs` beside them. Rows may be tokens already:
+            `prompt_ids` and `completion_ids`, or `input_ids` and `labels`; with any of the constants beside them
+            (`reference_logprobs`, `value`, ...) they are taken as prepared.
+        eval_dataset: such rows, or prompts alone, or a dictionary of several data sets: `evaluate` generates for their
+            prompts if there are `reward_funcs`, and measures their completions, scores and pairs.
         reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed. They score rows
             without a `reward`, the reference's own samples for the value, and completions in `evaluate`.
         peft_config: trains a new adapter on `model` in place of all its weights.
@@ -47,11 +51,14 @@ class LoLTrainer(TrainsAlong):
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
 
     def _prepare(
-        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
-    ) -> tuple[Dataset | None, Dataset | None]:
+        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
+    ) -> tuple[Dataset | None, Any]:
         self.objective, self.settings = objective_of(self.args), objective_settings(self.args)
         self.providers, self.step_batches = {}, []
-        return prepare_rows(policy, tokenizer, self.args, train, evaluation, self.reward_func, self.run_metrics)
+        evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
+        self._check_best_metric(evaluation)
+        rows = prepare_rows(policy, tokenizer, self.args, train, self.reward_func, self.run_metrics)
+        return rows, evaluation
 
     def _begin(self) -> None:
         samples = self.reward_func is not None and self.args.eval_decoding == "sample" and self.eval_dataset is not None

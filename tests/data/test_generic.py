@@ -1,5 +1,6 @@
 """Rows in the user's own columns: groups of completions, conversations, templates, in any kind of file."""
 
+import json
 from typing import Any
 
 import pytest
@@ -105,6 +106,50 @@ def test_a_pair_of_one_text_says_nothing_and_is_left_out(rows_file):
     rows = read(rows_file([same, same | {"rejected": "b"}, same | {"chosen_reward": 2.0, "rejected_reward": 2.0}]))
     assert texts(rows) == [("p", "a", 1.0), ("p", "b", 0.0), ("p", "a", 2.0), ("p", "a", 2.0)]
     assert dict(rows.stats["left_out"]) == {"whose chosen and rejected completion are the same": 1}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Human: Hi. Assistant: Hello!", "Human: Hi. Assistant: Go.", "Human: Hi. Assistant:"),
+        ("The sky is blue.", "The sky is black.", "The sky is"),  # no word is cut
+        ("Q: four?\nA:yes", "Q: four?\nA:no", "Q: four?\nA:"),
+        ("Why?\nSo.", "Why?\nThus.", "Why?\n"),
+        ("It is fine", "It is fine and good", "It is"),  # neither completion is empty
+    ],
+)
+def test_a_pair_without_a_prompt_shares_its_beginning(chosen, rejected, prompt, rows_file):
+    rows = read(rows_file([{"chosen": chosen, "rejected": rejected}]))
+    completions = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
+    assert texts(rows) == [(prompt, completions[0], 1.0), (prompt, completions[1], 0.0)]
+    assert len({row["family"] for row in rows}) == 1
+
+
+def test_a_conversation_that_holds_its_prompt_needs_no_other(rows_file):
+    pair = {"chosen": CHAT, "rejected": [*CHAT[:-1], {"role": "assistant", "content": "No."}]}
+    for more in ({}, {"prompt": None}, {"prompt": CHAT[0]["content"]}):  # UltraFeedback repeats the prompt as text
+        rows = read(rows_file([pair | more]))
+        assert [json.loads(row["prompt"]) for row in rows] == [CHAT[:-1]] * 2
+        assert [row["completion"] for row in rows] == ["So.", "No."]
+
+
+def test_columns_that_other_rows_fill_are_empty_and_no_fault(rows_file):
+    """A data set of pairs, groups and conversations gives every row the columns of all."""
+    empty = dict.fromkeys(("prompt", "completion", "reward", "chosen", "rejected", "completions", "messages"))
+    kinds = [
+        {"prompt": "p", "completion": "c", "reward": 1.0}, {"prompt": "p", "chosen": "c", "rejected": "d"},
+        {"prompt": "p", "completions": ["c", "d"]}, {"messages": CHAT},
+    ]  # fmt: skip
+    rows = read(rows_file([empty | kind for kind in kinds]))
+    assert [row["completion"] for row in rows] == ["c", "c", "d", "c", "d", "So."]
+
+
+def test_a_pair_of_which_no_beginning_can_be_the_prompt_is_a_fault(rows_file):
+    pair = {"question": "Why?", "chosen": " So.", "rejected": " No."}
+    fault, other = faults(rows_file([pair]))
+    assert fault == other and "no column 'prompt', and" in fault and "found: chosen, question, rejected" in fault
+    assert "no column 'Question'" in faults(rows_file([pair]), columns={"prompt": "Question"})[0]
+    assert "no turn before" in faults(rows_file([{"chosen": CHAT[-1:], "rejected": CHAT[-1:] * 2}]))[0]
 
 
 def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_file):

@@ -378,7 +378,9 @@ def test_rows_without_a_reward_among_others_are_said(tiny_llama_path: str, tmp_p
     ("rows", "message"),
     [
         ([], "train_dataset holds no row"),
-        ("rows.csv", r"train_dataset is a str.*datasets\.Dataset"),
+        ("rows.csv", r"train_dataset: no data file at 'rows\.csv'"),
+        (7, r"train_dataset is a int.*datasets\.Dataset"),
+        (["a text"], "train_dataset is a list of str"),
         ({"train": [], "test": []}, "dictionary of train, test: choose one split"),
     ],
 )

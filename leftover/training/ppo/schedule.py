@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy
 
-from leftover.prepare.in_memory import prepare_evaluation
+from leftover.prepare.evaluation_rows import prepare_evaluation
+from leftover.prepare.own_rows import Rows
 from leftover.recipe.ppo_config import PPOConfig
-from leftover.training.policy_trainer import Rows
 from leftover.training.ppo.rollouts import Rollouts, collate
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def unique_prompts(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Ro
     if rows is None:
         return []
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset"):
+    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset", prompts_only=True):
         kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids", "where") if name in row}
         found.setdefault(tuple(row["prompt_ids"]), kept)
     return list(found.values())

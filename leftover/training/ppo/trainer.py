@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +20,11 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
-from leftover.prepare.in_memory import prepare_evaluation
+from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
+from leftover.prepare.own_rows import Rows
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.store.manifest import read_json, write_json
-from leftover.training.policy_trainer import PolicyTrainer, Rows, row_name
+from leftover.training.policy_trainer import PolicyTrainer, row_name
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
 from leftover.training.ppo.rollouts import Rollouts, shaped_rewards, targets
 from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, unique_prompts
@@ -56,7 +56,8 @@ class PPOTrainer(PolicyTrainer):
         args: see PPOConfig.
         train_dataset: rows with `prompt` (other columns are not used), as text or lists of messages, or rows that
             have `prompt_ids` already. Every unique prompt counts once.
-        eval_dataset: rows with `prompt` (and `completion`, `reward`): `evaluate` generates for their prompts.
+        eval_dataset: rows with `prompt` (and `completion`, `reward`), or a dictionary of several data sets: `evaluate`
+            generates for their prompts.
         reward_funcs: one or several callables `(prompts, completions) -> floats`; several are summed.
         peft_config: trains a new adapter on `model` in place of all its weights.
     """
@@ -67,12 +68,12 @@ class PPOTrainer(PolicyTrainer):
     reference: FrozenStart
 
     def _prepare(
-        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: Rows | None
-    ) -> tuple[None, Dataset | None]:
+        self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows
+    ) -> tuple[None, Any]:
         if self.reward_func is None:
             raise UserError("PPO scores its own completions: pass reward_funcs")
-        if evaluation is not None:
-            evaluation = prepare_evaluation(policy, tokenizer, self.args, evaluation)
+        evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
+        self._check_best_metric(evaluation)
         self.prompts = unique_prompts(tokenizer, self.args, train)
         self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn uniformly
         if self.prompts:
