@@ -8,8 +8,16 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
 
+# Two halves at once, one on each core: the log of the first is printed when the second is done.
+HALF := tests/commands tests/training
+
 test: $(VENV)/installed lint typecheck
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@export HF_HUB_OFFLINE=1; log=$$(mktemp); \
+	$(BIN)/python -m pytest $(HALF) > "$$log" 2>&1 & half=$$!; \
+	trap 'kill $$half; rm -f "$$log"' INT TERM; \
+	$(BIN)/python -m pytest $(addprefix --ignore ,$(HALF)); rest=$$?; \
+	wait $$half; first=$$?; cat "$$log"; rm -f "$$log"; \
+	test $$first = 0 && test $$rest = 0
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.models import PAD, build_llama
-from benchmarks.rows import load_rows, load_tokenizer
+from benchmarks.models import PAD, TINY, build_llama
+from benchmarks.rows import load_rows, load_tokenizer, tiny_rows
 
 BATCH = 8
 LEARNING_RATE = 2e-5
@@ -28,14 +28,18 @@ class Setting:
     bf16: bool
     steps: int  # the first cannot be timed
     seed: int
+    tiny: bool = False  # small rows and a small model, to try a contestant out
+
+    def model(self) -> Any:
+        return build_llama(self.vocabulary, **(TINY if self.tiny else {}))
 
     def autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
 
-def scored_rows() -> list[dict[str, Any]]:
+def scored_rows(tiny: bool = False) -> list[dict[str, Any]]:
     """The benchmark's rows with a constant value, the mean reward: about half of them are left over."""
-    rows, _ = load_rows()
+    rows = tiny_rows() if tiny else load_rows()[0]
     mean = float(np.mean([row["reward"] for row in rows]))
     return [row | {"value": mean, "advantage": max(row["reward"] - mean, 0.0)} for row in rows]
 
@@ -73,9 +77,9 @@ def prepared_table(rows: list[dict[str, Any]], args: Any, model: Any, num_batche
     return table.add_column("reference_logprobs", [known.get(i, []) for i in range(len(rows))])
 
 
-def mean_lengths() -> tuple[int, int]:
+def mean_lengths(tiny: bool = False) -> tuple[int, int]:
     """Mean prompt and completion tokens of the rows that are drawn, whole numbers."""
-    rows = scored_rows()
+    rows = scored_rows(tiny)
     weights = [row["advantage"] for row in rows]
     means = [np.average([len(row[name]) for row in rows], weights=weights) for name in ("prompt_ids", "completion_ids")]
     return round(float(means[0])), round(float(means[1]))
@@ -86,8 +90,8 @@ def released(setting: Setting) -> Steps:
     from benchmarks.released import step_loss
     from leftover.prepare.value import ValueHead
 
-    batches = random_batches(scored_rows(), setting.steps, seed=setting.seed)
-    policy, reference = build_llama(setting.vocabulary), build_llama(setting.vocabulary).eval()
+    batches = random_batches(scored_rows(setting.tiny), setting.steps, seed=setting.seed)
+    policy, reference = setting.model(), setting.model().eval()
     head = ValueHead(policy.config.hidden_size).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -107,8 +111,8 @@ def ceiling(setting: Setting) -> Steps:
     """The stock model on rows of equal length without padding, logits at the completion's share of positions."""
     import torch.nn.functional as F
 
-    prompt, completion = mean_lengths()
-    model = build_llama(setting.vocabulary)
+    prompt, completion = mean_lengths(setting.tiny)
+    model = setting.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     generator = torch.Generator().manual_seed(setting.seed)
 
@@ -130,9 +134,9 @@ def ours(setting: Setting, lora: bool = False) -> Steps:
     """LoLTrainer, a_lol_seq, on a prepared table."""
     from leftover import LoLConfig, LoLTrainer
 
-    rows = scored_rows()
+    rows = scored_rows(setting.tiny)
     tokenizer = load_tokenizer()
-    model, clock = build_llama(setting.vocabulary), make_clock(setting.steps)
+    model, clock = setting.model(), make_clock(setting.steps)
     with tempfile.TemporaryDirectory() as folder:
         args = LoLConfig(
             output_dir=folder,
@@ -175,11 +179,11 @@ def trl_sft(setting: Setting, **more: Any) -> Steps:
     data = datasets.Dataset.from_list(
         [
             {"prompt": decode(row["prompt_ids"]), "completion": decode(row["completion_ids"][:-1])}
-            for batch in random_batches(scored_rows(), setting.steps, seed=setting.seed)
+            for batch in random_batches(scored_rows(setting.tiny), setting.steps, seed=setting.seed)
             for row in batch
         ]
     )
-    yield from _trl(SFTTrainer, SFTConfig, build_llama(setting.vocabulary), data, setting, **more)
+    yield from _trl(SFTTrainer, SFTConfig, setting.model(), data, setting, **more)
 
 
 def trl_dpo(setting: Setting, **more: Any) -> Steps:
@@ -187,7 +191,7 @@ def trl_dpo(setting: Setting, **more: Any) -> Steps:
     import datasets
     from trl import DPOConfig, DPOTrainer
 
-    rows = scored_rows()
+    rows = scored_rows(setting.tiny)
     by_prompt: dict[tuple, list] = {}
     for row in rows:
         by_prompt.setdefault(tuple(row["prompt_ids"]), []).append(row)
@@ -205,7 +209,7 @@ def trl_dpo(setting: Setting, **more: Any) -> Steps:
         ]
     )
     more = {"precompute_ref_log_probs": True, **more}
-    yield from _trl(DPOTrainer, DPOConfig, build_llama(setting.vocabulary), data, setting, **more)
+    yield from _trl(DPOTrainer, DPOConfig, setting.model(), data, setting, **more)
 
 
 def _trl(trainer_class: Any, config_class: Any, model: Any, data: Any, setting: Setting, **more: Any) -> Steps:

@@ -140,9 +140,10 @@ def _status(name: str) -> int:
 
 def _worker(what: str, case: tuple) -> None:
     if what == "tensors":
-        from leftover.training import trainer
+        from leftover.training import policy_trainer
 
-        trainer.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]
+        assert policy_trainer.freed_memory_kept, "what is switched off here is elsewhere now"
+        policy_trainer.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]
     with TemporaryDirectory() as folder:
         print((planned_bytes if what == "planned" else measured_bytes)(case, folder))
 

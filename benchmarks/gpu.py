@@ -20,11 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.contestants import make_clock, prepared_table, random_batches, scored_rows
-from benchmarks.models import PAD, build_llama, matrix_rate, training_flops
+from benchmarks.models import PAD, TINY, build_llama, matrix_rate, training_flops
 
 LEARNING_RATE, BATCH = 2e-5, 32
 LLAMA_1B = {"hidden": 2048, "layers": 16, "feed_forward": 8192, "heads": 32, "key_value_heads": 8}
-TINY = {"hidden": 64, "layers": 2, "feed_forward": 128, "heads": 4, "key_value_heads": 2}
 VOCABULARY = 128_256
 CONTESTANTS = ("ours", "ours_lora", "released", "trl_sft")
 
@@ -57,7 +56,7 @@ def released(
     policy, reference = build(shape, device), build(shape, device).eval()
     head = ValueHead(shape["hidden"]).to(device).eval()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=device != "cpu")
-    for batch in random_batches(scored_rows(), steps, batch_size):
+    for batch in random_batches(scored_rows(shape is TINY), steps, batch_size):
         start = time.perf_counter()
         loss, _ = step_loss(policy, reference, head, batch, PAD)
         loss.backward()
@@ -78,7 +77,7 @@ def ours(
 
     clock = make_clock(steps, lambda: wait(device))
     datasets.disable_progress_bars()
-    model, rows = build(shape, device), scored_rows()
+    model, rows = build(shape, device), scored_rows(shape is TINY)
     with tempfile.TemporaryDirectory() as folder:
         args = LoLConfig(
             output_dir=folder,
@@ -114,7 +113,7 @@ def trl_sft(
 
     clock = make_clock(steps, lambda: wait(device))
     tokenizer = load_tokenizer()
-    batches = random_batches(scored_rows(), steps, batch_size)
+    batches = random_batches(scored_rows(shape is TINY), steps, batch_size)
     data = [
         {"prompt": tokenizer.decode(row["prompt_ids"]), "completion": tokenizer.decode(row["completion_ids"][:-1])}
         for batch in batches

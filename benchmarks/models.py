@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 HIDDEN, LAYERS, HEADS, FEED_FORWARD = 288, 6, 6, 768
+TINY = {"hidden": 16, "layers": 1, "feed_forward": 32, "heads": 2, "key_value_heads": 2}
 PAD = 50_256  # the last token of GPT-2's vocabulary
 
 

@@ -58,18 +58,26 @@ def load_tokenizer() -> Any:
 
 
 def histogram_rows(num_rows: int = 8000, seed: int = 0) -> list[dict[str, Any]]:
-    """Random tokens and rewards in rows whose pairs of lengths are drawn from the stored histogram."""
+    """Random tokens and rewards in rows whose pairs of lengths are drawn from the stored histogram, two a prompt."""
     rng = np.random.default_rng(seed)
     stored = json.loads(HISTOGRAM.read_text())
     counts = np.array([count for _, _, count in stored["pairs"]], np.float64)
-    bins = rng.choice(len(counts), num_rows, p=counts / counts.sum())
+    bins = rng.choice(len(counts), num_rows // 2, p=counts / counts.sum())
     rows = []
     for i in bins:
         prompt, completion, _ = stored["pairs"][i]
-        ids = rng.integers(VOCABULARY, size=prompt + completion).tolist()
-        row = {"prompt_ids": ids[:prompt], "completion_ids": ids[prompt:], "reward": float(rng.normal())}
-        rows.append(row | {"prompt": None, "completion": None})
+        prompt_ids = rng.integers(VOCABULARY, size=prompt).tolist()
+        for _ in range(2):
+            ids = rng.integers(VOCABULARY, size=completion).tolist()
+            row = {"prompt_ids": prompt_ids, "completion_ids": ids, "reward": float(rng.normal())}
+            rows.append(row | {"prompt": None, "completion": None})
     return rows
+
+
+def tiny_rows() -> list[dict[str, Any]]:
+    """A few rows of a few tokens, to try a script out."""
+    rows = histogram_rows(64)
+    return [row | {"prompt_ids": row["prompt_ids"][:6], "completion_ids": row["completion_ids"][:4]} for row in rows]
 
 
 @cache  # tokenising them takes seconds, and every part asks for them

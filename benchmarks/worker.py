@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="first steps that are not measured")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="small rows and a small model, to try it out")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -26,7 +27,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    setting = Setting(args.vocabulary, args.bf16, args.steps, args.seed)
+    setting = Setting(args.vocabulary, args.bf16, args.steps, args.seed, args.tiny)
     steps = list(CONTESTANTS[args.contestant](setting))[args.warmup - 1 :]
     print(json.dumps({"seconds": [s for s, _ in steps], "tokens": [t for _, t in steps], "peak_mib": peak_mib()}))
     sys.stdout.flush()

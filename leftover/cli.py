@@ -4,6 +4,7 @@ A command that is a package declares its options in its `command.py`, the others
 what they need, so that `--help` answers at once.
 """
 
+import faulthandler
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,8 +176,8 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
     from leftover.publish.export import export_policy
     from leftover.publish.hub import export_and_push
 
+    set_up_logging()
     if push_to_hub or private:
-        set_up_logging()
         click.echo(export_and_push(run_folder, push_to_hub, private, **options))
     else:
         click.echo(export_policy(run_folder, **options))
@@ -221,6 +222,8 @@ def _show(results: dict[str, Any] | None, folder: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of the `leftover` script."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a user's function, or a library, that crashes the process is named on stderr
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

@@ -216,7 +216,8 @@ def sampled_kl(logprobs: Numbers, reference_logprobs: Numbers) -> np.ndarray:
 
 def perplexity(logprob_sum: float, num_tokens: int) -> float:
     """exp of the mean negative log-probability a token."""
-    return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")
+    with np.errstate(over="ignore"):  # beyond 709 nats a token it is infinite
+        return float(np.exp(-logprob_sum / num_tokens)) if num_tokens else float("nan")
 
 
 # The share of the selected rows below which an effective sample size means that few rows carry the run.

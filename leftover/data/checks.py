@@ -12,6 +12,7 @@ from leftover.data.records import FAULT, Row, parse_number
 from leftover.recipe.data_section import Constant, DataSection
 
 SPLITS = ("train", "validation", "test")
+LARGEST_REWARD = 1e15  # in size: objectives square rewards, in float32, which ends at 3e38
 # ATOMIC's files have names of three letters.
 _SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
 _SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -145,6 +146,10 @@ def _score(value: object, column: str, data: DataSection) -> float | None:
         score = math.inf
     if not math.isfinite(score):
         raise ValueError(f"'{column}' is {value!r:.40}, not a finite number")
+    if abs(score) > LARGEST_REWARD:
+        raise ValueError(
+            f"'{column}' is {value!r:.40}, beyond {LARGEST_REWARD:g}, too large to compute with: rescale it"
+        )
     return score
 
 

@@ -18,6 +18,7 @@ from leftover.data.labels import AS_REWARD, LABEL
 from leftover.data.missing import documents_remedy, no_column
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
+from leftover.monitoring.finite import json_line
 from leftover.recipe.data_section import DataSection
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Rejects:
         record = {"stage": stage, "where": where, "reason": reason, "row": row}
         # Half of a surrogate pair has no UTF-8 form; its escape is what JSON writes for it anyway.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            file.write(json_line(record, ensure_ascii=False, default=str) + "\n")
 
 
 class Skipped(Rejects):

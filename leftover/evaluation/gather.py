@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.evaluation.statistics import by_source, compare, summarise
+from leftover.monitoring.finite import plain
 from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
@@ -26,7 +27,7 @@ def gather(run: Run) -> dict[str, Any]:
             "main_against": {name: compare(records[main], records[name], decoding) for name in controls},
             "by_source": {name: by_source(seeds, decoding) for name, seeds in records.items()},
         }
-    return {"name": run.recipe.name, "main": main} | results
+    return plain({"name": run.recipe.name, "main": main} | results)
 
 
 def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:

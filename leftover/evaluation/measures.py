@@ -1,5 +1,6 @@
 """The numbers of a result row: what tables call each, which way is better, how it is printed and what it means."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
@@ -11,13 +12,13 @@ _FEW_PAIRS = 20
 
 
 def number(value: float | None, form: str) -> str:
-    """`value` under a format specification; a dash if it was not measured or is not a number."""
-    return MISSING if value is None or value != value else format(value, form)
+    """`value` under a format specification; a dash if it was not measured or is not finite."""
+    return MISSING if value is None or not math.isfinite(value) else format(value, form)
 
 
 def bounds(value: IntervalRecord, form: str = ".3f") -> str:
     """`[low, high]`; of too few families with a word that says so."""
-    ends = f"[{value['low']:{form}}, {value['high']:{form}}]"
+    ends = f"[{number(value['low'], form)}, {number(value['high'], form)}]"
     count = value.get("families")
     if count is None:
         return ends
@@ -32,7 +33,8 @@ def excludes_zero(value: IntervalRecord) -> bool:
 
 def interval(value: IntervalRecord | None, form: str = ".3f") -> str:
     """`mean [low, high]`; a dash if nothing was measured."""
-    return MISSING if value is None else f"{value['mean']:{form}} {bounds(value, form)}"
+    mean = MISSING if value is None else number(value["mean"], form)
+    return mean if value is None or mean == MISSING else f"{mean} {bounds(value, form)}"
 
 
 @dataclass(frozen=True)

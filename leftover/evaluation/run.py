@@ -1,6 +1,5 @@
 """Policies against the reference on held-out prompts: completions, their rewards, and what they cost."""
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from leftover.data.rows import as_prompt
 from leftover.evaluation.policy import row_metrics
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import model_identity, reference_pass
+from leftover.monitoring.finite import json_line
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
 from leftover.rewards.sum import as_array
 from leftover.runs.names import (
@@ -164,4 +164,4 @@ class Evaluation:
 
 
 def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(json_line(record, ensure_ascii=False) + "\n" for record in records))

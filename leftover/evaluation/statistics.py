@@ -64,7 +64,8 @@ def summarise(
         row["kl"] = _interval(kl, theirs)
     for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
         if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:
-            row["perplexity_of_test_completions" if name == "perplexity" else name] = _mean(found)
+            mean = _mean(np.array(found, np.float64))  # a number that was not finite is read back as None
+            row["perplexity_of_test_completions" if name == "perplexity" else name] = mean
             row[f"{name} by seed"] = found
     return row
 
@@ -209,5 +210,5 @@ def _perplexity(records: Records, column: str) -> float:
     return perplexity(float(_column(records, column).sum()), int(_column(records, "tokens").sum()))
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values))

@@ -56,6 +56,8 @@ def generate(
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
     with evaluating(model, None) as device, bar, _own_distribution(model):
+        if prompt_ids:
+            _check_finite(model, torch.tensor([list(prompt_ids[0])], device=device))
         together = batching(model, tokenizer.pad_token_id)
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
@@ -144,6 +146,15 @@ class _Draw(LogitsProcessor):
         """Raise UserError if a distribution was not one."""
         if not self.finite:
             raise UserError("the model's logits are not finite (NaN or infinite): no token can be drawn from them")
+
+
+def _check_finite(model: Any, input_ids: Tensor) -> None:
+    """Raises UserError for a model that gives no token a probability: sampling would crash, greedy texts be noise."""
+    if input_ids.shape[1] and model(input_ids=input_ids, use_cache=False).logits[0, -1].isnan().any():
+        raise UserError(
+            "the model gives no probabilities (nan) for the next token: its weights have diverged (lower "
+            "learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow (model.dtype: float32)"
+        )
 
 
 @contextlib.contextmanager

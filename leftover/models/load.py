@@ -12,6 +12,7 @@ from torch import nn
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
+from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 from leftover.store.folders import readable_weights
 from leftover.store.manifest import read_json
@@ -48,7 +49,8 @@ def load_model(
 
         # peft trains none with virtual tokens any further.
         trainable = not PeftConfig.from_pretrained(path).is_prompt_learning
-        return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        with adapter_warnings_off():
+            return PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
 
@@ -85,7 +87,7 @@ def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
     """`model` with a new adapter, whose initial weights follow the seed."""
     from peft import get_peft_model
 
-    with seeded(seed):
+    with seeded(seed), adapter_warnings_off():
         return get_peft_model(model, config)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator, pad
+from leftover.errors import UserError
 from leftover.models.load import base_path, is_adapter
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
@@ -80,7 +81,7 @@ def reference_pass(
     """Log-probabilities of every completion token, and pooled features of every prompt.
 
     Args:
-        rows: with `prompt_ids` and `completion_ids`.
+        rows: with `prompt_ids` and `completion_ids`, and for messages `where`.
         features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
@@ -105,7 +106,20 @@ def reference_pass(
                 for i, row_features in zip(chosen, features_of.cpu().numpy(), strict=True):
                     pooled[i] = row_features
             bar.update(len(chosen))
+    _check_finite(logprobs, rows)
     return logprobs, np.stack(pooled) if features else None
+
+
+def _check_finite(logprobs: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError if a row has a log-probability that is not finite."""
+    bad = [i for i, values in enumerate(logprobs) if not np.isfinite(values).all()]
+    if bad:
+        first = rows[bad[0]].get("where") or f"number {bad[0]}"
+        raise UserError(
+            f"the model's log-probabilities are not finite numbers on {len(bad)} of {len(logprobs)} rows, the first "
+            f"{first}: its weights have diverged (lower learning_rate, or set max_grad_norm) or are damaged, or its "
+            "dtype is too narrow (model.dtype: float32)"
+        )
 
 
 def pool(hidden: Tensor, lengths: Tensor) -> Tensor:

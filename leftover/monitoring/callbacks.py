@@ -7,6 +7,8 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
+from leftover.monitoring.finite import json_line
+
 
 class MetricsFile(TrainerCallback):
     """Writes every logged dictionary as a line of `metrics.jsonl`; on resume, lines past the checkpoint are dropped."""
@@ -27,7 +29,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json_line({"step": state.global_step, **logs}) + "\n")
 
 
 def _step(line: str) -> float:

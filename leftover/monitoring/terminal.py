@@ -1,10 +1,12 @@
 """What is shown while something runs, and text made safe for terminals and pages."""
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -102,7 +104,6 @@ def set_up_logging() -> None:
     """Log progress, one line a stage; libraries log warnings and errors only."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     logging.getLogger("leftover").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
     import datasets
     import transformers
 
@@ -110,6 +111,18 @@ def set_up_logging() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs the errors that it raises
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def adapter_warnings_off() -> Iterator[None]:
+    """Inside, what peft says while it makes an adapter is not shown: it sets right itself what it warns of.
+
+    It reads an old name of transformers', and turns the weights of GPT-2's layers around.
+    """
+    with warnings.catch_warnings():
+        for message in ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 def size_text(size: float) -> str:

@@ -62,9 +62,14 @@ class Reference:
         *,
         features: bool = False,
         description: str | None = None,
+        where: Sequence[str] | None = None,
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
         """log pi_ref of every completion token, [T_i] a row, and the pooled features of every prompt, [N, 2 H]."""
-        rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        places = [None] * len(prompt_ids) if where is None else where
+        rows = [
+            {"prompt_ids": p, "completion_ids": c, "where": w}
+            for p, c, w in zip(prompt_ids, completion_ids, places, strict=True)
+        ]
         return reference_pass(
             *self._loaded, rows, features=features, compute_dtype=self.compute_dtype, description=description
         )
@@ -110,8 +115,8 @@ def reference_columns(run: Run) -> None:
 
     def compute(shard: Dataset, _: Path) -> dict[str, Any]:
         where = np.flatnonzero(equals(shard, "kept", True))
-        ids = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids"))
-        logprobs, features = reference.read(*ids, features=True, description=description)
+        *ids, places = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids", "where"))
+        logprobs, features = reference.read(*ids, features=True, description=description, where=places)
         assert features is not None
         all_features = np.full((len(shard), features.shape[1]), np.nan, np.float32)
         all_features[where] = features
@@ -131,7 +136,7 @@ def reference_columns(run: Run) -> None:
                 -per_token,
             )
 
-    source = run.table.open("tokens")
+    source = run.table.open("tokens", "rows").select_columns(["kept", "prompt_ids", "completion_ids", "where"])
     run.table.write_columns("reference", key, source, compute, description=description, conclude=conclude)
 
 

@@ -100,7 +100,7 @@ def table_of(checked: list[Row], prompt_ids: list[list[int]], completion_ids: li
         options = json.dumps(row["chat_template_kwargs"], sort_keys=True) if row["chat_template_kwargs"] else ""
         return "\0".join([row["prompt"], row["tools"] or "", options])
 
-    table: dict[str, Any] = {name: [row[name] for row in checked] for name in ("prompt", "conversational")}
+    table: dict[str, Any] = {name: [row[name] for row in checked] for name in ("prompt", "conversational", "where")}
     table |= {"prompt_ids": prompt_ids, "completion_ids": completion_ids}
     return table | {"group": unique_ids(map(asked, checked))}
 

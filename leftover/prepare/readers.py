@@ -13,7 +13,7 @@ from leftover.recipe.sections import Recipe
 from leftover.store.table import Table, column, equals
 
 # The columns that training reads, if the table has them.
-_COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids")
+_COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids", "where")
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
 # block -> the extra that reads it
 _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio"}

@@ -76,6 +76,8 @@ def score_component(run: Run, name: str) -> None:
         scratch.touch()
         done = np.fromfile(scratch, np.float64)
         done.tofile(scratch)  # a killed write may have left a part of a number
+        if 0 < len(done) < len(shard):
+            log.info("score %s: continues at %s", name, shard[len(done)]["where"])
         with progress_bar(len(shard), f"score {name}", "row") as bar, scratch.open("ab") as file:
             bar.update(len(done))
             for start in range(len(done), len(shard), batch_rows):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, ONLINE, RELEASED, Objective
-from leftover.recipe.policy_config import PolicyConfig, setting
+from leftover.recipe.policy_config import ABOVE_0, AT_LEAST_1, PolicyConfig, setting
 
 
 @dataclass
@@ -24,6 +24,14 @@ class LoLConfig(PolicyConfig):
         "draw": ("auto", "priority", "priority_unweighted", "uniform"),
         "released_script": tuple(RELEASED),
         "value_targets": ("auto", "recorded", "reference_samples", "group_loo"),
+    }
+
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = PolicyConfig.RANGES | {
+        "top_percent": (ABOVE_0[0], 100.0),
+        "reference_samples": AT_LEAST_1,
+        "max_tokens_per_batch": AT_LEAST_1,
+        "max_initial_logratio": ABOVE_0,
+        "value_samples_per_prompt": AT_LEAST_1,
     }
 
     objective: str = setting("a_lol_seq", f"The method: one of {', '.join(OBJECTIVES)}.")
@@ -70,8 +78,6 @@ class LoLConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         find_objective(self.objective)
-        if self.reference_samples < 1:
-            raise UserError(f"reference_samples is {self.reference_samples}: give 1 or more")
         if self.released_code:
             if self.max_tokens_per_batch or self.whole_groups:
                 raise UserError("released_code draws batches of rows: leave max_tokens_per_batch and whole_groups out")

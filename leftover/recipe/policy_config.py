@@ -1,5 +1,7 @@
 """`PolicyConfig`: what the settings of both trainers share, on top of transformers' `TrainingArguments`."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +24,50 @@ def setting(default: _T, text: str) -> _T:
     return field(default=default, metadata={"help": text})
 
 
+AT_LEAST_0, ABOVE_0, AT_LEAST_1 = (0.0, math.inf), (math.ulp(0.0), math.inf), (1.0, math.inf)
+
+# What numbers of TrainingArguments may be, both ends included; transformers takes any, and hangs or trains on.
+_RANGES = {
+    "per_device_train_batch_size": AT_LEAST_1, "per_device_eval_batch_size": AT_LEAST_1,
+    "gradient_accumulation_steps": AT_LEAST_1, "max_steps": AT_LEAST_1, "num_train_epochs": ABOVE_0,
+    "learning_rate": AT_LEAST_0,
+    "warmup_steps": AT_LEAST_0, "weight_decay": AT_LEAST_0, "adam_beta1": (0.0, math.nextafter(1, 0)),
+    "adam_beta2": (0.0, math.nextafter(1, 0)), "adam_epsilon": AT_LEAST_0, "max_grad_norm": AT_LEAST_0,
+    "label_smoothing_factor": (0.0, 1.0), "neftune_noise_alpha": AT_LEAST_0, "torch_empty_cache_steps": AT_LEAST_1,
+    "logging_steps": ABOVE_0, "eval_steps": ABOVE_0, "save_steps": ABOVE_0, "eval_delay": AT_LEAST_0,
+    "eval_accumulation_steps": AT_LEAST_1, "save_total_limit": AT_LEAST_1, "seed": AT_LEAST_0,
+    "data_seed": AT_LEAST_0, "dataloader_num_workers": AT_LEAST_0, "dataloader_prefetch_factor": AT_LEAST_1,
+    "ddp_bucket_cap_mb": AT_LEAST_1, "ddp_timeout": AT_LEAST_1,
+}  # fmt: skip
+
+
+def faulty_numbers(
+    given: Mapping[str, Any], config: type[TrainingArguments] = TrainingArguments
+) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of every number among the settings that the config cannot have. None: not set."""
+    ranges, kinds = getattr(config, "RANGES", _RANGES), {entry.name: str(entry.type) for entry in fields(config)}
+    for name, value in given.items():
+        if value is None or name not in ranges or (name == "max_steps" and value == -1):  # transformers' "not set"
+            continue
+        low, high = ranges[name]
+        if isinstance(value, (str, bool)) or not isinstance(value, (int, float)):
+            yield name, f"is a number, got {value!r:.60}"
+        elif not (math.isfinite(value) and low <= value <= high):
+            unset = " (or -1: not set, num_train_epochs counts)" if name == "max_steps" else ""
+            yield name, f"is {value:g}: it must be {_bounds(low, high)}{unset}"
+        elif "int" in kinds[name] and value != int(value):
+            yield name, f"is {value:g}: it must be a whole number"
+
+
+def _bounds(low: float, high: float) -> str:
+    start = "above 0" if low == ABOVE_0[0] else f"at least {low:g}"
+    if high == math.inf:
+        return f"{start} and finite"
+    if high < 1:
+        return f"{start} and below 1"
+    return f"from {low:g} to {high:g}" if low == 0 else f"{start} and at most {high:g}"
+
+
 class PythonData(DataSection):
     """How rows that are given in Python are read."""
 
@@ -36,6 +82,11 @@ class PolicyConfig(TrainingArguments):
         "eval_decoding": ("greedy", "sample"),
         "on_bad_row": ("error", "skip"),
         "optim": tuple(name.value for name in OptimizerNames),
+    }
+
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = _RANGES | {
+        "max_prompt_length": AT_LEAST_1,
+        "max_completion_length": AT_LEAST_1,
     }
 
     max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
@@ -77,12 +128,22 @@ class PolicyConfig(TrainingArguments):
             given = getattr(self, name)
             if given not in valid:
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
+        for name, fault in faulty_numbers(vars(self), type(self)):
+            raise UserError(f"{name} {fault}")
+        for entry in fields(self):
+            value = getattr(self, entry.name, None)
+            if "int" in str(entry.type) and isinstance(value, float):  # YAML's 1e3
+                setattr(self, entry.name, int(value))
         self.data("data_options")  # faults are told now
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = higher_is_better(self.metric_for_best_model)
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
         check_trackers(self.report_to)
         self.use_cpu = trains_on_cpu(self.use_cpu)
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu  # it speeds copies to a GPU
+        for name in ("checkpointing", "checkpointing_kwargs"):  # users know the older names, which 5.23 warns of
+            if getattr(self, f"activation_{name}", "unknown") is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         super().__post_init__()
 
     def data(self, path: str) -> PythonData:

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from leftover.errors import UserError
 from leftover.objectives import ONLINE
-from leftover.recipe.policy_config import PolicyConfig, setting
+from leftover.recipe.policy_config import AT_LEAST_0, AT_LEAST_1, PolicyConfig, setting
 
 
 @dataclass
@@ -23,6 +23,14 @@ class PPOConfig(PolicyConfig):
     temperature: completions are drawn from the distribution that evaluation samples from. Its runs made 512
     completions a step.
     """
+
+    RANGES: ClassVar[dict[str, tuple[float, float]]] = PolicyConfig.RANGES | {
+        "num_rollouts_per_step": AT_LEAST_1, "num_mini_batches": AT_LEAST_1, "total_episodes": AT_LEAST_1,
+        "ppo_epochs": AT_LEAST_1, "kl_coef": AT_LEAST_0, "target_kl": (1e-12, math.inf), "horizon": AT_LEAST_1,
+        "cliprange": (0, 1), "cliprange_value": AT_LEAST_0, "vf_coef": AT_LEAST_0, "gamma": (0, 1), "lam": (0, 1),
+        "value_learning_rate": AT_LEAST_0, "missing_eos_penalty": AT_LEAST_0, "temperature": (1e-6, math.inf),
+        "rollout_batch_size": AT_LEAST_1,
+    }  # fmt: skip
 
     objective: str = setting("ppo", "The method: ppo.")
     num_rollouts_per_step: int | None = setting(
@@ -61,11 +69,6 @@ class PPOConfig(PolicyConfig):
     def __post_init__(self) -> None:
         if self.objective not in ONLINE:
             raise UserError(f"PPOConfig.objective is '{self.objective}', not one of {', '.join(ONLINE)}")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-                raise UserError(f"{name} is {value:g}: it must be {bounds}")
         super().__post_init__()
         if self.rollouts_per_step % self.rows_per_update:
             raise UserError(
@@ -96,14 +99,6 @@ class PPOConfig(PolicyConfig):
         episodes = self.total_episodes or math.ceil(self.num_train_epochs * num_prompts)
         return math.ceil(episodes / self.rollouts_per_step)
 
-
-_RANGES = {
-    "num_rollouts_per_step": (1, math.inf), "num_mini_batches": (1, math.inf), "total_episodes": (1, math.inf),
-    "ppo_epochs": (1, math.inf), "kl_coef": (0, math.inf), "target_kl": (1e-12, math.inf), "horizon": (1, math.inf),
-    "cliprange": (0, 1), "cliprange_value": (0, math.inf), "vf_coef": (0, math.inf), "gamma": (0, 1), "lam": (0, 1),
-    "value_learning_rate": (0, math.inf), "missing_eos_penalty": (0, math.inf), "temperature": (1e-6, math.inf),
-    "max_completion_length": (1, math.inf), "rollout_batch_size": (1, math.inf),
-}  # fmt: skip
 
 _BUDGETS = {"max_steps", "total_episodes", "num_train_epochs"}
 

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AllowInfNan, Field, PrivateAttr, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform
@@ -73,6 +73,9 @@ class ReferenceSection(Section):
         return self
 
 
+_Bound = Annotated[float, AllowInfNan(True)]  # a reward may be bounded on one side
+
+
 class ValueSection(Section):
     # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
@@ -83,7 +86,7 @@ class ValueSection(Section):
     folds: int = Field(5, gt=1)  # recorded: cross-fitting by prompt
     head_epochs: int = Field(30, gt=0)
     head_learning_rate: float = Field(1e-3, gt=0)
-    bounds: tuple[float, float] | None = None  # declared bounds of the reward: the value is clipped to them
+    bounds: tuple[_Bound, _Bound] | None = None  # declared bounds of the reward: the value is clipped to them
 
     @property
     def num_samples(self) -> int:
@@ -126,8 +129,9 @@ class Recipe(Section):
 
     name: str
     output_dir: str
-    seed: int = 0  # splits, reference, value
-    seeds: list[int] = Field([0], min_length=1)  # of training; every policy is trained once for each
+    seed: int = Field(0, ge=0)  # splits, reference, value
+    # Of training; every policy is trained once for each.
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     model: ModelSection
     data: DataSection
     reward: RewardSection = RewardSection()

@@ -8,7 +8,7 @@ from leftover.errors import UserError, closest, nearest
 from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, ROW_METRICS, produced_metric
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
-from leftover.recipe.policy_config import PolicyConfig
+from leftover.recipe.policy_config import PolicyConfig, faulty_numbers
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 
@@ -81,6 +81,8 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
             check_choice(name, value, config.CHOICES[name])
         if isinstance(defaults[name], (int, float)) and not isinstance(defaults[name], bool) and isinstance(value, str):
             refuse(name, f"is a number, got the text {value!r}")
+        for _, fault in faulty_numbers({name: value}, config):
+            refuse(name, fault)
     if policy is not None and config is LoLConfig:
         objective_and_settings(policy, f"{where}: {prefix}objective_settings")
 

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -30,13 +31,13 @@ def shorten(text: str, limit: int | None) -> str:
 
 
 def _shown(value: Any, limit: int | None) -> Any:
-    """A JSON value as a reader sees it: its texts shortened, its numbers rounded (None for NaN)."""
+    """A JSON value as a reader sees it: its texts shortened, its numbers rounded (None if they are not finite)."""
     if isinstance(value, list):
         return [_shown(one, limit) for one in value]
     if isinstance(value, dict):
         return {name: _shown(one, limit) for name, one in value.items()}
     if isinstance(value, float):
-        return round(value, 4) if value == value else None
+        return round(value, 4) if math.isfinite(value) else None
     return shorten(value, limit) if isinstance(value, str) else value
 
 

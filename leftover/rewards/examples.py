@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _MIN_FAMILIES = 10
-_COLUMNS = ("prompt", "conversational", "completion", "recorded_reward", "family", "user_split", "is_chosen")
+_COLUMNS = ("prompt", "conversational", "completion", "recorded_reward", "family", "user_split", "is_chosen", "where")
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Examples:
     families: np.ndarray  # [N] str
     pairs: np.ndarray  # [P, 2] int64; empty for other targets
     outside: np.ndarray  # [N] bool: the user's split is not `train`
+    where: list[str]  # the rows' places, for messages
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -51,6 +52,7 @@ class Examples:
             self.families[rows],
             place[self.pairs[mask[self.pairs[:, 0]]]],
             self.outside[rows],
+            [self.where[i] for i in rows],
         )
 
 
@@ -128,6 +130,7 @@ def make_examples(
         np.array([row["family"] for row in rows]),
         np.searchsorted(kept, pairs),
         np.array([row["user_split"] not in (None, "train") for row in rows], bool),
+        [row["where"] for row in rows],
     )
     return examples, {f"rows_{name}": count for name, count in counts.items() if count}
 

@@ -1,6 +1,8 @@
 """A sequence classifier that is fine-tuned on rows, as a reward."""
 
+import math
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,14 +13,16 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
 from leftover.monitoring.callbacks import MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
+from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
+from leftover.recipe.policy_config import faulty_numbers
 from leftover.rewards.base import Prompt
 from leftover.rewards.classifier import ClassifierReward, Encoded, framed, tokenize
 from leftover.rewards.examples import Examples, family_share
@@ -86,6 +90,8 @@ class FineTuneSettings(FitSettings):
             if name not in valid:
                 close = nearest(name, valid) or "; it takes the fields of transformers.TrainingArguments"
                 raise ValueError(f"unknown key '{name}'{close}")
+        for name, fault in faulty_numbers(train):
+            raise ValueError(f"'{name}' {fault}")
         return train
 
     @model_validator(mode="after")
@@ -137,6 +143,10 @@ class FineTunedReward(RowsReward):
         ]
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
         fields["use_cpu"] = trains_on_cpu(bool(fields.get("use_cpu")))
+        if fields["use_cpu"]:
+            fields["dataloader_pin_memory"] = False
+        if hasattr(TrainingArguments, "activation_checkpointing"):  # the new name; transformers warns of the old one
+            fields = {name.replace("gradient_ch", "activation_ch"): value for name, value in fields.items()}
         try:
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:
@@ -185,16 +195,28 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(chosen - rejected).mean()
 
 
-Item = tuple[list[Encoded], float]  # a row with its label, or a pair of rows
+Item = tuple[list[Encoded], float, str]  # a row with its label, or a pair of rows; and its place
 
 
-class _RewardTrainer(Trainer):
+class _RewardTrainer(FiniteTrainer):
     target: str
+    step_rows: deque[list[str]]  # of the last micro-batches
+
+    def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
+        return [row for rows in self.step_rows for row in rows] if micro_batch is None else self.step_rows[micro_batch]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        if not math.isfinite(metrics["eval_loss"]):
+            self._stop(f"the loss of held-out rows is {metrics['eval_loss']}")
+        return metrics
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels = inputs.pop("labels")
+        labels, rows = inputs.pop("labels"), inputs.pop("rows")
+        if model.training:
+            self.step_rows.append(rows)
         loss = reward_loss(self.target, model(**inputs).logits[:, 0].float(), labels)
         return (loss, {}) if return_outputs else loss
 
@@ -202,16 +224,16 @@ class _RewardTrainer(Trainer):
 def _trainer(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[Item]], target: str, args: TrainingArguments
 ) -> _RewardTrainer:
-    def collate(items: list[Item]) -> dict[str, Tensor]:
-        rows, labels = zip(*items, strict=True)
+    def collate(items: list[Item]) -> dict[str, Any]:
+        rows, labels, places = zip(*items, strict=True)
         texts = [text for side in zip(*rows, strict=True) for text in side]
-        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels)}
+        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels), "rows": list(places)}
 
     metrics = MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")
     callbacks = [metrics, EarlyStoppingCallback(early_stopping_patience=_PATIENCE)]
     train, choosing = data
     trainer = _RewardTrainer(model, args, collate, train_dataset=train, eval_dataset=choosing, callbacks=callbacks)
-    trainer.target = target
+    trainer.target, trainer.step_rows = target, deque(maxlen=args.gradient_accumulation_steps)
     trainer.model_accepts_loss_kwargs = False
     return trainer
 
@@ -227,5 +249,5 @@ def _encode(
     else:
         texts = framed(tokenizer, sides[0], settings.max_length)
     if examples.target == "pairs":
-        return [([texts[a], texts[b]], 0.0) for a, b in examples.pairs]
-    return [([text], label) for text, label in zip(texts, labels.tolist(), strict=True)]
+        return [([texts[a], texts[b]], 0.0, examples.where[a]) for a, b in examples.pairs]
+    return [([text], label, place) for text, label, place in zip(texts, labels.tolist(), examples.where, strict=True)]

@@ -1,15 +1,18 @@
 """A user's own function as a reward."""
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import itertools
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import PYTHON, RECIPE, SettingNames, UserError
 from leftover.rewards.base import Prompt
 
@@ -29,7 +32,8 @@ class PythonReward:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         try:
-            self.module = importlib.import_module(module_name)
+            with _os_exit_raises():
+                self.module = importlib.import_module(module_name)
             self.callable = getattr(self.module, name)
         except (Exception, SystemExit) as error:  # the user's module may fail in any way, or call sys.exit
             raise UserError(f"python reward '{function}' cannot be loaded: {type(error).__name__}: {error}") from error
@@ -46,6 +50,23 @@ class PythonReward:
         return {"type": "python", "function": self.function, "source": digest, **self.settings}
 
 
+@contextlib.contextmanager
+def _os_exit_raises() -> Iterator[None]:
+    """Inside, `os._exit` raises SystemExit: it would end the command at once, without a word and with any status."""
+    usual, process = os._exit, os.getpid()
+
+    def raises(status: int = 0) -> NoReturn:
+        if os.getpid() != process:  # of a child that the user's function has forked: it does end so
+            usual(status)
+        raise SystemExit(f"os._exit({status})")
+
+    os._exit = raises
+    try:
+        yield
+    finally:
+        os._exit = usual
+
+
 def call_reward(
     function: Callable[..., Any], name: str, prompts: Sequence[Prompt], completions: Sequence[str], **settings: Any
 ) -> list[float | None]:
@@ -55,8 +76,14 @@ def call_reward(
     """
     given, named = arguments(function, list(prompts), list(completions), settings)
     try:
-        returned = function(*given, **named)
-    except (Exception, SystemExit) as error:  # the user's function may fail in any way, or call sys.exit
+        with _os_exit_raises():
+            returned = function(*given, **named)
+            # One more than are wanted shows what is too long, of an endless generator too, which runs only here.
+            unusable = isinstance(returned, dict) or not isinstance(returned, Iterable)  # a dictionary gives its keys
+            found = [] if unusable else list(itertools.islice(returned, len(completions) + 1))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's function may fail in any way, or call sys.exit
         more = "".join(f", {setting}=..." for setting in settings)
         raise UserError(
             f"{name} failed: {type(error).__name__}: {error}. It is called as "
@@ -64,10 +91,8 @@ def call_reward(
             "shows where it failed"
         ) from error
     try:
-        if isinstance(returned, dict):
-            raise TypeError("a dictionary would be read by its keys")
-        # One more than are wanted shows what is too long, of an endless generator too.
-        found = itertools.islice(returned, len(completions) + 1)
+        if unusable:
+            raise TypeError(type(returned).__name__)
         scores = [None if score is None else float(score) for score in found]
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must return one number (or None) per completion, got {returned!r:.80}") from error
@@ -116,12 +141,18 @@ def arguments(
 def check_finite(
     name: str, scores: Sequence[float | None], completions: Sequence[str], names: SettingNames = RECIPE
 ) -> None:
-    """Raises UserError that names the first completion whose score is NaN or infinite; None means no score."""
+    """Raises UserError that names the first completion whose score is NaN, infinite or huge; None means no score."""
     bad = [i for i, score in enumerate(scores) if score is not None and not math.isfinite(score)]
     if bad:
         raise UserError(
             f"{name} gave {scores[bad[0]]} for the completion {completions[bad[0]]!r:.80} ({len(bad)} of {len(scores)} "
             f"scores are not finite numbers); {names.missing_scores}"
+        )
+    huge = [i for i, score in enumerate(scores) if score is not None and abs(score) > LARGEST_REWARD]
+    if huge:
+        raise UserError(
+            f"{name} gave {scores[huge[0]]:g} for the completion {completions[huge[0]]!r:.80} ({len(huge)} of "
+            f"{len(scores)} scores are too large to compute with, at most {LARGEST_REWARD:g}): rescale them"
         )
 
 

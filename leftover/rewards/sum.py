@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import UserError, located
 from leftover.recipe.forms import Transform
 from leftover.recipe.sections import RewardSection
@@ -115,7 +116,13 @@ class SumReward:
         summed = self._sum(scores)
         if self.state["total"] is None:
             raise _unfitted("the sum", self.transform)
-        return apply_transform(self.state["total"], summed)
+        total = apply_transform(self.state["total"], summed)
+        if (large := np.nanmax(np.abs(total), initial=0.0)) > LARGEST_REWARD:
+            raise UserError(
+                f"rewards reach {large:g} after weights, normalise and transform, more than can be computed with "
+                f"({LARGEST_REWARD:g}): lower reward.functions[].weight or the scale of a transform"
+            )
+        return total
 
     def weighted(self, scores: Scores) -> dict[str, np.ndarray]:
         """Each component's part of the sum, [N] float64, NaN if it has no score."""

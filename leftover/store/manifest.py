@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from leftover.monitoring.costs import StageCost, StageMeter
+from leftover.monitoring.finite import json_line
 from leftover.store.folders import regular
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Write JSON as `write_text` does, numbers that are not finite as None (`leftover.monitoring.finite`)."""
+    write_text(path, json_line(value, indent=2, ensure_ascii=False, default=str))
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -21,6 +21,7 @@ from leftover.models.divergence import FrozenStart
 from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
 from leftover.models.probe import check_causal, check_trainable
 from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
+from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
@@ -35,7 +36,12 @@ from leftover.training.metrics import MetricSums
 log = logging.getLogger(__name__)
 
 
-class PolicyTrainer(Trainer):
+def row_name(rows: Any, i: int) -> str:
+    """Where row `i` of the training rows comes from, for messages."""
+    return rows[i].get("where") or f"train_dataset[{i}]"
+
+
+class PolicyTrainer(FiniteTrainer):
     """A Trainer whose model as it is given is the reference, and whose `evaluate` generates and scores.
 
     Callbacks get the completions of an evaluation as `completions` of `on_evaluate`: a list of `Completion`, empty
@@ -154,6 +160,8 @@ class PolicyTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise UserError(f"evaluate needs rows: pass eval_dataset to {type(self).__name__}")
+        if self.is_in_train:
+            self.check_weights()
         if isinstance(dataset, Mapping):
             found: dict[str, float] = {}
             for name, rows in dataset.items():

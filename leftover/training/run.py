@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from leftover.errors import UserError
+from leftover.errors import UserError, located
 from leftover.models.load import save_model
 from leftover.monitoring.callbacks import CostSoFar, MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
@@ -157,7 +157,8 @@ def _train(
     checkpoint = last_whole_checkpoint(checkpoints)
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
-    with own_run(trainer, folder), shown(trainer, subject(run.folder, folder)), peak_memory() as peak:
+    name = subject(run.folder, folder)
+    with own_run(trainer, folder), shown(trainer, name), peak_memory() as peak, located(name):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]

@@ -23,6 +23,7 @@ from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settin
 from leftover.training.draws import DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
+from leftover.training.policy_trainer import row_name
 from leftover.training.selection import run_order, selection, total_weights, training_columns
 
 __all__ = ["LoLConfig", "LoLTrainer"]
@@ -91,6 +92,17 @@ class LoLTrainer(TrainsAlong):
         check_columns(who, needs, row_columns(needs), self.train_dataset.column_names)
         used = sorted((needs | self.objective.optional) & PROVIDERS.keys())
         self.providers = {name: PROVIDERS[name](self) for name in used}
+
+    def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
+        order, args = self.draw_order, self.args
+        if order is None:
+            return []
+        per_step = args.gradient_accumulation_steps * args.world_size
+        first = self.state.global_step * per_step
+        batches = range(first, min(first + per_step, order.num_batches))
+        if micro_batch is not None:  # every process takes one of so many batches in turn
+            batches = batches[micro_batch * args.world_size + args.process_index :][:1]
+        return [row_name(self.train_dataset, int(i)) for batch in batches for i in order.batch(batch)]
 
     def facts(self) -> dict[str, int]:
         """Tokens of the rows of the whole run, without padding, and what the selection dropped."""

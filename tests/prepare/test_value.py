@@ -598,3 +598,10 @@ def only_head(targets, hidden):
     torch.manual_seed(0)
     torch.nn.init.normal_(head.output.weight)
     return FittedValue("head", head=head)
+
+
+def test_a_head_that_diverges_is_refused():
+    rng = np.random.default_rng(0)
+    states = [torch.from_numpy(rng.normal(size=(3, 8))).float() for _ in range(70)]
+    with pytest.raises(UserError, match=r"head's loss is (nan|inf) in epoch \d+: lower value.head_learning_rate"):
+        fit_head(states, rng.normal(size=70), np.arange(70) < 2, epochs=30, learning_rate=1e30, seed=0)

@@ -1,6 +1,8 @@
 """Settings of policies in a recipe: those of an objective and PPO's are found where they belong, and checked early."""
 
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from leftover.errors import UserError, nearest
 from leftover.recipe.files import make_recipe
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.ppo_config import PPOConfig
+from leftover.rewards import load_reward
 
 RECIPE = {"name": "t", "output_dir": "run", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
 
@@ -116,3 +119,73 @@ def test_bf16_is_taken_without_a_gpu(config: type, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     args = config(output_dir=str(tmp_path), bf16=True)
     assert args.use_cpu and args.compute_dtype == "bfloat16"
+
+
+NUMBERS = [
+    ("per_device_train_batch_size", 0), ("per_device_eval_batch_size", -1), ("gradient_accumulation_steps", 0),
+    ("max_steps", -3), ("max_steps", 0), ("num_train_epochs", 0), ("num_train_epochs", -1.0),
+    ("learning_rate", -1e-5), ("learning_rate", math.nan), ("learning_rate", math.inf), ("warmup_steps", -1),
+    ("weight_decay", math.nan), ("adam_beta1", 1.0), ("adam_beta2", -0.1), ("adam_epsilon", math.inf),
+    ("max_grad_norm", -1), ("max_grad_norm", math.nan), ("logging_steps", 0), ("eval_steps", 0), ("save_steps", -5),
+    ("save_total_limit", 0), ("max_prompt_length", 0), ("max_completion_length", 0), ("dataloader_num_workers", -1),
+    ("per_device_train_batch_size", 2.5), ("learning_rate", True),
+]  # fmt: skip
+OWN = {
+    "nll": [("top_percent", 0), ("top_percent", 101), ("reference_samples", 0), ("max_tokens_per_batch", 0),
+            ("max_initial_logratio", math.nan), ("value_samples_per_prompt", 0)],
+    "ppo": [("ppo_epochs", 0), ("num_mini_batches", -1), ("kl_coef", math.nan), ("gamma", 1.5), ("lam", -0.1),
+            ("temperature", 0), ("cliprange_value", math.inf), ("value_learning_rate", -1), ("rollout_batch_size", 0)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), NUMBERS)
+def test_a_number_out_of_range_is_refused_wherever_it_stands(name, value, tmp_path):
+    # Unnoticed, a batch size of 0 hangs, and -3 steps are whole epochs.
+    assert f"r.yaml: 'train.{name}' is " in refusal(train={name: value})
+    assert f"'reference.train.{name}' is " in refusal(reference={"train": {name: value}})
+    for objective in ("nll", "ppo"):
+        assert f"'policies.x.{name}' is " in of_policy(objective=objective, **{name: value})
+    for config in (LoLConfig, PPOConfig):
+        with pytest.raises(UserError, match=f"^{name} is "):
+            config(output_dir=str(tmp_path), **{name: value})
+    if name not in ("max_prompt_length", "max_completion_length", "save_total_limit"):
+        with pytest.raises(UserError, match=f"train: .*'{name}' is "):
+            load_reward({"type": "fine_tuned", "fit": {"path": "x.jsonl"}, "model": "m", "train": {name: value}})
+
+
+@pytest.mark.parametrize(("objective", "name", "value"), [(o, *given) for o, of in OWN.items() for given in of])
+def test_a_methods_own_number_out_of_range_is_refused_when_the_recipe_is_read(objective, name, value, tmp_path):
+    assert f"'policies.x.{name}' is {value:g}: it must be " in of_policy(objective=objective, **{name: value})
+    with pytest.raises(UserError, match=f"^{name} is "):
+        (PPOConfig if objective == "ppo" else LoLConfig)(output_dir=str(tmp_path), **{name: value})
+
+
+def test_every_number_of_the_configs_has_a_range():
+    for config in (LoLConfig, PPOConfig):
+        numbers = {f.name for f in fields(config) if f.init and re.search(r"\b(int|float)\b", str(f.type))}
+        without = {"local_rank", "tpu_num_cores", "fsdp_min_num_params", "past_index", "logging_first_step"}
+        dictionaries = {f.name for f in fields(config) if "dict" in str(f.type)}
+        assert numbers - config.RANGES.keys() - without - dictionaries == set()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"value": {"num_prompts": 0}}, {"value": {"head_learning_rate": math.inf}}, {"value": {"folds": 1}},
+        {"value": {"head_learning_rate": math.nan}}, {"evaluate": {"temperature": math.nan}}, {"seeds": [0, -1]},
+        {"evaluate": {"temperature": math.inf}}, {"evaluate": {"batch_size": 0}}, {"evaluate": {"max_prompts": -1}},
+        {"seed": -1}, {"reward": {"transform": {"scale": math.inf}}},
+    ],
+)  # fmt: skip
+def test_numbers_of_other_sections_have_their_range_too(section):
+    (name, inner), *_ = section.items()
+    key = f"{name}.{next(iter(inner))}" if isinstance(inner, dict) else name
+    assert f"r.yaml: {key}" in refusal(**section)
+
+
+def test_what_transformers_takes_for_not_set_and_whole_floats_stay(tmp_path):
+    args = LoLConfig(output_dir=str(tmp_path), max_steps=-1, save_total_limit=None, eval_steps=None)
+    assert args.max_steps == -1
+    assert LoLConfig(output_dir=str(tmp_path), max_steps=1e3).max_steps == 1000  # YAML's 1e3
+    recipe = RECIPE | {"train": {"max_steps": -1, "warmup_steps": 0.1}, "value": {"bounds": [0.0, math.inf]}}
+    assert make_recipe(recipe).value.bounds == (0.0, math.inf)

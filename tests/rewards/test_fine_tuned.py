@@ -248,3 +248,14 @@ def test_a_reward_is_fitted_in_bf16_without_a_gpu(tmp_path, word_tokenizer, monk
     rows, train = planted_rows("label", 40), TRAIN | {"bf16": True}
     _, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train)
     assert facts["rows"] == len(rows)
+
+
+def test_a_diverging_fit_stops_and_names_step_and_rows(word_tokenizer, tmp_path):
+    path = write(tmp_path / "rows.jsonl", planted_rows("score", 120))
+    train = TRAIN | {"learning_rate": 1e30, "max_grad_norm": 0.0, "logging_nan_inf_filter": True}
+    reward = load_reward(
+        {"type": "fine_tuned", "fit": {"path": path}, "config": CONFIG, "tokenizer": word_tokenizer, "train": train}
+    )
+    with pytest.raises(UserError, match=r"stopped at step \d+ .*rows.jsonl:\d+.*learning_rate \(1e\+30\)"):
+        reward.fit(tmp_path / "fitted")
+    assert not (tmp_path / "fitted/reward.json").exists()

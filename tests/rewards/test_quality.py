@@ -48,7 +48,7 @@ def test_rows_that_come_in_families_of_copies_make_no_interval_narrower():
 
 def test_what_is_not_defined_has_no_value_and_no_interval():
     labels, families, pairs = np.array([1.0, 1]), np.array(["a", "b"]), np.empty((0, 2), int)
-    rows = Examples("label", ["p", "q"], ["", ""], labels, families, pairs, outside=np.zeros(2, bool))
+    rows = Examples("label", ["p", "q"], ["", ""], labels, families, pairs, np.zeros(2, bool), ["row 1", "row 2"])
     facts = held_out_facts(np.array([0.0, 1]), rows)
     assert facts["held_out_auc"] == {"value": None, "low": None, "high": None}
 

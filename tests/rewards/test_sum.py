@@ -1,5 +1,6 @@
 """Rewards: each type from its specification, weighted sums, and what they refuse."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -199,13 +200,37 @@ def test_a_python_function_of_other_argument_names_is_told_how_it_is_called(modu
         load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"])
 
 
-@pytest.mark.parametrize("line", ["raise SystemExit(0)", "import sys; sys.exit()", "raise MemoryError"])
+LINES = [
+    "raise SystemExit(0)",
+    "import sys; sys.exit()",
+    "raise MemoryError",
+    "import os; os._exit(0)",
+    "from os import _exit; _exit(0)",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_a_function_that_ends_the_program_is_an_error(line, module):
     inside, outside = module(f"def f(prompts, completions):\n    {line}\n"), module(f"{line}\n")
     with pytest.raises(UserError, match="failed: "):
         load_reward({"type": "python", "function": f"{inside}:f"})(["a"], ["b"])
     with pytest.raises(UserError, match="cannot be loaded: "):
         load_reward({"type": "python", "function": f"{outside}:f"})
+
+
+@pytest.mark.parametrize("line", [*LINES, "raise __import__('asyncio').CancelledError"])
+def test_a_generator_that_ends_the_program_is_an_error(line, module):
+    name = module(f"def f(prompts, completions):\n    yield 1.0\n    {line}\n")
+    with pytest.raises(UserError, match="failed: "):
+        load_reward({"type": "python", "function": f"{name}:f"})(["a", "b"], ["c", "d"])
+
+
+def test_a_function_may_fork_and_os_exit_is_as_it_was_behind_it(module):
+    before = os._exit
+    source = "import os\ndef f(prompts, completions):\n    child = os.fork()\n    if child == 0:\n        os._exit(7)\n"
+    name = module(source + "    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))]\n")
+    assert load_reward({"type": "python", "function": f"{name}:f"})(["a"], ["b"]) == [7.0]
+    assert os._exit is before
 
 
 @pytest.mark.parametrize(
@@ -321,3 +346,17 @@ def test_a_component_that_dominates_is_told_with_what_is_not_set_yet(settings, s
     with caplog.at_level("WARNING", "leftover"):
         show_facts(facts, reward)
     assert all(part in caplog.text for part in said) and not any(part in caplog.text for part in unsaid)
+
+
+def test_scores_that_no_statistic_holds_are_refused(module):
+    # The squares of 1e308 are infinite: means cancel, spreads do not.
+    name = module("def score(prompts, completions): return [1e308 * (-1) ** i for i in range(len(completions))]\n")
+    reward = load_reward([{"type": "python", "function": f"{name}:score", "name": "huge"}])
+    with pytest.raises(UserError, match=r"'huge' gave 1e\+308 for the completion 'a'.*2 of 2 .*rescale"):
+        reward(["p", "p"], ["a", "b"])
+
+
+def test_a_weight_that_takes_a_reward_out_of_range_is_refused():
+    reward = load_reward([{"type": "text", "function": "length", "weight": 1e300}])
+    with pytest.raises(UserError, match=r"rewards reach 2e\+300 .*weight"):
+        reward(["p"], ["two words"])

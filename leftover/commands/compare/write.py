@@ -12,6 +12,7 @@ from leftover.commands.compare.tables import cost_grid, method_caveats, part_gri
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import columns, glossary
 from leftover.evaluation.verdict import run_caveats
+from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write the tables and pictures of a comparison into the run's folder."""
+    results = plain(results)
     rows = flat_rows(results)
     write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
     write_text(run.folder / "comparison.csv", _as_csv(rows))
@@ -97,7 +99,7 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
     reference = table.pop(REFERENCE)
     styles = {name: series_style(number) for number, name in enumerate(table)}
     ranked = sorted(table, key=lambda name: -table[name]["reward"]["mean"])  # the legend's order
-    with figure(figsize=(7.5, 5.2)) as (made, axis):
+    with figure(rc={"svg.hashsalt": "leftover"}, figsize=(7.5, 5.2)) as (made, axis):  # equal numbers, equal files
         for name in ranked:
             style = styles[name] | {"ls": ""}  # of the points; their intervals are always whole lines
             paint_reward_against_diversity(axis, table[name], lw=1, label=name, **style)
@@ -115,6 +117,6 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         made.tight_layout()
-        for ending in ("png", "svg"):
-            made.savefig(folder / f"comparison_reward_diversity.{ending}", dpi=120)
+        for ending, metadata in (("png", None), ("svg", {"Date": None})):
+            made.savefig(folder / f"comparison_reward_diversity.{ending}", dpi=120, metadata=metadata)
     return "comparison_reward_diversity.png"

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from leftover.models.load import disable_dropout, unwrapped
 from leftover.models.logprobs import head_sees_only, selected_logprobs
+from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
 
@@ -40,7 +41,8 @@ def skeleton(
             return model
         from peft import get_peft_model
 
-        return get_peft_model(model, adapter_config(lora))
+        with adapter_warnings_off():
+            return get_peft_model(model, adapter_config(lora))
 
 
 def _attention(*args: Any, softcap: float | None = None, **options: Any) -> Any:

@@ -1,6 +1,5 @@
 """A file of rows written chunk by chunk: a killed command continues it, and other settings never extend it."""
 
-import json
 import logging
 import os
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.errors import UserError
+from leftover.monitoring.finite import json_line
 from leftover.runs.spelling import rewritten
 from leftover.store.manifest import as_json, changes, read_json, write_json
 
@@ -42,7 +42,7 @@ class RowsFile:
         """Add the rows of the next chunk and its counts; they are on the disk when this returns."""
         with self.path.open("ab") as file:
             for row in rows:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.write((json_line(row, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
             self._bytes = file.tell()

@@ -15,6 +15,7 @@ from leftover.commands.judge.endpoint import Answer, AskError, Endpoint, JudgeSe
 from leftover.commands.judge.questions import Question, outstanding, read_verdict
 from leftover.commands.judge.summary import Prices
 from leftover.errors import UserError
+from leftover.monitoring.finite import json_line
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.folders import give_back, hold, make_folder
 
@@ -50,7 +51,7 @@ class VerdictStore:
 
     def append(self, record: Record) -> None:
         """Keep an answer; it is on the disk when this returns. Safe to call from several threads."""
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        line = (json_line(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
             with self.path.open("ab") as file:
                 file.write(line)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leftover.data.collate import pad
+from leftover.errors import UserError
 
 _BATCH = 64
 
@@ -83,6 +84,12 @@ def fit_head(
             for start in range(0, len(order), _BATCH):
                 chosen = order[start : start + _BATCH]
                 loss = (head(*_stack([hidden[i] for i in chosen])) - torch.tensor(targets[chosen]).float()).square()
+                if not bool(loss.isfinite().all()):
+                    raise UserError(
+                        f"value: the attention head's loss is {float(loss.mean())} in epoch {epoch}: lower "
+                        f"value.head_learning_rate ({learning_rate:g}), or leave `head` out of value.candidates; its "
+                        f"targets, mean rewards of prompts, go from {targets.min():g} to {targets.max():g}"
+                    )
                 optimizer.zero_grad()
                 loss.mean().backward()
                 optimizer.step()

@@ -24,7 +24,7 @@ def unique_prompts(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Ro
         return []
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset", prompts_only=True):
-        kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids")}
+        kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids", "where") if name in row}
         found.setdefault(tuple(row["prompt_ids"]), kept)
     return list(found.values())
 

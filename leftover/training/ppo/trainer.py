@@ -24,7 +24,7 @@ from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.own_rows import Rows
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.store.manifest import read_json, write_json
-from leftover.training.policy_trainer import PolicyTrainer
+from leftover.training.policy_trainer import PolicyTrainer, row_name
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
 from leftover.training.ppo.rollouts import Rollouts, shaped_rewards, targets
 from leftover.training.ppo.schedule import RolloutLoader, align_cadence, prompt_order, unique_prompts
@@ -199,6 +199,11 @@ class PPOTrainer(PolicyTrainer):
         # Gradients are averaged over processes, and the divisor already counts them all.
         loss = total / (count if num_items_in_batch is None else num_items_in_batch) * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
+
+    def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
+        """The prompts of the PPO step: its completions are trained on in random order."""
+        chosen = self.order[self.state.global_step // self.args.updates_per_step]
+        return [row_name(self.prompts, int(i)) for i in sorted(chosen)]
 
     def facts(self) -> dict[str, Any]:
         """What the run cost besides its optimizer steps."""

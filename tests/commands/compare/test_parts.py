@@ -14,6 +14,7 @@ from leftover.commands.compare.jobs import Job, _tail, threads_each
 from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
+from leftover.commands.compare.write import draw_reward_diversity
 from leftover.errors import UserError
 from leftover.evaluation.statistics import against_data, describe_data
 from leftover.monitoring.memory import peak_memory
@@ -302,3 +303,18 @@ def test_a_method_whose_trials_all_fail_is_told_its_own_failure(monkeypatch: pyt
     assert [entry.reason and entry.reason.rpartition(": ")[2] for entry in entries] == [
         "of nll", "of wbc", "none was scored",
     ]  # fmt: skip
+
+
+def test_the_picture_of_equal_results_is_the_same_file(tmp_path):
+    def row(mean):
+        reward = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        return {"reward": reward, "distinct_2_relative": mean, "reward_by_seed": {0: mean, 1: mean + 0.05}}
+
+    results = {"name": "r", "primary": "sampled", "sampled": {"table": {"reference": row(0.1), "nll": row(0.5)}}}
+    pictures = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        draw_reward_diversity(folder, results)
+        pictures.append([path.read_bytes() for path in sorted(folder.iterdir())])
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2
+    assert b"<dc:date>" not in pictures[0][1]

@@ -1,0 +1,94 @@
+"""A training stops at the first number that is not finite: nothing spoilt is evaluated, saved, chosen or kept."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from leftover.errors import UserError
+
+_ROWS_NAMED = 8
+
+
+class FiniteTrainer(Trainer):
+    """A Trainer that raises UserError at the first loss, gradient norm or weight that is NaN or infinite.
+
+    Losses and norm of an optimizer step are read together, just before the optimizer moves. The Trainer's own filter
+    would wait for the GPU at every micro-batch, to hide such a loss in a mean.
+    """
+
+    args: Any
+    optimizer: Any
+    accelerator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.args.logging_nan_inf_filter = False
+        self._step_losses: list[Tensor] = []  # of the micro-batches of the optimizer step in progress
+
+    def rows_of_step(self, micro_batch: int | None = None) -> Sequence[str]:
+        """Where the rows of the optimizer step in progress come from (of one micro-batch of this process)."""
+        return ()
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._step_losses = []
+        result = super().train(*args, **kwargs)
+        self.check_weights()
+        return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._step_losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses, self._step_losses = self._step_losses, []
+        size = 0.0 if norm is None else float(norm)
+        if math.isfinite(size + float(torch.stack(losses).sum())):
+            return norm
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._stop(f"the loss is {float(loss)}", self.rows_of_step(i))
+        scaler = self.accelerator.scaler  # of fp16: it skips steps and lowers its scale until gradients are finite
+        if not math.isfinite(size) and (scaler is None or scaler.get_scale() < 1):
+            self._stop(f"the norm of the gradient is {size}", self.rows_of_step())
+        return norm
+
+    def check_weights(self) -> None:
+        """Raises UserError if a trained weight is not finite."""
+        if self.optimizer is None:
+            return
+        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+            if not parameter.detach().isfinite().all():
+                self._stop("weights are no finite numbers any more")
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self.is_in_train:
+            self.check_weights()
+        return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_weights()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _stop(self, what: str, rows: Sequence[str] = ()) -> NoReturn:
+        raise UserError("".join(self._reasons(what, rows)))
+
+    def _reasons(self, what: str, rows: Sequence[str]) -> Iterator[str]:
+        args, done = self.args, self.state.global_step
+        yield f"training stopped at step {done + 1 if rows else done} of {self.state.max_steps}: {what}"
+        if rows := list(dict.fromkeys(rows)):  # a row may be drawn twice
+            more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+            yield f" on {', '.join(rows[:_ROWS_NAMED])}{more}"
+        clipping = "" if args.max_grad_norm else ", and set max_grad_norm (1.0), which is 0"
+        yield f". Lower learning_rate ({args.learning_rate:g}){clipping}"
+        yield "; if that does not help, look at these rows" if rows else ""
+        folder = Path(str(args.output_dir))
+        kept = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: path.stat().st_mtime)
+        yield f". The last finite checkpoint is {kept[-1]}" if kept else ". No checkpoint was saved before"
