@@ -56,9 +56,7 @@ def generate(
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
     with evaluating(model, None) as device, bar, _own_distribution(model):
-        if prompt_ids:
-            _check_finite(model, torch.tensor([list(prompt_ids[0])], device=device))
-        together = batching(model, tokenizer.pad_token_id)
+        together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
             batches, unfinished = list(_batches(lengths, batch_size, together)), []
@@ -67,12 +65,11 @@ def generate(
                 ids, mask = pad([[*prompt_ids[i], *completions[i]] for i in batch], tokenizer.pad_token_id, left=True)
                 # The last batch has no others to leave its stragglers to.
                 stragglers = round(_STRAGGLERS * len(batch)) if len(batches) > 1 else 0
-                drawing: list[_Draw] = []
-                if sample:
-                    drawn = [
-                        uniforms(seed, prompt_ids[i], copies[i], max_new_tokens)[len(completions[i]) :] for i in batch
-                    ]
-                    drawing = [_Draw(pad(drawn, 0.0, dtype=torch.float64)[0].to(device), temperature)]
+                choosing = _Choose(device)
+                if sample:  # each row with the rest of its own random numbers
+                    drawn = [uniforms(seed, prompt_ids[i], copies[i], max_new_tokens) for i in batch]
+                    rest = [numbers[len(completions[i]) :] for i, numbers in zip(batch, drawn, strict=True)]
+                    choosing = _Draw(pad(rest, 0.0, dtype=torch.float64)[0].to(device), temperature)
                 output = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.long().to(device),
@@ -80,11 +77,10 @@ def generate(
                     pad_token_id=tokenizer.pad_token_id,
                     use_cache=True,
                     do_sample=False,
-                    logits_processor=drawing,
+                    logits_processor=[choosing],
                     stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
                 )[:, ids.shape[1] :]
-                for draw in drawing:
-                    draw.check()
+                choosing.check()
                 for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
                     completions[i] += up_to_end(sequence[:budget], ends)
                     if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
@@ -123,15 +119,35 @@ def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator
         yield batch
 
 
-class _Draw(LogitsProcessor):
+class _Choose(LogitsProcessor):
+    """Leaves the most likely token as it is, and notes whether there were logits to choose by."""
+
+    def __init__(self, device: torch.device):
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        self.finite &= ~scores.isnan().any()
+        return scores
+
+    def check(self) -> None:
+        """Raise UserError if a token was chosen by logits that were none."""
+        if not self.finite:
+            raise UserError(
+                "the model gives no probabilities (NaN or infinite) for the next token: its weights have diverged "
+                "(lower learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow (model.dtype: "
+                "float32)"
+            )
+
+
+class _Draw(_Choose):
     """Makes one token the most likely: that at which the cumulative distribution exceeds the row's next number.
 
     drawn: [B, T] float64, uniform in [0, 1).
     """
 
     def __init__(self, drawn: Tensor, temperature: float):
+        super().__init__(drawn.device)
         self.drawn, self.temperature, self.step = drawn, temperature, 0
-        self.finite = torch.ones((), dtype=torch.bool, device=drawn.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
         # In float64: a sum of many small probabilities in float32 would favour some tokens.
@@ -141,20 +157,6 @@ class _Draw(LogitsProcessor):
         token = torch.searchsorted(cumulative, self.drawn[:, self.step, None] * total, right=True)
         self.step += 1
         return scores.scatter_(1, token.clamp_(max=scores.shape[1] - 1), torch.inf)
-
-    def check(self) -> None:
-        """Raise UserError if a distribution was not one."""
-        if not self.finite:
-            raise UserError("the model's logits are not finite (NaN or infinite): no token can be drawn from them")
-
-
-def _check_finite(model: Any, input_ids: Tensor) -> None:
-    """Raises UserError for a model that gives no token a probability: sampling would crash, greedy texts be noise."""
-    if input_ids.shape[1] and model(input_ids=input_ids, use_cache=False).logits[0, -1].isnan().any():
-        raise UserError(
-            "the model gives no probabilities (nan) for the next token: its weights have diverged (lower "
-            "learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow (model.dtype: float32)"
-        )
 
 
 @contextlib.contextmanager

@@ -101,10 +101,14 @@ def _continued(model: Any, ids: Tensor, mask: Tensor, token: int, pad_token_id: 
     found = model.generate(
         input_ids=ids,
         attention_mask=mask,
-        generation_config=GenerationConfig(max_new_tokens=3, pad_token_id=pad_token_id, do_sample=False),
+        generation_config=GenerationConfig(
+            max_new_tokens=3,
+            pad_token_id=pad_token_id,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
         logits_processor=[_Given(token)],
-        output_logits=True,
-        return_dict_in_generate=True,
     )
     return torch.stack(found.logits, dim=1).float().softmax(-1)
 

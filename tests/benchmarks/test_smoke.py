@@ -71,7 +71,7 @@ def smoke_dry_run_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     monkeypatch.setattr(policy_trainer, "freed_memory_kept", policy_trainer.freed_memory_kept)
     monkeypatch.setattr(dry_run_memory, "ROWS", 1)
-    monkeypatch.setattr(dry_run_memory, "VOCABULARY", 300)
+    monkeypatch.setattr(dry_run_memory, "VOCABULARY", 600)  # of the demonstration's tokenizer
     for what in ("planned", "tensors", "process"):
         dry_run_memory._worker(what, ("llama", what == "process", True, False, 6, 2, 1))
     planned, *measured = (float(line) for line in capsys.readouterr().out.splitlines() if line.isdigit())

@@ -64,9 +64,9 @@ def test_an_interval_of_too_few_families_says_so(count, said):
 
 
 def test_of_too_few_families_the_verdict_claims_nothing():
-    row = {"prompts": 12, "reward": {"mean": 1.0, "low": 0.9, "high": 1.1, "families": 3}}
-    row["difference_from_reference"] = {"mean": 0.5, "low": 0.4, "high": 0.6, "families": 3}
-    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": {}}}, "prepare": {}}
+    reference = {"prompts": 12, "reward": {"mean": 1.0, "low": 0.9, "high": 1.1, "families": 3}}
+    row = reference | {"difference_from_reference": {"mean": 0.5, "low": 0.4, "high": 0.6, "families": 3}}
+    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": reference}}, "prepare": {}}
     said = verdict(results | {"can_score_new_completions": True})
     assert "too few to tell: 3 families" in said and "above" not in said
     assert "12 test prompts of 3 families" in said

@@ -196,7 +196,7 @@ def write_yaml(folder: Path, content: Any) -> str:
 def test_unfinished_completions_are_dropped_or_kept_as_asked(trained: Path, tmp_path: Path, caplog: Any) -> None:
     """Kept, and cut at the same length, they are the sampled tokens without an end."""
     caplog.set_level(logging.INFO, "leftover")
-    limit = ["--max-new-tokens", 6, "--n", 2]
+    limit = ["--max-new-tokens", 12, "--n", 2]
     dropped = generate(tmp_path / "dropped.jsonl", trained, *limit)
     assert all(row["ended"] for row in dropped)
     number = 120 - len(dropped)
@@ -204,13 +204,13 @@ def test_unfinished_completions_are_dropped_or_kept_as_asked(trained: Path, tmp_
     kept = generate(tmp_path / "kept.jsonl", trained, *limit, "--unfinished", "keep")
     unfinished = [row for row in kept if not row["ended"]]
     assert len(kept) == 120 and len(unfinished) == number > 0
-    assert all(row["num_tokens"] == 6 for row in unfinished)
+    assert all(row["num_tokens"] == 12 for row in unfinished)
     matching = [row for row in unfinished if row["tokens_match"]]
     assert matching
     tokenizer = AutoTokenizer.from_pretrained(trained / "policies/nll/seed-0")
     for row in matching:
         whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
-        assert len(whole) - len(tokenizer(row["prompt"])["input_ids"]) == 6
+        assert len(whole) - len(tokenizer(row["prompt"])["input_ids"]) == 12
 
 
 def test_completions_without_text_are_dropped_and_counted(
