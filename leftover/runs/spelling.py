@@ -113,12 +113,16 @@ def _of_evaluation(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     return whole | {"max_new_tokens": whole.get("max_new_tokens") or recipe.max_new_tokens}
 
 
-def _of_base(_: Recipe, base: dict[str, Any]) -> dict[str, Any]:
+def _of_base(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
     """A model of random weights with the defaults of its architecture."""
+    return base | {"config": _of_config(recipe, base["config"])} if "config" in base else base
+
+
+def _of_config(_: Recipe, config: dict[str, Any]) -> dict[str, Any]:
     try:
-        return base | {"config": make_config(base["config"]).to_dict()}
-    except (UserError, KeyError):
-        return base
+        return dict(make_config(config).to_dict())
+    except UserError:
+        return config
 
 
 def _section(section: type[BaseModel]) -> Callable[[Recipe, dict[str, Any]], dict[str, Any]]:
@@ -131,6 +135,7 @@ _PARTS: list[tuple[set[str], str, Callable[[Recipe, Any], Mapping[str, Any]]]] =
     ({"lora", "selection"}, "lora", _section(LoraSection)),
     ({"train", "base"}, "train", _of_reference),
     ({"train", "base"}, "base", _of_base),
+    ({"config"}, "config", _of_config),
     ({"settings", "model", "judges"}, "settings", _of_evaluation),
     ({"settings", "targets"}, "settings", _section(ValueSection)),
 ]

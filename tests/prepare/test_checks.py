@@ -109,8 +109,8 @@ def test_scores_of_different_rows_are_told_of_the_rule_for_missing_ones(
     assert "reward.missing" in refusal(tiny_recipe(tmp_path, reward={"functions": functions}))
 
 
-def test_a_policy_is_told_from_the_objective_it_is_named_like(tmp_path: Path, tiny_recipe: Callable) -> None:
+def test_a_policy_is_told_with_its_objective(tmp_path: Path, tiny_recipe: Callable) -> None:
     rows = [row | {"reward": row["reward"] - 10} for row in scored_rows(40)]
-    policies = {"nll": {"objective": "wbc"}}
+    policies = {"mine": {"objective": "wbc"}}
     message = refusal(tiny_recipe(tmp_path, rows=rows, policies=policies, reward={"functions": [{"type": "column"}]}))
-    assert "policy 'nll' (objective wbc)" in message
+    assert "policy 'mine' (objective wbc)" in message

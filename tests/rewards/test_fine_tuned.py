@@ -83,7 +83,7 @@ def test_each_loss_is_its_formula():
 def test_a_planted_signal_is_found_and_scores_are_the_same_after_loading(kind, metric, tmp_path, word_tokenizer):
     rows = planted_rows(kind, 120)
     reward, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer)
-    assert facts["target"] == kind and facts[metric]["low"] > 0.75
+    assert facts["target"] == kind and facts[metric]["low"] > 0.7
     scores = reward(*asked(rows))
     loaded = load_reward({"type": "fine_tuned", "path": str(tmp_path / "reward")})
     identity = loaded.identity()
