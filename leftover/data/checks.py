@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from leftover.data.labels import AS_REWARD
 from leftover.data.missing import no_column
-from leftover.data.records import FAULT, Row, parse_number
+from leftover.data.records import FAULT, GENERATED, Row, parse_number
 from leftover.recipe.data_section import Constant, DataSection
 
 SPLITS = ("train", "validation", "test")
@@ -50,7 +50,7 @@ def check_row(raw: Row, data: DataSection) -> Row:
         "source": None if source is None else str(source),
         "label": raw.get(AS_REWARD),
         # Of a row that `leftover generate` wrote: a completion without an end gets none.
-        "ended": False if raw.get("ended") is False and "sampler_logprobs" in raw else None,
+        "ended": False if raw.get("ended") is False and GENERATED in raw else None,
     }
     for name, value in row.items():
         try:

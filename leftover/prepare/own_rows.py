@@ -114,7 +114,7 @@ def records(rows: Any, name: str) -> list[Row]:
     """The rows of anything that holds some, as dictionaries; UserError for anything else."""
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return list(rows.with_format(None))
-    if hasattr(rows, "iloc"):  # a data frame of pandas
+    if hasattr(rows, "iloc") and hasattr(rows, "columns"):  # a data frame of pandas
         columns = list(map(str, rows.columns))
         return [dict(zip(columns, map(_plain, row), strict=True)) for row in rows.itertuples(index=False, name=None)]
     if method := getattr(rows, "to_dicts", None) or getattr(rows, "to_pylist", None):  # of polars, of pyarrow

@@ -160,6 +160,24 @@ def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_f
     ]
 
 
+@pytest.mark.parametrize(
+    ("record", "meant"),
+    [
+        ({"prompt_id": 3, "Question": "q", "completion_id": 4, "Answer": "a"}, "'Question' and 'Answer'"),
+        ({"prompt_id": "x3", "question": "q", "completion": "c"}, "'question'"),
+        ({"promt": "q", "question": "q", "completion": "c"}, "'promt'"),
+        ({"prompt_id": 3, "text": "t", "Answer": "a"}, "'Answer'"),
+        (
+            {"request": {"messages": CHAT[:1]}, "response": {"choices": [{"message": {"content": "a"}}]}},
+            "'request.messages' and 'response.choices.0.message.content'",
+        ),
+    ],
+)
+def test_a_column_that_is_meant_can_hold_what_is_sought(record, meant, rows_file):
+    (fault,) = faults(rows_file([record]))
+    assert fault.endswith(f"did you mean {meant}?"), fault
+
+
 def test_groups_and_conversations_are_read_from_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
