@@ -62,11 +62,15 @@ def _may_be(name: str, value: Any) -> bool:
     """Whether a cell could be what the column of this name holds; an empty one tells nothing."""
     if name == "reward":
         return not isinstance(value, (Mapping, list))
-    return name not in _USUAL or value is None or isinstance(value, str) or _are_turns(value)
+    if _are_turns(value):  # a conversation that an assistant ends is more than a prompt
+        return value[-1].get("role") != "assistant" if name == "prompt" else len(value) == 1
+    return name not in _USUAL or value is None or isinstance(value, str)
 
 
 def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "role" in value[0]
+    """Whether a cell is a list of messages."""
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
 
 
 def _paths(value: Any, before: str = "", depth: int = 5) -> Iterator[tuple[str, Any]]:

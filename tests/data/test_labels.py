@@ -115,6 +115,9 @@ def test_a_trainer_reads_labels_unless_functions_score(tmp_path, tiny_llama_path
     with pytest.raises(UserError, match="needs scores"):
         config = LoLConfig(output_dir=str(tmp_path), objective="wbc", max_steps=1)
         LoLTrainer(tiny_llama_path, config, train_dataset=labelled(label=3))
+    with pytest.raises(UserError, match=r"no row has one in the column 'score'.* columns=\{'reward'"):
+        config = LoLConfig(output_dir=str(tmp_path), objective="kto", max_steps=1, columns={"reward": "score"})
+        LoLTrainer(tiny_llama_path, config, train_dataset=labelled())
 
 
 def test_labels_of_lists_are_told_apart_like_those_of_files():
