@@ -62,12 +62,12 @@ def located(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def closest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest to `name`, whatever its case; None if none is close."""
+def closest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The valid name closest to `name`, whatever its case; None if none is close (1 is equal)."""
     import difflib
 
     by_lower = {choice.lower(): choice for choice in valid}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
 
 

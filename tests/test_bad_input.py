@@ -194,7 +194,8 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path, tiny_recipe, refused):
 def test_a_file_of_unknown_kind_asks_for_the_format(tmp_path, tiny_recipe, refused):
     path = tmp_path / "rows.txt"
     path.write_text("x")
-    assert "set data.format" in refused(tiny_recipe(tmp_path, data={"path": str(path)}))
+    message = refused(tiny_recipe(tmp_path, data={"path": str(path)}))
+    assert "set data.format to one of jsonl, " in message and "documents (plain text)" in message
 
 
 # Rows that are well-formed but too few, too long or too alike.

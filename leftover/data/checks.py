@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from leftover.data.labels import AS_REWARD
 from leftover.data.missing import no_column
-from leftover.data.records import FAULT, Row, parse_number
+from leftover.data.records import FAULT, GENERATED, Row, parse_number
 from leftover.recipe.data_section import Constant, DataSection
 
 SPLITS = ("train", "validation", "test")
@@ -41,7 +41,7 @@ def check_row(raw: Row, data: DataSection) -> Row:
         "prompt": text,
         "completion": _text(_only_turn(completion, columns.completion), columns.completion),
         "conversational": not isinstance(prompt, str),
-        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data),
+        "recorded_reward": _score(raw.get(columns.reward), columns.reward, data, GENERATED in raw),
         "answer": _answer(raw.get(columns.answer), columns.answer) if columns.answer else None,
         "tools": _tools(raw.get(columns.tools), columns.tools),
         "family": _family(raw, data, text) if family is None else str(family),
@@ -50,7 +50,7 @@ def check_row(raw: Row, data: DataSection) -> Row:
         "source": None if source is None else str(source),
         "label": raw.get(AS_REWARD),
         # Of a row that `leftover generate` wrote: a completion without an end gets none.
-        "ended": False if raw.get("ended") is False and "sampler_logprobs" in raw else None,
+        "ended": False if raw.get("ended") is False and GENERATED in raw else None,
     }
     for name, value in row.items():
         try:
@@ -121,13 +121,17 @@ def _tools(value: object, column: str) -> str | None:
     return json.dumps(tools, ensure_ascii=False) if tools else None
 
 
-def _score(value: object, column: str, data: DataSection) -> float | None:
-    """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score."""
+def _score(value: object, column: str, data: DataSection, generated: bool) -> float | None:
+    """A finite float, or with `labels` what a class is worth; True and False count as 1 and 0; None is no score.
+
+    `generated`: of a row that `leftover generate` wrote, whose number is a score and no class.
+    """
     if value is None:
         return None
     labels, key = data.labels, data.names.labels
-    # A float among the values of `labels` comes from a row written with its score, as by `leftover generate`.
-    if labels and not (isinstance(value, float) and str(value) not in labels and value in labels.values()):
+    # A float among the values of `labels` comes from a row written with its score.
+    written = isinstance(value, float) and (generated or (str(value) not in labels and value in labels.values()))
+    if labels and not written:
         if str(value) not in labels:
             quote = " (YAML reads yes, no, on and off as these: quote them)" if {"True", "False"} & set(labels) else ""
             raise ValueError(f"'{column}' is {value!r:.40}, not one of {key}: {', '.join(labels)}{quote}")

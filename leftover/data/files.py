@@ -166,8 +166,8 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
         return list(published)
     if len(cells) == 1 and (sign := next((sign for sign in _DELIMITERS if sign in cells[0]), None)):
         raise UserError(
-            f"{path}: its header is the one column {cells[0]!r:.100}: set data.table.delimiter to {sign!r} if that "
-            "parts the columns"
+            f"{path}: its header is the one column {cells[0]!r:.100}: set {data.names.data}.table.delimiter to "
+            f"{json.dumps(sign)} if that parts the columns"
         )
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:

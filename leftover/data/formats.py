@@ -118,7 +118,7 @@ def _kind(path: str, data: DataSection) -> str:
         return "hub"
     if Path(path).is_dir():
         raise UserError(f"'{path}' is a folder without a run: name a data file, a recipe, or the folder of a run")
-    remedy = f"set {key}"
+    remedy = f"set {key} to one of {', '.join(_READERS)} (plain text)"
     if declared != "auto":
         remedy = f"as {key}: {declared} needs; let it end in one of {', '.join(ENDINGS)}, or these and .gz"
     raise UserError(f"cannot tell the kind of the file '{path}' by its name: {remedy}")

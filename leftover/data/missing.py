@@ -8,10 +8,12 @@ from leftover.recipe.data_section import DataSection
 
 # What others call the columns that we look for by default.
 _USUAL = {
-    "prompt": ("question", "instruction", "query", "input", "context", "post", "title"),
-    "completion": ("response", "answer", "output", "reply", "target", "generation", "text"),
+    "prompt": ("question", "instruction", "query", "input", "context", "post", "title", "messages"),
+    "completion": ("response", "answer", "output", "reply", "target", "generation", "text", "content"),
     "reward": ("score", "rating", "label", "grade", "stars", "points", "upvotes", "rewards"),
 }
+# How alike two names are, of 1: a slip of the pen ("promt"), or one that may mean another thing ("prompt_id").
+_ALMOST, _SOMEWHAT = 0.85, 0.6
 
 
 def no_column(names: Sequence[str], row: Mapping[str, Any], purpose: str = "", remedy: str = "") -> str:
@@ -37,20 +39,43 @@ def documents_remedy(data: DataSection) -> str:
 
 
 def _meant(name: str, row: Mapping[str, Any]) -> str | None:
-    """The column, also inside nested records, that a name most likely stands for."""
-    paths = [path for path in _paths(row) if "{" not in path]
-    if close := closest(name, [path for path in paths if path in row]):
-        return close
+    """The column, also inside nested records, that a name most likely stands for.
+
+    One that is spelt almost alike, else one that others call so, else one that is spelt somewhat alike. A column that
+    cannot hold what is sought (a number for a prompt, a record for a score) is none of them.
+    """
+    paths = [path for path, value in _paths(row) if "{" not in path and _may_be(name, value)]
     inside = {path.rpartition(".")[2]: path for path in reversed(paths) if path not in row}
-    if close := closest(name.rpartition(".")[2], inside):
-        return inside[close]
-    lower = {path.rpartition(".")[2].lower(): path for path in [*inside.values(), *(p for p in paths if p in row)]}
-    return next((lower[usual] for usual in _USUAL.get(name, ()) if usual in lower), None)
+    top = {path: path for path in paths if path in row}
+    lower = {end.lower(): path for end, path in [*inside.items(), *top.items()]}
+    usual = next((lower[usual] for usual in _USUAL.get(name, ()) if usual in lower), None)
+    for cutoff in (_ALMOST, _SOMEWHAT):
+        for columns, sought in ((top, name), (inside, name.rpartition(".")[2])):
+            if close := closest(sought, columns, cutoff):
+                return columns[close]
+        if usual:
+            return usual
+    return None
 
 
-def _paths(value: Any, before: str = "", depth: int = 3) -> Iterator[str]:
-    """Names of the columns, and dotted ones of the texts and numbers inside records that a column holds."""
-    for name, inner in value.items():
-        yield f"{before}{name}"
-        if isinstance(inner, Mapping) and depth:
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a cell could be what the column of this name holds; an empty one tells nothing."""
+    if name == "reward":
+        return not isinstance(value, (Mapping, list))
+    if _are_turns(value):  # a conversation that an assistant ends is more than a prompt
+        return value[-1].get("role") != "assistant" if name == "prompt" else len(value) == 1
+    return name not in _USUAL or value is None or isinstance(value, str)
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether a cell is a list of messages."""
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+
+
+def _paths(value: Any, before: str = "", depth: int = 5) -> Iterator[tuple[str, Any]]:
+    """Names of the columns with their cells, and dotted ones of what the records and lists in them hold."""
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value[:1]):
+        yield f"{before}{name}", inner
+        if isinstance(inner, (Mapping, list)) and depth and not _are_turns(inner):
             yield from _paths(inner, f"{before}{name}.", depth - 1)

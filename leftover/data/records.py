@@ -13,6 +13,9 @@ Located = tuple[str, Row]
 # Keys of what is not a row: why it is faulty, or which declared rule drops it.
 FAULT, LEFT_OUT = "__fault__", "__left_out__"
 
+# Columns of rows that `leftover generate` wrote: always, and where the recipe's columns are templates, which they were.
+GENERATED, FILLED = "sampler_logprobs", "filled_templates"
+
 _NOTHING = object()  # no such column: a cell may be None
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
@@ -91,13 +94,17 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def fill_templates(row: Row, columns: ColumnsSection) -> Row:
-    """The row with a cell for every template, path and constant of `columns`, under its own text as its name."""
+    """The row with a cell for every template, path and constant of `columns`, under its own text as its name.
+
+    A row that `leftover generate` wrote has what a template made under the plain name, and under `FILLED` that it did.
+    """
     made: Row = {}
-    for name in vars(columns).values():
+    filled = row.get(FILLED)
+    for key, name in vars(columns).items():
         if isinstance(name, Constant):
             made[name] = name.text
         elif name and "{" in name:
-            made[name] = fill(name, row)
+            made[name] = row.get(key) if isinstance(filled, dict) and filled.get(key) == name else fill(name, row)
         elif name and "." in name and (value := _reached(row, name)) is not _NOTHING:
             made[name] = value
     return row | made if made else row

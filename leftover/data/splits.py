@@ -35,7 +35,10 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
     given = [split for split in rows["user_split"] if split is not None]
     column = data.columns.split
     if given and len(given) < len(rows):
-        raise UserError(f"{len(rows) - len(given)} of {len(rows)} rows have no '{column}': give every row one, or none")
+        raise UserError(
+            f"{len(rows) - len(given)} of {len(rows)} rows have no '{column}': give every row one, or none (`leftover "
+            "generate --no-splits` writes none), or set data.columns.split: null, which splits all anew"
+        )
     if given:
         splits = np.array(given)
         held_out = [np.unique(families[splits == split]) for split in ("validation", "test")]

@@ -198,7 +198,11 @@ def _check(
         log.warning("%d of %d rows have no reward: objectives that need one skip them", (~scored).sum(), len(scored))
     who = f"the objective '{args.objective}'"
     if needs & {"value", "reward"} and not scored.any():
-        raise UserError(f"{who} needs scores: give rows a 'reward', or pass reward_funcs")
+        name = args.columns.get("reward", "reward")
+        raise UserError(
+            f"{who} needs scores: no row has one in the column {name!r}; give rows one, name yours by "
+            "columns={'reward': ...} (and labels={'good': 1, 'bad': 0} where it holds classes), or pass reward_funcs"
+        )
     check_groups(who, objective_of(args), table["group"])
     if "reward_quantile" in needs and reward_func is None:
         raise UserError(f"{who} scores the reference's own completions: pass reward_funcs")

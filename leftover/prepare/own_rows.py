@@ -114,13 +114,16 @@ def records(rows: Any, name: str) -> list[Row]:
     """The rows of anything that holds some, as dictionaries; UserError for anything else."""
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return list(rows.with_format(None))
-    if hasattr(rows, "iloc"):  # a data frame of pandas
+    if hasattr(rows, "iloc") and hasattr(rows, "columns"):  # a data frame of pandas
         columns = list(map(str, rows.columns))
         return [dict(zip(columns, map(_plain, row), strict=True)) for row in rows.itertuples(index=False, name=None)]
     if method := getattr(rows, "to_dicts", None) or getattr(rows, "to_pylist", None):  # of polars, of pyarrow
         return method()
     if isinstance(rows, Mapping):  # a DatasetDict is one
-        raise UserError(f"{name} is a dictionary of {', '.join(map(str, rows))}: choose one split of it")
+        lists = [entries for entries in rows.values() if isinstance(entries, list) and entries]
+        columns_of_it = any(not isinstance(entries[0], Mapping) for entries in lists)
+        remedy = "give datasets.Dataset.from_dict of it" if columns_of_it else "choose one split of it"
+        raise UserError(f"{name} is a dictionary of {', '.join(map(str, rows))}: {remedy}")
     found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes)) else None
     if found is None or (found and not all(isinstance(row, Mapping) for row in found)):
         other = "" if found is None else f" of {next(type(r).__name__ for r in found if not isinstance(r, Mapping))}"

@@ -177,9 +177,10 @@ def model_positions(model: ModelSection) -> int | None:
 
     if is_adapter(path):
         raise UserError(f"model.path '{path}' is an adapter: name its base there, and the adapter as reference.path")
-    if (Path(path) / "table").is_dir() and (Path(path) / "recipe.yaml").is_file():
+    if run := _run_around(Path(path)):
+        inside = "is" if run == Path(path) else "is no model, but in"
         raise UserError(
-            f"model.path '{path}' is a run, which holds several models: name {', '.join(_models_in(Path(path)))}, or "
+            f"model.path '{path}' {inside} a run, which holds several models: name {', '.join(_models_in(run))}, or "
             "what `leftover export` writes"
         )
     try:
@@ -188,6 +189,14 @@ def model_positions(model: ModelSection) -> int | None:
         looked = "" if Path(path).exists() else looked_for(path)
         raise UserError(f"no model at '{path}' (key model.path{looked}): {first_line(error)}") from error
     return max_positions(found)
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run that a folder is, or that it is a part of without being a model (`policies`, a policy without a seed)."""
+    if (folder / "config.json").is_file():
+        return None
+    found = (folder, *list(folder.parents)[:2])
+    return next((run for run in found if (run / "table").is_dir() and (run / "recipe.yaml").is_file()), None)
 
 
 def _models_in(folder: Path) -> list[str]:

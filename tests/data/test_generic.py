@@ -1,11 +1,14 @@
 """Rows in the user's own columns: groups of completions, conversations, templates, in any kind of file."""
 
 import json
+import re
 from typing import Any
 
 import pytest
+import yaml
 
 from leftover.data.rows import ROWS_SCHEMA
+from leftover.errors import UserError
 from tests.data.adapters import faults, messages, read, texts
 
 CHAT = [
@@ -158,6 +161,37 @@ def test_a_template_over_a_column_that_is_not_there_or_no_text_is_a_fault(rows_f
         "no column 'title' for the template '{title}!' (found: completion, titel); did you mean 'titel'?",
         "'title', of the template '{title}!', is not a text: ['T']",
     ]
+
+
+@pytest.mark.parametrize(
+    ("record", "meant"),
+    [
+        ({"prompt_id": 3, "Question": "q", "completion_id": 4, "Answer": "a"}, "'Question' and 'Answer'"),
+        ({"prompt_id": "x3", "question": "q", "completion": "c"}, "'question'"),
+        ({"promt": "q", "question": "q", "completion": "c"}, "'promt'"),
+        ({"prompt_id": 3, "text": "t", "Answer": "a"}, "'Answer'"),
+        (
+            {"request": {"messages": CHAT[:1]}, "response": {"choices": [{"message": {"content": "a"}}]}},
+            "'request.messages' and 'response.choices.0.message.content'",
+        ),
+    ],
+)
+def test_a_column_that_is_meant_can_hold_what_is_sought(record, meant, rows_file):
+    (fault,) = faults(rows_file([record]))
+    assert fault.endswith(f"did you mean {meant}?"), fault
+
+
+def test_a_whole_conversation_is_not_offered_as_a_prompt(rows_file):
+    (fault,) = faults(rows_file([{"log": {"conversation": CHAT}}]))
+    assert "no column 'prompt'" in fault and "did you mean" not in fault
+
+
+def test_the_remedy_of_another_separator_can_be_written_as_it_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("prompt\tcompletion\nq\ta\n")
+    with pytest.raises(UserError) as error:
+        read(str(tmp_path / "t.csv"))
+    said = re.search(r"data\.table\.delimiter to (\S+) if", str(error.value))[1]
+    assert read(str(tmp_path / "t.csv"), table={"delimiter": yaml.safe_load(said)})[0]["completion"] == "a"
 
 
 def test_groups_and_conversations_are_read_from_parquet(tmp_path):

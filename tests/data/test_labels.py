@@ -16,7 +16,7 @@ from leftover.recipe.files import make_recipe
 from leftover.runs.run import Run
 from leftover.training.run import policy_rows
 from tests.conftest import scored_rows
-from tests.data.adapters import read
+from tests.data.adapters import faults, read
 
 RECORDED = {"functions": [{"type": "column"}]}
 ROWS = [{"prompt": f"p{i}", "completion": " c", "label": i % 2 == 0} for i in range(4)]
@@ -115,9 +115,21 @@ def test_a_trainer_reads_labels_unless_functions_score(tmp_path, tiny_llama_path
     with pytest.raises(UserError, match="needs scores"):
         config = LoLConfig(output_dir=str(tmp_path), objective="wbc", max_steps=1)
         LoLTrainer(tiny_llama_path, config, train_dataset=labelled(label=3))
+    with pytest.raises(UserError, match=r"no row has one in the column 'score'.* columns=\{'reward'"):
+        config = LoLConfig(output_dir=str(tmp_path), objective="kto", max_steps=1, columns={"reward": "score"})
+        LoLTrainer(tiny_llama_path, config, train_dataset=labelled())
 
 
 def test_labels_of_lists_are_told_apart_like_those_of_files():
     assert [row["recorded_reward"] for row in checked_rows(ROWS)] == [1.0, 0.0, 1.0, 0.0]
     assert [row["recorded_reward"] for row in checked_rows(ROWS, labels=False)] == [None] * 4
     assert json.loads(json.dumps(ROWS)) == ROWS, "the rows stay as they are"
+
+
+def test_scores_of_generated_rows_are_no_classes(rows_file):
+    generated = {"prompt": "p", "completion": "c", "sampler_logprobs": [-1.0]}
+    labels = {"up": 1, "down": 0, "1.0": 5}
+    rows = read(rows_file([generated | {"reward": 0.37}, generated | {"reward": 1.0}]), labels=labels)
+    assert [row["recorded_reward"] for row in rows] == [0.37, 1.0]
+    path = rows_file([{"prompt": "p", "completion": "c", "reward": 0.37}])
+    assert faults(path, labels=labels) == ["'reward' is 0.37, not one of data.labels: up, down, 1.0"]

@@ -342,7 +342,7 @@ def test_splits_of_the_user_are_taken_and_a_family_across_them_is_said(caplog):
 
 
 def test_splits_given_for_some_rows_only_are_refused():
-    with pytest.raises(UserError, match="1 of 3 rows have no 'split'"):
+    with pytest.raises(UserError, match=r"1 of 3 rows have no 'split': .* --no-splits.*columns\.split: null"):
         assign_splits(columns(["a", "b", "c"], splits=["train", None, "test"]), DATA, seed=0)
 
 

@@ -92,6 +92,8 @@ def test_rows_are_read_from_whatever_holds_some(made: Callable, tmp_path: Path) 
         (7, "train_dataset is a int"),
         (["a text"], "train_dataset is a list of str"),
         ({"train": ROWS}, "dictionary of train: choose one"),
+        ({"prompt": ["p"], "completion": ["c"]}, "dictionary of prompt, completion: give .*from_dict"),
+        (pd.Series(["p"]), "train_dataset is a Series of str; give"),
         (pd.DataFrame([]), "train_dataset holds no row"),
     ],
 )

@@ -129,5 +129,6 @@ def test_a_run_named_as_a_model_offers_the_models_in_it(tmp_path: Path) -> None:
         (tmp_path / "done" / folder).mkdir(parents=True)
     for name in ("recipe.yaml", "policies/a_lol/seed-3/config.json"):
         (tmp_path / "done" / name).write_text("{}")
-    with pytest.raises(UserError, match=r"/reference, .*/policies/a_lol/seed-3, or"):
-        model_positions(ModelSection(path=str(tmp_path / "done")))
+    for named in ("", "policies", "policies/a_lol"):
+        with pytest.raises(UserError, match=r"/done/reference, .*/done/policies/a_lol/seed-3, or"):
+            model_positions(ModelSection(path=str(tmp_path / "done" / named)))

@@ -20,7 +20,7 @@ from leftover.models.vocabulary import check_vocabulary_at
 from leftover.prepare.reread import reread_prompts
 from leftover.prepare.rows import read, split
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
-from leftover.recipe.data_section import DataSection
+from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward, learner, load_reward
@@ -157,6 +157,9 @@ def _of_recipe(
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
     """The unique prompts of a file, each from its first row; its completions and scores are not read."""
     check_files(data)
+    if "{" in data.columns.completion:  # a template over columns that prompts need not have
+        columns = data.columns.model_copy(update={"completion": ColumnsSection().completion})
+        data = data.model_copy(update={"columns": columns})
     columns = data.columns
 
     def located() -> Iterator[Located]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leftover.commands.generate.inputs import Prompt, Source
+from leftover.data.records import FILLED
 from leftover.data.rows import as_prompt
 from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import autocast, reference_pass
-from leftover.recipe.data_section import ColumnsSection
+from leftover.recipe.data_section import Constant
 from leftover.rewards.sum import as_array
 
 if TYPE_CHECKING:
@@ -129,9 +130,11 @@ def make_rows(
     if not samples:
         return
     again = [_fitted(source, decoding, sample, limit) for sample in samples]
-    columns, defaults = source.recipe.data.columns, ColumnsSection()
+    columns = source.recipe.data.columns
     # A template over several columns is no name for one.
-    columns = columns.model_copy(update={name: getattr(defaults, name) for name, of in columns if of and "{" in of})
+    templates = {key: name for key, name in columns if name and "{" in name}
+    columns = columns.model_copy(update={key: key for key in templates})
+    filled = {FILLED: given} if (given := {k: v for k, v in templates.items() if not isinstance(v, Constant)}) else {}
     logprobs, _ = reference_pass(
         model,
         source.tokenizer,
@@ -165,5 +168,6 @@ def make_rows(
             "tokens_match": again[i] == ids,
             "prompt_index": sample.number,
             "text_tokens": len(again[i][1]),
+            **filled,
             **{name: value for name, value in carried.items() if name is not None and value is not None},
         }

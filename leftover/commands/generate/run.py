@@ -55,6 +55,7 @@ def generate_rows(
         num_tokens, ended        tokens, the end of sequence included; whether it was reached (else none is added)
         tokens_match             whether `prepare` will make the same tokens of the text
         prompt_index             the same for all completions of one prompt
+        filled_templates         the templates of `data.columns` that made its texts: read under these, it is as it is
     and family, split, tools and answer as in the prompt's own row.
 
     `inputs` are those of `open_source`. Raises UserError for an output that holds rows of other settings.

@@ -21,6 +21,7 @@ from leftover.pipeline import prepare, run
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
+from tests.data import adapters
 
 PYTHON = {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "quality"}
 
@@ -185,6 +186,22 @@ def test_a_template_over_columns_gives_way_to_a_plain_name(trained: Path, tmp_pa
         *("--set", "data.columns.prompt=Ask {q}", "--n", 1, "--unfinished", "keep", "--max-new-tokens", 8),
     )
     assert found[0]["prompt"] == "Ask " + scored_rows(1)[0]["prompt"]
+
+
+def test_rows_are_read_under_the_templates_that_made_them(trained: Path, tmp_path: Path) -> None:
+    """As they are, whatever the templates' columns are called; another template is filled with them."""
+    rows = write_rows(tmp_path / "p.jsonl", [{"prompt": scored_rows(1)[0]["prompt"], "a": 3}])
+    columns = {"prompt": "Ask {prompt}", "completion": " {reply}", "answer": "{a}."}
+    options = [part for name, of in columns.items() for part in ("--set", f'data.columns.{name}="{of}"')]
+    options += ["--n", "2", "--unfinished", "keep", "--max-new-tokens", "8"]
+    found = generate(tmp_path / "rows.jsonl", trained / "policies/nll/seed-0", rows, *options)
+    again = adapters.read(str(tmp_path / "rows.jsonl"), columns=columns)
+    assert [(row["prompt"], row["completion"]) for row in again] == [(r["prompt"], r["completion"]) for r in found]
+    assert {row["prompt"] for row in again} == {"Ask " + scored_rows(1)[0]["prompt"]} and again[0]["answer"] == "3."
+    assert (
+        adapters.read(str(tmp_path / "rows.jsonl"), columns={"prompt": "{prompt}!"})[0]["prompt"]
+        == found[0]["prompt"] + "!"
+    )
 
 
 def write_yaml(folder: Path, content: Any) -> str:
