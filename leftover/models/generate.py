@@ -43,12 +43,9 @@ def generate(
     Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
     top-k and top-p, or greedily, the most likely token at every step.
 
-    A sampled completion depends on the seed, its prompt and its number among those of an equal prompt, and not on the
-    other rows, their order or the size of a batch (rounding of the logits aside). The global random state is not used,
-    so that generating in the middle of training does not change the run.
-
-    Args:
-        copies: that number, for every row; default: as they come.
+    A sampled completion depends on the seed, its prompt and its number among those of an equal prompt (`copies`; by
+    default as they come), and not on the other rows, their order or the size of a batch (rounding of the logits aside).
+    The global random state is not used, so that generating in the middle of training does not change the run.
     """
     completions: list[list[int]] = [[] for _ in prompt_ids]
     copies = copy_numbers(prompt_ids) if copies is None else copies
