@@ -9,7 +9,7 @@ from leftover.monitoring.terminal import console
 from leftover.recipe.files import read_yaml, set_key
 from leftover.rewards import load_reward
 from leftover.runs.spelling import rewritten
-from leftover.store.folders import LOCK, give_back, hold, make_folder, remove
+from leftover.store.folders import LOCK, held, make_folder, remove
 from leftover.store.manifest import Key, Manifest
 
 # What the folder of a reward holds, finished or not.
@@ -33,14 +33,11 @@ def fit_reward(
     key = {"identity": reward.identity()}
     _check_folder(folder, key)
     make_folder(folder, "--output")
-    lock = hold(folder)
-    try:
+    with held(folder):
         _check_folder(folder, key)  # again: another process may have written until now
         manifest = Manifest(folder, meaning=rewritten)
         if not manifest.begin("reward", key, lambda: _clear(folder)).finished:
             manifest.finish("reward", facts=reward.fit(folder))
-    finally:
-        give_back(lock)
     return spec, manifest.facts("reward")["facts"]
 
 

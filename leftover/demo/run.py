@@ -8,7 +8,7 @@ from leftover.demo.grammar import make_rows
 from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import Recipe
-from leftover.store.folders import LOCK, give_back, hold, make_folder
+from leftover.store.folders import LOCK, held, make_folder
 
 NUM_PROMPTS = 3000
 _VOCABULARY = 600
@@ -26,12 +26,9 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str
     if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {"inputs", "run", LOCK}):
         raise UserError(f"{folder} holds something else ({min(others)}): name another --output-dir")
     make_folder(folder, "--output-dir")
-    lock = hold(folder)
-    try:
+    with held(folder):
         recipe = demo_recipe(folder, seed)
         results = run(recipe)
-    finally:
-        give_back(lock)
     assert results is not None
     return results, recipe.output_dir
 

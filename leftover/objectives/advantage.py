@@ -22,6 +22,12 @@ def beyond_rounding(difference: Numbers, size: Numbers) -> Numbers:
     return difference * ~rounding + 0.0  # which turns -0 into 0
 
 
+def spread(numbers: np.ndarray) -> float:
+    """The population standard deviation of [N]; exactly 0 where it is rounding, as that of a thousand times 0.3."""
+    deviation = numbers.std(keepdims=True)
+    return float(beyond_rounding(deviation, np.abs(numbers).max(keepdims=True, initial=0.0))[0])
+
+
 def advantage(reward: Numbers, value: Numbers) -> Numbers:
     """How much better a completion is than the reference's average for its prompt.
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from leftover.objectives.advantage import spread
 from leftover.objectives.batch import Columns, CompletionBatch, above, log_ratio, sequence_logprobs
 from leftover.objectives.settings import CHECKED, NonNegative, Positive, dataclass
 
@@ -74,7 +75,7 @@ def awr_row_weight(columns: Columns, settings: AWRSettings) -> np.ndarray:
 def advantage_moments(advantage: np.ndarray) -> tuple[float, float]:
     """Mean and population standard deviation of the training rows' advantages [N]; a deviation of 0 is taken as 1."""
     known = advantage[np.isfinite(advantage)]
-    return float(known.mean()), float(known.std()) or 1.0
+    return float(known.mean()), spread(known) or 1.0
 
 
 def kto(batch: CompletionBatch, settings: KTOSettings) -> Float[Tensor, " B"]:

@@ -1,11 +1,11 @@
 """A trained policy as a plain folder: weights, config, generation config and tokenizer."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
@@ -18,7 +18,7 @@ from leftover.publish.card.public import is_hub_id
 from leftover.recipe.sections import ModelSection
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_folder
-from leftover.store.folders import give_back, hold, make_folder, remove
+from leftover.store.folders import held, make_folder, remove
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,15 @@ def export_policy(
         hub_id: where the folder will be pushed to; an adapter is then merged if its base is not on the Hub.
     """
     run = FinishedRun(run_folder)
-    section = run.recipe.model
     policy, seed = run.trained_policy(policy, seed)
+    # The run's own folder is written under its lock.
+    with held(run.folder) if output is None else nullcontext():
+        return _export(run, policy, seed, _target(run, output), merge, hub_id)
+
+
+def _export(run: FinishedRun, policy: str, seed: int, target: Path, merge: bool, hub_id: str | None) -> Path:
+    section = run.recipe.model
     source = policy_folder(run.folder, policy, seed)
-    target, lock = _claim(run, output)
     merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), section.template_options
     model = load_model(str(source), dtype=section.dtype, trust_remote_code=section.trust_remote_code)
@@ -78,7 +83,6 @@ def export_policy(
     if results and str(seed) not in results["training"].get(policy, {}):
         results = None  # they are about other policies or seeds
     write_card(run, results, policy, seed, target, hub_id)
-    give_back(lock)
     return target
 
 
@@ -113,20 +117,19 @@ def _compare(
         )
 
 
-def _claim(run: FinishedRun, output: str | Path | None) -> tuple[Path, FileLock | None]:
-    """The folder to export to, empty: a new one, or the run's own with the lock of the run.
+def _target(run: FinishedRun, output: str | Path | None) -> Path:
+    """The folder to export to, empty: a new one, or the run's own.
 
     An adapter that was left beside merged weights would be applied to them a second time.
     """
     if output is None:
-        lock = hold(run.folder)
         remove(run.folder / "export", run.folder)
-        return run.folder / "export", lock
+        return run.folder / "export"
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--output {target} is {'not empty' if target.is_dir() else 'a file'}: name a new folder")
     make_folder(target, "--output")
-    return target, None
+    return target
 
 
 def _lost_elsewhere(source: Path) -> bool:

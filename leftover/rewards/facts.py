@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leftover.monitoring.terminal import console
+from leftover.objectives.advantage import spread
 from leftover.rewards.sum import SumReward
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
     parts = reward.weighted(scores)
     summed = np.sum(list(parts.values()), axis=0)  # before the transform
     whole = np.isfinite(summed)
-    variance = float(np.var(summed[whole])) if whole.any() else 0.0
+    variance = spread(summed[whole]) ** 2 if whole.any() else 0.0
     components = {}
     for name, of_rows in scores.items():
         found = of_rows[np.isfinite(of_rows)]
         share = float(np.cov(parts[name][whole], summed[whole], bias=True)[0, 1]) / variance if variance > 0 else None
-        statistics = (("mean", np.mean), ("sd", np.std), ("min", np.min), ("max", np.max))
+        statistics = (("mean", np.mean), ("sd", spread), ("min", np.min), ("max", np.max))
         components[name] = {
             "weight": reward.weights[name],
             **{statistic: float(f(found)) if len(found) else None for statistic, f in statistics},
@@ -43,7 +44,7 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
     for one, other in combinations(scores, 2):
         both = np.isfinite(scores[one]) & np.isfinite(scores[other])
         a, b = scores[one][both], scores[other][both]
-        known = len(a) > 1 and a.std() > 0 and b.std() > 0
+        known = len(a) > 1 and spread(a) > 0 and spread(b) > 0
         correlation[f"{one} | {other}"] = float(np.corrcoef(a, b)[0, 1]) if known else None
     missing = int(np.isnan(total).sum())
     return {"components": components, "correlation": correlation, "rows": len(total), "missing": missing}

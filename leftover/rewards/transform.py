@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from leftover.errors import UserError
-from leftover.objectives.advantage import beyond_rounding
+from leftover.objectives.advantage import beyond_rounding, spread
 from leftover.recipe.forms import Transform
 
 # Quantiles kept of the training rewards: enough for a rank, small enough for a JSON file.
@@ -31,16 +31,14 @@ def fit_transform(spec: Transform | None, train_rewards: np.ndarray) -> dict[str
         raise UserError(
             f"{spec} (reward.transform, or normalise) is fitted on training rewards, and no training row has one"
         )
-    # Equal rewards have a spread of rounding, which is none.
-    largest = np.abs(rewards).max(keepdims=True)
     if spec == "standardise":
-        spread = float(beyond_rounding(rewards.std(keepdims=True), largest)[0])
-        scale = 1.0 / spread if spread > 0 else 1.0
+        scale = 1.0 / (spread(rewards) or 1.0)
         return {"name": "affine", "scale": scale, "offset": -float(rewards.mean()) * scale}
     if spec == "minmax":
         low, high = float(rewards.min()), float(rewards.max())
-        spread = float(beyond_rounding(np.array([high - low]), largest)[0])
-        scale = 1.0 / spread if spread > 0 else 1.0
+        # Equal rewards may differ by rounding.
+        width = float(beyond_rounding(np.array([high - low]), np.abs(rewards).max(keepdims=True))[0])
+        scale = 1.0 / width if width > 0 else 1.0
         return {"name": "affine", "scale": scale, "offset": -low * scale, "clip": [0.0, 1.0]}
     grid = np.quantile(rewards, np.linspace(0, 1, min(_NUM_QUANTILES, rewards.size)))
     return {"name": "quantile", "grid": [float(v) for v in grid]}

@@ -95,6 +95,7 @@ def _of_training(config: type[LoLConfig | PPOConfig], recipe: Recipe, settings: 
         if field.init and field.name != "output_dir"
     }
     whole |= recipe.training_defaults | cadence(settings) | settings
+    whole = {name: None if value == {} else value for name, value in whole.items()}  # such as lr_scheduler_kwargs
     if config is LoLConfig:
         try:
             objective, own = objective_and_settings(whole)
@@ -111,6 +112,11 @@ def _of_training(config: type[LoLConfig | PPOConfig], recipe: Recipe, settings: 
 def _of_evaluation(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     whole = _validated(EvaluateSection, settings)
     return whole | {"max_new_tokens": whole.get("max_new_tokens") or recipe.max_new_tokens}
+
+
+def _of_value(_: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    whole = _validated(ValueSection, settings)
+    return whole | {"candidates": sorted({"constant", *whole.get("candidates", ())})}  # which is always tried
 
 
 def _of_base(recipe: Recipe, base: dict[str, Any]) -> dict[str, Any]:
@@ -137,5 +143,5 @@ _PARTS: list[tuple[set[str], str, Callable[[Recipe, Any], Mapping[str, Any]]]] =
     ({"train", "base"}, "base", _of_base),
     ({"config"}, "config", _of_config),
     ({"settings", "model", "judges"}, "settings", _of_evaluation),
-    ({"settings", "targets"}, "settings", _section(ValueSection)),
+    ({"settings", "targets"}, "settings", _of_value),
 ]

@@ -7,6 +7,8 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,6 +54,16 @@ def give_back(lock: FileLock | None) -> None:
     if lock.lock_counter == 1 and not _launch():
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+@contextmanager
+def held(target: Path) -> Iterator[None]:
+    """`hold`, given back at the end, also by an error."""
+    lock = hold(target)
+    try:
+        yield
+    finally:
+        give_back(lock)
 
 
 def _ourselves() -> dict[str, str | int]:

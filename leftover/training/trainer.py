@@ -53,7 +53,7 @@ class LoLTrainer(TrainsAlong):
     args: LoLConfig
     objective: Objective
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
-    # Under a token budget: completions or groups of an optimizer step, the mean over the run.
+    # Under a token budget, and of whole groups: completions or groups of an optimizer step, the mean over the run.
     expected_units: float | None = None
 
     def _prepare(
@@ -82,7 +82,7 @@ class LoLTrainer(TrainsAlong):
                 self.args.objective, self.effective_sample_size, self.num_selected,
             )  # fmt: skip
         self.draw_order, self.args.max_steps = run_order(self.args, columns, selected, weights)
-        if self.args.max_tokens_per_batch:
+        if self.args.max_tokens_per_batch or (self.args.whole_groups and self.objective.unit == "completion"):
             by_group = columns["group"] if self.objective.unit == "group" else None
             batches = self.args.gradient_accumulation_steps * self.args.world_size
             self.expected_units = self.draw_order.units_per_batch(by_group) * batches
@@ -132,8 +132,9 @@ class LoLTrainer(TrainsAlong):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Units (completions or groups) of the whole optimizer step, over micro-batches and processes.
 
-        A token budget puts many short rows into a step or a few long ones. The mean over each step would weigh a row by
-        its length, so that the divisor is the number that a step has on average: every draw weighs the same.
+        A token budget puts many short rows into a step or a few long ones, and whole groups differ in size. The mean
+        over each step would weigh a row by that, so that the divisor is the number that a step has on average: every
+        draw weighs the same.
         """
         self.step_batches = batch_samples
         if self.expected_units is not None:

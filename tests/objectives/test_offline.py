@@ -50,6 +50,9 @@ def test_awr_weights_of_the_rows_are_those_of_the_authors_code():
 
 def test_awr_of_equal_advantages_weighs_all_alike():
     assert advantage_moments(np.full(4, 0.25)) == (0.25, 1.0)
+    for tenth in (0.3, 0.1, 0.7):  # whose deviation is rounding, not 0
+        columns = {"advantage": np.full(1000, tenth)}
+        assert awr_row_weight(columns, AWRSettings()) == pytest.approx(np.ones(1000))
 
 
 @pytest.mark.parametrize("exact", [True, False])

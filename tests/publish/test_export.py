@@ -88,6 +88,7 @@ def test_an_export_that_is_another_model_is_removed(
     with pytest.raises(UserError, match="log-probabilities"):
         export_policy(tmp_path / "run", merge=merge)
     assert not (tmp_path / "run/export").exists()
+    assert not (tmp_path / "run/writer.lock").exists(), "the run is given back"
 
 
 def test_an_adapter_of_virtual_tokens_is_exported_as_it_is_and_not_merged(

@@ -51,6 +51,7 @@ train:
   weight_decay: 0
   max_grad_norm: 1
   lr_scheduler_type: constant
+  lr_scheduler_kwargs: {}
   rows: auto
   eval_steps: 1.0e-1
   save_strategy: steps
@@ -60,7 +61,7 @@ train:
 policies:
   a_lol_seq: {objective_settings: {clip: 0.9}, rows: leftover, draw: priority}
   nll: {learning_rate: 0.0001, objective: nll, draw: uniform, objective_settings: {}}
-value: {candidates: [constant, ridge], num_prompts: 16, targets: reference_samples, folds: 5, bounds: null}
+value: {candidates: [ridge], num_prompts: 16, targets: reference_samples, folds: 5, bounds: null}
 reference:
   source: fit
   train: {per_device_train_batch_size: 8, learning_rate: 30.0e-4, max_steps: 2, num_train_epochs: 3.0,

@@ -527,6 +527,16 @@ def rows_of_two_lengths(per_length: int = 60, copies: int = 1) -> datasets.Datas
     )
 
 
+def test_rows_of_whole_groups_weigh_alike_whatever_their_number(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    rows = rows_of_two_lengths(8, 4).filter(lambda row, i: row["group"] % 2 == 0 or i % 4 == 0, with_indices=True)
+    settings = {"whole_groups": True, "max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1}
+    weights, trainer = weights_of_rows(tiny_llama_path, tokenizer, rows, tmp_path, monkeypatch, **settings)
+    mean = len(rows) / trainer.draw_order.num_batches
+    assert [weights[i] for i in range(16)] == pytest.approx([4 / mean, 1 / mean] * 8)
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(("objective", "copies", "whole"), [("nll", 1, False), ("nll", 2, True), ("dpo", 2, False)])
 def test_under_a_token_budget_every_row_weighs_alike_whatever_its_length(

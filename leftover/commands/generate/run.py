@@ -18,7 +18,7 @@ from leftover.models.generate import copy_numbers
 from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.models.probe import check_causal
 from leftover.monitoring.terminal import progress_bar
-from leftover.store.folders import check_output, give_back, hold, make_folder
+from leftover.store.folders import check_output, held, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +78,12 @@ def generate_rows(
     drawn = np.random.default_rng(seed).permutation(len(source.prompts))[:max_prompts]
     chosen = [(int(i), source.prompts[i]) for i in np.sort(drawn)]
     make_folder(Path(output).parent, "the folder of --output:")
-    lock = hold(Path(output))
-    try:
+    with held(Path(output)):
         file = RowsFile(Path(output), source.identity() | {"decoding": asdict(decoding)}, overwrite)
         if file.complete and file.counts["rows"]:
             log.info("generate: %s is finished (nothing it depends on has changed)", output)
         else:
             _write(source, decoding, chosen, file)
-    finally:
-        give_back(lock)
     _log_counts(file, len(chosen), decoding)
 
 
