@@ -111,6 +111,8 @@ def set_up_logging() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs the errors that it raises
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # peft, of every saved adapter of an embedding: that it saves the embedding too.
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
 
 
 @contextlib.contextmanager
