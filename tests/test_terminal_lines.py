@@ -52,7 +52,7 @@ def kinds(folder: Path, llama: str, gpt2: str) -> dict[str, dict[str, Any]]:
     texts = [{"type": "text", "function": name} for name in ("length", "vader", "tfidf_diversity")]
     fit = {"path": write_rows(folder / "fit.jsonl", rows)}
     fitted = [
-        {"type": "linear", "fit": fit, "name": "of scores"},
+        {"type": "linear", "fit": fit, "name": "of_scores"},
         {"type": "fine_tuned", "fit": fit, "config": CONFIG, "tokenizer": llama,
          "train": {"num_train_epochs": 1, "gradient_checkpointing": True}},
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def kinds(folder: Path, llama: str, gpt2: str) -> dict[str, dict[str, Any]]:
         "pairs, rewards of our own fitting": {
             "rows": pairs,
             "policies": {"dpo": {"objective": "dpo"}},
-            "reward": {"functions": [*fitted, {"type": "linear", "fit": "rows", "name": "of pairs"}]},
+            "reward": {"functions": [*fitted, {"type": "linear", "fit": "rows", "name": "of_pairs"}]},
         },
         "conversations": {
             "rows": chats,
