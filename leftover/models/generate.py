@@ -1,6 +1,5 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
-import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
-from leftover.models.load import unwrapped
-from leftover.models.probe import Batching, batching
+from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import evaluating
 from leftover.monitoring.terminal import progress_bar
 
@@ -52,7 +50,7 @@ def generate(
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    with evaluating(model, None) as device, bar, _own_distribution(model):
+    with evaluating(model, None) as device, bar, own_distribution(model):
         together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
@@ -154,23 +152,6 @@ class _Draw(_Choose):
         token = torch.searchsorted(cumulative, self.drawn[:, self.step, None] * total, right=True)
         self.step += 1
         return scores.scatter_(1, token.clamp_(max=scores.shape[1] - 1), torch.inf)
-
-
-@contextlib.contextmanager
-def _own_distribution(model: Any) -> Iterator[None]:
-    """Inside, the generation config holds nothing but the special tokens.
-
-    Other settings of a model's folder (repetition penalties, min-p, forced tokens, beams, several sequences a prompt)
-    would be filled in, and completions would not come from the model's own distribution.
-    """
-    inner = unwrapped(model)
-    usual = inner.generation_config
-    special = {name: getattr(usual, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    inner.generation_config = GenerationConfig(**special)
-    try:
-        yield
-    finally:
-        inner.generation_config = usual
 
 
 class _Stop(StoppingCriteria):

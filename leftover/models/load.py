@@ -186,7 +186,8 @@ def merged(model: Any) -> Any:
         layers[1].weight = nn.Parameter(layers[1].weight.detach().clone(), requires_grad=False)
         for config in (inner.config, inner.config.get_text_config()):
             config.tie_word_embeddings = False
-    return merge()
+    with adapter_warnings_off():
+        return merge()
 
 
 def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -1,5 +1,7 @@
 """What a language model must be able to do, found by running it on a few tokens."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -19,6 +21,9 @@ _ROUNDING, _ROUNDING_16_BIT = 1e-3, 0.02
 # The same for a row in batches of different shapes, where 16-bit numbers change .01. Models that read padding change .2
 # and more.
 _ROUNDING_16_BIT_OF_SHAPES = 0.05
+# By how much of what another text changes a continuation may differ from the pass that scores it. Rounding makes .006
+# of it in bfloat16; models that count positions or add tokens there, 1.2 and more.
+_OTHERWISE = 0.5
 
 Batching: TypeAlias = Literal["any", "equally long", "single"]
 
@@ -29,8 +34,8 @@ _known: "WeakKeyDictionary[nn.Module, Batching]" = WeakKeyDictionary()
 def check_causal(model: Any, what: str) -> None:
     """Refuse a model that does not predict each token from those before it alone; `what` names it in the error.
 
-    Two texts share a beginning: what is predicted there must be equal. And the head must make of single positions what
-    the model makes of all, since completions are scored so.
+    Two texts share a beginning: what is predicted there must be equal. The head must make of single positions what the
+    model makes of all, since completions are scored so; and what it generates must have these probabilities.
     """
     kind = type(unwrapped(model)).__name__
     refuse_encoder(model.config, what)
@@ -58,6 +63,27 @@ def check_causal(model: Any, what: str) -> None:
             )
         if float(_difference(logprobs, scored).max()) > max(rounding, 1e-4):
             raise UserError(f"{kind} does not make its logits position by position: its completions cannot be scored")
+        _check_continued(model, ids[:, shared:], kind)
+
+
+def _check_continued(model: Any, ids: Tensor, kind: str) -> None:
+    """Refuse a model that goes on with a text otherwise than it reads one, or not at all. `ids`: two texts [2, L]."""
+    token = int(ids[0, 0])
+    read = [
+        of_tokens(model, _logprobs(model, torch.cat([row, row.new_full((2,), token)])[None]))[0, -3:].exp()
+        for row in ids
+    ]
+    try:
+        with own_distribution(model):
+            generated = _continued(model, ids[:1], torch.ones_like(ids[:1]), token, token)[0]
+    except (TypeError, ValueError, NotImplementedError, AttributeError, LookupError) as error:
+        raise UserError(f"{kind} cannot go on with a text: {first_line(error)}") from error
+    if float((generated - read[0]).abs().max()) > max(_OTHERWISE * float((read[1] - read[0]).abs().max()), 1e-6):
+        raise UserError(
+            f"{kind} generates with other probabilities than it reads a text with (as one that counts positions "
+            "otherwise there does): its completions would not be those that are scored; take another decoder, such as "
+            "Llama or GPT-2"
+        )
 
 
 def check_trainable(model: Any, what: str) -> None:
@@ -121,6 +147,23 @@ class _Given(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
         return scores.index_fill(1, torch.tensor([self.token], device=scores.device), torch.inf)
+
+
+@contextlib.contextmanager
+def own_distribution(model: Any) -> Iterator[None]:
+    """Inside, the generation config holds nothing but the special tokens.
+
+    Other settings of a model's folder (repetition penalties, min-p, forced tokens, beams, several sequences a prompt)
+    would be filled in, and completions would not come from the model's own distribution.
+    """
+    inner = unwrapped(model)
+    usual = inner.generation_config
+    special = {name: getattr(usual, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    inner.generation_config = GenerationConfig(**special)
+    try:
+        yield
+    finally:
+        inner.generation_config = usual
 
 
 def _logprobs(model: Any, ids: Tensor) -> Tensor:

@@ -111,16 +111,20 @@ def set_up_logging() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs the errors that it raises
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # peft, of every saved adapter of an embedding: that it saves the embedding too.
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
 
 
 @contextlib.contextmanager
 def adapter_warnings_off() -> Iterator[None]:
-    """Inside, what peft says while it makes an adapter is not shown: it sets right itself what it warns of.
+    """Inside, what peft says while it makes or merges an adapter is not shown, where it or we set that right.
 
-    It reads an old name of transformers', and turns the weights of GPT-2's layers around.
+    It reads an old name of transformers', and turns the weights of GPT-2's layers around. Embeddings and head that are
+    one tensor are parted when an adapter of one of them is merged (`leftover.models.load.merged`).
     """
+    known = ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to", ".*`tie_word_embeddings=")
     with warnings.catch_warnings():
-        for message in ("`is_gradient_checkpointing` is deprecated", "fan_in_fan_out is set to"):
+        for message in known:
             warnings.filterwarnings("ignore", message=message)
         yield
 

@@ -83,6 +83,19 @@ def test_an_encoder_that_is_made_a_decoder_is_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("roberta", {"is_decoder": True}, "other probabilities"),  # counts positions from another start
+        ("xlm", {"causal": True, "asm": False}, "other probabilities"),  # puts a mask token behind the text
+        ("bart", {"num_hidden_layers": 1, "decoder_layers": 2}, "cannot go on"),  # a cache of too few layers
+    ],
+)
+def test_a_model_that_generates_otherwise_than_it_is_scored_is_refused(kind: str, settings: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"X: .*{said}"):
+        check_causal(tiny(kind, **settings), "X")
+
+
+@pytest.mark.parametrize(
     ("kind", "auto", "facts"),
     [
         ("bert", AutoModelForMaskedLM, ("BertLMHeadModel", "that follow")),

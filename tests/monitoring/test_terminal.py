@@ -2,12 +2,22 @@
 
 import io
 import logging
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from leftover.monitoring.terminal import LogHandler, console, harmless, is_live, one_line, progress_bar, visible
+from leftover.monitoring.terminal import (
+    LogHandler,
+    console,
+    harmless,
+    is_live,
+    one_line,
+    progress_bar,
+    set_up_logging,
+    visible,
+)
 
 
 class FakeTerminal(io.StringIO):
@@ -149,3 +159,11 @@ def test_an_error_message_cannot_clear_the_screen(capsys: Any, tmp_path: Any) ->
 def test_what_no_reader_could_see_is_written_out_for_pages_and_files():
     assert visible("a\x00b\x07\u202ec\ufeff") == r"a\x00b\x07\u202ec\ufeff"
     assert visible("tab\tline\n\N{SNOWMAN} e\N{ZERO WIDTH JOINER}é") == "tab\tline\n\N{SNOWMAN} e\N{ZERO WIDTH JOINER}é"
+
+
+def test_a_saved_adapter_of_an_embedding_is_no_warning() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        set_up_logging()
+        warnings.warn("Setting `save_embedding_layers` to `True` as embedding layers found", stacklevel=1)
+    assert not said
