@@ -16,8 +16,8 @@ LARGEST_REWARD = 1e15  # in size: objectives square rewards, in float32, which e
 # ATOMIC's files have names of three letters.
 _SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
 _SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
-# Parts of an assistant's message that a template would write in addition to its content.
 _NAME = re.compile(r"[\w.-]+")  # what most columns are called
+# Parts of an assistant's message that a template would write in addition to its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 

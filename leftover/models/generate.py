@@ -14,7 +14,7 @@ from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
 from leftover.models.probe import Batching, batching, own_distribution
-from leftover.models.reference import evaluating
+from leftover.models.reference import DIVERGED, evaluating
 from leftover.monitoring.terminal import progress_bar
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
@@ -127,11 +127,7 @@ class _Choose(LogitsProcessor):
     def check(self) -> None:
         """Raise UserError if a token was chosen by logits that were none."""
         if not self.finite:
-            raise UserError(
-                "the model gives no probabilities (NaN or infinite) for the next token: its weights have diverged "
-                "(lower learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow (model.dtype: "
-                "float32)"
-            )
+            raise UserError(f"the model gives no probabilities (NaN or infinite) for the next token: {DIVERGED}")
 
 
 class _Draw(_Choose):

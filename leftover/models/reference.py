@@ -18,6 +18,12 @@ from leftover.models.trunk import capture_hidden
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.manifest import FileHashes, digest, file_hash
 
+# Why a model gives no finite numbers, and what helps.
+DIVERGED = (
+    "its weights have diverged (lower learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow "
+    "(model.dtype: float32)"
+)
+
 
 def pass_tokens(device: torch.device) -> int:
     """Padded tokens in a batch, which bound its memory.
@@ -117,8 +123,7 @@ def _check_finite(logprobs: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]
         first = rows[bad[0]].get("where") or f"number {bad[0]}"
         raise UserError(
             f"the model's log-probabilities are not finite numbers on {len(bad)} of {len(logprobs)} rows, the first "
-            f"{first}: its weights have diverged (lower learning_rate, or set max_grad_norm) or are damaged, or its "
-            "dtype is too narrow (model.dtype: float32)"
+            f"{first}: {DIVERGED}"
         )
 
 

@@ -1,7 +1,6 @@
 """Whether a model has an embedding for every token that it may be given."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError
-from leftover.models.load import is_adapter
-from leftover.store.manifest import read_json
+from leftover.models.load import base_path
 from leftover.store.table import list_lengths, list_maxima
 
 
@@ -56,10 +54,8 @@ def check_vocabulary_at(
     path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False, key: str = ""
 ) -> None:
     """`check_vocabulary` of the model at a path (of an adapter: its base), by its config. No weights are read."""
-    if is_adapter(path):
-        path = str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"])
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(base_path(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError):  # said where the model is loaded
         return
     check_vocabulary_of(config, tokenizer, f"the model at '{path}'", trust_remote_code=trust_remote_code, key=key)

@@ -28,6 +28,11 @@ def spread(numbers: np.ndarray) -> float:
     return float(beyond_rounding(deviation, np.abs(numbers).max(keepdims=True, initial=0.0))[0])
 
 
+def differ(numbers: np.ndarray) -> bool:
+    """Whether finite numbers [N], N > 0, differ by more than rounding."""
+    return bool((advantage(numbers, np.full_like(numbers, numbers.min())) > 0).any())
+
+
 def advantage(reward: Numbers, value: Numbers) -> Numbers:
     """How much better a completion is than the reference's average for its prompt.
 

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from leftover.objectives.advantage import advantage
+from leftover.objectives.advantage import differ
 from leftover.objectives.batch import Columns, CompletionBatch
 
 _UNKNOWN = 0.5  # between rejected (0) and chosen (1)
@@ -47,7 +47,7 @@ def best_and_worst(columns: Columns, selected: np.ndarray) -> np.ndarray:
     for rows in _groups(columns, selected):
         ranked = rows[np.lexsort((-reward[rows], -choice[rows]))]
         best, worst = ranked[0], ranked[-1]
-        if choice[best] != choice[worst] or _differ(reward[[best, worst]]):
+        if choice[best] != choice[worst] or differ(reward[[best, worst]]):
             keep[[best, worst]] = True
     return keep
 
@@ -56,13 +56,8 @@ def unequal(columns: Columns, selected: np.ndarray) -> np.ndarray:
     """[N] bool: the selected rows of prompts that have several of them whose rewards are not all equal."""
     keep = np.zeros(len(selected), bool)
     for rows in _groups(columns, selected):
-        keep[rows] = len(rows) > 1 and _differ(columns["reward"][rows])
+        keep[rows] = len(rows) > 1 and differ(columns["reward"][rows])
     return keep
-
-
-def _differ(rewards: np.ndarray) -> bool:
-    """Whether the rewards of a prompt differ by more than rounding."""
-    return bool((advantage(rewards, np.full_like(rewards, rewards.min())) > 0).any())
 
 
 def members_of(group: np.ndarray) -> list[np.ndarray]:

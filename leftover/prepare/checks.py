@@ -4,7 +4,7 @@ import numpy as np
 
 from leftover.errors import UserError
 from leftover.monitoring.trackers import check_trackers
-from leftover.objectives.advantage import advantage
+from leftover.objectives.advantage import differ
 from leftover.objectives.requirements import check_groups, check_requirements
 from leftover.prepare.readers import selection_rows, training_mask
 from leftover.recipe.data_section import Constant, DataSection
@@ -142,11 +142,7 @@ def check_rewards(recipe: Recipe, reward: SumReward, table: Table) -> None:
             raise UserError(
                 f"{policy} needs scores, and no {'chosen ' * chosen_only}training row has one; {NAME_SCORES}"
             )
-        if (
-            "advantage" in needs
-            and not advantage(known, np.full_like(known, known.min())).any()
-            and value_targets(recipe, reward) != "reference_samples"
-        ):
+        if "advantage" in needs and not differ(known) and value_targets(recipe, reward) != "reference_samples":
             # Left to the arithmetic, advantages of rounding errors would be trained on.
             which, remedy = "", "give scores that differ"
             if chosen_only:

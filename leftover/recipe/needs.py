@@ -3,7 +3,7 @@
 from typing import Any
 
 from leftover.objectives import ONLINE, Objective
-from leftover.recipe.lol_config import objective_and_settings
+from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.sections import Recipe
 
 
@@ -30,7 +30,8 @@ def policy_objective(recipe: Recipe, policy: str) -> tuple[Objective, Any]:
 
 def called(recipe: Recipe, policy: str) -> str:
     """A policy with its name and its objective, for messages."""
-    return f"policy '{policy}' (objective {(recipe.train | recipe.policies[policy]).get('objective', 'a_lol_seq')})"
+    objective = (recipe.train | recipe.policies[policy]).get("objective", LoLConfig.objective)
+    return f"policy '{policy}' (objective {objective})"
 
 
 def needs_of(recipe: Recipe, policy: str) -> frozenset[str]:

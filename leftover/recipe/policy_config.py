@@ -130,10 +130,6 @@ class PolicyConfig(TrainingArguments):
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
         for name, fault in faulty_numbers(vars(self), type(self)):
             raise UserError(f"{name} {fault}")
-        for entry in fields(self):
-            value = getattr(self, entry.name, None)
-            if "int" in str(entry.type) and isinstance(value, float):  # YAML's 1e3
-                setattr(self, entry.name, int(value))
         self.data("data_options")  # faults are told now
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = higher_is_better(self.metric_for_best_model)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from leftover.data.tokenizer import num_tokens
 from leftover.errors import located
 from leftover.models.load import load_with, make_config, random_model
 from leftover.models.probe import check_causal, check_trainable
@@ -36,7 +37,7 @@ def check_models(run: Run) -> None:
         if isinstance(section.tokenizer, TokenizerSection):  # trained on the rows, which nobody has read yet
             vocabulary = section.tokenizer.vocab_size
         else:
-            vocabulary = len(run.models.tokenizer)
+            vocabulary = num_tokens(run.models.tokenizer)
         config = make_config({"vocab_size": vocabulary} | section.config)
         if _parameters(config) <= _SMALL:
             check_causal(random_model(config), "model.config")

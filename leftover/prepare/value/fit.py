@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from leftover.objectives.advantage import advantage, beyond_rounding
+from leftover.objectives.advantage import advantage, beyond_rounding, differ
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
 from leftover.recipe.sections import ValueSection
 
@@ -58,7 +58,7 @@ def fit_value(problem: Problem, settings: ValueSection, seed: int) -> FittedValu
     than two standard errors of the paired difference: a constant that is a little wrong does less harm than
     noise in every advantage.
     """
-    if len(np.unique(problem.families)) < 2 * _INNER_FOLDS or _all_equal(problem.targets):
+    if len(np.unique(problem.families)) < 2 * _INNER_FOLDS or not differ(problem.targets):
         return _fit("constant", problem, settings, seed)
     choosing = _held_out(problem.families, 0.2, seed)
     fitting, rest = problem.take(~choosing), problem.take(choosing)
@@ -98,11 +98,6 @@ def r_squared(targets: np.ndarray, predicted: np.ndarray, baseline: float | np.n
         return float("nan")
     spread = np.square(targets - baseline).sum()
     return 1 - float(np.square(targets - predicted).sum() / spread)
-
-
-def _all_equal(targets: np.ndarray) -> bool:
-    """Whether targets differ by rounding at most, as means of equal rewards do."""
-    return not advantage(targets, np.full_like(targets, targets.min())).any()
 
 
 def _fit(name: str, problem: Problem, settings: ValueSection, seed: int) -> FittedValue:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from leftover.metrics import effective_sample_size
-from leftover.objectives.advantage import advantage
+from leftover.objectives.advantage import differ
 from leftover.prepare.value.described import kinds_of_rows
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows
@@ -95,8 +95,7 @@ def calibration(
         error = float(reward.std(ddof=1) / np.sqrt(len(reward))) if len(reward) > 1 else None
         bins.append({"count": len(value), "value": value.mean(), "reward": reward.mean(), "error": error})
     x, y = values[varied], rewards[varied]
-    differ = len(x) > 0 and advantage(x, np.full_like(x, x.min())).any()
-    slope, intercept = (float(number) for number in np.polyfit(x, y, 1)) if differ else (None, None)
+    slope, intercept = (float(number) for number in np.polyfit(x, y, 1)) if len(x) and differ(x) else (None, None)
     gaps = sum(b["count"] * abs(b["reward"] - b["value"]) for b in bins)
     return {
         "bins": bins,
