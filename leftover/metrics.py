@@ -136,10 +136,17 @@ def bootstrap_ends(
     low, high = float(interval[0]), float(interval[1])
     if num_clusters < MANY_CLUSTERS:
         centre = float(statistic(np.arange(num_clusters)[None])[0])
-        wider = students_factor(num_clusters, confidence) / float(stats.norm.ppf((1 + confidence) / 2))
-        low, high = centre - wider * (centre - low), centre + wider * (high - centre)
+        low, high = widened(low, high, centre, num_clusters, confidence)
         low, high = float(np.maximum(low, limits[0])), float(np.minimum(high, limits[1]))  # NaN stays NaN
     return low, high
+
+
+def widened(low: float, high: float, centre: float, num_clusters: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The ends of a bootstrap interval of few clusters, moved away from the statistic as far as Student's are."""
+    from scipy import stats
+
+    wider = students_factor(num_clusters, confidence) / float(stats.norm.ppf((1 + confidence) / 2))
+    return centre - wider * (centre - low), centre + wider * (high - centre)
 
 
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:

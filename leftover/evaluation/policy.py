@@ -1,7 +1,7 @@
 """One policy on evaluation rows while it trains: completions, rewards, likelihood."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,9 @@ from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correla
 from leftover.monitoring.training_display import Completion
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, PAIR_METRICS
 from leftover.recipe.lol_config import LoLConfig, objective_settings
+from leftover.rewards.base import Prompt
+from leftover.rewards.sum import SumReward, as_array
+from leftover.runs.records import completion_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +34,7 @@ def evaluate_policy(
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
     rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
     unique prompts, if a reward function can score them. kl, entropy: on some of these if they are sampled
-    (`leftover.models.divergence.sampled_divergence`).
+    (`leftover.models.divergence.sampled_divergence`, of `eval_kl_prompts`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
@@ -40,10 +43,10 @@ def evaluate_policy(
         return metrics, []
     from leftover.data.rows import as_prompt
     from leftover.models.divergence import sampled_divergence
-    from leftover.models.generate import generate
+    from leftover.models.generate import end_ids, generate
     from leftover.models.reference import autocast
 
-    prompts = list({tuple(row["prompt_ids"]): row for row in dataset}.values())
+    prompts = evaluated_prompts(dataset)
     prompt_ids = [row["prompt_ids"] for row in prompts]
     with autocast(next(model.parameters()).device, dtype):
         completion_ids, texts = generate(
@@ -55,7 +58,8 @@ def evaluate_policy(
             batch_size=args.per_device_eval_batch_size,
             seed=args.seed,
         )
-    rewards = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
+    columns = score_columns(reward_func, [as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
+    rewards, measured = columns["reward"], dict[int, dict[str, float]]()
     metrics |= {
         "reward/mean": float(np.mean(rewards)),
         "reward/std": float(np.std(rewards)),
@@ -63,11 +67,39 @@ def evaluate_policy(
         "completions/mean_length": float(np.mean([len(ids) for ids in completion_ids])),
     }
     if start is not None and args.eval_decoding == "sample":
-        metrics |= sampled_divergence(
-            model, start, tokenizer, prompt_ids, completion_ids, compute_dtype=dtype, seed=args.seed
+        found, measured = sampled_divergence(
+            model,
+            start,
+            tokenizer,
+            prompt_ids,
+            completion_ids,
+            compute_dtype=dtype,
+            seed=args.seed,
+            number=args.eval_kl_prompts,
         )
+        metrics |= found
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
-    return metrics, [Completion(p, t, float(r)) for p, t, r in zip(asked, texts, rewards, strict=True)]
+    decoding, ends = "sampled" if args.eval_decoding == "sample" else "greedy", end_ids(model)
+    completions = []
+    for i, row in enumerate(prompts):
+        numbers = {column: float(values[i]) for column, values in columns.items()} | measured.get(i, {})
+        record = completion_record(row, decoding, texts[i], completion_ids[i], ends, numbers)
+        completions.append(Completion(asked[i], texts[i], float(rewards[i]), record))
+    return metrics, completions
+
+
+def evaluated_prompts(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each of the unique prompts that `evaluate_policy` has completed."""
+    return list({tuple(row["prompt_ids"]): row for row in dataset}.values())
+
+
+def score_columns(reward: Callable, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Sequence[float]]:
+    """`reward` -> the rewards of completions; of a sum also `reward/NAME` -> the scores of each component."""
+    if not isinstance(reward, SumReward):
+        return {"reward": reward(prompts, texts)}
+    scores = reward.score_components(prompts, texts)
+    parts = {f"reward/{name}": as_array(column).tolist() for name, column in scores.items()}
+    return {"reward": reward.combine(scores)} | parts
 
 
 def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None, args: "PolicyConfig") -> list[str]:

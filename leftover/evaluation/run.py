@@ -4,18 +4,17 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.evaluation.policy import row_metrics
+from leftover.evaluation.policy import row_metrics, score_columns
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import model_identity, reference_pass
-from leftover.monitoring.finite import json_line
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
-from leftover.rewards.sum import as_array
+from leftover.rewards.base import Prompt
+from leftover.rewards.sum import SumReward, as_array
 from leftover.runs.names import (
     DECODINGS,
     completions_path,
@@ -26,9 +25,9 @@ from leftover.runs.names import (
     policy_folder,
     policy_subject,
 )
-from leftover.runs.records import SAMPLER_COLUMNS
+from leftover.runs.records import SAMPLER_COLUMNS, CompletionRecord, completion_record
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, write_json, write_text
+from leftover.store.manifest import Key, write_json, write_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,6 +81,9 @@ class Evaluation:
             "seed": seed,
         }
 
+    def is_done(self, subject: str) -> bool:
+        return self.run.manifest.status(evaluation_artifact(subject), self.key(subject)).finished
+
     def of(self, subject: str) -> None:
         """Write the completions and the metrics of one subject, unless that is done already."""
         run, (path, _, seed) = self.run, self.subjects[subject]
@@ -94,10 +96,10 @@ class Evaluation:
             metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
         completions = [record for decoding in DECODINGS for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)
-        _write_lines(completions_path(run.folder, subject), completions)
+        write_lines(completions_path(run.folder, subject), completions)
         run.manifest.finish(artifact)
 
-    def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[dict[str, Any]]:
+    def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[CompletionRecord]:
         """One `CompletionRecord` a prompt."""
         run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
         prompts, tokenizer, ends = unique_prompts(self._rows), run.models.tokenizer, end_ids(model)
@@ -115,27 +117,15 @@ class Evaluation:
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
         columns: dict[str, Sequence[float] | np.ndarray] = {}
         if run.reward.scores_new_completions:
-            components = run.reward.score_components(asked, texts)
-            columns["reward"] = run.reward.combine(components)
-            columns |= {f"reward/{name}": as_array(scores) for name, scores in components.items()}
-        judged = run.judges.score_components(asked, texts) if run.judges else {}
-        columns |= {f"judge/{name}": as_array(scores) for name, scores in judged.items()}
+            columns |= score_columns(run.reward, asked, texts)
+        columns |= judge_columns(run.judges, asked, texts)
         rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": own} for row, own in zip(prompts, ids, strict=True)]
         columns |= self._score({"logprob": model, **self._scorers}, rows, f"{subject}, {decoding}")
         if decoding == "sampled" and settings.temperature != 1:
             scorers = dict(zip(SAMPLER_COLUMNS, (model, self._scorers["reference_logprob"]), strict=True))
             columns |= self._score(scorers, rows, f"{subject}, {decoding}", settings.temperature)
         return [
-            {
-                "group": row["group"],
-                "family": row["family_id"],
-                "source": row["source"],
-                "decoding": decoding,
-                "text": texts[i],
-                "tokens": len(ids[i]),
-                "ended": ids[i][-1] in ends,
-                **{column: float(values[i]) for column, values in columns.items()},
-            }
+            completion_record(row, decoding, texts[i], ids[i], ends, {c: float(v[i]) for c, v in columns.items()})
             for i, row in enumerate(prompts)
         ]
 
@@ -163,5 +153,7 @@ class Evaluation:
         return {column: found[id(scorer)] for column, scorer in scorers.items()}
 
 
-def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json_line(record, ensure_ascii=False) + "\n" for record in records))
+def judge_columns(judges: SumReward | None, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """`judge/NAME` -> the scores of completions, NaN where a judge has none."""
+    judged = judges.score_components(prompts, texts) if judges else {}
+    return {f"judge/{name}": as_array(scores) for name, scores in judged.items()}

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
@@ -25,6 +26,7 @@ class Completion(NamedTuple):
     prompt: str
     text: str
     reward: float
+    record: Mapping[str, Any] = MappingProxyType({})  # its `CompletionRecord`
 
 
 _NAMES = {"reward/mean": "held-out reward", "logratio/rank_correlation": "held-out rank correlation"}

@@ -50,7 +50,7 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
 
 def selection_rows(recipe: Recipe, table: Table) -> Dataset:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
-    rows = split_rows(table, "validation", available_blocks(recipe, table))
+    rows = split_rows(table, "validation", available_blocks(recipe, table), extras=("family_id", "source"))
     return _of_some_prompts(rows, recipe.evaluate.max_selection_prompts, recipe.seed)
 
 

@@ -113,10 +113,11 @@ class CompareSection(Section):
     grid: Grid = "none"
 
 
-# What no folder of a run may be called. `compare` names its trials NAME/trial-3, and runs of earlier versions have
-# policies with further marks in their names: `leftover.recipe.names` refuses these in a recipe that is not saved yet.
+# What no folder of a run may be called. `compare` names its trials NAME/trial-3 and NAME/beta-0.3, and runs of earlier
+# versions have policies with further marks in their names: `leftover.recipe.names` refuses these in a recipe that is
+# not saved yet.
 NAME_RULE = "use at most 100 letters, digits, '_', '-' and '.' (of A to Z; neither a dot nor a dash first)"
-_FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}(/trial-\d+)?")
+_FOLDER_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}(/[A-Za-z0-9][A-Za-z0-9._,+-]{0,99})?")
 
 
 def autocast_dtype(fields: dict[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from leftover.report.analysis.rows import rows_of_table
 from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import Embedded, embed, shorten
+from leftover.report.frontier import frontier_of
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
@@ -105,6 +106,7 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     rows = rows_of_table(run.table, about_value) if prepared else None
     return {
         "id": name,
+        "frontier": frontier_of(run.folder),
         "judge": judge_view(run.folder, run.manifest),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "num_examples": run.recipe.evaluate.num_examples,

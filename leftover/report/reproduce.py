@@ -43,7 +43,7 @@ def all_entries(table_manifest: Manifest, manifest: Manifest) -> dict[str, Entry
     def place(name: str) -> int:
         if name in table:
             return 0 if name.removeprefix("column ").startswith(_BEFORE_MODELS) else 2
-        return 4 if name.startswith("evaluation of ") else 3 if name.startswith("policy ") else 1
+        return 4 if name.startswith(("evaluation of ", "checkpoints of ")) else 3 if name.startswith("policy ") else 1
 
     entries = table | manifest.entries
     return {name: entries[name] for name in sorted(entries, key=place)}

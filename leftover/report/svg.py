@@ -5,7 +5,9 @@ every colour that a figure may use is a stand-in that becomes a class here, and 
 """
 
 import io
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -48,16 +50,41 @@ _RC = {
 }
 
 
-def draw(paint: Callable[["Axes"], None], *, height: float = 2.6) -> str:
-    """The SVG of what `paint` draws on one axis, with a legend above unless it is too long; `height` in inches."""
-    with figure(_RC, figsize=(4.0, height), layout="constrained") as (made, axis):
-        paint(axis)
-        handles, labels = axis.get_legend_handles_labels()
+def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2.6) -> str:
+    """The SVG of what each `paint` draws on an axis of so many inches, two side by side.
+
+    With a legend above unless it is too long, or none has labels.
+    """
+    columns = min(2, len(paint))
+    rows = -(-len(paint) // columns)
+    size = {"nrows": rows, "ncols": columns, "figsize": (width * columns, height * rows)}
+    with figure(_RC, **size, squeeze=False, layout="constrained") as (made, axes):
+        for axis in axes.flat[len(paint) :]:
+            axis.remove()
+        for one, axis in zip(paint, axes.flat, strict=False):
+            one(axis)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
             made.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
         buffer = io.StringIO()
         made.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
     return themed(buffer.getvalue())
+
+
+def standalone(drawn: str) -> str:
+    """What `draw` gave as a file of its own, with the page's colours, light or dark as the reader's system is."""
+    css = (Path(__file__).parent / "templates" / "page.css").read_text("utf-8")
+    variables = css[css.index("{") + 1 : css.index("}")]
+    light, dark = (re.sub(r"light-dark\(([^,]+), ([^)]+)\)", place, variables) for place in (r"\1", r"\2"))
+    classes = "\n".join(line for line in css.splitlines() if line.startswith((".fill-", ".stroke-")))
+    style = (
+        f"svg {{ {light} background: var(--card); font-family: var(--sans); }}\n{classes}\n"
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
+    )
+    end = drawn.index(">")
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    assert size is not None  # matplotlib writes one
+    return f'{drawn[:end]} width="{size[1]}pt" height="{size[2]}pt"><style>{style}</style>{drawn[end + 1 :]}'
 
 
 _prefix = iter(range(10**9))

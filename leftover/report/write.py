@@ -1,8 +1,10 @@
 """What a run found: numbers in results.json, words in report.md, all of it in report.html, the main part printed."""
 
+import csv
+import io
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,15 @@ def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
     }
     write_text(run.folder / "report.md", render("report.md.j2", results | view | values))
     write_page([view], run.folder / "report.html")
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Flat dictionaries as CSV; a column for each of their keys."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

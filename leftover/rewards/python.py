@@ -163,6 +163,8 @@ def summed(reward_funcs: Callable | Sequence[Callable] | None) -> Callable | Non
     functions: list[Any] = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     if others := [function for function in functions if not callable(function)]:
         raise UserError(f"reward_funcs takes functions, got {others[0]!r:.80}; leftover.rewards.load_reward makes one")
+    if len(functions) == 1 and hasattr(functions[0], "score_components"):  # a SumReward, which checks its own
+        return functions[0]
 
     def total(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
         columns = [

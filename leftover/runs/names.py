@@ -1,13 +1,12 @@
 """The names of a run's files and artifacts."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from leftover.recipe.sections import Recipe, TokenizerSection
 from leftover.runs.records import Records
-from leftover.store.manifest import read_json
+from leftover.store.manifest import read_json, read_lines
 
 DECODINGS = ("sampled", "greedy")
 
@@ -53,6 +52,11 @@ def completions_path(run_folder: Path, subject: str) -> Path:
     return run_folder / "evaluation" / f"{subject}.jsonl"
 
 
+def evaluations_path(folder: Path) -> Path:
+    """The file, in a policy's folder, with a record for every completion that it wrote while it trained."""
+    return folder / "evaluations.jsonl"
+
+
 def metrics_path(run_folder: Path, subject: str) -> Path:
     """The file with a subject's metrics on the test rows."""
     return run_folder / "evaluation" / f"{subject}.json"
@@ -60,9 +64,7 @@ def metrics_path(run_folder: Path, subject: str) -> Path:
 
 def read_completions(run_folder: Path, subject: str) -> Records:
     """The records of a subject's completions."""
-    # Not `splitlines`, which also splits at characters that JSON leaves in texts, such as U+2028.
-    with completions_path(run_folder, subject).open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
+    return read_lines(completions_path(run_folder, subject))
 
 
 def read_metrics(run_folder: Path, subject: str) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What one evaluated completion is on disk, and what a row of results holds."""
 
-from typing import Any, Required, TypedDict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Required, TypedDict, cast
 
 # Of completions sampled at a temperature other than 1: their log-probability at it, under the policy and the reference.
 SAMPLER_COLUMNS = ("sampler_logprob", "sampler_reference_logprob")
 
 
 class CompletionRecord(TypedDict, total=False):
-    """One completion of a test prompt, a line of `evaluation/<subject>.jsonl`.
+    """One completion, a line of `evaluation/<subject>.jsonl` (test prompts) or of a policy's `evaluations.jsonl`.
 
     Beside these keys it has a number for each `reward/<component>` and `judge/<name>`. Log-probabilities are sums over
     the completion, under the policy itself, the reference and the pretrained base.
@@ -26,6 +27,21 @@ class CompletionRecord(TypedDict, total=False):
     base_logprob: float
     sampler_logprob: float
     sampler_reference_logprob: float
+    step: int  # of a policy in training
+
+
+def completion_record(
+    row: Mapping[str, Any],
+    decoding: str,
+    text: str,
+    token_ids: Sequence[int],
+    ends: Collection[int],
+    columns: Mapping[str, float],
+) -> CompletionRecord:
+    """The record of one completion of a row's prompt; `ends`: the tokens that end one."""
+    about = {"group": row.get("group"), "family": row.get("family_id"), "source": row.get("source")}
+    written = {"decoding": decoding, "text": text, "tokens": len(token_ids), "ended": token_ids[-1] in ends}
+    return cast(CompletionRecord, about | written | columns)
 
 
 class IntervalRecord(TypedDict, total=False):

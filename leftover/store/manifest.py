@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as `write_text` does, numbers that are not finite as None (`leftover.monitoring.finite`)."""
     write_text(path, json_line(value, indent=2, ensure_ascii=False, default=str))
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, written as `write_text` does."""
+    write_text(path, "".join(json_line(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """What `write_lines` wrote."""
+    # Not `splitlines`, which also splits at characters that JSON leaves in texts, such as U+2028.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from leftover.errors import UserError, located
 from leftover.models.load import save_model
-from leftover.monitoring.callbacks import CostSoFar, MetricsFile
+from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.memory import peak_memory
 from leftover.monitoring.trackers import own_run
@@ -25,7 +25,7 @@ from leftover.recipe.needs import labels_are_rewards, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
-from leftover.runs.names import policy_artifact, policy_folder
+from leftover.runs.names import evaluations_path, policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
 from leftover.store.table import Table
@@ -149,6 +149,8 @@ def _train(
     """Train `model`, save the chosen checkpoint in `folder`; returns the facts for the manifest."""
     trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
     callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs)]
+    if reward_func is not None:
+        callbacks.append(EvaluationsFile(evaluations_path(folder)))
     lora = run.models.lora_config()
     trainer = trainer_class(model, args, rows, validation, reward_func, run.models.tokenizer, lora, callbacks=callbacks)
     if r2 is not None and isinstance(trainer, LoLTrainer):

@@ -72,7 +72,8 @@ def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
 
 def subject(run_folder: Path, folder: Path) -> str:
     """The name of what trains in `folder`: reference, or policy and seed."""
-    return "-".join(folder.relative_to(run_folder).parts[-2:])
+    parts = folder.relative_to(run_folder).parts
+    return "-".join(parts[1:] or parts)
 
 
 def _best_by(own: dict[str, Any], metric: str, *, greater_is_better: bool) -> dict[str, Any]:

@@ -29,12 +29,18 @@ from leftover.monitoring.terminal import set_up_logging
     "--grid",
     multiple=True,
     metavar="none|declared|KEY=A,B",
-    help="Settings to try for every method, chosen on the selection prompts; default: the recipe's compare.grid.",
+    help="Settings to try for every method, chosen on the selection prompts; default: the recipe's compare.grid. With "
+    "--frontier the strengths of every method; default: its own.",
+)
+@click.option(
+    "--frontier",
+    is_flag=True,
+    help="Train every method at several strengths, with one seed by default, and draw reward and judges against KL.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply, and run nothing."
 )
-def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+def compare(recipe: str, overrides: tuple[str, ...], frontier: bool, dry_run: bool, **options: Any) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
     from leftover.commands.compare.run import Options, compare
     from leftover.recipe.files import load_recipe
@@ -44,11 +50,12 @@ def compare(recipe: str, overrides: tuple[str, ...], dry_run: bool, **options: A
     if dry_run:
         from leftover.commands.compare.dry_run import dry_run as print_estimate
 
-        print_estimate(loaded, asked)
+        print_estimate(loaded, asked, frontier)
         return
+    from leftover.commands.compare.frontier import frontier as draw_frontier
     from leftover.commands.compare.jobs import raise_for
-    from leftover.commands.compare.tables import print_comparison
+    from leftover.commands.compare.tables import print_comparison, print_frontier
 
-    results, failed = compare(loaded, asked)
-    print_comparison(results, loaded.output_dir)
+    results, failed = (draw_frontier if frontier else compare)(loaded, asked)
+    (print_frontier if frontier else print_comparison)(results, loaded.output_dir)
     raise_for(failed, results["num_runs"])

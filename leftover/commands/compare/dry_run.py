@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from leftover.commands.compare.budget import Planned, applicable, give_updates, refuse, with_policies
+from leftover.commands.compare.frontier import check_frontier, frontier_seeds, make_strengths, strength_policies
 from leftover.commands.compare.jobs import counted
 from leftover.commands.compare.methods import Entry, resolve, with_trial
 from leftover.commands.compare.run import Options, seeds_of
-from leftover.commands.compare.trials import make_trials, read_grid, trial_policies
+from leftover.commands.compare.trials import Trials, make_trials, read_grid, trial_policies
 from leftover.commands.dry_run.checks import check_here, check_recorded, checked_reward, training_settings
 from leftover.commands.dry_run.estimate import estimate_run
 from leftover.commands.dry_run.rows import Rows, read
@@ -22,36 +23,58 @@ from leftover.recipe.sections import Recipe
 _COLUMNS = ("method", "settings from", "rows", "updates a run", "tokens a run", "trials", "runs")
 
 
-def dry_run(recipe: Recipe, options: Options) -> None:
-    """Print methods, updates, trials, costs and refusals.
+def dry_run(recipe: Recipe, options: Options, frontier: bool = False) -> None:
+    """Print methods, updates, trials (of a frontier: strengths), costs and refusals.
 
     Raises UserError if the comparison would refuse the recipe, or the rows can serve no method.
     """
     with offline():
-        entries, seeds, rows = resolve(options.methods, recipe), seeds_of(recipe, options.seeds), read(recipe)
+        entries, rows = resolve(options.methods, recipe), read(recipe)
+        seeds = frontier_seeds(recipe, options) if frontier else seeds_of(recipe, options.seeds)
         refuse(entries, lambda entry: _check(recipe, entry, rows))
         chosen = applicable(entries)
-        if trials := make_trials(chosen, read_grid(options.grid, recipe)):
-            with_policies(recipe, trial_policies(chosen, trials, recipe.train))
+        trials = _trials(recipe, chosen, options, frontier)
         trainings = _trainings(recipe, entries, options.budget, rows)
         shown = applicable(entries)
-        # The chosen trial is the run of its seed.
-        runs_each = max(len(next(iter(trials.values()), [])) - 1, 0) + len(seeds)
-        policies = {entry.name: entry.fields for entry in shown}
-        whole = estimate_run(with_policies(recipe, policies, seeds), rows=rows, num_runs=runs_each)
+        if frontier:
+            strengths, policies = strength_policies(shown, trials, recipe)
+            trials = {name: list(of_method.values()) for name, of_method in strengths.items()}
+            runs = {name: len(tried) * len(seeds) for name, tried in trials.items()}
+            whole = estimate_run(with_policies(recipe, policies, seeds), "train", rows, frontier=True)
+        else:
+            # The chosen trial is the run of its seed.
+            runs = {entry.name: max(len(trials.get(entry.name, [])) - 1, 0) + len(seeds) for entry in shown}
+            own = with_policies(recipe, {entry.name: entry.fields for entry in shown}, seeds)
+            whole = estimate_run(own, rows=rows, num_runs=max(runs.values()))
+    what = "Strengths" if frontier else "Trials"
     lines, notes = [], [f"{entry.name}: n/a, {entry.reason}" for entry in entries if entry.reason is not None]
     for entry in shown:
         tried = [_trial(entry, trial, recipe) for trial in trials.get(entry.name, [])]
         cells = _cells(_args(recipe, entry), trainings[entry.name], options.budget)
-        lines.append((entry.name, entry.source, *cells, str(len(tried) or "–"), str(runs_each)))
-        notes += [f"Trials of {entry.name}: {'; '.join(tried)}."] if tried else []
+        lines.append((entry.name, entry.source, *cells, str(len(tried) or "–"), str(runs[entry.name])))
+        notes += [f"{what} of {entry.name}: {'; '.join(tried)}."] if tried else []
     named = f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
-    notes.append(f"{counted(len(shown) * runs_each)} in all, {named}.")
+    notes.append(f"{counted(sum(runs.values()))} in all, {named}.")
     notes += _bounds([trainings[entry.name] for entry in shown], options.budget)
     notes += [f"Rows: {rows}."] if isinstance(rows, str) else []
-    tables = [plain_table("Comparison", *_COLUMNS, left=3, rows=lines), work_table(whole), memory_table(whole)]
+    columns = [what.lower() if name == "trials" else name for name in _COLUMNS]
+    tables = [plain_table("Comparison", *columns, left=3, rows=lines), work_table(whole), memory_table(whole)]
     print_tables(console(width=140), tables, [*notes, *whole.notes, *MEANING])
     check_here(recipe)  # last, as in the dry run of a run
+
+
+def _trials(recipe: Recipe, entries: list[Entry], options: Options, frontier: bool) -> Trials:
+    """What is tried of every method; faulty settings are refused."""
+    if frontier:
+        trials = make_strengths(entries, options.grid, recipe)
+        _, policies = strength_policies(entries, trials, recipe)
+        check_frontier(recipe, checked_reward(recipe), policies.values())
+    else:
+        trials = make_trials(entries, read_grid(options.grid, recipe))
+        policies = trial_policies(entries, trials, recipe.train) if trials else {}
+    if policies:
+        with_policies(recipe, policies)
+    return trials
 
 
 def _check(recipe: Recipe, entry: Entry, rows: Rows | str) -> None:

@@ -12,9 +12,10 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
+from leftover.commands.compare.checkpoints import Checkpoints
 from leftover.errors import UserError
 from leftover.evaluation.run import Evaluation
-from leftover.runs.names import evaluation_artifact, policy_artifact, policy_subject, slug
+from leftover.runs.names import policy_artifact, policy_subject, slug
 from leftover.runs.run import Run
 from leftover.training.run import policy_key, train_one
 
@@ -25,35 +26,43 @@ _TAIL_LINES = 5
 
 @dataclass(frozen=True)
 class Job:
-    """A policy to train with one seed and to evaluate; without a policy, the reference to evaluate."""
+    """A policy to train with one seed and to evaluate; without a policy, the reference to evaluate.
+
+    `checkpoints`: on the selection prompts, for a frontier; else on the test prompts.
+    """
 
     policy: str | None
     seed: int = 0
     evaluate: bool = True
+    checkpoints: bool = False
 
     def __str__(self) -> str:
         return "reference" if self.policy is None else policy_subject(self.policy, self.seed)
 
-    def work(self, evaluation: Evaluation) -> None:
+    def evaluation(self, run: Run) -> Evaluation | Checkpoints:
+        """What evaluates this job, and those like it."""
+        return Checkpoints(run) if self.checkpoints else Evaluation(run)
+
+    def work(self, evaluation: Evaluation | Checkpoints) -> None:
         """Train and evaluate, unless that is done already."""
         if self.policy is not None:
             train_one(evaluation.run, self.policy, self.seed)
         if self.evaluate:
             evaluation.of(str(self))
 
-    def is_done(self, evaluation: Evaluation) -> bool:
+    def is_done(self, evaluation: Evaluation | Checkpoints) -> bool:
         """Whether the manifest has all of it under the recipe's keys."""
-        run, name = evaluation.run, str(self)
+        run = evaluation.run
         if self.policy is not None:
             artifact = policy_artifact(self.policy, self.seed)
             if not run.manifest.status(artifact, policy_key(run, self.policy, self.seed)).finished:
                 return False
-        return not self.evaluate or run.manifest.status(evaluation_artifact(name), evaluation.key(name)).finished
+        return not self.evaluate or evaluation.is_done(str(self))
 
 
 def run_jobs(run: Run, jobs: Sequence[Job], num_processes: int = 1) -> dict[Job, str]:
     """Do the jobs that are not done; one that fails does not stop the others. Returns job -> the end of its log."""
-    evaluation = Evaluation(run)
+    evaluation = jobs[0].evaluation(run)
     missing = [job for job in jobs if not job.is_done(evaluation)]
     if not missing:
         return {}
@@ -70,7 +79,7 @@ def log_path(folder: Path, job: Job) -> Path:
     return folder / "logs" / f"{slug(str(job))}.log"
 
 
-def _here(evaluation: Evaluation, jobs: Sequence[Job]) -> dict[Job, str]:
+def _here(evaluation: Evaluation | Checkpoints, jobs: Sequence[Job]) -> dict[Job, str]:
     failed: dict[Job, str] = {}
     for job in jobs:
         try:

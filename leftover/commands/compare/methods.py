@@ -1,4 +1,4 @@
-"""The methods that can be compared: their settings, where those come from, and what the declared grid tries."""
+"""The methods that can be compared: their settings, where those come from, and which others are tried."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +9,24 @@ from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.names import check_distinct
 from leftover.recipe.sections import Recipe
 
+Knob = tuple[str, tuple[float, ...]]
+_RATE: Knob = ("learning_rate_factor", (0.3, 3.0))
+_BETA: Knob = ("objective_settings.beta", (0.03, 0.3))
+_TEMPERATURE: Knob = ("objective_settings.temperature", (0.3, 3.0))
+
 
 class Method:
-    """Where a method comes from, its own trial of the declared grid, and its fields of LoLConfig beyond `train`.
+    """Where a method comes from, what is tried of it, and its fields of LoLConfig beyond `train`.
 
     Without fields it is the objective of its name. What no field sets has the objective's default.
+
+    Args:
+        own_trial: of the declared grid.
+        knob: the setting that decides how far it goes from the reference, and the values of a frontier beside its own.
     """
 
-    def __init__(self, source: str, own_trial: dict[str, Any] | None = None, **fields: Any):
-        self.source, self.own_trial, self.fields = source, own_trial, fields
+    def __init__(self, source: str, own_trial: dict[str, Any] | None = None, knob: Knob = _RATE, **fields: Any):
+        self.source, self.own_trial, self.knob, self.fields = source, own_trial, knob, fields
 
 
 _A_LOL = "arXiv 2305.14718"
@@ -31,25 +40,26 @@ METHODS = {
     "a_lol": Method(f"{_A_LOL}, equation 4", _CLIP),
     "a_lol_ref_free": Method(f"{_A_LOL}, section 3", {"draw": "priority_unweighted"}),
     "a_lol_seq": Method(f"{_A_LOL}, section 3", _CLIP),
-    "a_lol_kl": Method(f"{_A_LOL}, section 3", {"objective_settings.beta": 0.01}),
-    "dpo": Method("arXiv 2305.18290", {"objective_settings.beta": 0.3}),
+    "a_lol_kl": Method(f"{_A_LOL}, section 3", {"objective_settings.beta": 0.01}, _BETA),
+    "dpo": Method("arXiv 2305.18290", {"objective_settings.beta": 0.3}, _BETA),
     "dpo_ref_free": Method(
         "arXiv 2305.18290, the reference-free form",
         {"objective_settings.beta": 0.3},
+        _BETA,
         objective="dpo",
         objective_settings={"reference_free": True},
     ),
     "pro": Method("arXiv 2306.17492"),
-    "ppo": Method("arXiv 1707.06347, with a KL penalty (1909.08593)"),
+    "ppo": Method("arXiv 1707.06347, with a KL penalty (1909.08593)", knob=("kl_coef", (0.01, 0.2))),
     "nll_top10": Method("filtered behaviour cloning", objective="nll", rows="top", top_percent=10.0),
     "nll_top25": Method("filtered behaviour cloning", objective="nll", rows="top", top_percent=25.0),
     "nll_leftover": Method("filtered behaviour cloning: the rows of A-LoL", objective="nll", rows="leftover"),
-    "awr": Method("arXiv 1910.00177", {"objective_settings.temperature": 0.3}),
-    "kto": Method("arXiv 2402.01306", {"objective_settings.beta": 0.3}),
-    "dro": Method("arXiv 2405.19107", {"objective_settings.tau": 0.3}),
-    "qrpo": Method("arXiv 2507.08068", {"objective_settings.beta": 0.03}),
+    "awr": Method("arXiv 1910.00177", {"objective_settings.temperature": 0.3}, _TEMPERATURE),
+    "kto": Method("arXiv 2402.01306", {"objective_settings.beta": 0.3}, _BETA),
+    "dro": Method("arXiv 2405.19107", {"objective_settings.tau": 0.3}, ("objective_settings.tau", (0.3, 3.0))),
+    "qrpo": Method("arXiv 2507.08068", {"objective_settings.beta": 0.03}, _BETA),
     "grpo_offline": Method("arXiv 2402.03300, on fixed completions", {"objective_settings.clip": 0.5}),
-    "var": Method("arXiv 2502.11026", {"objective_settings.temperature": 0.3}),
+    "var": Method("arXiv 2502.11026", {"objective_settings.temperature": 0.3}, _TEMPERATURE),
     # The same objective under other samplers.
     "a_lol_seq_good_random": Method(
         f"{_A_LOL}: leftover rows, drawn alike", objective="a_lol_seq", rows="leftover", draw="uniform"
@@ -119,13 +129,23 @@ def _entry(name: str, recipe: Recipe, named: bool) -> Entry:
     return entry
 
 
-def declared_trials(entry: Entry) -> list[dict[str, Any]]:
-    """The grid of a method: three learning rates, and its own trial or a fourth rate; as many for all."""
+def _method(entry: Entry) -> Method:
     method = METHODS.get(entry.name)
     if method is None or method.fields.get("objective", entry.name) != entry.objective:
         method = METHODS.get(entry.objective)  # a policy of the recipe may have the name of another method
-    own_trial = (method and method.own_trial) or {"learning_rate_factor": 10.0}
+    return method or Method(entry.source)
+
+
+def declared_trials(entry: Entry) -> list[dict[str, Any]]:
+    """The grid of a method: three learning rates, and its own trial or a fourth rate; as many for all."""
+    own_trial = _method(entry).own_trial or {"learning_rate_factor": 10.0}
     return [{}, {"learning_rate_factor": 1 / 3}, {"learning_rate_factor": 3.0}, own_trial]
+
+
+def declared_strengths(entry: Entry) -> list[dict[str, Any]]:
+    """The strengths of a method's frontier: as it is, and by its knob."""
+    key, values = _method(entry).knob
+    return [{}, *({key: value} for value in values)]
 
 
 def with_trial(entry: Entry, trial: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

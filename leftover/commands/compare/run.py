@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _DEFAULT_SEEDS = 3
 _BEFORE_REFERENCE = "score"
-_FIRST = {"nll": {"objective": "nll"}}
+FIRST = {"nll": {"objective": "nll"}}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def compare(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job,
     grid = read_grid(options.grid, recipe)
     if trials := make_trials(applicable(entries), grid):  # a faulty grid is refused before anything is computed
         with_policies(recipe, trial_policies(applicable(entries), trials, recipe.train))
-    run = open_run(with_policies(recipe, _FIRST, seeds))  # which methods apply is found out one by one
+    run = open_run(with_policies(recipe, FIRST, seeds))  # which methods apply is found out one by one
     try:
         return _compare(run, entries, seeds, grid, options)
     finally:
@@ -69,12 +69,12 @@ def _compare(
     run: Run, entries: list[Entry], seeds: list[int], grid: str | dict[str, Any], options: Options
 ) -> tuple[dict[str, Any], dict[Job, str]]:
     training_args(run, "nll", seeds[0])  # faulty settings that all share are refused first
-    planned = _prepare(run, entries, options.budget)
+    planned = prepare_methods(run, entries, options.budget)
     chosen = applicable(entries)
     trials = make_trials(chosen, grid)
     records = _tune(run, chosen, trials, options.jobs)
     chosen = applicable(entries)
-    _take(run, {entry.name: entry.fields for entry in chosen})
+    take(run, {entry.name: entry.fields for entry in chosen})
     for entry in chosen:
         if entry.name in records:
             adopt(run, trial_policy(entry.name, records[entry.name]["chosen"]), entry.name, seeds[0])
@@ -101,7 +101,7 @@ def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
         )
 
 
-def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> None:
+def take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> None:
     """Make these the policies of the run, also for processes that read its folder.
 
     Then compute what they use: the reference and all constants of rows; `quiet`: without a line for each in the log.
@@ -117,13 +117,13 @@ def _take(run: Run, policies: dict[str, dict[str, Any]], quiet: bool = True) -> 
         progress.disabled = False
 
 
-def _prepare(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
+def prepare_methods(run: Run, entries: list[Entry], budget: str) -> dict[str, Planned]:
     """Prepare the table and plan the updates; methods that it cannot serve are refused as early as possible."""
     pipeline.prepare(run, _BEFORE_REFERENCE)
     check_scored(run, entries)
     log_refused(entries)
     chosen = applicable(entries)
-    _take(run, {entry.name: entry.fields for entry in chosen}, quiet=False)
+    take(run, {entry.name: entry.fields for entry in chosen}, quiet=False)
     planned = plan_updates(run, chosen, budget)
     log_refused(chosen)
     for entry in applicable(entries):
@@ -142,7 +142,7 @@ def _tune(run: Run, entries: list[Entry], trials: Trials, jobs: int) -> dict[str
         return {}
     seed, shared = run.recipe.seeds[0], run.recipe.train
     policies = trial_policies(entries, trials, shared)
-    _take(run, policies)
+    take(run, policies)
     failed = run_jobs(run, [Job(policy, seed, evaluate=False) for policy in policies], jobs)
     records: dict[str, dict[str, Any]] = {}
     for entry in entries:

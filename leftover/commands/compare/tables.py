@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from leftover.commands.compare.gather import DATA, training_cost
+from leftover.commands.dry_run.show import plain_table, print_tables
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, number, part, part_names
 from leftover.evaluation.tables import SHORT_RECORDED, Grid, Markdown, escape, grid
 from leftover.evaluation.verdict import completion_caveats
-from leftover.monitoring.terminal import size_text
+from leftover.monitoring.terminal import console, size_text
+from leftover.report.frontier import level_grid, turns
 from leftover.report.write import print_table
 
 _SHORT = ("reward", "range", "win_rate", "length", "distinct", "kl")
@@ -49,6 +51,14 @@ def print_comparison(results: Mapping[str, Any], folder: str) -> None:
     for name, reason in results["not_applicable"].items():
         console.print(f"{name}: n/a, {reason}")
     console.print(f"Comparison: {Path(folder) / 'comparison.md'}")
+
+
+def print_frontier(results: Mapping[str, Any], folder: str) -> None:
+    """Print the rewards at equal KL, who over-optimises, the methods that do not apply, and where the files are."""
+    shown = level_grid(results, "reward")
+    notes = [*turns(results), *(f"{name}: n/a, {reason}" for name, reason in results["not_applicable"].items())]
+    table = plain_table(f"{results['name']}: reward at equal KL", *shown.header, rows=map(tuple, shown.cells))
+    print_tables(console(width=140), [table], [*notes, f"Frontier: {Path(folder) / 'frontier.md'}"])
 
 
 def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:

@@ -26,7 +26,6 @@ def main() -> None:
     from leftover import pipeline
     from leftover.commands.compare.jobs import Job
     from leftover.errors import UserError
-    from leftover.evaluation.run import Evaluation
     from leftover.monitoring.terminal import set_up_logging
     from leftover.recipe.files import load_recipe
     from leftover.runs.run import Run
@@ -38,7 +37,8 @@ def main() -> None:
         log.setLevel(logging.WARNING)  # all of it is reused
         pipeline.prepare(run)
         log.setLevel(logging.INFO)
-        Job(**json.loads(job)).work(Evaluation(run))
+        asked = Job(**json.loads(job))
+        asked.work(asked.evaluation(run))
     except UserError as error:
         sys.exit(f"error: {error}")
 

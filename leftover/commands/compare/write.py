@@ -1,7 +1,5 @@
-"""comparison.md, .csv, .json and a picture, all from the same numbers."""
+"""comparison.md, .csv, .json and a picture, all from the same numbers; the same for a frontier."""
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +14,9 @@ from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
 from leftover.report.figures import figure, paint_reward_against_diversity, series_style
-from leftover.report.page import run_view, write_page
-from leftover.report.write import render
+from leftover.report.frontier import FRONTIER, frontier_svg, frontier_view
+from leftover.report.page import run_view, write_page, write_report_page
+from leftover.report.write import as_csv, render
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
 from leftover.store.manifest import write_json, write_text
@@ -30,7 +29,7 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     results = plain(results)
     rows = flat_rows(results)
     write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
-    write_text(run.folder / "comparison.csv", _as_csv(rows))
+    write_text(run.folder / "comparison.csv", as_csv(rows))
     pictures = {
         "Reward against diversity": draw_reward_diversity(run.folder, results),
         "Reward along training": draw_curves(run.folder, results["training"], "comparison_training.png"),
@@ -41,12 +40,16 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     write_cards(run, results)
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def write_frontier(run: FinishedRun, results: dict[str, Any]) -> None:
+    """Write frontier.json, .csv, .svg and .md; and the page anew where the folder has one with results."""
+    results = plain(results)
+    write_json(run.folder / FRONTIER, results)
+    write_text(run.folder / "frontier.csv", as_csv(results["points"]))
+    write_text(run.folder / "frontier.svg", frontier_svg(results))
+    write_text(run.folder / "frontier.md", render("frontier.md.j2", results | {"view": frontier_view(results)}))
+    log.info("compare: %s", run.folder / "frontier.md")
+    if run.results() is not None:
+        write_report_page([run.folder])
 
 
 def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> str:

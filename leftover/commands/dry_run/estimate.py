@@ -13,6 +13,7 @@ from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, estimate_training
 from leftover.data.tokenizer import read_chat_template
 from leftover.errors import looked_for
+from leftover.evaluation.frontier import COUNTS
 from leftover.models.load import torch_dtype
 from leftover.pipeline import STAGES
 from leftover.prepare.checks import needs_value, value_targets
@@ -49,13 +50,18 @@ class Estimate:
 
 
 def estimate_run(
-    recipe: Recipe, until: str = "report", rows: Rows | str | None = None, num_runs: int | None = None
+    recipe: Recipe,
+    until: str = "report",
+    rows: Rows | str | None = None,
+    num_runs: int | None = None,
+    frontier: bool = False,
 ) -> Estimate:
     """The estimate of a run up to and including the stage `until`.
 
     Args:
         rows: the result of `dry_run.rows.read`; default: they are read.
         num_runs: how often every policy is trained; default: once a seed.
+        frontier: the policies are the strengths of a frontier, and their checkpoints are compared.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
@@ -85,6 +91,8 @@ def estimate_run(
         costs.train(policies, reward.scores_new_completions)
     if evaluates:
         costs.evaluate()
+    if frontier:
+        costs.frontier(policies)
     trainings, packages = references + policies, missing_packages(recipe)
     notes = list(_notes(reward, sizes, sources, trainings))
     return Estimate(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes)
@@ -155,6 +163,14 @@ class _Costs:
         passes = len(logprob_columns(recipe)) + (recipe.evaluate.temperature != 1)
         self._passes("test: log-probabilities of completions", written, passes)
 
+    def frontier(self, policies: list[Training]) -> None:
+        """KL of all completions by policy and reference, best-of-n of the reference, and judges of everything."""
+        prompts = self.sizes.prompts("validation", self.recipe.evaluate.max_selection_prompts)
+        evaluations, written = sum(t.evaluations * t.runs for t in policies), self.sizes.generated(prompts)
+        self._passes("frontier: log-probabilities of completions", written, 2 * evaluations, "completions")
+        self._generation("frontier: best of n of the reference", prompts, max(COUNTS))
+        self._rewards("frontier: judges", written, evaluations + max(COUNTS), ("judge",))
+
     def _training(self, what: str, trainings: list[Training]) -> None:
         if self.shape is None or any(training.seen is None for training in trainings):
             self.lines.append(Work(f"train {what}", "unknown", None, False))
@@ -180,11 +196,11 @@ class _Costs:
         written = None if prompts is None else self.sizes.generated(prompts)
         self._passes(what, written, times, f"completions of at most {self.recipe.max_new_tokens} tokens")
         if written is not None and times > 0:
-            self._rewards("  their rewards" + (" and judges" if judges else ""), written, times, judges)
+            purposes = ("reward", "judge") if judges else ("reward",)
+            self._rewards("  their rewards" + (" and judges" if judges else ""), written, times, purposes)
 
-    def _rewards(self, what: str, over: Amount | None, times: int = 1, judges: bool = False) -> None:
+    def _rewards(self, what: str, over: Amount | None, times: int = 1, purposes: tuple[str, ...] = ("reward",)) -> None:
         """Two operations a parameter and token, taken to be as many as the policy's own."""
-        purposes = ("reward", "judge") if judges else ("reward",)
         models = [source.parameters for source in self.sources if source.purpose in purposes]
         if models:
             known = None if over is None or None in models else over.tokens * times

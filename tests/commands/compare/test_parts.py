@@ -11,7 +11,15 @@ import leftover.commands.compare.run as compare_run
 from leftover.commands.compare import trials as trials_module
 from leftover.commands.compare.gather import marks, training_cost
 from leftover.commands.compare.jobs import Job, _tail, threads_each
-from leftover.commands.compare.methods import METHODS, SETS, Entry, declared_trials, resolve, with_trial
+from leftover.commands.compare.methods import (
+    METHODS,
+    SETS,
+    Entry,
+    declared_strengths,
+    declared_trials,
+    resolve,
+    with_trial,
+)
 from leftover.commands.compare.run import seeds_of
 from leftover.commands.compare.trials import choose, make_trials, read_grid
 from leftover.commands.compare.write import draw_reward_diversity
@@ -21,6 +29,7 @@ from leftover.monitoring.memory import peak_memory
 from leftover.objectives import OBJECTIVES
 from leftover.recipe.files import make_recipe
 from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.training_fields import check_policy
 from leftover.store.manifest import Manifest
 from tests.evaluation.test_results import make_records
 
@@ -160,6 +169,14 @@ def test_every_method_names_fields_that_exist():
                 assert setting in objective.settings.__dataclass_fields__, name
 
 
+def test_every_knob_is_a_setting_of_its_method():
+    for entry in resolve("all", recipe()):
+        own, *others = declared_strengths(entry)
+        assert own == {} and len(others) in (2, 3)
+        for trial in others:
+            check_policy(with_trial(entry, trial, {}), {}, "here")
+
+
 def test_the_declared_grid_gives_every_method_as_many_trials_without_repeats():
     for entry in resolve("all", recipe()):
         trials = declared_trials(entry)
@@ -296,7 +313,7 @@ def test_a_method_whose_trials_all_fail_is_told_its_own_failure(monkeypatch: pyt
     entries = [Entry(name, {"objective": name}, "") for name in ("nll", "wbc", "dpo")]
     trials: Any = {entry.name: [{}] for entry in entries}
     failed = {Job(f"{name}/trial-0", 0, evaluate=False): f"of {name}" for name in ("nll", "wbc")}
-    monkeypatch.setattr(compare_run, "_take", lambda *arguments: None)
+    monkeypatch.setattr(compare_run, "take", lambda *arguments: None)
     monkeypatch.setattr(compare_run, "run_jobs", lambda *arguments: failed)
     monkeypatch.setattr(compare_run, "choose", lambda *arguments: (None, [{"settings": {}, "selection": None}]))
     assert compare_run._tune(run, entries, trials, 1) == {}

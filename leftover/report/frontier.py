@@ -1,0 +1,167 @@
+"""The frontier of a comparison, from its frontier.json: pictures, tables, sentences, the section of the page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leftover.evaluation.measures import interval, number
+from leftover.evaluation.tables import Grid
+from leftover.report.charts import Chart
+from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, standalone
+from leftover.store.manifest import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FRONTIER = "frontier.json"
+_BEST_OF_N = "best of n"
+_FARTHEST = 20.0  # nats that a picture shows
+_TICKS = (0, 1, 2, 4, 8, 16)
+# Of more methods than there are colours these have one, the others are grey.
+_MAIN = ("a_lol_seq", "nll", "nll_top10", "dpo", "kto", "ppo")
+_LABEL_GAP = 0.052  # of the height of a picture, between two names
+
+
+def frontier_svg(results: Mapping[str, Any]) -> str:
+    """The content of frontier.svg: all measures against KL."""
+    painted = [_painter(results, measure) for measure in results["measures"]]
+    return standalone(draw(*painted, width=5.0, height=3.4))
+
+
+def frontier_of(folder: Path) -> dict[str, Any] | None:
+    """The section of the page; None without a frontier."""
+    path = folder / FRONTIER
+    return frontier_view(read_json(path)) if path.is_file() else None
+
+
+def frontier_view(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures, tables and sentences."""
+    measures = results["measures"]
+    return {
+        "charts": [_chart(results, measure) for measure in measures],
+        "tables": [(measure, level_grid(results, measure)) for measure in measures],
+        "turns": turns(results),
+        "prompts": results["prompts"],
+        "caveats": list(_caveats(results)),
+    }
+
+
+def level_grid(results: Mapping[str, Any], measure: str) -> Grid:
+    """A measure at each KL, one line a method."""
+    cells = []
+    for name, found in results["table"][measure].items():
+        farthest = number(max(results["curves"][name]["kl"]), ".1f")
+        cells.append([name, *(interval(one, ".1f" if measure == "length" else ".3f") for one in found), farthest])
+    return Grid(["method", *(f"KL {level:g}" for level in results["levels"]), "farthest KL"], cells)
+
+
+def turns(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for every method and judge where the method over-optimises."""
+    return [
+        f"{name} is over-optimised from KL {turn['kl']:.1f} on: {judge} is {interval(turn['judge'], '+.3f')} below its "
+        f"best, at KL {turn['best_kl']:.1f}, while the reward is {interval(turn['reward'], '+.3f')} above"
+        for judge, found in results["over_optimised"].items()
+        for name, turn in found.items()
+    ]
+
+
+def _caveats(results: Mapping[str, Any]) -> list[str]:
+    found = list(results["scoring_caveats"])
+    if results["prompts"] < 100:
+        found.append(f"only {results['prompts']} prompts, of {results['families']} families")
+    if len(results["seeds"]) == 1:
+        found.append(f"seed {results['seeds'][0]} alone: what another would change is unknown")
+    if beyond := [name for name, curve in results["curves"].items() if max(curve["kl"]) > _FARTHEST]:
+        found.append(f"{', '.join(beyond)}: points beyond KL {_FARTHEST:g} are in frontier.csv and in no picture")
+    return found
+
+
+def _chart(results: Mapping[str, Any], measure: str) -> Chart:
+    said = "; ".join(
+        f"{name} from {curve[measure][0]:.3g} to {curve[measure][-1]:.3g} at KL {curve['kl'][-1]:.1f}"
+        for name, curve in results["curves"].items()
+    )
+    picture = draw(_painter(results, measure, title=False), width=5.0, height=3.2)
+    return Chart(f"{_title(measure)} against KL", picture, f"{_title(measure)} against KL to the reference: {said}.")
+
+
+def _title(measure: str) -> str:
+    kind, _, name = measure.partition("/")
+    return f"{kind} {name}".strip().capitalize() if not name else f"{kind.capitalize()} {printable(name)}"
+
+
+def colours(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, if there are enough; else for the main ones, and grey for the others."""
+    coloured = [*methods] if len(methods) <= len(SERIES) else [name for name in _MAIN if name in methods]
+    found = dict.fromkeys(methods, NEUTRAL) | dict(zip(coloured, SERIES, strict=False))
+    return {name: color for name, color in found.items() if name in methods}
+
+
+def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) -> Callable[["Axes"], None]:
+    """What draws a measure against KL: a line and the checkpoints of every method, its name at the line's end."""
+    curves, points = results["curves"], results["points"]
+    painted = colours([name for name in curves if name != _BEST_OF_N]) | {_BEST_OF_N: INK}
+
+    def paint(axis: "Axes") -> None:
+        axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        ends = {}
+        # Grey first, so that what has a colour lies on top.
+        for name in sorted(curves, key=lambda name: painted[name] != NEUTRAL):
+            x, y = (np.array(curves[name][of], np.float64) for of in ("kl", measure))
+            seen, color = x <= _FARTHEST, painted[name]
+            own = [p for p in points if p["method"] == name and p.get(measure) is not None and p["kl"] <= _FARTHEST]
+            axis.plot(
+                [max(p["kl"], 0) for p in own],
+                [p[measure] for p in own],
+                ls="",
+                marker=".",
+                ms=2.5,
+                color=color,
+                alpha=0.4,
+            )
+            style: dict[str, Any] = {"marker": "o", "ms": 3, "ls": (0, (4, 2))} if name == _BEST_OF_N else {}
+            axis.plot(np.maximum(x[seen], 0), y[seen], color=color, lw=0.9 if color == NEUTRAL else 1.7, **style)
+            ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])
+        axis.set_xlim(0, max(2.0, 1.03 * max(x for x, _ in ends.values())))
+        axis.set_xticks([tick for tick in _TICKS if tick <= axis.get_xlim()[1]], minor=False)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.margins(y=0.08)
+        axis.set(xlabel="KL to the reference, nats a completion", ylabel="tokens" if measure == "length" else "mean")
+        if title:
+            axis.set_title(_title(measure), fontsize=10, loc="left", color=INK)
+        _name_lines(axis, ends, painted)
+
+    return paint
+
+
+def _name_lines(axis: "Axes", ends: Mapping[str, tuple[float, float]], painted: Mapping[str, str]) -> None:
+    """The names at the right, each as near to the height of its line's end as the others allow."""
+    low, high = axis.get_ylim()
+    order = sorted(ends, key=lambda name: ends[name][1])
+    wanted = [(ends[name][1] - low) / (high - low) for name in order]
+    for name, height in zip(order, apart(wanted, _LABEL_GAP), strict=True):
+        axis.annotate(
+            printable(name, 18),
+            xy=ends[name],
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7.5,
+            color=painted[name],
+            arrowprops={"arrowstyle": "-", "color": GRID, "lw": 0.7, "shrinkA": 0, "shrinkB": 2},
+            annotation_clip=False,
+        )
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Rising heights, moved until neighbours are `gap` apart: up, and where that leaves the picture down again."""
+    placed: list[float] = []
+    for height in wanted:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    limit = max(1.0, gap * (len(placed) - 1))
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - gap
+    return placed

@@ -1,0 +1,226 @@
+"""Whole frontiers on a few rows: strengths, checkpoints as points, what is reused, put back and refused."""
+
+import csv
+import json
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from leftover import cli
+from leftover.commands.compare.frontier import frontier, make_strengths, strength_policies
+from leftover.commands.compare.methods import Entry
+from leftover.commands.compare.run import Options, compare
+from leftover.demo.grammar import score_answers
+from leftover.errors import UserError
+from leftover.evaluation.frontier import best_of_n_kl
+from leftover.recipe.files import make_recipe
+from tests.commands.compare.test_compare import trained_runs
+from tests.conftest import scored_rows
+
+METHODS = "nll,a_lol_kl"
+POLICIES = ["nll/default", "nll/learning_rate_factor-0.3", "nll/learning_rate_factor-3"]
+POLICIES += ["a_lol_kl/default", "a_lol_kl/beta-0.03", "a_lol_kl/beta-0.3"]
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> dict[str, Any]:
+    judges = [{"type": "text", "function": "length", "name": "long"}]
+    return tiny_recipe(
+        tmp_path_factory.mktemp("frontier"),
+        rows=scored_rows(160),
+        seeds=[0, 1],
+        policies={"nll": {"objective": "nll"}},
+        train={"max_steps": 4, "eval_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 3e-2},
+        evaluate={"max_prompts": 8, "max_selection_prompts": 16, "max_new_tokens": 8, "judges": judges},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(content: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder and the results of a frontier, after a comparison in the same folder."""
+    compare(make_recipe(content), Options(methods="nll", seeds=1))
+    results, failed = frontier(make_recipe(content), Options(methods=METHODS))
+    assert not failed
+    return Path(content["output_dir"]), results
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_strength_of_every_method_has_its_checkpoints_as_points(finished: Any) -> None:
+    folder, results = finished
+    with (folder / "frontier.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["policy"], row["seed"], row["step"]) for row in rows] == [
+        (policy, "0", step) for policy in POLICIES for step in ("2", "4")
+    ]
+    assert {row["policy"]: row["objective_settings.beta"] for row in rows}["a_lol_kl/beta-0.3"] == "0.3"
+    rates = {p: json.loads((folder / "manifest.json").read_text())[f"policy {p}, seed 0"] for p in POLICIES[:3]}
+    found = [entry["key"]["settings"]["learning_rate"] for entry in rates.values() if "learning_rate" in entry["key"]["settings"]]
+    assert sorted(found) == pytest.approx([0.009, 0.03, 0.09]) or found == pytest.approx([0.009, 0.09])
+    assert results["measures"] == ["reward", "judge/long", "length"] and results["prompts"] == 16
+
+
+def test_a_point_is_what_its_checkpoint_wrote(finished: Any) -> None:
+    folder, results = finished
+    for policy in POLICIES:
+        own = folder / "policies" / policy / "seed-0"
+        by_step = defaultdict(list)
+        for record in lines(own / "evaluations.jsonl"):
+            by_step[record["step"]].append(record)
+        assert list(by_step) == [2, 4]
+        logged = {line["step"]: line for line in lines(own / "metrics.jsonl") if "eval_kl" in line}
+        points = {p["step"]: p for p in results["points"] if p["policy"] == policy}
+        for step, records in by_step.items():
+            assert len({record["group"] for record in records}) == len(records) == 16
+            kl = np.mean([record["logprob"] - record["reference_logprob"] for record in records])
+            assert points[step]["kl"] == pytest.approx(kl) == pytest.approx(logged[step]["eval_kl"])
+            rewards = [record["reward"] for record in records]
+            assert points[step]["reward"] == pytest.approx(np.mean(rewards)) == pytest.approx(logged[step]["eval_reward/mean"])
+            assert points[step]["length"] == np.mean([record["tokens"] for record in records])
+            judged = [record for record in lines(folder / f"frontier/{policy.replace('/', '_')}-seed-0.jsonl") if record["step"] == step]
+            assert points[step]["judge/long"] == pytest.approx(np.mean([record["judge/long"] for record in judged]))
+            assert all(record["reward/leftover.demo.grammar:score_answers"] == record["reward"] for record in records)
+
+
+def test_best_of_n_chooses_among_sixteen_completions_of_the_reference(finished: Any) -> None:
+    folder, results = finished
+    by_prompt = defaultdict(list)
+    for record in lines(folder / "frontier/reference.jsonl"):
+        by_prompt[record["group"]].append(record)
+    assert len(by_prompt) == 16 and {len(of) for of in by_prompt.values()} == {16}
+    curve = results["curves"]["best of n"]
+    assert curve["kl"] == pytest.approx([best_of_n_kl(n) for n in (1, 2, 4, 8, 16)])
+    assert curve["reward"][0] == pytest.approx(np.mean([[r["reward"] for r in of] for of in by_prompt.values()]))
+    assert curve["reward"][-1] == pytest.approx(np.mean([max(r["reward"] for r in of) for of in by_prompt.values()]))
+    assert {curve[m][0] for m in ("reward", "length") for curve in results["curves"].values()} == {
+        curve["reward"][0], curve["length"][0]
+    }  # fmt: skip
+    assert all(results["table"]["reward"][name][3] is None for name in ("best of n",))  # KL 8
+
+
+def test_the_files_tell_the_same(finished: Any) -> None:
+    folder, results = finished
+    said = (folder / "frontier.md").read_text()
+    assert "(frontier.svg)" in said and "serve as test prompts" in said and "seed 0 alone" in said
+    assert "| `a_lol_kl` |" in said and "objective_settings.beta 0.03" in said
+    cells = next(line for line in said.splitlines() if line.startswith("| best of n |")).split(" | ")
+    mean = results["table"]["reward"]["best of n"][0]["mean"]
+    assert cells[1].startswith(f"{mean:.3f} [") and cells[2] == cells[3] == "–"
+    assert json.loads((folder / "frontier.json").read_text())["curves"] == results["curves"]
+    svg = (folder / "frontier.svg").read_text()
+    assert "prefers-color-scheme: dark" in svg and svg.count("KL to the reference") == 3
+
+
+def test_the_comparison_before_it_is_left_as_it_was_and_its_page_has_a_section(
+    finished: Any, content: dict[str, Any]
+) -> None:
+    folder, _ = finished
+    assert list(yaml.safe_load((folder / "recipe.yaml").read_text())["policies"]) == ["nll"]
+    assert 'id="run-1-frontier"' in (folder / "report.html").read_text()
+    assert (folder / "policies/nll/seed-0/model.safetensors").is_file()
+
+
+def test_the_same_command_again_computes_nothing_and_another_method_only_its_own(
+    finished: Any, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trained_runs(monkeypatch)
+    monkeypatch.setattr("leftover.commands.compare.checkpoints.generate", None)
+    shutil.copytree(finished[0], tmp_path / "run")
+    mine = make_recipe(content | {"output_dir": str(tmp_path / "run")})
+    results, _ = frontier(mine, Options(methods=METHODS))
+    assert results == finished[1] and not trained
+    results, _ = frontier(mine, Options(methods=f"{METHODS},wbc", grid=("learning_rate_factor=1.0,3.0",)))
+    # 1.0 is the rate as it is, under another name.
+    assert {name for name, _ in trained} & set(POLICIES) == set()
+    assert results["curves"]["nll"]["kl"][-1] > 0
+
+
+def test_a_missing_file_of_a_policy_names_what_to_remove(
+    finished: Any, content: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run/policies/nll/default/seed-0/evaluations.jsonl").unlink()
+    shutil.rmtree(tmp_path / "run/frontier")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    kept = {name: entry for name, entry in manifest.items() if not name.startswith("checkpoints of nll/default")}
+    (tmp_path / "run/manifest.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"reward": {"functions": [{"type": "column"}]}}, "scores of 'column' are recorded.*new_completions"),
+        ({"train": {"eval_decoding": "greedy"}}, "train.eval_decoding"),
+        ({"train": {"eval_strategy": "no", "save_strategy": "no"}}, "train.eval_strategy"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_leaves_points_without_reward_or_kl_is_refused(
+    sections: dict[str, Any], expected: str, dry: bool, tmp_path: Path, tiny_recipe: Callable, capsys: Any
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(tmp_path, **sections)))
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(tmp_path / "recipe.yaml"), "--frontier", *(["--dry-run"] * dry)])
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_strengths_runs_and_what_is_scored(
+    content: dict[str, Any], tmp_path: Path, capsys: Any
+) -> None:
+    mine = content | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(mine))
+    cli.main(["compare", str(tmp_path / "recipe.yaml"), "--methods", METHODS, "--frontier", "--seeds", "2", "--dry-run"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "12 runs in all, seeds 0, 1" in said
+    assert "Strengths of a_lol_kl: its settings as they are; beta 0.03; beta 0.3" in said
+    assert re.search(r"best of n of the reference │ 16 x \d+ completions", said)
+    # Two evaluations of each of 12 runs, read by policy and reference.
+    assert re.search(r"frontier: log-probabilities of completions │ 48 x 16", said)
+    assert "test: completions" not in said and not (tmp_path / "run").exists()
+
+
+def recipe(**sections: Any) -> Any:
+    base = {"name": "r", "output_dir": "o", "model": {"path": "m"}, "data": {"path": "d"}}
+    return make_recipe(base | {"policies": {"nll": {"objective": "nll"}}} | sections)
+
+
+def entries(*names: str) -> list[Entry]:
+    return [Entry(name, {"objective": name}, "") for name in names]
+
+
+def test_strengths_are_the_methods_own_or_those_that_are_asked_for() -> None:
+    both = entries("nll", "dpo")
+    beta = [{}, {"objective_settings.beta": 0.03}, {"objective_settings.beta": 0.3}]
+    assert make_strengths(both, (), recipe())["dpo"] == beta
+    assert make_strengths(both, ("learning_rate=1e-3,1e-2",), recipe())["dpo"] == [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-2},
+    ]
+    own = recipe(compare={"grid": {"nll": [{"max_steps": 5}]}})
+    assert make_strengths(both, (), own) == {"nll": [{"max_steps": 5}], "dpo": beta}
+    assert make_strengths(both, (), recipe(compare={"grid": "declared"}))["dpo"] == beta
+    assert len(make_strengths(both, ("declared",), recipe())["dpo"]) == 4
+    assert make_strengths(both, ("none",), recipe()) == {"nll": [{}], "dpo": [{}]}
+
+
+def test_a_strength_that_a_method_has_already_is_trained_once() -> None:
+    entry = Entry("mine", {"objective": "dpo", "objective_settings": {"beta": 0.3}}, "")
+    strengths, policies = strength_policies([entry], make_strengths([entry], (), recipe()), recipe())
+    assert list(strengths["mine"]) == list(policies) == ["mine/default", "mine/beta-0.03"]
+    assert policies["mine/default"] == entry.fields | {"eval_kl_prompts": 200}
+
+
+def test_a_strength_of_a_setting_that_a_method_has_not_names_the_method() -> None:
+    both = entries("nll", "dpo")
+    with pytest.raises(UserError, match=r"strengths of 'nll': .*beta"):
+        strength_policies(both, make_strengths(both, ("objective_settings.beta=0.1",), recipe()), recipe())
