@@ -1,7 +1,7 @@
 """One policy on evaluation rows while it trains: completions, rewards, likelihood."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +28,12 @@ def evaluate_policy(
 ) -> tuple[dict[str, float], list[Completion]]:
     """Metrics of a policy on prepared rows, and the completions that were generated for them.
 
+    `start`: the reference, which reads the completions too if they are sampled.
+
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
     rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
-    unique prompts, if a reward function can score them. kl, entropy: on some of these if they are sampled
-    (`leftover.models.divergence.sampled_divergence`).
+    unique prompts, if a reward function can score them. kl, entropy: of these if they are sampled and there is
+    a `start` (`leftover.models.divergence.divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
@@ -39,35 +41,38 @@ def evaluate_policy(
     if reward_func is None:
         return metrics, []
     from leftover.data.rows import as_prompt
-    from leftover.models.divergence import sampled_divergence
+    from leftover.models.divergence import divergence
     from leftover.models.generate import generate
-    from leftover.models.reference import autocast
+    from leftover.models.reference import sequence_logprobs
 
     prompts = list({tuple(row["prompt_ids"]): row for row in dataset}.values())
     prompt_ids = [row["prompt_ids"] for row in prompts]
-    with autocast(next(model.parameters()).device, dtype):
-        completion_ids, texts = generate(
-            model,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=args.max_completion_length,
-            sample=args.eval_decoding == "sample",
-            batch_size=args.per_device_eval_batch_size,
-            seed=args.seed,
-        )
+    written = generate(
+        model,
+        tokenizer,
+        prompt_ids,
+        max_new_tokens=args.max_completion_length,
+        sample=args.eval_decoding == "sample",
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed,
+        compute_dtype=dtype,
+    )
+    texts, lengths = written.texts, [len(ids) for ids in written.ids]
     rewards = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
     metrics |= {
         "reward/mean": float(np.mean(rewards)),
         "reward/std": float(np.std(rewards)),
         "completions/distinct_2": distinct_n(texts, 2),
-        "completions/mean_length": float(np.mean([len(ids) for ids in completion_ids])),
+        "completions/mean_length": float(np.mean(lengths)),
     }
+    under_reference: list[float | None] = [None] * len(prompts)
     if start is not None and args.eval_decoding == "sample":
-        metrics |= sampled_divergence(
-            model, start, tokenizer, prompt_ids, completion_ids, compute_dtype=dtype, seed=args.seed
-        )
+        with start.in_place():
+            under_reference = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
+        metrics |= divergence(written.sums, under_reference, lengths)
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
-    return metrics, [Completion(p, t, float(r)) for p, t, r in zip(asked, texts, rewards, strict=True)]
+    columns = (asked, texts, map(float, rewards), written.sums, under_reference)
+    return metrics, [Completion(*of_prompt) for of_prompt in zip(*columns, strict=True)]
 
 
 def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None, args: "PolicyConfig") -> list[str]:
@@ -110,8 +115,7 @@ def row_metrics(
     from leftover.models.reference import reference_pass
 
     logprobs, _ = reference_pass(model, tokenizer, rows, features=False, compute_dtype=dtype)
-    total, count = sum(float(lp.sum()) for lp in logprobs), sum(len(lp) for lp in logprobs)
-    metrics = {"nll": -total / count, "perplexity": perplexity(total, count)}
+    metrics = likelihood_metrics(logprobs)
     scored = [
         (float(lp.sum() - np.sum(row["reference_logprobs"])), row["reward"], row["group"])
         for lp, row in zip(logprobs, rows, strict=True)
@@ -125,6 +129,12 @@ def row_metrics(
             metrics["logratio/pair_accuracy"] = accuracy
     summed = [row | {"logp": float(lp.sum())} for lp, row in zip(logprobs, rows, strict=True)]
     return metrics | pair_metrics(_sides(summed), scale)
+
+
+def likelihood_metrics(logprobs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Of the log-probabilities of completion tokens, [T_i] a row: the mean a token."""
+    total, count = sum(float(lp.sum()) for lp in logprobs), sum(len(lp) for lp in logprobs)
+    return {"nll": -total / count, "perplexity": perplexity(total, count)}
 
 
 def pair_metrics(pairs: list[tuple[dict[str, Any], dict[str, Any]]], scale: float) -> dict[str, float]:

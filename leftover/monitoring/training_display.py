@@ -25,6 +25,8 @@ class Completion(NamedTuple):
     prompt: str
     text: str
     reward: float
+    logprob: float | None = None  # of the whole completion, under the policy
+    reference_logprob: float | None = None  # None also where it is greedy, or no reference is kept
 
 
 _NAMES = {"reward/mean": "held-out reward", "logratio/rank_correlation": "held-out rank correlation"}
