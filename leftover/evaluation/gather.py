@@ -10,7 +10,7 @@ from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import DECODINGS, policy_artifact, policy_subject, read_completions, read_metrics
+from leftover.runs.names import DECODINGS, decodings, policy_artifact, policy_subject, read_completions, read_metrics
 from leftover.runs.records import BySeed
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json
@@ -22,7 +22,7 @@ def gather(run: Run) -> dict[str, Any]:
     """The content of results.json, from the files of the run only."""
     main, *controls = run.recipe.policies
     results, records = gather_tables(run, dict.fromkeys(run.recipe.policies, run.recipe.seeds))
-    for decoding in DECODINGS:
+    for decoding in decodings(results):
         results[decoding] |= {
             "main_against": {name: compare(records[main], records[name], decoding) for name in controls},
             "by_source": {name: by_source(seeds, decoding) for name, seeds in records.items()},
@@ -58,9 +58,9 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
         return None
     tables, records = _tables(recipe, run.folder, seeds)
     main, *controls = seeds
-    for decoding in DECODINGS:
-        tables[decoding]["main_against"] = {n: compare(records[main], records[n], decoding) for n in controls}
-        tables[decoding]["by_source"] = {name: by_source(of, decoding) for name, of in records.items()}
+    for decoding, found in tables.items():
+        found["main_against"] = {n: compare(records[main], records[n], decoding) for n in controls}
+        found["by_source"] = {name: by_source(of, decoding) for name, of in records.items()}
     return {
         "name": recipe.name,
         "main": main,
@@ -75,7 +75,10 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
 def _tables(
     recipe: Recipe, folder: Path, seeds: Mapping[str, Iterable[int]]
 ) -> tuple[dict[str, dict[str, Any]], BySeed]:
-    """Decoding -> the table of the reference and of these policies, and the completions that it is made of."""
+    """Decoding -> the table of the reference and of these policies, and the completions that it is made of.
+
+    A decoding that only some of them have, as policies of an earlier run may, is left out.
+    """
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
@@ -84,6 +87,7 @@ def _tables(
             "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
         }
         for decoding in DECODINGS
+        if all(any(r["decoding"] == decoding for r in of_seed) for of in records.values() for of_seed in of.values())
     }, records
 
 

@@ -31,10 +31,12 @@ def evaluate_policy(
 ) -> tuple[dict[str, float], list[Completion]]:
     """Metrics of a policy on prepared rows, and the completions that were generated for them.
 
+    `start`: the reference, which reads the completions too if they are sampled.
+
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
     rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
-    unique prompts, if a reward function can score them. kl, entropy: on some of these if they are sampled
-    (`leftover.models.divergence.sampled_divergence`, of `eval_kl_prompts`).
+    unique prompts, if a reward function can score them. kl, entropy: of these if they are sampled and there is
+    a `start` (`leftover.models.divergence.divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
@@ -42,49 +44,43 @@ def evaluate_policy(
     if reward_func is None:
         return metrics, []
     from leftover.data.rows import as_prompt
-    from leftover.models.divergence import sampled_divergence
+    from leftover.models.divergence import divergence
     from leftover.models.generate import end_ids, generate
-    from leftover.models.reference import autocast
+    from leftover.models.reference import sequence_logprobs
 
     prompts = evaluated_prompts(dataset)
     prompt_ids = [row["prompt_ids"] for row in prompts]
-    with autocast(next(model.parameters()).device, dtype):
-        completion_ids, texts = generate(
-            model,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=args.max_completion_length,
-            sample=args.eval_decoding == "sample",
-            batch_size=args.per_device_eval_batch_size,
-            seed=args.seed,
-        )
+    written = generate(
+        model,
+        tokenizer,
+        prompt_ids,
+        max_new_tokens=args.max_completion_length,
+        sample=args.eval_decoding == "sample",
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed,
+        compute_dtype=dtype,
+    )
+    texts, lengths = written.texts, [len(ids) for ids in written.ids]
     columns = score_columns(reward_func, [as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
-    rewards, measured = columns["reward"], dict[int, dict[str, float]]()
+    rewards = columns["reward"]
     metrics |= {
         "reward/mean": float(np.mean(rewards)),
         "reward/std": float(np.std(rewards)),
         "completions/distinct_2": distinct_n(texts, 2),
-        "completions/mean_length": float(np.mean([len(ids) for ids in completion_ids])),
+        "completions/mean_length": float(np.mean(lengths)),
     }
     if start is not None and args.eval_decoding == "sample":
-        found, measured = sampled_divergence(
-            model,
-            start,
-            tokenizer,
-            prompt_ids,
-            completion_ids,
-            compute_dtype=dtype,
-            seed=args.seed,
-            number=args.eval_kl_prompts,
-        )
-        metrics |= found
+        with start.in_place():
+            columns["reference_logprob"] = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
+        metrics |= divergence(written.sums, columns["reference_logprob"], lengths)
+    columns["logprob"] = written.sums
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
     decoding, ends = "sampled" if args.eval_decoding == "sample" else "greedy", end_ids(model)
     completions = []
     for i, row in enumerate(prompts):
-        numbers = {column: float(values[i]) for column, values in columns.items()} | measured.get(i, {})
-        record = completion_record(row, decoding, texts[i], completion_ids[i], ends, numbers)
-        completions.append(Completion(asked[i], texts[i], float(rewards[i]), record))
+        numbers = {column: float(values[i]) for column, values in columns.items()}
+        record = completion_record(row, decoding, texts[i], written.ids[i], ends, numbers)
+        completions.append(Completion(asked[i], texts[i], numbers["reward"], record))
     return metrics, completions
 
 
@@ -142,8 +138,7 @@ def row_metrics(
     from leftover.models.reference import reference_pass
 
     logprobs, _ = reference_pass(model, tokenizer, rows, features=False, compute_dtype=dtype)
-    total, count = sum(float(lp.sum()) for lp in logprobs), sum(len(lp) for lp in logprobs)
-    metrics = {"nll": -total / count, "perplexity": perplexity(total, count)}
+    metrics = likelihood_metrics(logprobs)
     scored = [
         (float(lp.sum() - np.sum(row["reference_logprobs"])), row["reward"], row["group"])
         for lp, row in zip(logprobs, rows, strict=True)
@@ -157,6 +152,12 @@ def row_metrics(
             metrics["logratio/pair_accuracy"] = accuracy
     summed = [row | {"logp": float(lp.sum())} for lp, row in zip(logprobs, rows, strict=True)]
     return metrics | pair_metrics(_sides(summed), scale)
+
+
+def likelihood_metrics(logprobs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Of the log-probabilities of completion tokens, [T_i] a row: the mean a token."""
+    total, count = sum(float(lp.sum()) for lp in logprobs), sum(len(lp) for lp in logprobs)
+    return {"nll": -total / count, "perplexity": perplexity(total, count)}
 
 
 def pair_metrics(pairs: list[tuple[dict[str, Any], dict[str, Any]]], scale: float) -> dict[str, float]:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leftover.data.rows import as_prompt
-from leftover.evaluation.policy import row_metrics, score_columns
+from leftover.evaluation.policy import likelihood_metrics, row_metrics, score_columns
 from leftover.models.generate import end_ids, generate
-from leftover.models.reference import model_identity, reference_pass
+from leftover.models.reference import model_identity, sequence_logprobs
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
 from leftover.rewards.base import Prompt
 from leftover.rewards.sum import SumReward, as_array
 from leftover.runs.names import (
-    DECODINGS,
     completions_path,
     evaluation_artifact,
     logprob_columns,
@@ -63,7 +62,7 @@ class Evaluation:
 
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":
-        """Column of the records -> the model whose log-probabilities it holds."""
+        """Column of the records -> the model whose log-probabilities it holds, beside the policy's own."""
         load = {"reference_logprob": self.run.models.reference, "base_logprob": self.run.models.base}
         return {column: load[column]() for column in logprob_columns(self.run.recipe) if column in load}
 
@@ -71,13 +70,14 @@ class Evaluation:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
-        ignored = {"primary", "num_examples", "judges", "max_selection_prompts"}
+        ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings"}
         tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
         return tempered | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
-            "settings": recipe.evaluate.model_dump(exclude=ignored),
+            "settings": recipe.evaluate.model_dump(exclude=ignored) | {"max_prompts": recipe.test_prompts},
+            "decodings": sorted(recipe.decodings),
             "seed": seed,
         }
 
@@ -91,66 +91,58 @@ class Evaluation:
         if run.manifest.begin(artifact, self.key(subject)).finished:
             return
         model = self._scorers["reference_logprob"] if subject == "reference" else run.models.load(path)
-        metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
-        if subject == "reference":  # its log-ratio against itself is 0, and the order of zeros rounding noise
-            metrics = {k: v for k, v in metrics.items() if not k.startswith("logratio/")}
-        completions = [record for decoding in DECODINGS for record in self._complete(subject, model, decoding, seed)]
+        if subject == "reference":  # the table has its log-probabilities
+            metrics = likelihood_metrics([np.array(row["reference_logprobs"]) for row in self._rows])
+        else:
+            metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
+        ways = run.recipe.decodings
+        completions = [record for decoding in ways for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)
         write_lines(completions_path(run.folder, subject), completions)
         run.manifest.finish(artifact)
 
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[CompletionRecord]:
         """One `CompletionRecord` a prompt."""
-        run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
-        prompts, tokenizer, ends = unique_prompts(self._rows), run.models.tokenizer, end_ids(model)
-        ids, texts = generate(
+        run, settings, sampled = self.run, self.run.recipe.evaluate, decoding == "sampled"
+        prompts, ends = unique_prompts(self._rows), end_ids(model)
+        prompt_ids = [row["prompt_ids"] for row in prompts]
+        written = generate(
             model,
-            tokenizer,
-            [row["prompt_ids"] for row in prompts],
-            max_new_tokens=limit,
-            sample=decoding == "sampled",
+            run.models.tokenizer,
+            prompt_ids,
+            max_new_tokens=run.recipe.max_new_tokens,
+            sample=sampled,
             temperature=settings.temperature,
             batch_size=settings.batch_size,
             seed=seed,
+            compute_dtype=run.recipe.compute_dtype,
             description=f"{subject}, {decoding}",
         )
+        ids, texts = written.ids, written.texts
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
         columns: dict[str, Sequence[float] | np.ndarray] = {}
         if run.reward.scores_new_completions:
             columns |= score_columns(run.reward, asked, texts)
         columns |= judge_columns(run.judges, asked, texts)
-        rows = [{"prompt_ids": row["prompt_ids"], "completion_ids": own} for row, own in zip(prompts, ids, strict=True)]
-        columns |= self._score({"logprob": model, **self._scorers}, rows, f"{subject}, {decoding}")
-        if decoding == "sampled" and settings.temperature != 1:
-            scorers = dict(zip(SAMPLER_COLUMNS, (model, self._scorers["reference_logprob"]), strict=True))
-            columns |= self._score(scorers, rows, f"{subject}, {decoding}", settings.temperature)
+        own, start = SAMPLER_COLUMNS if sampled and settings.temperature != 1 else ("logprob", "reference_logprob")
+        columns[own] = written.sums
+        for column, scorer in (self._scorers | {start: self._scorers["reference_logprob"]}).items():
+            if scorer is model and column == start:  # the reference itself: its KL is 0
+                columns[column] = columns[own]
+                continue
+            columns[column] = sequence_logprobs(
+                scorer,
+                run.models.tokenizer,
+                prompt_ids,
+                ids,
+                run.recipe.compute_dtype,
+                temperature=settings.temperature if column in SAMPLER_COLUMNS else 1.0,
+                description=f"{subject}, {decoding}, {column}",
+            )
         return [
             completion_record(row, decoding, texts[i], ids[i], ends, {c: float(v[i]) for c, v in columns.items()})
             for i, row in enumerate(prompts)
         ]
-
-    def _score(
-        self,
-        scorers: "dict[str, PreTrainedModel]",
-        rows: list[dict[str, Any]],
-        description: str,
-        temperature: float = 1.0,
-    ) -> dict[str, list[float]]:
-        """Column -> the log-probability of every completion under its model; a model reads the rows once."""
-        found: dict[int, list[float]] = {}
-        for column, scorer in scorers.items():
-            if id(scorer) not in found:
-                logprobs, _ = reference_pass(
-                    scorer,
-                    self.run.models.tokenizer,
-                    rows,
-                    features=False,
-                    compute_dtype=self.run.recipe.compute_dtype,
-                    temperature=temperature,
-                    description=f"{description}, {column}",
-                )
-                found[id(scorer)] = [float(values.sum()) for values in logprobs]
-        return {column: found[id(scorer)] for column, scorer in scorers.items()}
 
 
 def judge_columns(judges: SumReward | None, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def summarise(
     row |= {f"distinct_{n}": _mean([distinct_n(own, n) for own in texts]) for n in (1, 2, 3)}
     row["distinct_2_relative"] = _relative_diversity(texts, _texts(theirs))
     for model in ("reference", "base"):
-        if f"{model}_logprob" in theirs[0]:
+        if all(f"{model}_logprob" in records[0] for records in (theirs, *every)):
             row[f"own_perplexity_under_{model}"] = _mean([_perplexity(r, f"{model}_logprob") for r in every])
     own, start = SAMPLER_COLUMNS if temperature != 1 else ("logprob", "reference_logprob")
     if decoding == "sampled" and own in theirs[0]:

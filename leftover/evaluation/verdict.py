@@ -61,7 +61,7 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     primary, main = results["primary"], results["main"]
     table = results[primary]["table"]
     found = [*run_caveats(results), *completion_caveats(table[main], table["reference"])]
-    for decoding in (name for name in decodings(primary) if name != primary and name in results):
+    for decoding in decodings(results)[1:]:
         if said := _empty(results[decoding]["table"][main]):
             found.append(f"{decoding}: {said}")
     return found

@@ -4,14 +4,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from leftover.metrics import sampled_kl
-from leftover.models.logprobs import completion_logits, selected_logprobs
-from leftover.models.reference import batches, evaluating
-from leftover.objectives.ppo import entropy
 
 
 class FrozenStart:
@@ -47,65 +42,18 @@ class FrozenStart:
         return weight.cpu() if self.offload else weight
 
 
-def num_measured(num_prompts: int, device: torch.device) -> int:
-    """On how many of the sampled completions of an evaluation the divergence is measured.
-
-    Reading a completion takes a CPU about a third of the time of writing it, and two models read it: a tenth of them,
-    at least 16, is read there. A GPU reads many at once in a small part of that time.
-    """
-    most = max(16, num_prompts // 10) if device.type == "cpu" else 256
-    return min(num_prompts, most)
-
-
-def sampled_divergence(
-    policy: nn.Module,
-    start: FrozenStart,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[Sequence[int]],
-    completion_ids: Sequence[Sequence[int]],
-    *,
-    compute_dtype: str | None = None,
-    seed: int = 0,
+def divergence(
+    logprobs: Sequence[float], reference_logprobs: Sequence[float], num_tokens: Sequence[int]
 ) -> dict[str, float]:
-    """KL(policy || reference) and entropy, on completions sampled from the policy at temperature 1.
+    """KL(policy || reference) and entropy, from N completions that the policy sampled at temperature 1.
 
-    kl: `leftover.metrics.sampled_kl`, in nats a completion; kl/standard_error: over prompts. entropy: the exact entropy
-    of the next-token distribution, mean over the tokens of these completions, in nats a token. Both are measured on
-    `num_measured` completions, of the same prompts at every evaluation with one seed.
+    kl: `leftover.metrics.sampled_kl`, in nats a completion; kl/standard_error: over prompts. entropy: of the next
+    token, in nats a token: - sum log pi(y|x) / sum |y|, since the mean of - log pi over samples is the entropy.
+
+    Args:
+        logprobs, reference_logprobs: [N], sums over the tokens of a completion.
+        num_tokens: [N], its length.
     """
-    device = next(policy.parameters()).device
-    number = num_measured(len(prompt_ids), device)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(prompt_ids))[:number])
-    rows = [{"prompt_ids": prompt_ids[i], "completion_ids": completion_ids[i]} for i in chosen]
-    logprobs, entropies = _read(policy, tokenizer, rows, compute_dtype)
-    with start.in_place():
-        reference_logprobs, _ = _read(policy, tokenizer, rows, compute_dtype, entropies=False)
     kl = sampled_kl(logprobs, reference_logprobs)
-    tokens = sum(len(row["completion_ids"]) for row in rows)
-    found = {"kl": float(kl.mean()), "entropy": float(entropies.sum() / tokens)}
+    found = {"kl": float(kl.mean()), "entropy": -float(np.sum(logprobs) / np.sum(num_tokens))}
     return found | ({"kl/standard_error": float(kl.std(ddof=1) / len(kl) ** 0.5)} if len(kl) > 1 else {})
-
-
-@torch.inference_mode()
-def _read(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Sequence[int]]],
-    compute_dtype: str | None,
-    *,
-    entropies: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over the completion's tokens, [N] float64: of log-probabilities, and of entropies (else 0).
-
-    Two models of equal weights differ by exactly 0.
-    """
-    sums = np.zeros((2, len(rows)))
-    with evaluating(model, compute_dtype) as device:
-        for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
-            logits = completion_logits(model, batch)
-            mask = batch["completion_mask"].bool()
-            row_of_token = mask.nonzero()[:, 0].cpu().numpy()
-            read = [selected_logprobs(logits, batch["completion_ids"][mask]), *([entropy(logits)] if entropies else [])]
-            for total, values in zip(sums, read, strict=False):
-                total[chosen] = np.bincount(row_of_token, values.double().cpu().numpy(), minlength=len(chosen))
-    return sums[0], sums[1]

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,23 @@ from leftover.monitoring.terminal import progress_bar
 _STRAGGLERS = 1 / 8
 
 
+class Completions(NamedTuple):
+    """One completion for each prompt.
+
+    logprobs: of every token, [T_i] float32, at the temperature of the sampling, greedy at 1. They are those of a pass
+    over the whole row (`leftover.models.reference.reference_pass`) up to the rounding of the compute dtype.
+    """
+
+    ids: list[list[int]]  # end of sequence included if it was reached
+    texts: list[str]
+    logprobs: list[np.ndarray]
+
+    @property
+    def sums(self) -> list[float]:
+        """The log-probability of every completion."""
+        return [float(values.sum(dtype=np.float64)) for values in self.logprobs]
+
+
 @torch.inference_mode()
 def generate(
     model: Any,
@@ -34,9 +51,10 @@ def generate(
     batch_size: int = 64,
     seed: int = 0,
     copies: Sequence[int] | None = None,
+    compute_dtype: str | None = None,
     description: str | None = None,
-) -> tuple[list[list[int]], list[str]]:
-    """One completion for each prompt: token ids (end of sequence included if it was reached) and texts.
+) -> Completions:
+    """One completion for each prompt, with the log-probabilities that its tokens were chosen by.
 
     Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
     top-k and top-p, or greedily, the most likely token at every step.
@@ -46,11 +64,12 @@ def generate(
     The global random state is not used, so that generating in the middle of training does not change the run.
     """
     completions: list[list[int]] = [[] for _ in prompt_ids]
+    logprobs: list[list[float]] = [[] for _ in prompt_ids]
     copies = copy_numbers(prompt_ids) if copies is None else copies
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)
-    with evaluating(model, None) as device, bar, own_distribution(model):
+    with evaluating(model, compute_dtype) as device, bar, own_distribution(model):
         together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
@@ -76,13 +95,17 @@ def generate(
                     stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
                 )[:, ids.shape[1] :]
                 choosing.check()
-                for i, budget, sequence in zip(batch, budgets, output.tolist(), strict=True):
-                    completions[i] += up_to_end(sequence[:budget], ends)
+                chosen_by = torch.stack(choosing.logprobs, dim=1).tolist()
+                for i, budget, sequence, of_tokens in zip(batch, budgets, output.tolist(), chosen_by, strict=True):
+                    written = up_to_end(sequence[:budget], ends)
+                    completions[i] += written
+                    logprobs[i] += of_tokens[: len(written)]
                     if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
                         unfinished.append(i)
                     else:
                         bar.update()
-    return completions, decode_completions(tokenizer, completions, ends)
+    texts = decode_completions(tokenizer, completions, ends)
+    return Completions(completions, texts, [np.array(values, np.float32) for values in logprobs])
 
 
 def copy_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
@@ -115,13 +138,15 @@ def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator
 
 
 class _Choose(LogitsProcessor):
-    """Leaves the most likely token as it is, and notes whether there were logits to choose by."""
+    """Leaves the most likely token as it is; notes its log-probability, and whether there were logits to choose by."""
 
     def __init__(self, device: torch.device):
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.logprobs: list[Tensor] = []  # [B] a step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
         self.finite &= ~scores.isnan().any()
+        self.logprobs.append(scores.amax(-1) - scores.logsumexp(-1))
         return scores
 
     def check(self) -> None:
@@ -141,13 +166,16 @@ class _Draw(_Choose):
         self.drawn, self.temperature, self.step = drawn, temperature, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        probabilities = (scores / self.temperature).softmax(-1)
         # In float64: a sum of many small probabilities in float32 would favour some tokens.
-        cumulative = (scores / self.temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
         self.finite &= total.isfinite().all()
         token = torch.searchsorted(cumulative, self.drawn[:, self.step, None] * total, right=True)
+        token.clamp_(max=scores.shape[1] - 1)
         self.step += 1
-        return scores.scatter_(1, token.clamp_(max=scores.shape[1] - 1), torch.inf)
+        self.logprobs.append(probabilities.gather(1, token).log().squeeze(1))
+        return scores.scatter_(1, token, torch.inf)
 
 
 class _Stop(StoppingCriteria):

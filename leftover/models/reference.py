@@ -116,6 +116,30 @@ def reference_pass(
     return logprobs, np.stack(pooled) if features else None
 
 
+def sequence_logprobs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    compute_dtype: str | None,
+    *,
+    temperature: float = 1.0,
+    description: str | None = None,
+) -> list[float]:
+    """log pi(y|x) of every completion, by `reference_pass`."""
+    rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
+    logprobs, _ = reference_pass(
+        model,
+        tokenizer,
+        rows,
+        features=False,
+        compute_dtype=compute_dtype,
+        temperature=temperature,
+        description=description,
+    )
+    return [float(values.sum()) for values in logprobs]
+
+
 def _check_finite(logprobs: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]) -> None:
     """Raises UserError if a row has a log-probability that is not finite."""
     bad = [i for i, values in enumerate(logprobs) if not np.isfinite(values).all()]

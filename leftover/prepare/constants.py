@@ -95,15 +95,16 @@ class Reference:
         repeats = settings.num_samples
         rewards = np.empty((len(chosen), repeats))
         for repeat in range(repeats):
-            _, texts = generate(
+            texts = generate(
                 *self._loaded,
                 prompt_ids,
                 max_new_tokens=self.max_new_tokens,
                 sample=settings.decoding == "sample",
                 batch_size=self.batch_size,
                 seed=(self.seed if seed is None else seed) + repeat,
+                compute_dtype=self.compute_dtype,
                 description=f"reference samples {repeat + 1}/{repeats}",
-            )
+            ).texts
             rewards[:, repeat] = reward_func(prompts, texts)
         return rewards
 
@@ -151,7 +152,7 @@ def value(run: Run) -> None:
     key = {
         "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
         "targets": targets,
-        "settings": run.recipe.value.model_dump(exclude={"targets"}),
+        "settings": run.recipe.value_settings.model_dump(exclude={"targets"}),
         "seed": run.seed,
     }
     if targets == "reference_samples":
@@ -171,7 +172,7 @@ def value(run: Run) -> None:
         if not np.isfinite(rows.reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
         values, advantages, report = values_and_advantages(
-            rows, inside, Reference.of_run(run), run.recipe.value, targets, run.reward
+            rows, inside, Reference.of_run(run), run.recipe.value_settings, targets, run.reward
         )
         run.note(value=report, leftover=leftover_facts(advantages[rows.is_train]))
         whole = {name: np.full(len(table), np.nan) for name in ("value", "advantage")}

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 CHAT_REMEDY = "Fix or drop them, give the tokenizer another chat_template, or set on_bad_row='skip'"
 # Rows by which the reward functions are compared with the recorded rewards.
 _ROWS_COMPARED = 32
+# Prompts that the reference completes for the value.
+_VALUE_PROMPTS = 2000
 
 
 def prepare_rows(
@@ -124,7 +126,7 @@ def _prepare(
         if "value" in needs:
             group, trains = table["group"], np.ones(len(checked), bool)
             constants = RowConstants(group, group, table["reward"], trains, features, table["prompt_ids"])
-            settings = ValueSection(samples_per_prompt=args.value_samples_per_prompt)
+            settings = ValueSection(num_prompts=_VALUE_PROMPTS, samples_per_prompt=args.value_samples_per_prompt)
             try:
                 table["value"], table["advantage"], report = values_and_advantages(
                     constants, table, reference, settings, targets, reward_func

@@ -51,14 +51,14 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
 def selection_rows(recipe: Recipe, table: Table) -> Dataset:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
     rows = split_rows(table, "validation", available_blocks(recipe, table), extras=("family_id", "source"))
-    return _of_some_prompts(rows, recipe.evaluate.max_selection_prompts, recipe.seed)
+    return _of_some_prompts(rows, recipe.selection_prompts, recipe.seed)
 
 
 def test_rows(recipe: Recipe, table: Table) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
     extras = ("completion", "family_id", "source")
     rows = split_rows(table, "test", available_blocks(recipe, table), extras=extras)
-    return list(_of_some_prompts(rows, recipe.evaluate.max_prompts, recipe.seed))
+    return list(_of_some_prompts(rows, recipe.test_prompts, recipe.seed))
 
 
 def _of_some_prompts(rows: Dataset, num_prompts: int, seed: int) -> Dataset:

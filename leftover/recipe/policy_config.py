@@ -163,10 +163,10 @@ class PolicyConfig(TrainingArguments):
 
 
 def cadence(settings: dict[str, Any]) -> dict[str, Any]:
-    """Every run is evaluated ten times (as the released runs) and saved then, and the best checkpoint is kept.
+    """Every run is evaluated five times and saved then, and the best checkpoint is kept.
 
     Saving follows the evaluations that `settings` ask for: the best of them could not be kept otherwise.
     """
-    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.1)}
+    every = {"strategy": settings.get("eval_strategy", "steps"), "steps": settings.get("eval_steps", 0.2)}
     found = {f"{what}_{name}": value for what in ("eval", "save") for name, value in every.items()}
     return found | {"save_total_limit": 1, "load_best_model_at_end": True}

@@ -73,6 +73,8 @@ class ReferenceSection(Section):
         return self
 
 
+# A number of prompts, or `auto`: fewer with a pretrained model (`model.path`), whose completions are dear.
+NumPrompts = Annotated[int, Field(gt=0)] | Literal["auto"]
 _Bound = Annotated[float, AllowInfNan(True)]  # a reward may be bounded on one side
 
 
@@ -80,7 +82,8 @@ class ValueSection(Section):
     # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
     candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
-    num_prompts: int = Field(2000, gt=0)  # reference_samples: how many training prompts are sampled for
+    # reference_samples: how many training prompts are sampled for; auto: 2,000, with `model.path` 500.
+    num_prompts: NumPrompts = "auto"
     samples_per_prompt: int = Field(1, gt=0)
     decoding: Literal["sample", "greedy"] = "sample"
     folds: int = Field(5, gt=1)  # recorded: cross-fitting by prompt
@@ -95,14 +98,24 @@ class ValueSection(Section):
 
 
 class EvaluateSection(Section):
-    max_prompts: int = Field(500, gt=0)  # unique held-out prompts, test split
-    max_selection_prompts: int = Field(200, gt=0)  # prompts of the validation split that choose the checkpoint
+    max_prompts: NumPrompts = "auto"  # unique held-out prompts, test split; auto: 500, with `model.path` 200
+    # Prompts of the validation split that choose the checkpoint; auto: 200, with `model.path` 64.
+    max_selection_prompts: NumPrompts = "auto"
     primary: Literal["sampled", "greedy"] = "sampled"  # whose completions the result table shows first
+    # Which completions of the test prompts are written; default: the primary ones alone.
+    decodings: list[Literal["sampled", "greedy"]] | None = Field(None, min_length=1)
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
     batch_size: int = Field(64, gt=0)
     judges: list[dict[str, Any]] = []  # held-out rewards: reported, never trained on
     num_examples: int = Field(10, ge=0)  # completions side by side in the report
+    base_perplexity: bool = False  # of the completions, under the pretrained model before the reference was fitted
+
+    @model_validator(mode="after")
+    def _primary_is_written(self) -> Self:
+        if self.decodings and self.primary not in self.decodings:
+            raise ValueError(f"evaluate.primary is {self.primary}, which evaluate.decodings leaves out: name it there")
+        return self
 
 
 class CompareSection(Section):
@@ -174,6 +187,31 @@ class Recipe(Section):
         """Key -> training settings, of every section that has some."""
         policies = {f"policies.{name}": fields for name, fields in self.policies.items()}
         return {"train": self.train, "reference.train": self.reference.train} | policies
+
+    @property
+    def decodings(self) -> tuple[str, ...]:
+        """How the test prompts are completed, the primary way first."""
+        primary = self.evaluate.primary
+        return tuple(sorted(set(self.evaluate.decodings or [primary]), key=lambda decoding: decoding != primary))
+
+    @property
+    def test_prompts(self) -> int:
+        return self._prompts(self.evaluate.max_prompts, 500, 200)
+
+    @property
+    def selection_prompts(self) -> int:
+        return self._prompts(self.evaluate.max_selection_prompts, 200, 64)
+
+    @property
+    def value_settings(self) -> ValueSection:
+        """The section `value` with its number of prompts."""
+        return self.value.model_copy(update={"num_prompts": self._prompts(self.value.num_prompts, 2000, 500)})
+
+    def _prompts(self, asked: int | str, usual: int, pretrained: int) -> int:
+        """A number of prompts; `auto`: `usual`, or `pretrained` with a model whose completions are dear."""
+        if isinstance(asked, int):
+            return asked
+        return usual if self.model.path is None else pretrained
 
     @property
     def max_new_tokens(self) -> int:

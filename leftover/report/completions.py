@@ -5,7 +5,6 @@ from typing import Any
 
 from leftover.data.chat import readable
 from leftover.evaluation.measures import part_names
-from leftover.runs.names import decodings
 from leftover.runs.records import BySeed
 
 DATA = "data"
@@ -16,11 +15,14 @@ def _apart(policy: str) -> str:
     return "data (policy)" if policy == DATA else policy
 
 
-def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, primary: str, seed: int) -> dict[str, Any]:
+def side_by_side(
+    rows: Sequence[dict[str, Any]], records: BySeed, main: str, decodings: Sequence[str], seed: int
+) -> dict[str, Any]:
     """The data of the completions section, as plain JSON values for page.js.
 
     Args:
         rows: the test rows, one a prompt.
+        decodings: those that are shown, in this order.
         seed: whose completions are shown; of a subject that lacks it, those of its first seed.
 
     Returns:
@@ -37,20 +39,20 @@ def side_by_side(rows: Sequence[dict[str, Any]], records: BySeed, main: str, pri
             "source": row["source"],
             "prompt": readable(row, "\n\n"),
             "data": [row["completion"], row.get("reward")],
-            **{decoding: {} for decoding in decodings(primary)},
+            **{decoding: {} for decoding in decodings},
         }
         for row in rows
     }
     for name, lines in shown.items():
         for record in lines:
-            if record["group"] in prompts:
+            if record["group"] in prompts and record["decoding"] in decodings:
                 scores = [record.get(part) for part in parts]
                 cell = [record["text"], record.get("reward"), record["tokens"], record.get("ended", True), scores]
                 prompts[record["group"]][record["decoding"]][name] = cell
     return {
         "names": [DATA, *shown],
         "main": _apart(main),
-        "decodings": list(decodings(primary)),
+        "decodings": list(decodings),
         "components": parts,
         "prompts": list(prompts.values()),
         "note": "",

@@ -26,7 +26,7 @@ from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import policy_artifact
+from leftover.runs.names import decodings, policy_artifact
 from leftover.store.folders import check_output
 from leftover.store.manifest import write_text
 
@@ -71,7 +71,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
         "verdict": verdict_view(results),
         "results": results_view(results, records),
         "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
-        "completions": side_by_side(prompts, records, results["main"], results["primary"], recipe.seeds[0]),
+        "completions": side_by_side(prompts, records, results["main"], decodings(results), recipe.seeds[0]),
     }
 
 

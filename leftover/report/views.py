@@ -70,7 +70,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
-    """Tables of both decodings, and the pictures of the primary one."""
+    """Tables of every decoding, and the pictures of the primary one."""
     primary, main, names = results["primary"], results["main"], list(records)
     tables = [
         {
@@ -80,7 +80,7 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
             "components": component_grid(results[decoding]["table"]),
             "sources": source_grid(results, decoding),
         }
-        for decoding in decodings(primary)
+        for decoding in decodings(results)
     ]
     rewards = {
         name: np.array([r["reward"] for r in _of_decoding(seeds, primary) if "reward" in r], np.float64)

@@ -1,6 +1,7 @@
 """The names of a run's files and artifacts."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from leftover.store.manifest import read_json, read_lines
 DECODINGS = ("sampled", "greedy")
 
 
-def decodings(primary: str) -> tuple[str, ...]:
-    """Both, the primary one first."""
-    return tuple(sorted(DECODINGS, key=lambda decoding: decoding != primary))
+def decodings(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that results hold, the primary one first."""
+    held = [decoding for decoding in DECODINGS if decoding in results]
+    return tuple(sorted(held, key=lambda decoding: decoding != results["primary"]))
 
 
 def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Columns of a completion's log-probabilities: under its policy, the reference and, where pretrained, the base."""
-    return ("logprob", "reference_logprob", *(() if recipe.model.path is None else ("base_logprob",)))
+    """Columns of a completion's log-probabilities: under its policy, the reference and, where asked for, the base."""
+    base = recipe.evaluate.base_perplexity and recipe.model.path is not None and recipe.reference.source != "as_is"
+    return ("logprob", "reference_logprob", *(("base_logprob",) if base else ()))
 
 
 def policy_folder(run_folder: Path, name: str, seed: int) -> Path:

@@ -20,8 +20,11 @@ from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_
 from leftover.recipe.policy_config import cadence
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import EvaluateSection, LoraSection, Recipe, ValueSection
+from leftover.runs.names import DECODINGS
 from leftover.store.manifest import Key, as_json
 
+# Defaults of earlier versions, which are as good where the recipe leaves the number open.
+_EARLIER_SELECTION, _EARLIER_VALUE = 200, 2000
 _LISTS = ("path", "hub_split", "hub_data_dir")  # of a data section: one or several
 
 
@@ -31,6 +34,11 @@ def same_meaning(recipe: Recipe, key: Key) -> Key:
     for holds, part, rewrite in _PARTS:
         if holds <= found.keys() and isinstance(found[part], dict):
             found[part] = rewrite(recipe, found[part])
+    if found.keys() >= {"settings", "model", "judges"}:  # earlier versions wrote both
+        held = found.get("decodings", DECODINGS)
+        found["decodings"] = sorted(recipe.decodings if set(recipe.decodings) <= set(held) else held)
+    if found.get("selection") == _EARLIER_SELECTION and recipe.evaluate.max_selection_prompts == "auto":
+        found["selection"] = recipe.selection_prompts
     if found.get("transform") == "none":
         found["transform"] = None
     return as_json(found)
@@ -114,8 +122,10 @@ def _of_evaluation(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     return whole | {"max_new_tokens": whole.get("max_new_tokens") or recipe.max_new_tokens}
 
 
-def _of_value(_: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+def _of_value(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     whole = _validated(ValueSection, settings)
+    if whole["num_prompts"] == _EARLIER_VALUE and recipe.value.num_prompts == "auto":
+        whole["num_prompts"] = recipe.value_settings.num_prompts
     return whole | {"candidates": sorted({"constant", *whole.get("candidates", ())})}  # which is always tried
 
 

@@ -95,7 +95,7 @@ def policy_key(run: Run, name: str, seed: int) -> Key:
         "settings": settings_key(policy_settings(recipe, name)),
         "lora": recipe.model.lora.model_dump() if recipe.model.lora else None,
         "rows": recipe.data.train_on,
-        "selection": recipe.evaluate.max_selection_prompts,
+        "selection": recipe.selection_prompts,
         "seed": seed,
     }
 

@@ -12,7 +12,7 @@ from leftover.evaluation.frontier import COUNTS
 from leftover.evaluation.policy import evaluated_prompts, score_columns
 from leftover.evaluation.run import judge_columns
 from leftover.models.generate import end_ids, generate
-from leftover.models.reference import autocast, model_identity
+from leftover.models.reference import model_identity
 from leftover.prepare.readers import selection_rows
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder, policy_subject, slug
 from leftover.runs.records import Records, completion_record
@@ -50,7 +50,7 @@ class Checkpoints:
         return judges | {
             "from": {block: run.table.digest(block) for block in ("tokens", "split", "reward")},
             "model": model_identity(run.reference_path, run.hashes),
-            "prompts": recipe.evaluate.max_selection_prompts,
+            "prompts": recipe.selection_prompts,
             "completions": max(COUNTS),
             "max_new_tokens": self._max_new_tokens,
             "seed": run.seed,
@@ -80,28 +80,28 @@ class Checkpoints:
     def _written(self, name: str, seed: int) -> Records:
         path = evaluations_path(policy_folder(self.run.folder, name, seed))
         if not path.is_file():
-            raise UserError(f"{path} is missing: remove {path.parent}, and the policy is trained again")
+            raise UserError(f"{path} is missing, which its training wrote: put it back, or set another output_dir")
         return read_lines(path)
 
     def _samples(self) -> Records:
         """As many completions of every prompt as the largest n of best-of-n."""
         run, copies = self.run, max(COUNTS)
         model, rows = run.models.reference(), [row for row in self.prompts for _ in range(copies)]
-        with autocast(next(model.parameters()).device, run.recipe.compute_dtype):
-            ids, texts = generate(
-                model,
-                run.models.tokenizer,
-                [row["prompt_ids"] for row in rows],
-                max_new_tokens=self._max_new_tokens,
-                sample=True,
-                batch_size=run.recipe.evaluate.batch_size,
-                seed=run.seed,
-                description=f"{REFERENCE}, {copies} completions a prompt",
-            )
-        columns, ends = score_columns(run.reward, _asked(rows), texts), end_ids(model)
+        written = generate(
+            model,
+            run.models.tokenizer,
+            [row["prompt_ids"] for row in rows],
+            max_new_tokens=self._max_new_tokens,
+            sample=True,
+            batch_size=run.recipe.evaluate.batch_size,
+            seed=run.seed,
+            compute_dtype=run.recipe.compute_dtype,
+            description=f"{REFERENCE}, {copies} completions a prompt",
+        )
+        columns, ends = score_columns(run.reward, _asked(rows), written.texts), end_ids(model)
         return [
-            completion_record(row, "sampled", texts[i], ids[i], ends, {c: float(v[i]) for c, v in columns.items()})
-            for i, row in enumerate(rows)
+            completion_record(row, "sampled", text, ids, ends, {name: float(of[i]) for name, of in columns.items()})
+            for i, (row, text, ids) in enumerate(zip(rows, written.texts, written.ids, strict=True))
         ]
 
     def _judge(self, records: Records) -> None:

@@ -126,8 +126,7 @@ def strength_policies(
                 seen.append(fields)
                 policy = f"{entry.name}/{_label(trial)}"
                 strengths[entry.name][policy] = trial
-                # All of them: the curve is drawn over KL.
-                policies[policy] = fields | {"eval_kl_prompts": recipe.evaluate.max_selection_prompts}
+                policies[policy] = fields
     return strengths, policies
 
 

@@ -11,7 +11,7 @@ from leftover.evaluation.gather import REFERENCE, gather_tables
 from leftover.evaluation.measures import MEASURES, excludes_zero, part_names
 from leftover.evaluation.statistics import DataRecord, against_data, compare, describe_data
 from leftover.prepare.readers import test_rows, unique_prompts
-from leftover.runs.names import DECODINGS, decodings
+from leftover.runs.names import decodings
 from leftover.runs.records import BySeed, Difference, ResultRow
 from leftover.runs.run import Run
 
@@ -34,7 +34,7 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     rewards = {row["group"]: row["rewards"] for row in data}
     # The reference is one model: it stands beside every seed.
     rivals = records | {REFERENCE: dict.fromkeys(run.recipe.seeds, records[REFERENCE][run.seed])}
-    for decoding in DECODINGS:
+    for decoding in decodings(results):
         table = {DATA: describe_data(data)} if any(rewards.values()) else {}
         for name, row in results[decoding]["table"].items():
             table[name] = row | against_data(records[name], rewards, decoding)
@@ -97,7 +97,7 @@ def flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"method": name, "decoding": decoding}
         | _flat(row, results["training"].get(name, {}))
         | {f"marked {measure}": by.get(name, "") for measure, by in results[decoding]["marks"].items()}
-        for decoding in decodings(results["primary"])
+        for decoding in decodings(results)
         for name, row in results[decoding]["table"].items()
     ]
 

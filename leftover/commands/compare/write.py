@@ -67,7 +67,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
             "caveats": method_caveats(results, decoding),
             "parts": part_grids(results, decoding),
         }
-        for decoding in decodings(results["primary"])
+        for decoding in decodings(results)
     ]
     values = results | {
         "updates": " to ".join(f"{number:,}" for number in dict.fromkeys((updates[0], updates[-1]))),

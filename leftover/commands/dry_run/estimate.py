@@ -20,7 +20,7 @@ from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.readers import extra_blocks, num_reference_samples
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
-from leftover.runs.names import DECODINGS, logprob_columns
+from leftover.runs.names import logprob_columns
 from leftover.training.run import MAX_LIKELIHOOD_ROWS
 
 
@@ -126,7 +126,7 @@ class _Costs:
         self.lines: list[Work] = []
 
     def prepare(self, reward: SumReward, references: list[Training]) -> None:
-        recipe, sizes, value = self.recipe, self.sizes, self.recipe.value
+        recipe, sizes, value = self.recipe, self.sizes, self.recipe.value_settings
         rows = sizes.amount(None)
         self._rewards("rewards of the rows", rows)
         for reference in references:
@@ -135,6 +135,7 @@ class _Costs:
             self._passes("validation of the reference", validation, reference.evaluations)
         self._passes("reference log-probabilities", rows)
         if needs_value(recipe) and value_targets(recipe, reward) == "reference_samples":
+            assert isinstance(value.num_prompts, int)
             prompts = sizes.prompts("train", value.num_prompts)
             self._generation("value: samples of the reference", prompts, value.num_samples)
         blocks, training_rows = extra_blocks(recipe), sizes.amount("train")
@@ -146,28 +147,28 @@ class _Costs:
 
     def train(self, policies: list[Training], scores_new_completions: bool) -> None:
         self._training("policies", policies)
-        most = self.recipe.evaluate.max_selection_prompts
+        most = self.recipe.selection_prompts
         evaluations = sum(training.evaluations * training.runs for training in policies)
         self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
         if scores_new_completions:
-            self._generation("validation: completions", self.sizes.prompts("validation", most), evaluations)
+            prompts = self.sizes.prompts("validation", most)
+            self._generation("validation: completions", prompts, evaluations)
+            self._passes("validation: their KL", self.sizes.generated(prompts), evaluations, "completions")
 
     def evaluate(self) -> None:
-        recipe, sizes, most = self.recipe, self.sizes, self.recipe.evaluate.max_prompts
-        subjects = 1 + len(recipe.policies) * len(recipe.seeds)
-        prompts, times = sizes.prompts("test", most), subjects * len(DECODINGS)
-        self._passes("test: likelihood", sizes.amount("test", most), subjects)
-        self._generation("test: completions", prompts, times, judges=True)
-        written = sizes.generated(prompts * times)
-        # Once more over the sampled half, by policy and reference, for the KL at another temperature than 1.
-        passes = len(logprob_columns(recipe)) + (recipe.evaluate.temperature != 1)
-        self._passes("test: log-probabilities of completions", written, passes)
+        recipe, sizes, most = self.recipe, self.sizes, self.recipe.test_prompts
+        policies, ways = len(recipe.policies) * len(recipe.seeds), len(recipe.decodings)
+        prompts = sizes.prompts("test", most)
+        self._passes("test: likelihood", sizes.amount("test", most), policies)  # the table has the reference's
+        self._generation("test: completions", prompts, (1 + policies) * ways, judges=True)
+        # Each has its own from the sampling. For the KL at another temperature than 1 the reference reads once more.
+        passes = len(logprob_columns(recipe)) - 1 + (recipe.evaluate.temperature != 1)
+        self._passes("test: log-probabilities of completions", sizes.generated(prompts * policies * ways), passes)
 
     def frontier(self, policies: list[Training]) -> None:
-        """KL of all completions by policy and reference, best-of-n of the reference, and judges of everything."""
-        prompts = self.sizes.prompts("validation", self.recipe.evaluate.max_selection_prompts)
+        """Best-of-n of the reference, and the judges of all completions."""
+        prompts = self.sizes.prompts("validation", self.recipe.selection_prompts)
         evaluations, written = sum(t.evaluations * t.runs for t in policies), self.sizes.generated(prompts)
-        self._passes("frontier: log-probabilities of completions", written, 2 * evaluations, "completions")
         self._generation("frontier: best of n of the reference", prompts, max(COUNTS))
         self._rewards("frontier: judges", written, evaluations + max(COUNTS), ("judge",))
 

@@ -13,7 +13,7 @@ from leftover.data.records import FILLED
 from leftover.data.rows import as_prompt
 from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
-from leftover.models.reference import autocast, reference_pass
+from leftover.models.reference import reference_pass
 from leftover.recipe.data_section import Constant
 from leftover.rewards.sum import as_array
 
@@ -58,19 +58,19 @@ def draw(
 ) -> list[Sample]:
     """`n` completions of each prompt, one after the other; `copies`: see `leftover.models.generate.generate`."""
     repeated = [i for i in range(len(prompts)) for _ in range(decoding.n)]
-    with autocast(next(model.parameters()).device, source.compute_dtype):
-        completions, _ = generate(
-            model,
-            source.tokenizer,
-            [prompt_ids[i] for i in repeated],
-            max_new_tokens=decoding.max_new_tokens,
-            sample=decoding.sample,
-            temperature=decoding.temperature,
-            batch_size=decoding.batch_size,
-            seed=decoding.seed,
-            copies=copies,
-            description="batches",
-        )
+    completions = generate(
+        model,
+        source.tokenizer,
+        [prompt_ids[i] for i in repeated],
+        max_new_tokens=decoding.max_new_tokens,
+        sample=decoding.sample,
+        temperature=decoding.temperature,
+        batch_size=decoding.batch_size,
+        seed=decoding.seed,
+        copies=copies,
+        compute_dtype=source.compute_dtype,
+        description="batches",
+    ).ids
     ends = end_ids(model)
     return [
         Sample(

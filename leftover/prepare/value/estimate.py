@@ -136,6 +136,7 @@ def _reference_samples(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The definition: regress rewards of the reference's own completions on prompt features."""
     available = np.flatnonzero(prompts.is_train)
+    assert isinstance(settings.num_prompts, int), "auto depends on the recipe's model"
     chosen = np.sort(np.random.default_rng(seed).permutation(available)[: settings.num_prompts])
     targets = sample_rewards(prompts.first[chosen])
     prompts.keep_hidden(chosen, settings)

@@ -18,7 +18,6 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
 from leftover.models.generate import end_ids, generate
-from leftover.models.reference import autocast
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.own_rows import Rows
@@ -125,17 +124,17 @@ class PPOTrainer(PolicyTrainer):
         """The policy's completions of prompts, scored by the reward function, the policy and the reference."""
         args, policy, tokenizer = self.args, self.accelerator.unwrap_model(self.model), self.processing_class
         prompt_ids = [list(row["prompt_ids"]) for row in rows]
-        with autocast(next(policy.parameters()).device, args.compute_dtype):
-            completion_ids, texts = generate(
-                policy,
-                tokenizer,
-                prompt_ids,
-                max_new_tokens=args.max_completion_length,
-                sample=True,
-                temperature=args.temperature,
-                batch_size=args.rollout_batch_size,
-                seed=seed,
-            )
+        completion_ids, texts, _ = generate(
+            policy,
+            tokenizer,
+            prompt_ids,
+            max_new_tokens=args.max_completion_length,
+            sample=True,
+            temperature=args.temperature,
+            batch_size=args.rollout_batch_size,
+            seed=seed,
+            compute_dtype=args.compute_dtype,
+        )
         scores = self.reward_func([as_prompt(row["prompt"], row["conversational"]) for row in rows], texts)
         written = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompt_ids, completion_ids, strict=True)]
         score = partial(

@@ -17,7 +17,6 @@ from leftover import cli
 from leftover.commands.compare.frontier import frontier, make_strengths, strength_policies
 from leftover.commands.compare.methods import Entry
 from leftover.commands.compare.run import Options, compare
-from leftover.demo.grammar import score_answers
 from leftover.errors import UserError
 from leftover.evaluation.frontier import best_of_n_kl
 from leftover.recipe.files import make_recipe
@@ -63,16 +62,18 @@ def test_every_strength_of_every_method_has_its_checkpoints_as_points(finished: 
         (policy, "0", step) for policy in POLICIES for step in ("2", "4")
     ]
     assert {row["policy"]: row["objective_settings.beta"] for row in rows}["a_lol_kl/beta-0.3"] == "0.3"
-    rates = {p: json.loads((folder / "manifest.json").read_text())[f"policy {p}, seed 0"] for p in POLICIES[:3]}
-    found = [entry["key"]["settings"]["learning_rate"] for entry in rates.values() if "learning_rate" in entry["key"]["settings"]]
-    assert sorted(found) == pytest.approx([0.009, 0.03, 0.09]) or found == pytest.approx([0.009, 0.09])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rates = [manifest[f"policy {policy}, seed 0"]["key"]["settings"]["learning_rate"] for policy in POLICIES[:3]]
+    assert rates == pytest.approx([0.03, 0.009, 0.09])
     assert results["measures"] == ["reward", "judge/long", "length"] and results["prompts"] == 16
 
 
 def test_a_point_is_what_its_checkpoint_wrote(finished: Any) -> None:
     folder, results = finished
     for policy in POLICIES:
-        own = folder / "policies" / policy / "seed-0"
+        own, judged = folder / "policies" / policy / "seed-0", defaultdict(list)
+        for record in lines(folder / f"frontier/{policy.replace('/', '_')}-seed-0.jsonl"):
+            judged[record["step"]].append(record["judge/long"])
         by_step = defaultdict(list)
         for record in lines(own / "evaluations.jsonl"):
             by_step[record["step"]].append(record)
@@ -82,12 +83,12 @@ def test_a_point_is_what_its_checkpoint_wrote(finished: Any) -> None:
         for step, records in by_step.items():
             assert len({record["group"] for record in records}) == len(records) == 16
             kl = np.mean([record["logprob"] - record["reference_logprob"] for record in records])
-            assert points[step]["kl"] == pytest.approx(kl) == pytest.approx(logged[step]["eval_kl"])
-            rewards = [record["reward"] for record in records]
-            assert points[step]["reward"] == pytest.approx(np.mean(rewards)) == pytest.approx(logged[step]["eval_reward/mean"])
-            assert points[step]["length"] == np.mean([record["tokens"] for record in records])
-            judged = [record for record in lines(folder / f"frontier/{policy.replace('/', '_')}-seed-0.jsonl") if record["step"] == step]
-            assert points[step]["judge/long"] == pytest.approx(np.mean([record["judge/long"] for record in judged]))
+            assert points[step]["kl"] == pytest.approx(kl) and kl == pytest.approx(logged[step]["eval_kl"])
+            reward = np.mean([record["reward"] for record in records])
+            assert points[step]["reward"] == pytest.approx(reward)
+            assert reward == pytest.approx(logged[step]["eval_reward/mean"])
+            assert points[step]["length"] == pytest.approx(np.mean([record["tokens"] for record in records]))
+            assert points[step]["judge/long"] == pytest.approx(np.mean(judged[step]))
             assert all(record["reward/leftover.demo.grammar:score_answers"] == record["reward"] for record in records)
 
 
@@ -129,7 +130,7 @@ def test_the_comparison_before_it_is_left_as_it_was_and_its_page_has_a_section(
     assert (folder / "policies/nll/seed-0/model.safetensors").is_file()
 
 
-def test_the_same_command_again_computes_nothing_and_another_method_only_its_own(
+def test_the_same_command_again_computes_nothing_and_others_only_what_is_new(
     finished: Any, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = trained_runs(monkeypatch)
@@ -138,21 +139,28 @@ def test_the_same_command_again_computes_nothing_and_another_method_only_its_own
     mine = make_recipe(content | {"output_dir": str(tmp_path / "run")})
     results, _ = frontier(mine, Options(methods=METHODS))
     assert results == finished[1] and not trained
-    results, _ = frontier(mine, Options(methods=f"{METHODS},wbc", grid=("learning_rate_factor=1.0,3.0",)))
-    # 1.0 is the rate as it is, under another name.
-    assert {name for name, _ in trained} & set(POLICIES) == set()
-    assert results["curves"]["nll"]["kl"][-1] > 0
+    results, _ = frontier(mine, Options(methods="nll,a_lol_seq", grid=("learning_rate_factor=3.0,9.0",)))
+    assert sorted(trained) == [
+        ("a_lol_seq/learning_rate_factor-3", 0),
+        ("a_lol_seq/learning_rate_factor-9", 0),
+        ("nll/learning_rate_factor-9", 0),
+    ]
+    assert list(results["curves"]) == ["best of n", "nll", "a_lol_seq"]
 
 
-def test_a_missing_file_of_a_policy_names_what_to_remove(
+def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
     finished: Any, content: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run/policies/nll/default/seed-0/evaluations.jsonl").unlink()
-    shutil.rmtree(tmp_path / "run/frontier")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    kept = {name: entry for name, entry in manifest.items() if not name.startswith("checkpoints of nll/default")}
-    (tmp_path / "run/manifest.json").write_text(json.dumps(kept))
+    del manifest["checkpoints of nll/default-seed-0"]
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    results, failed = frontier(make_recipe(content | {"output_dir": str(tmp_path / "run")}), Options(methods=METHODS))
+    assert [str(job) for job in failed] == list(results["failed"]) == ["nll/default-seed-0"]
+    assert re.search(r"evaluations\.jsonl is missing.*output_dir", results["failed"]["nll/default-seed-0"])
+    assert results["curves"]["a_lol_kl"] == finished[1]["curves"]["a_lol_kl"]
+    assert {point["policy"] for point in results["points"]} == {*POLICIES} - {"nll/default"}
 
 
 @pytest.mark.parametrize(
@@ -179,13 +187,12 @@ def test_a_dry_run_tells_strengths_runs_and_what_is_scored(
 ) -> None:
     mine = content | {"output_dir": str(tmp_path / "run")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(mine))
-    cli.main(["compare", str(tmp_path / "recipe.yaml"), "--methods", METHODS, "--frontier", "--seeds", "2", "--dry-run"])
+    options = ["--methods", METHODS, "--frontier", "--seeds", "2", "--dry-run"]
+    cli.main(["compare", str(tmp_path / "recipe.yaml"), *options])
     said = " ".join(capsys.readouterr().out.split())
     assert "12 runs in all, seeds 0, 1" in said
     assert "Strengths of a_lol_kl: its settings as they are; beta 0.03; beta 0.3" in said
     assert re.search(r"best of n of the reference │ 16 x \d+ completions", said)
-    # Two evaluations of each of 12 runs, read by policy and reference.
-    assert re.search(r"frontier: log-probabilities of completions │ 48 x 16", said)
     assert "test: completions" not in said and not (tmp_path / "run").exists()
 
 
@@ -217,7 +224,7 @@ def test_a_strength_that_a_method_has_already_is_trained_once() -> None:
     entry = Entry("mine", {"objective": "dpo", "objective_settings": {"beta": 0.3}}, "")
     strengths, policies = strength_policies([entry], make_strengths([entry], (), recipe()), recipe())
     assert list(strengths["mine"]) == list(policies) == ["mine/default", "mine/beta-0.03"]
-    assert policies["mine/default"] == entry.fields | {"eval_kl_prompts": 200}
+    assert policies["mine/default"] == entry.fields
 
 
 def test_a_strength_of_a_setting_that_a_method_has_not_names_the_method() -> None:
