@@ -58,6 +58,19 @@ def test_every_method_stands_with_its_settings_own_trial_and_source(name: str) -
     assert set(re.findall(r"\d{4}\.\d{5}", method.source)) <= set(re.findall(r"\d{4}\.\d{5}", source))
 
 
+def test_the_strengths_of_a_frontier_stand_as_the_methods_declare_them() -> None:
+    section = TEXT[TEXT.index("## The frontier") : TEXT.index("## Which rows")]
+    told: dict[str, tuple[str, list[float]]] = {}
+    for methods, knob, values in re.findall(r"^\| (.*?) \| (.*?) \| (.*?[\d]) \|$", section, flags=re.MULTILINE):
+        found = knob.strip("`"), [float(value.strip("× ")) for value in values.split(",")]
+        told |= dict.fromkeys(re.findall(r"`(\w+)`", methods) or ["all others"], found)
+    assert set(told) - {"all others"} <= set(METHODS)
+    for name, method in METHODS.items():
+        key, values = method.knob
+        setting = "the learning rate" if key == "learning_rate_factor" else key.rpartition(".")[2]
+        assert told.get(name, told["all others"]) == (setting, list(values)), name
+
+
 def test_nothing_stands_there_that_the_code_has_not() -> None:
     table = TEXT[TEXT.index("## The table") : TEXT.index("## Which rows")]
     assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == {*OBJECTIVES, *METHODS, *ONLINE}

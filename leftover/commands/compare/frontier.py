@@ -14,6 +14,7 @@ from leftover.commands.compare.trials import Trials, make_trials, read_grid
 from leftover.commands.compare.write import write_frontier
 from leftover.errors import UserError
 from leftover.evaluation.gather import scoring_caveats
+from leftover.monitoring.finite import plain
 from leftover.recipe.files import read_yaml
 from leftover.recipe.sections import Recipe
 from leftover.recipe.training_fields import check_policy
@@ -86,7 +87,7 @@ def _train(
         }
         for entry in chosen
     }
-    return {
+    results = {
         "name": run.recipe.name,
         "seeds": seeds,
         "budget": options.budget,
@@ -96,7 +97,8 @@ def _train(
         "num_runs": len(jobs),
         "scoring_caveats": scoring_caveats(run),
         **gather_curves(run, strengths, done),
-    }, failed
+    }
+    return plain(results), failed
 
 
 def make_strengths(entries: list[Entry], options: tuple[str, ...], recipe: Recipe) -> Trials:

@@ -42,7 +42,6 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
 
 def write_frontier(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write frontier.json, .csv, .svg and .md; and the page anew where the folder has one with results."""
-    results = plain(results)
     write_json(run.folder / FRONTIER, results)
     write_text(run.folder / "frontier.csv", as_csv(results["points"]))
     write_text(run.folder / "frontier.svg", frontier_svg(results))

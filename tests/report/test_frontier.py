@@ -1,0 +1,105 @@
+"""The frontier's pictures, tables and sentences, from made-up numbers of twenty methods."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from leftover.report.frontier import apart, colours, frontier_svg, frontier_view, level_grid, turns
+from leftover.report.svg import NEUTRAL, SERIES
+from tests.browser import visit
+
+METHODS = ["nll", "a_lol_seq", "dpo", "kto", *(f"method_{i}" for i in range(16))]
+
+
+def made_up(methods=METHODS):
+    curves, points = {"best of n": line([0, 0.2, 0.6, 1.2, 1.8], 1.0)}, []
+    for i, name in enumerate(methods):
+        curves[name] = line([0, 1, 2, 4, 3 + i], 0.3 + 0.05 * i)
+        points += [
+            {"method": name, "kl": kl + 0.1, "reward": r, "judge/j": r, "length": r, "step": 1}
+            for kl, r in zip(curves[name]["kl"][1:], curves[name]["reward"][1:], strict=True)
+        ]
+    at = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    turn = {"kl": 4.0, "best_kl": 2.0, "judge": at | {"mean": -0.5}, "reward": at}
+    return {
+        "name": "made up",
+        "prompts": 128,
+        "families": 100,
+        "seeds": [0],
+        "levels": [1.0, 8.0],
+        "measures": ["reward", "judge/j", "length"],
+        "curves": curves,
+        "points": points,
+        "table": {m: {name: [at, None] for name in curves} for m in ("reward", "judge/j", "length")},
+        "over_optimised": {"judge/j": {"dpo": turn}},
+        "scoring_caveats": [],
+    }
+
+
+def line(kl, slope):
+    values = [slope * x**0.5 for x in kl]
+    return {"kl": kl, "reward": values, "judge/j": values, "length": values}
+
+
+def test_names_stand_apart_and_as_near_to_their_lines_as_they_can():
+    assert apart([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert apart([0.5, 0.5, 0.55], 0.1) == pytest.approx([0.5, 0.6, 0.7])
+    assert apart([0.95, 0.97, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])  # not above the picture
+    crowded = apart([0.5] * 30, 0.05)
+    assert np.diff(crowded) == pytest.approx([0.05] * 29)
+
+
+def test_of_many_methods_the_main_ones_have_a_colour_and_the_others_are_grey():
+    found = colours(METHODS)
+    assert list(found) == METHODS
+    assert {name for name, color in found.items() if color != NEUTRAL} == {"nll", "a_lol_seq", "dpo", "kto"}
+    assert len({found[name] for name in METHODS[:4]}) == 4
+    few = colours(METHODS[-8:])
+    assert list(few.values()) == list(SERIES)
+
+
+def test_the_picture_has_a_panel_a_measure_and_every_name_in_each():
+    svg = ElementTree.fromstring(frontier_svg(made_up()))
+    texts = ["".join(e.itertext()) for e in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert [texts.count(name) for name in ("best of n", "a_lol_seq", "method_15")] == [3, 3, 3]
+    assert [texts.count(title) for title in ("Reward", "Judge j", "Length")] == [1, 1, 1]
+    classes = " ".join(e.get("class", "") for e in svg.iter())
+    assert "stroke-neutral" in classes and "stroke-series-3" in classes and "#000" not in classes
+
+
+def test_a_level_that_is_not_reached_is_a_dash_and_the_farthest_is_told():
+    grid = level_grid(made_up(["nll"]), "reward")
+    assert grid.header == ["method", "KL 1", "KL 8", "farthest KL"]
+    assert grid.cells == [
+        ["best of n", "0.500 [0.250, 0.750]", "–", "1.8"],
+        ["nll", "0.500 [0.250, 0.750]", "–", "4.0"],
+    ]
+
+
+def test_who_over_optimises_is_said_with_both_differences():
+    (said,) = turns(made_up())
+    assert said.startswith("dpo is over-optimised from KL 4.0 on") and "at KL 2.0" in said
+    assert "-0.500 [+0.250, +0.750]" in said and "+0.500 [+0.250, +0.750]" in said
+
+
+def test_points_that_no_picture_shows_are_told():
+    far = made_up(["nll"])
+    far["curves"]["nll"]["kl"][-1] = 50.0
+    assert any("nll: points beyond KL 20" in caveat for caveat in frontier_view(far)["caveats"])
+    assert not any("beyond" in caveat for caveat in frontier_view(made_up(["nll"]))["caveats"])
+
+
+def test_the_picture_alone_is_light_or_dark_as_the_reader_has_it(browser, tmp_path):
+    (tmp_path / "frontier.svg").write_text(frontier_svg(made_up()), encoding="utf-8")
+    found = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        visit(browser, tmp_path / "frontier.svg")
+        style = "getComputedStyle(document.querySelector('{}')).{}"
+        wanted = style.format("svg", "backgroundColor"), style.format(".stroke-series-0", "stroke")
+        found[scheme] = browser.execute_script(f"return [{', '.join(wanted)}]")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert found["light"] == ["rgb(255, 255, 255)", "rgb(11, 122, 112)"]
+    assert found["dark"] == ["rgb(27, 30, 33)", "rgb(63, 196, 179)"]
