@@ -1,5 +1,6 @@
 """What a recipe would download, compute and hold: everything that the dry run prints."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from leftover.prepare.readers import extra_blocks, num_reference_samples
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.names import logprob_columns
-from leftover.training.run import MAX_LIKELIHOOD_ROWS
+from leftover.training.run import VALIDATION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,18 @@ def estimate_run(
     if evaluates:
         costs.evaluate()
     trainings, packages = references + policies, missing_packages(recipe)
-    notes = list(_notes(reward, sizes, sources, trainings))
+    notes = [*_around(costs.lines), *_notes(reward, sizes, sources, trainings)]
     return Estimate(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes)
+
+
+def _around(lines: list[Work]) -> Iterator[str]:
+    """What surrounds the steps of training, in their own measure."""
+    steps = [line.operations for line in lines if line.what.startswith("train ")]
+    around = [line.operations for line in lines if re.match(r"validation|test|reference log-prob", line.what)]
+    known = [operations for operations in (*steps, *around) if operations is not None]
+    if around and sum(filter(None, steps)) and len(known) == len(steps) + len(around):
+        share = sum(filter(None, around)) / sum(filter(None, steps))
+        yield f"Validation, tests and log-probabilities take {share:.0%} of the operations of the training steps."
 
 
 def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
@@ -123,7 +134,7 @@ class _Costs:
         self._rewards("rewards of the rows", rows)
         for reference in references:
             self._training("reference", [reference])
-            validation = sizes.amount("validation", most_rows=MAX_LIKELIHOOD_ROWS)
+            validation = sizes.amount("validation", most_tokens=VALIDATION_TOKENS)
             self._passes("validation of the reference", validation, reference.evaluations)
         self._passes("reference log-probabilities", rows)
         if needs_value(recipe) and value_targets(recipe, reward) == "reference_samples":
