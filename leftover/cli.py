@@ -36,6 +36,9 @@ for _command in (compare, generate, judge):
 _RECIPE = click.argument("recipe", type=click.Path())
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be downloaded and computed, and run nothing.")
+_QUICK = click.option(
+    "--quick", is_flag=True, help="A first look: one checkpoint evaluation, 64 test prompts, sampled completions only."
+)
 _PUSH = click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the policy to the Hub, public unless --private.")
 _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 
@@ -43,14 +46,18 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 @cli.command()
 @_RECIPE
 @_SET
+@_QUICK
 @_DRY_RUN
 @_PUSH
 @_PRIVATE
-def run(recipe: str, overrides: tuple[str, ...], dry_run: bool, push_to_hub: str | None, private: bool) -> None:
+def run(
+    recipe: str, overrides: tuple[str, ...], quick: bool, dry_run: bool, push_to_hub: str | None, private: bool
+) -> None:
     """Prepare, train, evaluate and report. Continues where it stopped."""
     from leftover.publish.hub import targets, with_push
+    from leftover.recipe.files import QUICK
 
-    loaded = with_push(_load(recipe, overrides), push_to_hub, private)
+    loaded = with_push(_load(recipe, (*QUICK * quick, *overrides)), push_to_hub, private)
     _run_stages(loaded, "report", dry_run)
     for target in targets(loaded) if dry_run else ():
         click.echo(f"Then '{target.policy}' would be pushed to '{target.hub_id}'.")

@@ -1,42 +1,12 @@
-"""Memory: how much a run takes, and keeping on a CPU what every step frees and allocates again."""
+"""Memory: how much a run takes."""
 
 import contextlib
-import ctypes
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
-
-# Numbers of <malloc.h>.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_LARGEST = 2**31 - 1
-# Where glibc's adaptive thresholds end up in a process that frees large blocks; 65,536 is its default.
-_AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[bool]:
-    """Inside, glibc keeps the memory that tensors free; at the end the system gets it back.
-
-    Gradients and logits of a large vocabulary are tens of megabytes, freed and allocated at every step. By default each
-    is mapped again, with a page fault at the first touch of every page; PyTorch has a cache for this on GPUs only.
-
-    Yields whether the C library has these settings; only glibc does.
-    """
-    known = False
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
-        known = bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, _LARGEST))
-    try:
-        yield known
-    finally:
-        if known:
-            for setting, value in _AFTERWARDS:
-                library.mallopt(setting, value)
-            library.malloc_trim(0)
-
 
 _STATUS, _CLEAR, _STATM = (Path("/proc/self") / name for name in ("status", "clear_refs", "statm"))
 

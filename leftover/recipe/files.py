@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 _NAMED = ("name", "policies", "reward", "evaluate.judges", "evaluate=")
 
 
+# What `--quick` sets, before any override: one evaluation at the end of a training, and few test prompts. Of the
+# preparation it changes nothing, so that a run without it reuses the table and the reference.
+QUICK = (
+    "train.eval_strategy=steps", "train.eval_steps=0.999999", "train.save_strategy=steps", "train.save_steps=0.999999",
+    "evaluate.max_selection_prompts=64", "evaluate.max_prompts=64", "evaluate.primary=sampled",
+    "evaluate.decodings=[sampled]",
+)  # fmt: skip
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader; 1e-5 is the number it is (YAML 1.1 wants 1.0e-5), and a key given twice is an error."""
 

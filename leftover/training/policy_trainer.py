@@ -11,7 +11,6 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
@@ -22,7 +21,6 @@ from leftover.models.load import add_adapter, align_generation_config, disable_d
 from leftover.models.probe import check_causal, check_trainable
 from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
 from leftover.monitoring.finite_training import FiniteTrainer
-from leftover.monitoring.memory import freed_memory_kept
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
 from leftover.prepare.in_memory import chat_of
@@ -137,12 +135,6 @@ class PolicyTrainer(FiniteTrainer):
             args.greater_is_better = higher_is_better(asked)
             log.warning("the best checkpoint is chosen by eval_%s: metric_for_best_model names another", asked)
         args.metric_for_best_model = f"eval_{produced_metric(asked, names)}"
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """`Trainer.train`; on a CPU, freed memory is kept for the next step."""
-        on_cpu = self.args.device.type == "cpu"
-        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

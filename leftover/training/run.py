@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from leftover.errors import UserError, located
 from leftover.models.load import save_model
@@ -36,8 +36,8 @@ from leftover.training.trainer import LoLTrainer
 
 log = logging.getLogger(__name__)
 
-# Validation rows that choose the reference's checkpoint. More cost time and change nothing.
-MAX_LIKELIHOOD_ROWS = 2000
+# Tokens of the validation rows that choose the reference's checkpoint. More cost time and change nothing.
+VALIDATION_TOKENS = 20_000
 
 
 def fit_reference(run: Run) -> None:
@@ -59,16 +59,23 @@ def fit_reference(run: Run) -> None:
     if run.manifest.begin("reference", key, partial(run.discard, folder)).finished:
         return
     validation = split_rows(run.table, "validation", ())
-    chosen = np.random.default_rng(run.seed).permutation(len(validation))[:MAX_LIKELIHOOD_ROWS]
     facts = _train(
         run,
         folder,
         run.models.base(),
         reference_args(recipe, run.folder),
         split_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
-        validation.select(np.sort(chosen)),
+        validation.select(_sample(validation, VALIDATION_TOKENS, run.seed)),
+        stops_early=True,
     )
     run.manifest.finish("reference", **facts)
+
+
+def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
+    """Places of rows drawn at random, as many as have `num_tokens` together; at least one."""
+    lengths = sum(np.array([len(ids) for ids in rows[name]]) for name in ("prompt_ids", "completion_ids"))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return np.sort(order[: max(1, int((lengths[order].cumsum() <= num_tokens).sum()))])
 
 
 def train_all(run: Run) -> None:
@@ -145,12 +152,18 @@ def _train(
     validation: Dataset,
     reward_func: Callable | None = None,
     r2: float | None = None,
+    stops_early: bool = False,
 ) -> dict[str, Any]:
-    """Train `model`, save the chosen checkpoint in `folder`; returns the facts for the manifest."""
+    """Train `model`, save the chosen checkpoint in `folder`; returns the facts for the manifest.
+
+    `stops_early`: once an evaluation is worse than the best one.
+    """
     trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
     callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs)]
     if reward_func is not None:
         callbacks.append(EvaluationsFile(evaluations_path(folder)))
+    if stops_early and args.load_best_model_at_end:
+        callbacks.append(EarlyStoppingCallback())
     lora = run.models.lora_config()
     trainer = trainer_class(model, args, rows, validation, reward_func, run.models.tokenizer, lora, callbacks=callbacks)
     if r2 is not None and isinstance(trainer, LoLTrainer):

@@ -1,6 +1,7 @@
 """`LoLTrainer`: transformers' Trainer with our loss, our order of the data and our evaluation."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,23 @@ from leftover.training.selection import run_order, selection, total_weights, tra
 __all__ = ["LoLConfig", "LoLTrainer"]
 
 log = logging.getLogger(__name__)
+
+
+# What the layers keep of a token for the backward pass, in numbers of the hidden size; what all may hold, in bytes.
+_KEPT, _PART_BYTES = 16, 2**30
+
+
+def part_size(args: LoLConfig, rows: int, tokens: int, layers: int, hidden: int) -> int:
+    """How many rows of a batch, each of `tokens`, pass through the model at once: all, or equal parts of them.
+
+    A CPU gains nothing from large batches: there a pass holds about a gigabyte for its gradient at most. Groups are
+    not parted, and the released code divides by the micro-batch.
+    """
+    whole = objective_of(args).unit == "group" or args.released_code or args.gradient_checkpointing
+    if whole or not args.use_cpu:
+        return rows
+    most = max(1, _PART_BYTES // (4 * _KEPT * layers * hidden * tokens))
+    return math.ceil(rows / math.ceil(rows / most))
 
 
 class LoLTrainer(TrainsAlong):
@@ -151,6 +169,26 @@ class LoLTrainer(TrainsAlong):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the objective's losses over the units of the whole optimizer step."""
+        parted = self.model.training and num_items_in_batch is not None and not return_outputs
+        *first, last = self._parts(inputs) if parted else [inputs]
+        done = torch.zeros((), device=self.args.device)
+        for part in first:  # its gradient is added here, and what its pass held is freed
+            loss = self._loss(model, part, False, num_items_in_batch)
+            self.accelerator.backward(loss)
+            done += loss.detach()
+        found = self._loss(model, last, return_outputs, num_items_in_batch)
+        return found + done if first else found
+
+    def _parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """A batch in the parts of `part_size`, whose gradients add up to its own."""
+        config, rows = self.accelerator.unwrap_model(self.model).config.get_text_config(), len(inputs["group"])
+        longest = int((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).max())
+        size = part_size(self.args, rows, longest, config.num_hidden_layers, config.hidden_size)
+        return [{k: v[i : i + size] for k, v in inputs.items()} for i in range(0, rows, size)]
+
+    def _loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool, num_items_in_batch: Tensor | int | None
+    ) -> Any:
         batch = self.completion_batch(completion_logprobs(model, inputs, overwrite_logits=True), inputs)
         batch = self.with_extras(model, inputs, batch)
         losses = self.objective.loss(batch, self.settings)

@@ -66,10 +66,6 @@ def smoke_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 def smoke_dry_run_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    # Not switched off for the tests behind this one.
-    from leftover.training import policy_trainer
-
-    monkeypatch.setattr(policy_trainer, "freed_memory_kept", policy_trainer.freed_memory_kept)
     monkeypatch.setattr(dry_run_memory, "ROWS", 1)
     monkeypatch.setattr(dry_run_memory, "VOCABULARY", 600)  # of the demonstration's tokenizer
     for what in ("planned", "tensors", "process"):

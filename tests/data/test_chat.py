@@ -386,11 +386,11 @@ def test_generation_stops_at_every_end_and_its_text_holds_none(chat_model: Calla
     for text in ("</s>", "<|turn|>", "<|im_end|>", "."):
         end = own.convert_tokens_to_ids(text)
         with Dictated(model, [*words, end, *words]):
-            ids, texts = generate(model, own, prompt_ids, max_new_tokens=len(words) + 3)
+            ids, texts, _ = generate(model, own, prompt_ids, max_new_tokens=len(words) + 3)
         assert (ids, texts) == ([[*words, end]], ["Check it now"]), text
     other = own.convert_tokens_to_ids("<think>")
     with Dictated(model, [*words, other, *words]):
-        ids, _ = generate(model, own, prompt_ids, max_new_tokens=len(words) + 3)
+        ids, *_ = generate(model, own, prompt_ids, max_new_tokens=len(words) + 3)
     assert ids == [[*words, other, *words[:2]]]
 
 

@@ -32,6 +32,7 @@ def test_records_hold_the_log_probabilities_of_the_sampling_and_whether_it_came_
 ) -> None:
     ends = tokenizer.convert_ids_to_tokens(list(range(10, len(tokenizer), 4)))
     settings = {"temperature": temperature, "max_new_tokens": LIMIT, "max_prompts": 30}
+    settings |= {"decodings": ["greedy", "sampled"]}
     train = {"learning_rate": 1e-2}
     recipe = make_recipe(tiny_recipe(tmp_path, evaluate=settings, train=train, model={"end_tokens": ends}))
     results = run(recipe)
@@ -43,16 +44,19 @@ def test_records_hold_the_log_probabilities_of_the_sampling_and_whether_it_came_
     records = read_completions(this.folder, "a_lol_seq-seed-0")
     at_the_limit, log_ratios = 0, []
     for decoding, of_decoding in (("sampled", temperature), ("greedy", 1.0)):
-        ids, _ = generate(
+        ids = generate(
             policy, tokenizer, prompts, max_new_tokens=LIMIT, sample=decoding == "sampled", temperature=of_decoding
-        )
+        ).ids
         written = [record for record in records if record["decoding"] == decoding]
         for prompt, completion, record in zip(prompts, ids, written, strict=True):
             ended = completion[-1] in end_ids(policy)
             at_the_limit += ended and len(completion) == LIMIT
             assert record["ended"] == ended
-            assert record["logprob"] == pytest.approx(logprob(policy, prompt, completion, 1.0), abs=1e-4)
-            assert ("sampler_logprob" in record) == (decoding == "sampled" and temperature != 1)
+            column = "sampler_logprob" if of_decoding != 1 else "logprob"
+            assert record[column] == pytest.approx(logprob(policy, prompt, completion, of_decoding), abs=1e-4)
+            of_reference = logprob(reference, prompt, completion, 1.0)
+            assert record["reference_logprob"] == pytest.approx(of_reference, abs=1e-4)
+            assert "base_logprob" not in record
             if decoding == "sampled":
                 own, start = (logprob(model, prompt, completion, temperature) for model in (policy, reference))
                 log_ratios.append(own - start)

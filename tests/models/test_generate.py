@@ -46,7 +46,7 @@ def test_greedy_completions_do_not_depend_on_batches_or_rounds(model, tokenizer,
     assert len(lengths) > 3 and 24 in lengths, "some end early and some not at all"
     for batch_size, stragglers in ((4, 0.5), (8, 0.25), (30, 1.0), (8, 0.0)):
         monkeypatch.setattr(generation, "_STRAGGLERS", stragglers)
-        ids, _ = generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=batch_size)
+        ids, *_ = generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=batch_size)
         assert ids == expected
 
 
@@ -90,7 +90,7 @@ def test_a_batch_does_not_wait_for_its_stragglers(model, tokenizer, monkeypatch)
 
 def test_no_completion_is_longer_than_asked_for(model, tokenizer, monkeypatch):
     monkeypatch.setattr(generation, "_STRAGGLERS", 0.5)
-    ids, _ = generate(model, tokenizer, PROMPTS, max_new_tokens=7, batch_size=4, sample=True)
+    ids, *_ = generate(model, tokenizer, PROMPTS, max_new_tokens=7, batch_size=4, sample=True)
     assert max(map(len, ids)) == 7 and min(map(len, ids)) >= 1
 
 
@@ -116,6 +116,22 @@ def test_a_sampled_completion_depends_neither_on_batches_nor_on_the_order_of_row
         assert sampled(model, tokenizer, batch_size=batch_size) == expected
     assert sampled(model, tokenizer, PROMPTS[::-1], batch_size=4)[::-1] == expected
     assert sampled(model, tokenizer, PROMPTS[5:6]) == expected[5:6]
+
+
+@pytest.mark.parametrize(("sample", "temperature"), [(True, 1.0), (True, 0.5), (False, 1.0)])
+def test_every_token_comes_with_the_log_probability_that_it_was_chosen_by(
+    sample, temperature, model, tokenizer, monkeypatch
+):
+    """That of a plain pass over the whole row, whatever batch and round the token was written in."""
+    monkeypatch.setattr(generation, "_STRAGGLERS", 0.5)
+    settings = {"max_new_tokens": 24, "sample": sample, "temperature": temperature, "batch_size": 8}
+    written = generate(model, tokenizer, PROMPTS, **settings)
+    for prompt, ids, logprobs, total in zip(PROMPTS, written.ids, written.logprobs, written.sums, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.from_numpy(logprobs), expected, atol=1e-4, rtol=1e-4)
+        assert total == pytest.approx(float(expected.sum()), abs=1e-3)
 
 
 def test_equal_prompts_get_completions_of_their_own_which_their_numbers_give_back(model, tokenizer):

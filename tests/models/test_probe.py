@@ -147,7 +147,7 @@ def test_virtual_tokens_shift_no_log_probability(config: Any, base: str, tokeniz
     for i, row in enumerate(ROWS):
         torch.testing.assert_close(torch.from_numpy(logprobs[i]), plainly(model, row)[0], atol=1e-5, rtol=0)
     prompts = [[5, 6, 7, 8, 9], [15, 16], [20]]
-    found, _ = generate(model, tokenizer, prompts, max_new_tokens=6)
+    found, *_ = generate(model, tokenizer, prompts, max_new_tokens=6)
     for prompt, completion in zip(prompts, found, strict=True):
         for token in completion:
             with torch.no_grad():

@@ -253,7 +253,7 @@ def test_a_policy_called_data_stands_beside_the_datas_completions(folder: Path) 
     lines = read_completions(folder, "nll-seed-0")
     group = lines[0]["group"]
     row = {"group": group, "source": None, "prompt": "p", "conversational": False, "completion": "of the data"}
-    shown = side_by_side([row], {"reference": {0: lines}, "data": {0: lines}}, "data", "sampled", 0)
+    shown = side_by_side([row], {"reference": {0: lines}, "data": {0: lines}}, "data", ["sampled"], 0)
     assert shown["names"] == ["data", "reference", "data (policy)"] and shown["main"] == "data (policy)"
     assert shown["prompts"][0]["data"] == ["of the data", None]
     assert set(shown["prompts"][0]["sampled"]) == {"reference", "data (policy)"}

@@ -171,7 +171,7 @@ def test_completions_are_of_the_first_seed_of_the_recipe_and_rounded_for_the_pag
         "reference": {3: [record(0, 0.123456)]},
         "p": {1: [record(0, 1.0, text="seed 1")], 3: [record(0, 2.0, text="seed 3")]},
     }
-    found = side_by_side(rows, records, "p", "sampled", seed=3)
+    found = side_by_side(rows, records, "p", ["sampled"], seed=3)
     assert found["prompts"][0]["sampled"]["p"][0] == "seed 3" and found["names"] == ["data", "reference", "p"]
     shown = unpacked(embed(found, 10_000))["prompts"][0]
     assert shown["data"] == ["own", None] and shown["sampled"]["reference"] == ["t", 0.1235, 3, True, []]

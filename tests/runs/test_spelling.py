@@ -53,7 +53,7 @@ train:
   lr_scheduler_type: constant
   lr_scheduler_kwargs: {}
   rows: auto
-  eval_steps: 1.0e-1
+  eval_steps: 2.0e-1
   save_strategy: steps
   max_completion_length: 8
   logging_steps: 3

@@ -1,7 +1,10 @@
 """The trainer against a plain loop, under every split of a batch, and for raw rows without a recipe."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -473,23 +476,27 @@ def test_evaluate_on_recorded_rewards_tells_the_log_ratio(tiny_llama_path: str, 
         trainer.evaluate()
 
 
-def test_memory_that_a_step_frees_is_not_faulted_in_again() -> None:
-    import resource
+_FAULTS = """
+import resource, leftover, torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
-    from leftover.monitoring.memory import freed_memory_kept
 
-    def faults_of_a_buffer() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.zeros(16 * 2**20)  # 64 MiB: 16,384 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def test_large_tensors_on_a_cpu_lie_on_huge_pages() -> None:
+    """64 MiB are 16,384 pages of memory, and 32 huge ones."""
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not huge.is_file() or "[never]" in huge.read_text():
+        pytest.skip("this system has none")
+    usual = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}  # set by `leftover`
 
-    with freed_memory_kept() as known:
-        if not known:
-            pytest.skip("the C library is not glibc")
-        for _ in range(8):
-            faults_of_a_buffer()
-        assert faults_of_a_buffer() < 1000
-    assert faults_of_a_buffer() > 10_000, "afterwards the system gets it back"
+    def faults(**wish: str) -> int:
+        command = [sys.executable, "-c", _FAULTS]
+        return int(subprocess.run(command, env=usual | wish, capture_output=True, check=True).stdout)
+
+    assert faults() < 4_000
+    assert faults(THP_MEM_ALLOC_ENABLE="0") > 10_000, "the user's own choice is left"
 
 
 def weights_of_rows(path: str, tokenizer: Any, rows: datasets.Dataset, folder: Path, monkeypatch: Any, **settings: Any):

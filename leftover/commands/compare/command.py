@@ -37,15 +37,18 @@ from leftover.monitoring.terminal import set_up_logging
     is_flag=True,
     help="Train every method at several strengths, with one seed by default, and draw reward and judges against KL.",
 )
+@click.option("--quick", is_flag=True, help="A first look: one checkpoint evaluation, 64 test prompts, sampled only.")
 @click.option(
     "--dry-run", is_flag=True, help="Print methods, updates, trials and what does not apply, and run nothing."
 )
-def compare(recipe: str, overrides: tuple[str, ...], frontier: bool, dry_run: bool, **options: Any) -> None:
+def compare(
+    recipe: str, overrides: tuple[str, ...], frontier: bool, quick: bool, dry_run: bool, **options: Any
+) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
     from leftover.commands.compare.run import Options, compare
-    from leftover.recipe.files import load_recipe
+    from leftover.recipe.files import QUICK, load_recipe
 
-    loaded, asked = load_recipe(recipe, list(overrides)), Options(**options)
+    loaded, asked = load_recipe(recipe, [*QUICK * quick, *overrides]), Options(**options)
     set_up_logging()
     if dry_run:
         from leftover.commands.compare.dry_run import dry_run as print_estimate

@@ -1,5 +1,6 @@
 """What a recipe would download, compute and hold: everything that the dry run prints."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from leftover.prepare.readers import extra_blocks, num_reference_samples
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.names import logprob_columns
-from leftover.training.run import MAX_LIKELIHOOD_ROWS
+from leftover.training.run import VALIDATION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def estimate_run(
     settings = training_settings(recipe, policies=trains)
     rows = read(recipe) if rows is None else rows
     check_recorded(recipe, rows)
-    sizes, sources = Sizes(recipe, rows), list_sources(recipe, judges=evaluates)
+    sizes, sources = Sizes(recipe, rows), list_sources(recipe, judges=evaluates or frontier)
     trainings = [estimate_training(name, own.args, sizes) for name, own in settings.items()]
     references = [training for training in trainings if training.name == "reference"]
     policies = [replace(t, runs=num_runs or len(recipe.seeds)) for t in trainings if t.name != "reference"]
@@ -94,8 +95,18 @@ def estimate_run(
     if frontier:
         costs.frontier(policies)
     trainings, packages = references + policies, missing_packages(recipe)
-    notes = list(_notes(reward, sizes, sources, trainings))
+    notes = [*_around(costs.lines), *_notes(reward, sizes, sources, trainings)]
     return Estimate(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes)
+
+
+def _around(lines: list[Work]) -> Iterator[str]:
+    """What surrounds the steps of training, in their own measure."""
+    steps = [line.operations for line in lines if line.what.startswith("train ")]
+    around = [line.operations for line in lines if re.match(r"validation|test|reference log-prob", line.what)]
+    known = [operations for operations in (*steps, *around) if operations is not None]
+    if around and sum(filter(None, steps)) and len(known) == len(steps) + len(around):
+        share = sum(filter(None, around)) / sum(filter(None, steps))
+        yield f"Validation, tests and log-probabilities take {share:.0%} of the operations of the training steps."
 
 
 def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: list[Training]) -> Iterator[str]:
@@ -131,7 +142,7 @@ class _Costs:
         self._rewards("rewards of the rows", rows)
         for reference in references:
             self._training("reference", [reference])
-            validation = sizes.amount("validation", most_rows=MAX_LIKELIHOOD_ROWS)
+            validation = sizes.amount("validation", most_tokens=VALIDATION_TOKENS)
             self._passes("validation of the reference", validation, reference.evaluations)
         self._passes("reference log-probabilities", rows)
         if needs_value(recipe) and value_targets(recipe, reward) == "reference_samples":

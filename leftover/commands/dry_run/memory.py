@@ -15,8 +15,10 @@ from leftover.commands.dry_run.work import Sizes
 from leftover.models.load import torch_dtype
 from leftover.models.logprobs import CHUNK_ELEMENTS
 from leftover.models.reference import pass_tokens
+from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.runs.names import logprob_columns
+from leftover.training.trainer import part_size
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +54,17 @@ def optimizer_bytes(shape: Shape, optimizer: str) -> int:
 def training_bytes(traced: Traced, shape: Shape, settings: Settings, tokens: tuple[int, int]) -> int:
     """The peak of a training step beside weights and optimizer; `tokens`: fed and with logits, of every row."""
     args = settings.args
-    rows = args.per_device_train_batch_size
+    rows = at_once = args.per_device_train_batch_size
     if max_tokens := getattr(args, "max_tokens_per_batch", None):
-        rows = max(1, max_tokens // (tokens[0] + 1))
+        rows = at_once = max(1, max_tokens // (tokens[0] + 1))
+    if isinstance(args, LoLConfig):
+        at_once = part_size(args, rows, tokens[0] + 1, shape.layers, shape.hidden)
     peak = traced.training_step(
-        rows,
+        at_once,
         *tokens,
         checkpointing=bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or True),
         compute_dtype=settings.dtype,
-        accumulated=args.gradient_accumulation_steps > 1,
+        accumulated=args.gradient_accumulation_steps > 1 or at_once < rows,
     )
     return peak + shape.unpacked_bytes
 
@@ -70,6 +74,23 @@ def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_d
     rows = max(1, pass_tokens(torch.device("cuda")) // (tokens[0] + 1))
     chunk = 4 * min(CHUNK_ELEMENTS["cuda"], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
     return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + shape.unpacked_bytes
+
+
+def writing_bytes(
+    traced: Traced, shape: Shape, dtype: str, compute_dtype: str | None, rows: int, prompt: int, new: int
+) -> int:
+    """The peak of writing `rows` completions of `new` tokens: of reading the prompts, or of the last token.
+
+    Keys keep the dtype of the weights, values that of the products. While a layer's are lengthened by a token the old
+    ones stand beside the new, and each head gets its own. A token is chosen among the vocabulary in float32 and float64.
+    """
+    width = (torch_dtype(dtype).itemsize + torch_dtype(compute_dtype or dtype).itemsize) / 2
+    token = rows * shape.key_values * width  # keys and values of a layer
+    cast = 0 if compute_dtype in (None, dtype) else torch_dtype(compute_dtype).itemsize * (shape.trunk + shape.head)
+    chosen = rows * shape.vocabulary * 24
+    reading = traced.forward(rows, prompt, 1, compute_dtype=compute_dtype) + prompt * shape.layers * token
+    last = (prompt + new) * token * (shape.layers + 1 + 2 * shape.heads_per_key) + cast
+    return round(max(reading, last) + chosen + shape.unpacked_bytes)
 
 
 class Holding:
@@ -94,22 +115,23 @@ class Holding:
             settings, fitted = self.settings[names[0]], names == ["reference"]
             args, states = settings.args, optimizer_bytes(shape, settings.optimizer)
             rewards = 0 if fitted else self._rewards("reward")
-            # Online, the reference is a copy of the weights that train.
-            held = weights + (shape.trainable_bytes if isinstance(args, PPOConfig) else 0)
+            # The reference is a copy of the weights that train: online, and for the KL of sampled completions.
+            copied = isinstance(args, PPOConfig) or (generates and not fitted and args.eval_decoding == "sample")
+            held = weights + (shape.trainable_bytes if copied else 0)
             who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
             for label, tokens in self._row_sizes().items():
                 passing = _traced(training_bytes, traced, shape, settings, tokens)
                 yield Memory(f"training step, {label}: {who}", held, states, passing, rewards)
             if generates and not fitted:
-                cache = self._cache(args.per_device_eval_batch_size, settings.dtype)
-                yield Memory(f"validation while training: {who}", held, states, cache, rewards)
+                writing = self._writing(traced, args.per_device_eval_batch_size, settings.dtype)
+                yield Memory(f"validation while training: {who}", held, states, writing, rewards)
         tokens = next(iter(self._row_sizes().values()))
         passing = _traced(_pass_bytes, traced, shape, tokens, recipe.compute_dtype)
         yield Memory("reference log-probabilities", weights, 0, passing, self._rewards("reward"))
         if evaluates:
-            cache = self._cache(recipe.evaluate.batch_size, None)
+            writing = self._writing(traced, recipe.evaluate.batch_size, recipe.compute_dtype)
             models = len(logprob_columns(recipe))
-            yield Memory("evaluation", models * weights, 0, cache, self._rewards("reward", "judge"))
+            yield Memory("evaluation", models * weights, 0, writing, self._rewards("reward", "judge"))
 
     def disk(self, trains: bool) -> Iterator[tuple[str, float | None]]:
         yield "table of the run", self._table()
@@ -167,12 +189,12 @@ class Holding:
         sizes = (longest, int(known.completions[known.kept].max()))
         return ({"longest rows found": sizes} if sizes != limits else {}) | {"rows at the limits": limits}
 
-    def _cache(self, rows: int, compute_dtype: str | None) -> int:
-        """Keys and values of `rows` completions in the making, and the logits of their last positions."""
-        shape, number_bytes = self.shape, torch_dtype(compute_dtype or self.recipe.model.dtype).itemsize
-        tokens = self.recipe.data.max_prompt_tokens + self.recipe.max_new_tokens
-        row = tokens * shape.layers * shape.key_values * number_bytes + 4 * shape.vocabulary
-        return rows * row + shape.unpacked_bytes
+    def _writing(self, traced: Traced, rows: int, compute_dtype: str | None) -> int | None:
+        """The peak of writing completions in batches of `rows`, of the longest prompts there are."""
+        recipe, known = self.recipe, self.sizes.tokens
+        longest = recipe.data.max_prompt_tokens if known is None else int(known.prompts[known.kept].max())
+        sizes = rows, longest, recipe.max_new_tokens
+        return _traced(writing_bytes, traced, self.shape, recipe.model.dtype, compute_dtype, *sizes)
 
     def _rewards(self, *purposes: str) -> int:
         """Weights of the reward models whose size is known; once loaded they stay."""

@@ -29,6 +29,7 @@ class Shape:
     layers: int
     vocabulary: int
     key_values: int  # numbers that a token leaves in a layer's cache
+    heads_per_key: int  # heads that share a key
     weight_bytes: int
     trainable_bytes: int
     unpacked_bytes: int  # 4-bit weights are unpacked to 16 bits for their product: those of the largest layer
@@ -82,6 +83,7 @@ def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", 1)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in trained),
@@ -90,7 +92,8 @@ def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         vocabulary=head.shape[0],
-        key_values=2 * head_size * (getattr(text, "num_key_value_heads", None) or heads),
+        key_values=2 * head_size * key_heads,
+        heads_per_key=heads // key_heads,
         weight_bytes=round(weight_bytes),
         trainable_bytes=sum(p.nbytes for p in trained),
         unpacked_bytes=2 * max(packed.values(), default=0),

@@ -77,15 +77,18 @@ class Sizes:
         """Unique prompts of a split, at most `most`."""
         return most if self.rows is None else min(most, self.rows.prompts(split))
 
-    def amount(self, split: str | None, most_prompts: int | None = None, most_rows: int | None = None) -> Amount | None:
-        """Rows of a split (None: of all), at most those of `most_prompts`, or `most_rows`; returns None if unknown."""
+    def amount(
+        self, split: str | None, most_prompts: int | None = None, most_tokens: int | None = None
+    ) -> Amount | None:
+        """Rows of a split (None: of all), at most those of `most_prompts`, or of `most_tokens`; None if unknown."""
         lengths = self.lengths(split)
         if lengths is None:
             return None
         number = len(lengths[0])
         if most_prompts is not None and self.rows is not None and split is not None:
             number = round(number * min(1.0, most_prompts / max(1, self.rows.prompts(split))))
-        number = min(number, most_rows or number)
+        if most_tokens is not None:
+            number = max(1, int(((lengths[0] + lengths[1]).cumsum() <= most_tokens).sum()))
         return _amount(lengths[0][:number], lengths[1][:number], bound=self.tokens is None)
 
     def generated(self, prompts: int) -> Amount:

@@ -236,7 +236,7 @@ def test_generations_are_counted_by_prompt_model_and_decoding(
     lines = {line.what: line.amount for line in estimate_run(make_recipe(content)).work}
     # 4 steps are evaluated 4 times a run; 2 policies with 2 seeds; 60 prompts, a tenth of them held out each.
     assert lines["validation: completions"] == "16 x 4 completions of at most 8 tokens"
-    assert lines["test: completions"] == "10 x 6 completions of at most 8 tokens"
+    assert lines["test: completions"] == "5 x 6 completions of at most 8 tokens"
     assert lines["value: samples of the reference"] == "24 completions of at most 8 tokens"
     recorded = estimate_run(make_recipe(content | {"reward": {"functions": [{"type": "column"}]}}))
     assert not any("validation: completions" in line.what for line in recorded.work)

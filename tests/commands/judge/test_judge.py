@@ -39,7 +39,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -
     folder = tmp_path_factory.mktemp("judge")
     rows = [row | {"source": "ab"[i % 2]} for i, row in enumerate(scored_rows(100))]
     policies = {"nll": {"objective": "nll", "rows": "all"}}
-    recipe = make_recipe(tiny_recipe(folder, rows, seeds=[0, 1], policies=policies))
+    both = {"decodings": ["sampled", "greedy"]}
+    recipe = make_recipe(tiny_recipe(folder, rows, seeds=[0, 1], policies=policies, evaluate=both))
     run(recipe, "evaluate")
     return Path(recipe.output_dir)
 
