@@ -60,8 +60,8 @@ def level_grid(results: Mapping[str, Any], measure: str) -> Grid:
 def turns(results: Mapping[str, Any]) -> list[str]:
     """A sentence for every method and judge where the method over-optimises."""
     return [
-        f"{name} is over-optimised from KL {turn['kl']:.1f} on: {judge} is {interval(turn['judge'], '+.3f')} below its "
-        f"best, at KL {turn['best_kl']:.1f}, while the reward is {interval(turn['reward'], '+.3f')} above"
+        f"{name} is over-optimised from KL {turn['kl']:.1f} on: since {judge} was highest, at KL {turn['best_kl']:.1f}, it "
+        f"has changed by {interval(turn['judge'], '+.3f')} and the reward by {interval(turn['reward'], '+.3f')}"
         for judge, found in results["over_optimised"].items()
         for name, turn in found.items()
     ]
@@ -94,9 +94,10 @@ def _title(measure: str) -> str:
 
 def colours(methods: Sequence[str]) -> dict[str, str]:
     """A colour for each method, if there are enough; else for the main ones, and grey for the others."""
-    coloured = [*methods] if len(methods) <= len(SERIES) else [name for name in _MAIN if name in methods]
-    found = dict.fromkeys(methods, NEUTRAL) | dict(zip(coloured, SERIES, strict=False))
-    return {name: color for name, color in found.items() if name in methods}
+    coloured = methods
+    if len(methods) > len(SERIES):
+        coloured = sorted(methods, key=lambda name: _MAIN.index(name) if name in _MAIN else len(_MAIN))[: len(_MAIN)]
+    return dict.fromkeys(methods, NEUTRAL) | dict(zip(coloured, SERIES, strict=False))
 
 
 def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) -> Callable[["Axes"], None]:
@@ -112,19 +113,13 @@ def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) ->
             x, y = (np.array(curves[name][of], np.float64) for of in ("kl", measure))
             seen, color = x <= _FARTHEST, painted[name]
             own = [p for p in points if p["method"] == name and p.get(measure) is not None and p["kl"] <= _FARTHEST]
-            axis.plot(
-                [max(p["kl"], 0) for p in own],
-                [p[measure] for p in own],
-                ls="",
-                marker=".",
-                ms=2.5,
-                color=color,
-                alpha=0.4,
-            )
+            dots = [max(p["kl"], 0) for p in own], [p[measure] for p in own]
+            axis.plot(*dots, ls="", marker=".", ms=2.5, color=color, alpha=0.4)
             style: dict[str, Any] = {"marker": "o", "ms": 3, "ls": (0, (4, 2))} if name == _BEST_OF_N else {}
             axis.plot(np.maximum(x[seen], 0), y[seen], color=color, lw=0.9 if color == NEUTRAL else 1.7, **style)
-            ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])
-        axis.set_xlim(0, max(2.0, 1.03 * max(x for x, _ in ends.values())))
+            if np.isfinite(y[seen][-1]):
+                ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])
+        axis.set_xlim(0, 1.03 * max(2.0, *(x for x, _ in ends.values())))
         axis.set_xticks([tick for tick in _TICKS if tick <= axis.get_xlim()[1]], minor=False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.margins(y=0.08)

@@ -67,6 +67,8 @@ def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights
     assert "reused" in said and "continues at checkpoint-" in said
     ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
+    files = [tmp_path / name / "run/policies/a_lol_seq/seed-0/evaluations.jsonl" for name in recipes]
+    assert files[0].read_text() == files[1].read_text() != ""
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`leftover compare --frontier`: every method at several strengths; all checkpoints are points of its curve."""
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,27 @@ def frontier(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job
     before = _recipe_before(Path(recipe.output_dir))
     run = open_run(with_policies(recipe, FIRST, seeds))
     try:
-        check_frontier(recipe, run.reward, policies.values())
-        training_args(run, "nll", seeds[0])  # faulty settings that all share are refused first
-        planned = prepare_methods(run, entries, options.budget)
-        results, failed = _train(run, entries, trials, planned, options)
-        if before is not None:
-            write_text(run.folder / "recipe.yaml", before)
-        else:
+        with _left_as(before, run):
+            check_frontier(recipe, run.reward, policies.values())
+            training_args(run, "nll", seeds[0])  # faulty settings that all share are refused first
+            planned = prepare_methods(run, entries, options.budget)
+            results, failed = _train(run, entries, trials, planned, options)
             run.recipe = with_policies(run.recipe, {entry.name: entry.fields for entry in applicable(entries)})
             claim(run)
         write_frontier(FinishedRun(run.folder), results)
         return results, failed
     finally:
         run.close()
+
+
+@contextlib.contextmanager
+def _left_as(before: str | None, run: Run) -> Iterator[None]:
+    """The recipe of the folder is put back: its policies are those of an earlier run or comparison, whose page it is."""
+    try:
+        yield
+    finally:
+        if before is not None:
+            write_text(run.folder / "recipe.yaml", before)
 
 
 def frontier_seeds(recipe: Recipe, options: Options) -> list[int]:
@@ -154,7 +163,7 @@ def check_frontier(recipe: Recipe, reward: SumReward, policies: Iterable[dict[st
 
 
 def _recipe_before(folder: Path) -> str | None:
-    """The recipe.yaml that an earlier command left, to be put back; None without one, or if it was a frontier's."""
+    """The recipe.yaml that an earlier command left; None without one, or if it is that of a killed frontier."""
     path = folder / "recipe.yaml"
     content = read_yaml(path) if path.is_file() else None
     policies = content.get("policies") if isinstance(content, dict) else None
