@@ -61,7 +61,7 @@ def frontier(recipe: Recipe, options: Options) -> tuple[dict[str, Any], dict[Job
 
 @contextlib.contextmanager
 def _left_as(before: str | None, run: Run) -> Iterator[None]:
-    """The recipe of the folder is put back: its policies are those of an earlier run or comparison, whose page it is."""
+    """The recipe of an earlier run or comparison is put back, whose policies and page are in the folder."""
     try:
         yield
     finally:
