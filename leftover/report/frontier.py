@@ -60,7 +60,7 @@ def level_grid(results: Mapping[str, Any], measure: str) -> Grid:
 def turns(results: Mapping[str, Any]) -> list[str]:
     """A sentence for every method and judge where the method over-optimises."""
     return [
-        f"{name} is over-optimised from KL {turn['kl']:.1f} on: since {judge} was highest, at KL {turn['best_kl']:.1f}, "
+        f"{name} over-optimises from KL {turn['kl']:.1f} on: since {judge} was highest, at KL {turn['best_kl']:.1f}, "
         f"it has changed by {interval(turn['judge'], '+.3f')} and the reward by {interval(turn['reward'], '+.3f')}"
         for judge, found in results["over_optimised"].items()
         for name, turn in found.items()

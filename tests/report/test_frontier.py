@@ -79,8 +79,8 @@ def test_a_level_that_is_not_reached_is_a_dash_and_the_farthest_is_told():
 
 def test_who_over_optimises_is_said_with_both_differences():
     (said,) = turns(made_up())
-    assert said.startswith("dpo is over-optimised from KL 4.0 on") and "at KL 2.0" in said
-    assert "-0.500 [+0.250, +0.750]" in said and "+0.500 [+0.250, +0.750]" in said
+    assert said.startswith("dpo over-optimises from KL 4.0 on") and "at KL 2.0" in said
+    assert "changed by -0.500 [+0.250, +0.750] and the reward by +0.500 [+0.250, +0.750]" in said
 
 
 def test_points_that_no_picture_shows_are_told():
