@@ -41,7 +41,7 @@ def completion_record(
     """The record of one completion of a row's prompt; `ends`: the tokens that end one."""
     about = {"group": row.get("group"), "family": row.get("family_id"), "source": row.get("source")}
     written = {"decoding": decoding, "text": text, "tokens": len(token_ids), "ended": token_ids[-1] in ends}
-    return cast(CompletionRecord, about | written | columns)
+    return cast(CompletionRecord, {**about, **written, **columns})
 
 
 class IntervalRecord(TypedDict, total=False):
