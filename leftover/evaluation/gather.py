@@ -75,11 +75,12 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
 def _tables(
     recipe: Recipe, folder: Path, seeds: Mapping[str, Iterable[int]]
 ) -> tuple[dict[str, dict[str, Any]], BySeed]:
-    """Decoding -> the table of the reference and of these policies, and the completions that it is made of."""
+    """Decoding -> the table of the reference and of these policies (with `unfinished`, unless that is score), and the
+    completions that it is made of."""
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
-    return {
+    return recipe.unfinished_key | {
         decoding: {
             "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
         }

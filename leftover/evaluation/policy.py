@@ -1,5 +1,6 @@
 """One policy on evaluation rows while it trains: completions, rewards, likelihood."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correla
 from leftover.monitoring.training_display import Completion
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, PAIR_METRICS
 from leftover.recipe.lol_config import LoLConfig, objective_settings
+from leftover.rewards.unfinished import settled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,8 +32,8 @@ def evaluate_policy(
 
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
     rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
-    unique prompts, if a reward function can score them. kl, entropy: on some of these if they are sampled
-    (`leftover.models.divergence.sampled_divergence`).
+    unique prompts, if a reward function can score them; those without an end count as `args.unfinished` says. kl,
+    entropy: on some of these if they are sampled (`leftover.models.divergence.sampled_divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
@@ -40,7 +42,7 @@ def evaluate_policy(
         return metrics, []
     from leftover.data.rows import as_prompt
     from leftover.models.divergence import sampled_divergence
-    from leftover.models.generate import generate
+    from leftover.models.generate import generate, have_ended
     from leftover.models.reference import autocast
 
     prompts = list({tuple(row["prompt_ids"]): row for row in dataset}.values())
@@ -55,13 +57,19 @@ def evaluate_policy(
             batch_size=args.per_device_eval_batch_size,
             seed=args.seed,
         )
-    rewards = reward_func([as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
+    asked_of = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
+    ended = have_ended(model, completion_ids)
+    rewards = settled(reward_func(asked_of, texts), ended, args.unfinished)
+    known = rewards[~np.isnan(rewards)]
     metrics |= {
-        "reward/mean": float(np.mean(rewards)),
-        "reward/std": float(np.std(rewards)),
+        # Below any other where nothing ended: the Trainer would keep a NaN as the best.
+        "reward/mean": float(known.mean()) if len(known) else -math.inf,
+        "reward/std": float(known.std()) if len(known) else 0.0,
         "completions/distinct_2": distinct_n(texts, 2),
         "completions/mean_length": float(np.mean([len(ids) for ids in completion_ids])),
     }
+    if args.unfinished != "score":
+        metrics["completions/ended"] = float(ended.mean())
     if start is not None and args.eval_decoding == "sample":
         metrics |= sampled_divergence(
             model, start, tokenizer, prompt_ids, completion_ids, compute_dtype=dtype, seed=args.seed
@@ -86,6 +94,7 @@ def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None
         names += [name for name in PAIR_METRICS if has_reference or name.startswith("logps")]
     if reward_func is not None:
         names += COMPLETION_METRICS
+        names += ["completions/ended"] * (args.unfinished != "score")
         if args.eval_decoding == "sample":
             several = len({tuple(row["prompt_ids"]) for row in rows}) > 1
             names += [name for name in DIVERGENCE_METRICS if several or name != "kl/standard_error"]

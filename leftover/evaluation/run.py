@@ -11,11 +11,13 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluation.policy import row_metrics
-from leftover.models.generate import end_ids, generate
+from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity, reference_pass
 from leftover.monitoring.finite import json_line
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
+from leftover.rewards import text_lengths
 from leftover.rewards.sum import as_array
+from leftover.rewards.unfinished import settled
 from leftover.runs.names import (
     DECODINGS,
     completions_path,
@@ -72,15 +74,19 @@ class Evaluation:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
-        ignored = {"primary", "num_examples", "judges", "max_selection_prompts"}
+        ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "unfinished"}
         tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
-        return tempered | {
-            "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
-            "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
-            "judges": self.run.judges.identity() if self.run.judges else None,
-            "settings": recipe.evaluate.model_dump(exclude=ignored),
-            "seed": seed,
-        }
+        return (
+            tempered
+            | recipe.unfinished_key
+            | {
+                "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
+                "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
+                "judges": self.run.judges.identity() if self.run.judges else None,
+                "settings": recipe.evaluate.model_dump(exclude=ignored),
+                "seed": seed,
+            }
+        )
 
     def of(self, subject: str) -> None:
         """Write the completions and the metrics of one subject, unless that is done already."""
@@ -100,7 +106,7 @@ class Evaluation:
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[dict[str, Any]]:
         """One `CompletionRecord` a prompt."""
         run, settings, limit = self.run, self.run.recipe.evaluate, self.run.recipe.max_new_tokens
-        prompts, tokenizer, ends = unique_prompts(self._rows), run.models.tokenizer, end_ids(model)
+        prompts, tokenizer = unique_prompts(self._rows), run.models.tokenizer
         ids, texts = generate(
             model,
             tokenizer,
@@ -112,11 +118,15 @@ class Evaluation:
             seed=seed,
             description=f"{subject}, {decoding}",
         )
+        ended = have_ended(model, ids)
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
         columns: dict[str, Sequence[float] | np.ndarray] = {}
         if run.reward.scores_new_completions:
             components = run.reward.score_components(asked, texts)
-            columns["reward"] = run.reward.combine(components)
+            counted = run.reward.without_length(components, text_lengths(texts))
+            columns["reward"] = settled(run.reward.combine(counted), ended, settings.unfinished)
+            if run.reward.length is not None:
+                columns["raw_reward"] = settled(run.reward.total(components), ended, settings.unfinished)
             columns |= {f"reward/{name}": as_array(scores) for name, scores in components.items()}
         judged = run.judges.score_components(asked, texts) if run.judges else {}
         columns |= {f"judge/{name}": as_array(scores) for name, scores in judged.items()}
@@ -133,7 +143,7 @@ class Evaluation:
                 "decoding": decoding,
                 "text": texts[i],
                 "tokens": len(ids[i]),
-                "ended": ids[i][-1] in ends,
+                "ended": bool(ended[i]),
                 **{column: float(values[i]) for column, values in columns.items()},
             }
             for i, row in enumerate(prompts)

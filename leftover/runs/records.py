@@ -20,7 +20,8 @@ class CompletionRecord(TypedDict, total=False):
     text: Required[str]
     tokens: Required[int]
     ended: bool  # False: it ran into the length limit
-    reward: float
+    reward: float | None  # None: it has none (`evaluate.unfinished: drop`)
+    raw_reward: float | None  # with `reward.length`: before length was taken off, otherwise made alike
     logprob: float
     reference_logprob: float
     base_logprob: float
@@ -34,6 +35,7 @@ class IntervalRecord(TypedDict, total=False):
     mean: Required[float]
     low: Required[float]
     high: Required[float]
+    prompts: int  # that the mean is of, only if others lack the number
     families: int  # of prompts, only if they are too few (`leftover.metrics.FEW_CLUSTERS`) for the interval to tell
 
 
