@@ -149,11 +149,26 @@ def widened(low: float, high: float, centre: float, num_clusters: int, confidenc
     return centre - wider * (centre - low), centre + wider * (high - centre)
 
 
+def mean_of_known(values: Numbers | Sequence[np.ndarray], axis: int | None = None) -> np.ndarray:
+    """The mean over an axis (None: of all), without the entries that are NaN; NaN where no other is."""
+    array = np.asarray(values, np.float64)
+    known = ~np.isnan(array)
+    if known.all() and array.size:
+        return array.mean(axis)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, array, 0.0).sum(axis) / known.sum(axis)
+
+
 def win_rate(rewards: Numbers, other_rewards: Numbers) -> float:
-    """Share of prompts on which the first reward is the higher one; a tie counts as one half."""
+    """Share of prompts on which the first reward is the higher one; a tie counts as one half.
+
+    Prompts on which either has none (NaN) do not count.
+    """
     ours, theirs = np.asarray(rewards, np.float64), np.asarray(other_rewards, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"win_rate compares prompt by prompt: got {ours.shape} and {theirs.shape}")
+    known = ~(np.isnan(ours) | np.isnan(theirs))
+    ours, theirs = ours[known], theirs[known]
     return float((ours > theirs).mean() + 0.5 * (ours == theirs).mean()) if ours.size else float("nan")
 
 
@@ -170,6 +185,7 @@ def win_rate_at_equal_length(
     """
     ours, theirs = np.asarray(lengths, np.float64), np.asarray(other_lengths, np.float64)
     near = np.abs(ours - theirs) <= tolerance * np.maximum(ours, theirs)
+    near &= ~(np.isnan(rewards) | np.isnan(other_rewards))
     return win_rate(np.asarray(rewards)[near], np.asarray(other_rewards)[near]), int(near.sum())
 
 

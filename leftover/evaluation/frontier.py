@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leftover.metrics import FEW_CLUSTERS, MANY_CLUSTERS, students_factor, widened
+from leftover.metrics import FEW_CLUSTERS, MANY_CLUSTERS, mean_of_known, students_factor, widened
 from leftover.runs.records import IntervalRecord
 
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # nats, at which methods are compared
@@ -59,8 +59,10 @@ class Resamples:
         )  # [1 + B, N], the first of the prompts as they are
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Means over prompts, of the data and of every resample: [P, N] -> [1 + B, P]."""
-        return self.weights @ values.T / self.weights.sum(1, keepdims=True)
+        """Means over the prompts that have a number, of the data and of every resample: [P, N] -> [1 + B, P]."""
+        known = ~np.isnan(values.T)
+        with np.errstate(invalid="ignore"):
+            return self.weights @ np.where(known, values.T, 0.0) / (self.weights @ known)
 
     def interval(self, found: np.ndarray) -> IntervalRecord | None:
         """A statistic with its 95 % interval, from [1 + B] of its values; None where it is undefined for the data.
@@ -99,7 +101,7 @@ class Curve(NamedTuple):
             knots[-1].append(point)
 
         def pool(values: np.ndarray) -> np.ndarray:
-            return np.array([values[knot].mean(0) for knot in knots])
+            return np.array([mean_of_known(values[knot], 0) for knot in knots])
 
         return Curve(pool(self.kl), {name: pool(values) for name, values in self.values.items()})
 
@@ -140,16 +142,17 @@ def over_optimised(curve: Curve, judge: str, resamples: Resamples) -> Turn | Non
     resamples). No later point may be back at the best.
     """
     kl, judged, reward = curve.kl.mean(1), curve.values[judge], curve.values["reward"]
+    level = mean_of_known(judged, 1)
     order = np.argsort(kl, kind="stable")
     if resamples.num_families < FEW_CLUSTERS:  # too few to tell
         return None
     reach = students_factor(resamples.num_families, 1 - 0.05 / math.comb(len(order), 2))
     for place in range(1, len(order)):
         point, before, rest = order[place], order[:place], order[place:]
-        best = before[np.argmax(judged[before].mean(1))]
+        best = before[np.argmax(level[before])]
         found = resamples.means(np.array([values[point] - values[best] for values in (judged, reward)]))
         (fall, rise), (fall_reach, rise_reach) = found[0], reach * found[1:].std(0)
-        if fall + fall_reach < 0 < rise - rise_reach and judged[rest].mean(1).max() < judged[best].mean():
+        if fall + fall_reach < 0 < rise - rise_reach and level[rest].max() < level[best]:
             ends = [
                 IntervalRecord(mean=float(mean), low=float(mean - half), high=float(mean + half))
                 for mean, half in ((fall, fall_reach), (rise, rise_reach))
@@ -162,8 +165,15 @@ def best_of_n(samples: Mapping[str, np.ndarray], counts: Sequence[int] = COUNTS)
     """Best-of-n of the reference as a curve.
 
     Args:
-        samples: measure -> [N prompts, S completions]; `reward` chooses.
+        samples: measure -> [N prompts, S completions]; `reward` chooses, and one that has none (NaN) last.
     """
-    weights = np.array([[best_of_n_weights(of_prompt, n) for of_prompt in samples["reward"]] for n in counts])
-    kl = np.repeat([[best_of_n_kl(n)] for n in counts], len(samples["reward"]), axis=1)
-    return Curve(kl, {name: (weights * values).sum(-1) for name, values in samples.items()})
+    rewards = np.nan_to_num(samples["reward"], nan=-np.inf)
+    weights = np.array([[best_of_n_weights(of_prompt, n) for of_prompt in rewards] for n in counts])
+    kl = np.repeat([[best_of_n_kl(n)] for n in counts], len(rewards), axis=1)
+
+    def chosen(values: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            return (weights * np.where(known, values, 0.0)).sum(-1) / (weights * known).sum(-1)
+
+    return Curve(kl, {name: chosen(values) for name, values in samples.items()})

@@ -77,12 +77,13 @@ def _tables(
 ) -> tuple[dict[str, dict[str, Any]], BySeed]:
     """Decoding -> the table of the reference and of these policies, and the completions that it is made of.
 
-    A decoding that only some of them have, as policies of an earlier run may, is left out.
+    With `unfinished`, unless that is score. A decoding that only some of them have, as policies of an earlier run may,
+    is left out.
     """
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
-    return {
+    return recipe.unfinished_key | {
         decoding: {
             "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
         }

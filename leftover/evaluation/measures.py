@@ -8,7 +8,7 @@ from typing import Literal
 from leftover.runs.records import IntervalRecord, ResultRow
 
 MISSING = "–"
-_FEW_PAIRS = 20
+FEW_PAIRS = 20
 
 
 def number(value: float | None, form: str) -> str:
@@ -17,8 +17,9 @@ def number(value: float | None, form: str) -> str:
 
 
 def bounds(value: IntervalRecord, form: str = ".3f") -> str:
-    """`[low, high]`; of too few families with a word that says so."""
+    """`[low, high]`, with the number of prompts if they are not all; of too few families with a word that says so."""
     ends = f"[{number(value['low'], form)}, {number(value['high'], form)}]"
+    ends += f" of {value['prompts']:,} prompts" if "prompts" in value else ""
     count = value.get("families")
     if count is None:
         return ends
@@ -66,7 +67,7 @@ class Measure:
 def _rate_of_pairs(row: ResultRow) -> str:
     """The rate with the number of its pairs; a dash if they are too few to say anything."""
     pairs = row.get("pairs_of_equal_length") or 0
-    return MISSING if pairs < _FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
+    return MISSING if pairs < FEW_PAIRS else f"{row['win_rate_at_equal_length']:.2f} ({pairs:,})"
 
 
 def _range(row: ResultRow) -> str:
@@ -81,6 +82,7 @@ def _distinct(row: ResultRow) -> str:
 # In the order of columns, and of comparison.csv.
 _MEASURES = (
     Measure("reward", "reward [95 %]", ".3f", "higher", "mean over prompts", with_interval=True),
+    Measure("raw_reward", "raw reward [95 %]", ".3f", with_interval=True),
     Measure("range", "range over seeds", text=_range),
     Measure("difference_from_reference", "− reference [95 %]", "+.3f", column="comparison", with_interval=True),
     Measure("difference_from_data", "− data [95 %]", "+.3f", column="none", with_interval=True),
@@ -90,13 +92,14 @@ _MEASURES = (
         "win_rate_at_equal_length",
         "win rate, equal length",
         meaning="over the pairs of all seeds whose lengths differ by at most a tenth, in brackets how many (a dash for "
-        f"fewer than {_FEW_PAIRS})",
+        f"fewer than {FEW_PAIRS})",
         text=_rate_of_pairs,
     ),
     Measure("pairs_of_equal_length", "pairs of equal length", ",d", column="none"),
     Measure("win_rate_against_data", "win rate, data", meaning="against the data's completions", column="comparison"),
     Measure("length", "length", ",.1f", meaning="in tokens"),
-    Measure("unended", "cut at the limit", column="comparison", text=lambda r: number(r.get("unended") or None, ".0%")),
+    Measure("length_ratio", "length, × reference"),
+    Measure("unended", "cut at the limit", text=lambda r: number(r.get("unended") or None, ".0%")),
     Measure(
         "distinct", "distinct-1/2/3", meaning="distinct n-grams over all n-grams of the completions", text=_distinct
     ),

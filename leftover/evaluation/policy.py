@@ -1,5 +1,6 @@
 """One policy on evaluation rows while it trains: completions, rewards, likelihood."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,12 @@ import numpy as np
 from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correlation
 from leftover.monitoring.training_display import Completion
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, PAIR_METRICS
+from leftover.recipe.forms import Unfinished
 from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.rewards.base import Prompt
+from leftover.rewards.length import text_lengths
 from leftover.rewards.sum import SumReward, as_array
+from leftover.rewards.unfinished import settled
 from leftover.runs.records import completion_record
 
 if TYPE_CHECKING:
@@ -35,8 +39,8 @@ def evaluate_policy(
 
     nll, perplexity: a token, on the rows' completions. logratio/*: of the sequence log-ratio against the recorded
     rewards. rewards/*, logps/*: of pairs (`pair_metrics`). reward/*, completions/*: of completions generated for the
-    unique prompts, if a reward function can score them. kl, entropy: of these if they are sampled and there is
-    a `start` (`leftover.models.divergence.divergence`).
+    unique prompts, if a reward function can score them; those without an end count as `args.unfinished` says. kl,
+    entropy: of these if they are sampled and there is a `start` (`leftover.models.divergence.divergence`).
     """
     dtype = args.compute_dtype
     rows = [row for row in dataset if row.get("completion_ids")]
@@ -45,7 +49,7 @@ def evaluate_policy(
         return metrics, []
     from leftover.data.rows import as_prompt
     from leftover.models.divergence import divergence
-    from leftover.models.generate import end_ids, generate
+    from leftover.models.generate import generate, have_ended
     from leftover.models.reference import sequence_logprobs
 
     prompts = evaluated_prompts(dataset)
@@ -60,27 +64,31 @@ def evaluate_policy(
         seed=args.seed,
         compute_dtype=dtype,
     )
-    texts, lengths = written.texts, [len(ids) for ids in written.ids]
-    columns = score_columns(reward_func, [as_prompt(row["prompt"], row["conversational"]) for row in prompts], texts)
-    rewards = columns["reward"]
+    texts, lengths, ended = written.texts, [len(ids) for ids in written.ids], have_ended(model, written.ids)
+    asked_of = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
+    columns = score_columns(reward_func, asked_of, texts, ended, args.unfinished)
+    known = columns["reward"][~np.isnan(columns["reward"])]
     metrics |= {
-        "reward/mean": float(np.mean(rewards)),
-        "reward/std": float(np.std(rewards)),
+        # Below any other where nothing ended: the Trainer would keep a NaN as the best.
+        "reward/mean": float(known.mean()) if len(known) else -math.inf,
+        "reward/std": float(known.std()) if len(known) else 0.0,
         "completions/distinct_2": distinct_n(texts, 2),
         "completions/mean_length": float(np.mean(lengths)),
     }
+    if args.unfinished != "score":
+        metrics["completions/ended"] = float(ended.mean())
     if start is not None and args.eval_decoding == "sample":
         with start.in_place():
-            columns["reference_logprob"] = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
-        metrics |= divergence(written.sums, columns["reference_logprob"], lengths)
-    columns["logprob"] = written.sums
+            under_reference = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
+        metrics |= divergence(written.sums, under_reference, lengths)
+        columns["reference_logprob"] = np.array(under_reference)
+    columns["logprob"] = np.array(written.sums)
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
-    decoding, ends = "sampled" if args.eval_decoding == "sample" else "greedy", end_ids(model)
+    decoding = "sampled" if args.eval_decoding == "sample" else "greedy"
     completions = []
     for i, row in enumerate(prompts):
-        numbers = {column: float(values[i]) for column, values in columns.items()}
-        record = completion_record(row, decoding, texts[i], written.ids[i], ends, numbers)
-        completions.append(Completion(asked[i], texts[i], numbers["reward"], record))
+        record = completion_record(row, decoding, texts[i], lengths[i], ended[i], columns, i)
+        completions.append(Completion(asked[i], texts[i], float(columns["reward"][i]), record))
     return metrics, completions
 
 
@@ -89,13 +97,18 @@ def evaluated_prompts(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
     return list({tuple(row["prompt_ids"]): row for row in dataset}.values())
 
 
-def score_columns(reward: Callable, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Sequence[float]]:
-    """`reward` -> the rewards of completions; of a sum also `reward/NAME` -> the scores of each component."""
+def score_columns(
+    reward: Callable, prompts: Sequence[Prompt], texts: Sequence[str], ended: np.ndarray, unfinished: Unfinished
+) -> dict[str, np.ndarray]:
+    """The rewards of completions, settled by `unfinished`; of a sum also what it is made of, as records have them."""
     if not isinstance(reward, SumReward):
-        return {"reward": reward(prompts, texts)}
+        return {"reward": settled(reward(prompts, texts), ended, unfinished)}
     scores = reward.score_components(prompts, texts)
-    parts = {f"reward/{name}": as_array(column).tolist() for name, column in scores.items()}
-    return {"reward": reward.combine(scores)} | parts
+    counted = reward.combine(reward.without_length(scores, text_lengths(texts)))
+    columns = {"reward": settled(counted, ended, unfinished)}
+    if reward.length is not None:
+        columns["raw_reward"] = settled(reward.total(scores), ended, unfinished)
+    return columns | {f"reward/{name}": as_array(column) for name, column in scores.items()}
 
 
 def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None, args: "PolicyConfig") -> list[str]:
@@ -114,6 +127,7 @@ def metric_names(dataset: Iterable[dict[str, Any]], reward_func: Callable | None
         names += [name for name in PAIR_METRICS if has_reference or name.startswith("logps")]
     if reward_func is not None:
         names += COMPLETION_METRICS
+        names += ["completions/ended"] * (args.unfinished != "score")
         if args.eval_decoding == "sample":
             several = len({tuple(row["prompt_ids"]) for row in rows}) > 1
             names += [name for name in DIVERGENCE_METRICS if several or name != "kl/standard_error"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluation.policy import likelihood_metrics, row_metrics, score_columns
-from leftover.models.generate import end_ids, generate
+from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity, sequence_logprobs
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
 from leftover.rewards.base import Prompt
@@ -70,9 +70,9 @@ class Evaluation:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
-        ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings"}
+        ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings", "unfinished"}
         tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
-        return tempered | {
+        return (tempered | recipe.unfinished_key) | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
@@ -104,7 +104,7 @@ class Evaluation:
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[CompletionRecord]:
         """One `CompletionRecord` a prompt."""
         run, settings, sampled = self.run, self.run.recipe.evaluate, decoding == "sampled"
-        prompts, ends = unique_prompts(self._rows), end_ids(model)
+        prompts = unique_prompts(self._rows)
         prompt_ids = [row["prompt_ids"] for row in prompts]
         written = generate(
             model,
@@ -118,19 +118,18 @@ class Evaluation:
             compute_dtype=run.recipe.compute_dtype,
             description=f"{subject}, {decoding}",
         )
-        ids, texts = written.ids, written.texts
+        ids, texts, ended = written.ids, written.texts, have_ended(model, written.ids)
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
-        columns: dict[str, Sequence[float] | np.ndarray] = {}
+        columns = judge_columns(run.judges, asked, texts)
         if run.reward.scores_new_completions:
-            columns |= score_columns(run.reward, asked, texts)
-        columns |= judge_columns(run.judges, asked, texts)
+            columns = score_columns(run.reward, asked, texts, ended, settings.unfinished) | columns
         own, start = SAMPLER_COLUMNS if sampled and settings.temperature != 1 else ("logprob", "reference_logprob")
-        columns[own] = written.sums
+        columns[own] = np.array(written.sums)
         for column, scorer in (self._scorers | {start: self._scorers["reference_logprob"]}).items():
             if scorer is model and column == start:  # the reference itself: its KL is 0
                 columns[column] = columns[own]
                 continue
-            columns[column] = sequence_logprobs(
+            read = sequence_logprobs(
                 scorer,
                 run.models.tokenizer,
                 prompt_ids,
@@ -139,8 +138,9 @@ class Evaluation:
                 temperature=settings.temperature if column in SAMPLER_COLUMNS else 1.0,
                 description=f"{subject}, {decoding}, {column}",
             )
+            columns[column] = np.array(read)
         return [
-            completion_record(row, decoding, texts[i], ids[i], ends, {c: float(v[i]) for c, v in columns.items()})
+            completion_record(row, decoding, texts[i], len(ids[i]), ended[i], columns, i)
             for i, row in enumerate(prompts)
         ]
 

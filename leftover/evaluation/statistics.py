@@ -12,6 +12,7 @@ from leftover.metrics import (
     bootstrap_interval,
     cut_to_equal_length,
     distinct_n,
+    mean_of_known,
     perplexity,
     rank_correlation,
     sampled_kl,
@@ -37,19 +38,21 @@ def summarise(
     """One row of the result table: a policy over its seeds, on the reference's prompts.
 
     Intervals are of means over prompts, the seeds averaged first, resampled by prompt family. `temperature`: of the
-    sampled completions; records that lack their log-probabilities at it get no KL.
+    sampled completions; records that lack their log-probabilities at it get no KL. Completions without a reward
+    (`evaluate.unfinished: drop`) are in no mean of rewards, and their prompts in no paired comparison of these.
     """
     theirs = _by_prompt(reference, decoding)
     ours = {seed: _by_prompt(records, decoding) for seed, records in seeds.items()}
     every = list(ours.values())
     _check_same_prompts(theirs, *every)
     row: ResultRow = {"seeds": sorted(seeds), "prompts": len(theirs)}
-    if "reward" in theirs[0]:
+    if any(record.get("reward") is not None for records in every for record in records):
         row |= _rewards(ours, theirs)
     if "ended" in theirs[0]:
         row["unended"] = 1 - _mean([np.mean(_column(records, "ended")) for records in every])
     row["reward_length_correlation"] = reward_length_correlation([record for records in every for record in records])
     row["length"] = _mean([np.mean(_column(records, "tokens")) for records in every])
+    row["length_ratio"] = row["length"] / _mean(_column(theirs, "tokens"))
     texts = [_texts(records) for records in every]
     if empty := _mean([float(np.mean([not text.strip() for text in of_seed])) for of_seed in texts]):
         row["empty"] = empty
@@ -76,21 +79,23 @@ def _rewards(ours: dict[int, Records], theirs: Records) -> ResultRow:
     rewards = list(by_seed.values())
     equal = [win_rate_at_equal_length(r, base, _column(ours[s], "tokens"), base_tokens) for s, r in by_seed.items()]
     pairs = sum(count for _, count in equal)
+    means = {seed: float(mean_of_known(of_seed)) for seed, of_seed in by_seed.items()}
+    names = [*part_names(theirs[0]), *(["raw_reward"] if "raw_reward" in theirs[0] else [])]
     return {
         "reward": _interval(rewards, theirs),
-        "reward_by_seed": {seed: float(of_seed.mean()) for seed, of_seed in by_seed.items()},
-        "difference_from_reference": _interval([np.mean(rewards, axis=0) - base], theirs),
-        "win_rate": _mean([win_rate(of_seed, base) for of_seed in rewards]),
+        "reward_by_seed": {seed: mean for seed, mean in means.items() if not np.isnan(mean)},
+        "difference_from_reference": _interval([mean_of_known(rewards, 0) - base], theirs),
+        "win_rate": float(mean_of_known([win_rate(of_seed, base) for of_seed in rewards])),
         "win_rate_at_equal_length": sum(rate * count for rate, count in equal if count) / pairs if pairs else None,
         "pairs_of_equal_length": pairs,
-        **_intervals(list(ours.values()), part_names(theirs[0])),
+        **_intervals(list(ours.values()), names),
     }
 
 
 def reward_length_correlation(records: Sequence[CompletionRecord]) -> float | None:
     """Rank correlation of reward and tokens over completions; None if there are no rewards, or no spread."""
-    scored = [record for record in records if "reward" in record]
-    found = rank_correlation([r["tokens"] for r in scored], [r["reward"] for r in scored])
+    scored = [(record["tokens"], reward) for record in records if (reward := record.get("reward")) is not None]
+    found = rank_correlation([tokens for tokens, _ in scored], [reward for _, reward in scored])
     return found if found == found else None
 
 
@@ -111,7 +116,7 @@ def compare(
 ) -> Difference | None:
     """The paired difference of two policies' means, prompt by prompt, averaged over the seeds they share.
 
-    Returns None if the `measure` (the reward, a component or a judge) was not measured.
+    Returns None if the `measure` (the reward, a component or a judge) was not measured, or on no prompt of both.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(_by_prompt(ours[s], decoding), _by_prompt(theirs[s], decoding)) for s in seeds]
@@ -120,10 +125,13 @@ def compare(
     _check_same_prompts(*(records for pair in pairs for records in pair))
     columns = [(_column(a, measure), _column(b, measure)) for a, b in pairs]
     differences = [a - b for a, b in columns]
+    if np.isnan(differences).all():
+        return None
+    by_seed = {seed: float(mean_of_known(d)) for seed, d in zip(seeds, differences, strict=True)}
     return {
         "difference": _interval(differences, pairs[0][0]),
-        "by_seed": {seed: float(d.mean()) for seed, d in zip(seeds, differences, strict=True)},
-        "win_rate": _mean([win_rate(a, b) for a, b in columns]),
+        "by_seed": {seed: mean for seed, mean in by_seed.items() if not np.isnan(mean)},
+        "win_rate": float(mean_of_known([win_rate(a, b) for a, b in columns])),
     }
 
 
@@ -138,11 +146,11 @@ def against_data(seeds: dict[int, Records], data: dict[int, list[float]], decodi
     if not ours or not ours[0] or "reward" not in ours[0][0]:
         return {}
     _check_same_prompts(*ours)
-    rewards = np.mean([_column(records, "reward") for records in ours], axis=0)
+    rewards = mean_of_known([_column(records, "reward") for records in ours], 0)
     theirs = [np.mean(data[record["group"]]) for record in ours[0]]
-    wins = [win_rate([r["reward"]] * len(data[r["group"]]), data[r["group"]]) for records in ours for r in records]
+    of = [(r["reward"], data[r["group"]]) for records in ours for r in records]
     return {
-        "win_rate_against_data": _mean(wins),
+        "win_rate_against_data": float(mean_of_known([win_rate(np.full(len(d), r, float), d) for r, d in of])),
         "difference_from_data": _interval([rewards - theirs], ours[0]),
         "prompts_with_data_reward": len(theirs),
     }
@@ -171,8 +179,14 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _interval(seeds: Sequence[np.ndarray], records: Sequence[Mapping[str, Any]]) -> IntervalRecord:
-    """Of the mean over seeds, each with one number a record."""
-    return interval_record(np.mean(seeds, axis=0), [record["family"] for record in records])
+    """Of the mean over seeds, each with one number a record, or NaN; of some prompts only with their number."""
+    values = mean_of_known(seeds, 0)
+    known = ~np.isnan(values)
+    families = [record["family"] for record, counts in zip(records, known, strict=True) if counts]
+    found = interval_record(values[known], families)
+    if not known.all():
+        found["prompts"] = int(known.sum())
+    return found
 
 
 def interval_record(

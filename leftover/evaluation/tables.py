@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from leftover.evaluation.measures import (
     MEASURES,
@@ -15,9 +15,10 @@ from leftover.evaluation.measures import (
     part,
     part_names,
 )
+from leftover.rewards.facts import length_text
+from leftover.rewards.unfinished import unfinished_text
 from leftover.runs.records import ResultRow
 
-GLOSSARY = glossary(columns("run"))
 _SHORT = ("reward", "length", "distinct", "win_rate", "kl")
 # Where new completions could not be scored.
 SHORT_RECORDED = ("logratio/rank_correlation", "logratio/pair_accuracy", "length", "distinct", "kl")
@@ -76,6 +77,12 @@ def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = Fals
     table = results[decoding]["table"]
     judges = sorted({name for row in table.values() for name in part_names(row, "judge/")})
     return grid(table, [*([MEASURES[name] for name in names] if short else columns("run")), *map(part, judges)])
+
+
+def explanation(results: Mapping[str, Any], of: Literal["run", "comparison"] = "run") -> str:
+    """What the columns of a result table mean, and what was done to the rewards in them, as one paragraph."""
+    done = length_text(results["prepare"].get("reward", {})), unfinished_text(results.get("unfinished", "score"))
+    return " ".join(filter(None, [glossary(columns(of)), *done]))
 
 
 def component_grid(table: Mapping[str, ResultRow]) -> Grid | None:

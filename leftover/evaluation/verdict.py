@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from leftover.evaluation.measures import MEASURES, MISSING, excludes_zero, interval
+from leftover.evaluation.measures import FEW_PAIRS, MEASURES, MISSING, excludes_zero, interval
 from leftover.prepare.value.described import constant_folds
 from leftover.runs.names import decodings
 from leftover.runs.records import ResultRow
@@ -12,7 +12,8 @@ _FEW_PROMPTS = 100
 _MANY_CUT = 0.25
 _MANY_EMPTY = 0.05
 _LOW_DIVERSITY = 0.7  # of the reference's
-_MANY_UNENDED, _MOSTLY_UNENDED = 0.2, 0.5
+_MANY_UNENDED, _EQUAL_LENGTH = 0.05, (0.8, 1.25)  # over the reference's mean length
+_MANY_ROWS_CUT = 0.01  # each teaches not to stop
 _HIGH_CORRELATION = 0.5
 _LARGE_KL = 10.0  # nats a completion: what the best of n = 60,000 samples has, since its KL is ln n - (n - 1) / n
 
@@ -34,6 +35,8 @@ def headline(results: Mapping[str, Any]) -> str:
             "The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio against "
             f"the reference orders the recorded rewards as follows: {said}."
         )
+    if "reward" not in row:
+        return f"{main} has no reward on any held-out prompt: none of its completions came to an end."
     gain = row["difference_from_reference"]
     gained = interval(gain, "+.3f")
     outcome = f"not clearly different from the reference ({gained})"
@@ -47,7 +50,8 @@ def headline(results: Mapping[str, Any]) -> str:
         if other
     ]
     controls = f" Against its controls: {', '.join(against)}." if against else ""
-    return f"{main} scores {row['reward']['mean']:.3f} on {row['prompts']} held-out prompts, {outcome}.{controls}"
+    prompts = row["reward"].get("prompts", row["prompts"])
+    return f"{main} scores {row['reward']['mean']:.3f} on {prompts} held-out prompts, {outcome}.{controls}"
 
 
 def _recorded(name: str, row: ResultRow) -> str:
@@ -57,10 +61,13 @@ def _recorded(name: str, row: ResultRow) -> str:
 
 
 def caveats(results: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before believing the main policy's numbers."""
+    """What a reader should know before believing the main policy's numbers, and who else owes its own to length."""
     primary, main = results["primary"], results["main"]
     table = results[primary]["table"]
     found = [*run_caveats(results), *completion_caveats(table[main], table["reference"])]
+    for name in (name for name in table if name not in (main, "reference", "data")):
+        if said := length_caveat(table[name], table["reference"]):
+            found.append(f"{name}: {said}")
     for decoding in decodings(results)[1:]:
         if said := _empty(results[decoding]["table"][main]):
             found.append(f"{decoding}: {said}")
@@ -87,10 +94,8 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     diversity = row.get("distinct_2_relative")
     if diversity is not None and diversity < _LOW_DIVERSITY:
         found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
-    unended = row.get("unended", 0.0)
-    # Cut more often than the reference, or so often that mostly beginnings were rewarded.
-    if unended > min(max(_MANY_UNENDED, 2 * reference.get("unended", 0.0)), _MOSTLY_UNENDED):
-        found.append(f"{unended:.0%} of completions ran into the length limit")
+    if said := length_caveat(row, reference):
+        found.append(said)
     correlation = row.get("reward_length_correlation")
     if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
         kind = "longer" if correlation > 0 else "shorter"
@@ -99,6 +104,24 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     if kl is not None and kl > _LARGE_KL:
         found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
     return found
+
+
+def length_caveat(row: ResultRow, reference: ResultRow) -> str | None:
+    """That completions have another length than the reference's, or no end; and what is left at equal length."""
+    said = []
+    ratio = row["length"] / reference["length"] if row.get("length") and reference.get("length") else 1.0
+    if not _EQUAL_LENGTH[0] <= ratio <= _EQUAL_LENGTH[1]:
+        said.append(f"its completions are {ratio:.2f} times as long as the reference's")
+    unended = row.get("unended", 0.0)
+    if unended > _MANY_UNENDED:
+        theirs = reference.get("unended", 0.0)
+        said.append(f"{unended:.0%} of its completions have no end ({theirs:.0%} of the reference's)")
+    if not said or "win_rate" not in row:
+        return " and ".join(said) or None
+    pairs, left = row.get("pairs_of_equal_length", 0), "there are too few pairs to tell"
+    if pairs >= FEW_PAIRS:
+        left = f"its win rate is {row['win_rate_at_equal_length']:.2f}"
+    return f"{' and '.join(said)}: at equal length {left} ({pairs:,} pairs)"
 
 
 def _empty(row: ResultRow) -> str | None:
@@ -115,4 +138,9 @@ def _cuts(prepared: Mapping[str, Any]) -> list[str]:
         "rows_dropped": "of the rows were too long and were dropped",
         "prompts_cut": "of the prompts were cut on the left",
     }
-    return [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]
+    found = [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]
+    if (share := tokens.get("share_cut", 0.0)) > _MANY_ROWS_CUT:
+        found.append(
+            f"{share:.0%} of the rows were cut at the limit and have no end: who trains on them learns not to stop"
+        )
+    return found

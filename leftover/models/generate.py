@@ -199,6 +199,12 @@ def up_to_end(sequence: list[int], ends: set[int]) -> list[int]:
     return sequence[: first + 1]
 
 
+def have_ended(model: Any, completion_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """[N] bool: which completions came to an end; the others ran into the limit of new tokens."""
+    ends = end_ids(model)
+    return np.array([ids[-1] in ends for ids in completion_ids], bool)
+
+
 def end_ids(model: Any) -> set[int]:
     """The tokens that end a completion, by the model's generation config."""
     ends = model.generation_config.eos_token_id

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
-from leftover.metrics import FEW_ROWS, effective_sample_size
-from leftover.models.generate import generate
+from leftover.metrics import FEW_ROWS, effective_sample_size, mean_of_known
+from leftover.models.generate import generate, have_ended
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
 from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.value.estimate import RowConstants, estimate_values
+from leftover.recipe.forms import Unfinished
 from leftover.recipe.sections import ValueSection
+from leftover.rewards.unfinished import settled
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import FixedLists, column, equals, float_lists
@@ -39,6 +41,7 @@ class Reference:
     max_new_tokens: int
     seed: int
     batch_size: int = 64  # of sampling
+    unfinished: Unfinished = "score"
 
     @classmethod
     def of_run(cls, run: Run) -> "Reference":
@@ -49,6 +52,7 @@ class Reference:
             recipe.max_new_tokens,
             recipe.seed,
             recipe.evaluate.batch_size,
+            recipe.evaluate.unfinished,
         )
 
     @cached_property
@@ -88,6 +92,8 @@ class Reference:
     ) -> np.ndarray:
         """Rewards of the reference's own completions of the chosen rows' prompts, [n, samples a prompt].
 
+        NaN: a completion without an end, which `unfinished: drop` leaves without one.
+
         rows: columns `prompt`, `conversational` and `prompt_ids`.
         """
         prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
@@ -95,7 +101,7 @@ class Reference:
         repeats = settings.num_samples
         rewards = np.empty((len(chosen), repeats))
         for repeat in range(repeats):
-            texts = generate(
+            written = generate(
                 *self._loaded,
                 prompt_ids,
                 max_new_tokens=self.max_new_tokens,
@@ -104,8 +110,9 @@ class Reference:
                 seed=(self.seed if seed is None else seed) + repeat,
                 compute_dtype=self.compute_dtype,
                 description=f"reference samples {repeat + 1}/{repeats}",
-            ).texts
-            rewards[:, repeat] = reward_func(prompts, texts)
+            )
+            ended = have_ended(self._loaded[0], written.ids)
+            rewards[:, repeat] = settled(reward_func(prompts, written.texts), ended, self.unfinished)
         return rewards
 
 
@@ -156,7 +163,7 @@ def value(run: Run) -> None:
         "seed": run.seed,
     }
     if targets == "reference_samples":
-        key["max_new_tokens"] = run.recipe.max_new_tokens
+        key |= {"max_new_tokens": run.recipe.max_new_tokens} | run.recipe.unfinished_key
 
     def compute() -> dict[str, Any]:
         kept = np.flatnonzero(equals(table, "kept", True))
@@ -198,7 +205,7 @@ def values_and_advantages(
 
     def sample_rewards(chosen: np.ndarray) -> np.ndarray:
         assert reward_func is not None
-        return reference.sampled_rewards(rows, chosen, reward_func, settings).mean(1)
+        return mean_of_known(reference.sampled_rewards(rows, chosen, reward_func, settings), 1)
 
     values, report = estimate_values(
         constants, settings, targets, seed=reference.seed, hidden=reference.hidden, sample_rewards=sample_rewards

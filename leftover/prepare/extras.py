@@ -14,9 +14,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from leftover.errors import UserError
+from leftover.metrics import mean_of_known
 from leftover.prepare.constants import Reference
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
 from leftover.recipe.sections import ValueSection
+from leftover.rewards.unfinished import NONE_ENDED
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
 from leftover.store.table import SHARD_ROWS, column
@@ -38,7 +40,7 @@ def quantile_block(run: Run) -> None:
         "samples": samples,
         "max_new_tokens": reference.max_new_tokens,
         "seed": run.seed,
-    }
+    } | run.recipe.unfinished_key
 
     def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
@@ -54,6 +56,8 @@ def quantile_block(run: Run) -> None:
     def conclude(block: Dataset) -> None:
         found = column(block, "reward_quantile")
         found = found[np.isfinite(found)]
+        if len(found) == 0 and run.recipe.evaluate.unfinished == "drop":
+            raise UserError(f"qrpo: none of the reference's completions {NONE_ENDED}")
         run.note(quantile={"samples": samples, "mean": float(found.mean()) if len(found) else None})
         log.info("quantile: training rows score as high as %.2f of the reference's completions", found.mean())
 
@@ -68,12 +72,17 @@ def reward_quantiles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of completions sampled from the reference, [N, samples], and the share of them <= the row's, [N].
 
-    Rows of one prompt share the samples. `rows` has `group`, `reward`, `prompt`, `conversational` and `prompt_ids`.
+    Rows of one prompt share the samples. Those without a reward (`unfinished: drop`) do not count; without any other
+    the share is NaN. `rows` has `group`, `reward`, `prompt`, `conversational` and `prompt_ids`.
     """
     _, first, of_row = np.unique(rows["group"], return_index=True, return_inverse=True)
     settings = ValueSection(samples_per_prompt=samples)
     sampled = reference.sampled_rewards(rows, first, reward_func, settings, seed)[of_row]
-    return sampled, (sampled <= np.array(rows["reward"])[:, None]).mean(1)
+    rewards = np.array(rows["reward"])
+    quantile = mean_of_known(np.where(np.isnan(sampled), np.nan, sampled <= rewards[:, None]), 1)
+    if lost := int((np.isnan(quantile) & np.isfinite(rewards)).sum()):
+        log.warning("quantile: %d of %d rows have none: no sample of their prompt ended", lost, len(quantile))
+    return sampled, quantile
 
 
 def mismatched_block(run: Run) -> None:

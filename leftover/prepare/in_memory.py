@@ -64,7 +64,8 @@ def _needs(args: LoLConfig) -> frozenset[str]:
 
 
 def reference_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
-    return Reference(lambda: (model, tokenizer), args.compute_dtype, args.max_completion_length, args.seed)
+    load, limit = (lambda: (model, tokenizer)), args.max_completion_length
+    return Reference(load, args.compute_dtype, limit, args.seed, unfinished=args.unfinished)
 
 
 def chat_of(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = ()) -> Chat:

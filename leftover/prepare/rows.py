@@ -147,7 +147,8 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
         reason = reason or f"completion longer than data.max_completion_tokens ({data.max_completion_tokens})"
         run.rejects.add("tokens", row["where"], reason, {k: row[k] for k in ("prompt", "completion")})
     facts = {"prompts_cut": cut, "completions_long": long, "rows_dropped": dropped}
-    rare = {"system_turns_cut": systems, "rows_refused": faulty}
+    share_cut = (long - dropped) / len(rows)
+    rare = {"system_turns_cut": systems, "rows_refused": faulty, "share_cut": share_cut}
     run.note(tokens=facts | {name: count for name, count in rare.items() if count})
     log.info(
         "tokens: %d prompts cut on the left, %d completions too long (%s)%s",
@@ -156,6 +157,13 @@ def _count_tokens(run: Run, rows: Dataset, block: Dataset) -> None:
         "cut, without end of sequence" if data.long_completions == "cut" else f"{dropped} rows dropped",
         f"; to keep them {KEEP_LONG}" if dropped else "",
     )
+    if share_cut:
+        log.warning(
+            "tokens: %.1f %% of the rows are cut at data.max_completion_tokens (%d) and have no end: who trains on "
+            "them learns not to stop. Raise it, or set data.long_completions: drop",
+            100 * share_cut,
+            data.max_completion_tokens,
+        )
     if faulty:
         log.warning("tokens: %d rows dropped because chat template or tokenizer cannot write them", faulty)
     if systems:

@@ -10,8 +10,10 @@ from datasets import Dataset
 
 from leftover.data.rows import as_prompt
 from leftover.monitoring.terminal import progress_bar
+from leftover.objectives.advantage import differ
 from leftover.prepare.checks import check_rewards
-from leftover.rewards import ColumnReward, learner
+from leftover.prepare.readers import training_mask
+from leftover.rewards import ColumnReward, learner, text_lengths
 from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.rewards.python import check_finite
@@ -19,7 +21,7 @@ from leftover.rewards.sum import as_array
 from leftover.runs.names import score_block, slug
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
-from leftover.store.table import column, equals
+from leftover.store.table import SHARD_ROWS, column, equals
 
 log = logging.getLogger(__name__)
 
@@ -97,21 +99,25 @@ def sum_rewards(run: Run) -> None:
     """Block `reward`, and the state (normalisations, means, transform) that new completions are scored with."""
     blocks = {name: score_block(name) for name in run.reward.components}
     settings = run.recipe.reward
+    needed = [*blocks.values(), "split", *(["tokens"] if settings.length else [])]
     key = {
-        "from": {block: run.table.digest(block) for block in (*blocks.values(), "split")},
+        "from": {block: run.table.digest(block) for block in needed},
         "weights": run.reward.weights,
         "normalise": run.reward.normalise,
         "missing": settings.missing,
         "transform": settings.transform,
-    }
+    } | ({"length": settings.length.model_dump()} if settings.length else {})
 
     def total() -> dict[str, Any]:
-        table = run.table.open(*blocks.values(), "split")
+        table = run.table.open(*needed)
         scores = {name: column(table, f"reward/{name}") for name in blocks}
-        train = equals(table, "split", "train")
-        write_json(run.folder / STATE, run.reward.fit(scores, train))
-        reward = run.reward.total(scores)
-        facts = component_facts(run.reward, {n: s[train] for n, s in scores.items()}, reward[train])
+        # A line through rows that are dropped as too long would fit the others badly.
+        train = training_mask(table) if settings.length else equals(table, "split", "train")
+        lengths = _lengths(run) if settings.length else np.empty(0)
+        write_json(run.folder / STATE, run.reward.fit(scores, train, lengths))
+        counted = run.reward.without_length(scores, lengths)
+        reward = run.reward.total(counted)
+        facts = component_facts(run.reward, {n: s[train] for n, s in counted.items()}, reward[train])
         run.note(reward=facts)
         show_facts(facts, run.reward)
         return {"reward": reward}
@@ -121,6 +127,12 @@ def sum_rewards(run: Run) -> None:
         found = reward[np.isfinite(reward)]
         if len(found) == 0:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
-        elif np.ptp(found) == 0:
+        elif not differ(found):
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
     run.reward.state = read_json(run.folder / STATE)
+
+
+def _lengths(run: Run) -> np.ndarray:
+    """[N] of the completions of all rows, some thousand texts in memory at a time."""
+    parts = run.table.open("rows").select_columns(["completion"]).iter(batch_size=SHARD_ROWS)
+    return np.concatenate([text_lengths(part["completion"]) for part in parts])

@@ -15,7 +15,7 @@ DIVERGENCE_METRICS = ("kl", "entropy", "kl/standard_error")
 # Of new completions with rewards, of rows with recorded ones, of other rows.
 DEFAULTS = ("reward/mean", "logratio/rank_correlation", "nll")
 
-_ALL = (*ROW_METRICS, *PAIR_METRICS, *COMPLETION_METRICS, *DIVERGENCE_METRICS)
+_ALL = (*ROW_METRICS, *PAIR_METRICS, *COMPLETION_METRICS, "completions/ended", *DIVERGENCE_METRICS)
 _LOWER_IS_BETTER = ("nll", "perplexity", "kl", "kl/standard_error", "rewards/rejected", "logps/rejected")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 
 class Section(BaseModel):
@@ -28,6 +28,13 @@ OneOrMore = Annotated[Annotated[str, TEXT] | Annotated[list[str], LIST], BY_FORM
 _Name = Literal["none", "sigmoid", "quantile", "minmax", "standardise"]
 _Affine = dict[Literal["scale", "offset"], float]
 Transform = Annotated[Annotated[_Name, TEXT] | Annotated[_Affine, MAPPING], BY_FORM]
+
+# Of completions that ran into the limit of new tokens: scored as any, left without a reward, or {penalty: x}, which
+# their reward loses.
+_Penalty = dict[Literal["penalty"], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Unfinished = Annotated[
+    Annotated[Literal["score", "drop"], TEXT] | Annotated[_Penalty, Field(min_length=1), MAPPING], BY_FORM
+]
 
 _Trials = dict[str, list[dict[str, Any]]]
 Grid = Annotated[Annotated[Literal["none", "declared"], TEXT] | Annotated[_Trials, MAPPING], BY_FORM]

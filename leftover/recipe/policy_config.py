@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -13,9 +13,11 @@ from leftover.errors import PYTHON, UserError, nearest
 from leftover.monitoring.trackers import check_trackers
 from leftover.recipe.data_section import POLICY_KEYS, DataSection
 from leftover.recipe.eval_metrics import higher_is_better
+from leftover.recipe.forms import Unfinished
 from leftover.recipe.optional_packages import check_optimizer, trains_on_cpu
 
 _T = TypeVar("_T")
+_UNFINISHED = TypeAdapter[Any](Unfinished)
 _WHOLE = {str(kind) for kind in (int, int | None, "int", "int | None")}  # types of settings that are whole numbers
 
 
@@ -115,6 +117,13 @@ class PolicyConfig(TrainingArguments):
         "How evaluate() generates the completions that choose the checkpoint: sample or greedy. Greedy rewards are "
         "often at their ceiling from the first checkpoint on, and greedy completions give no KL.",
     )
+    unfinished: Any = field(
+        default="score",
+        metadata={
+            "help": "What a completion that ran into max_completion_length counts: score (as any), drop (it has no "
+            "reward), or {'penalty': x}, which its reward loses."
+        },
+    )
     # Defaults of TrainingArguments that differ here.
     report_to: Any = "none"
     remove_unused_columns: bool = False
@@ -130,6 +139,12 @@ class PolicyConfig(TrainingArguments):
                 raise UserError(f"{name}: '{given}' is not one of {', '.join(valid)}{nearest(str(given), valid)}")
         for name, fault in faulty_numbers(vars(self), type(self)):
             raise UserError(f"{name} {fault}")
+        try:
+            self.unfinished = _UNFINISHED.validate_python(self.unfinished)
+        except ValidationError:
+            raise UserError(
+                f"unfinished is {self.unfinished!r:.60}: it takes score, drop, or {{'penalty': x}} with x of 0 or more"
+            ) from None
         self.data("data_options")  # faults are told now
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = higher_is_better(self.metric_for_best_model)

@@ -9,6 +9,8 @@ from leftover.errors import UserError
 from leftover.objectives import ONLINE
 from leftover.recipe.policy_config import AT_LEAST_0, AT_LEAST_1, PolicyConfig, setting
 
+ONE_RULE = "evaluate.unfinished (in Python unfinished) both say what a completion without an end loses: set one of them"
+
 
 @dataclass
 class PPOConfig(PolicyConfig):
@@ -70,6 +72,8 @@ class PPOConfig(PolicyConfig):
         if self.objective not in ONLINE:
             raise UserError(f"PPOConfig.objective is '{self.objective}', not one of {', '.join(ONLINE)}")
         super().__post_init__()
+        if self.missing_eos_penalty is not None and self.unfinished != "score":
+            raise UserError(f"missing_eos_penalty and {ONE_RULE}")
         if self.rollouts_per_step % self.rows_per_update:
             raise UserError(
                 f"num_rollouts_per_step={self.num_rollouts_per_step} does not divide into mini-batches of "

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AllowInfNan, Field, PrivateAttr, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
-from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform
+from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform, Unfinished
 
 
 class LoraSection(Section):
@@ -52,6 +52,13 @@ class ModelSection(Section):
         return self
 
 
+class LengthSection(Section):
+    """What length explains of every component's scores is taken off, before `normalise` and weight."""
+
+    # A straight line, or a curve that follows scores which level off, fitted on the training rows.
+    debias: Literal["linear", "spline"]
+
+
 class RewardSection(Section):
     # Each: {type: ..., weight: 1.0, name: ..., normalise: ..., settings of the type}; they are summed.
     functions: list[dict[str, Any]] = Field([{"type": "column"}], min_length=1)
@@ -59,6 +66,7 @@ class RewardSection(Section):
     # for a R + b; fitted on training rows and stored.
     transform: Transform | None = None
     missing: Literal["drop", "impute", "renormalise"] = "drop"  # of rows that a function has no score for
+    length: LengthSection | None = None
 
 
 class ReferenceSection(Section):
@@ -107,6 +115,9 @@ class EvaluateSection(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
     batch_size: int = Field(64, gt=0)
+    # score, drop or {penalty: x}: what a completion without an end counts, of every method: in tests, in the choice of
+    # checkpoints, in value targets and quantiles from samples of the reference, and in PPO's updates.
+    unfinished: Unfinished = "score"
     judges: list[dict[str, Any]] = []  # held-out rewards: reported, never trained on
     num_examples: int = Field(10, ge=0)  # completions side by side in the report
     base_perplexity: bool = False  # of the completions, under the pretrained model before the reference was fitted
@@ -233,6 +244,12 @@ class Recipe(Section):
     def compute_dtype(self) -> str | None:
         """The autocast dtype of training, which the reference pass shares."""
         return autocast_dtype(self.train)
+
+    @property
+    def unfinished_key(self) -> dict[str, Any]:
+        """What `evaluate.unfinished` adds to the key of every number that it decides; empty by default."""
+        rule = self.evaluate.unfinished
+        return {} if rule == "score" else {"unfinished": rule}
 
     @property
     def quantization_key(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from leftover.objectives import OBJECTIVES, ONLINE
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, ROW_METRICS, produced_metric
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.policy_config import PolicyConfig, faulty_numbers
-from leftover.recipe.ppo_config import PPOConfig
+from leftover.recipe.ppo_config import ONE_RULE, PPOConfig
 from leftover.recipe.sections import Recipe
 
 Fields = Mapping[str, Any]
@@ -21,6 +21,7 @@ _RESERVED = {
     "labels": "set data.labels",
     "on_bad_row": "set data.on_bad_row",
     "data_options": "set these keys under data",
+    "unfinished": "set evaluate.unfinished, which holds for every method",
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",
 } | dict.fromkeys(
     ("hub_strategy", "hub_always_push", "hub_revision"),
@@ -37,6 +38,8 @@ def check_training_fields(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: 'policies' names no policy to train")
     for name, fields in recipe.policies.items():
         check_policy(fields, recipe.train, where, f"policies.{name}.")
+        if fields.get("missing_eos_penalty") is not None and recipe.evaluate.unfinished != "score":
+            raise UserError(f"{where}: 'policies.{name}.missing_eos_penalty' and {ONE_RULE}")
 
 
 def check_policy(fields: Fields, shared: Fields, where: str, prefix: str = "") -> None:

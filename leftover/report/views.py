@@ -8,7 +8,7 @@ import numpy as np
 
 from leftover.evaluation.measures import MEASURES, bounds, number
 from leftover.evaluation.statistics import reward_length_correlation
-from leftover.evaluation.tables import GLOSSARY, component_grid, control_grid, result_grid, source_grid
+from leftover.evaluation.tables import component_grid, control_grid, explanation, result_grid, source_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.report import charts
 from leftover.runs.names import decodings
@@ -83,8 +83,7 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
         for decoding in decodings(results)
     ]
     rewards = {
-        name: np.array([r["reward"] for r in _of_decoding(seeds, primary) if "reward" in r], np.float64)
-        for name, seeds in records.items()
+        name: np.array([r["reward"] for r in _scored(seeds, primary)], np.float64) for name, seeds in records.items()
     }
     scored = [name for name in dict.fromkeys(("reference", main, *rewards)) if len(rewards[name])]
     pictures = [
@@ -95,7 +94,7 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
     return {
         "tables": tables,
         "charts": [picture for picture in pictures if picture],
-        "glossary": GLOSSARY,
+        "glossary": explanation(results),
         "main": main,
         "absent": results.get("not_applicable", {}) | results.get("failed", {}),
     }
@@ -105,12 +104,16 @@ def _of_decoding(seeds: Mapping[int, Records], decoding: str) -> Records:
     return [record for records in seeds.values() for record in records if record["decoding"] == decoding]
 
 
+def _scored(seeds: Mapping[int, Records], decoding: str) -> Records:
+    return [record for record in _of_decoding(seeds, decoding) if record.get("reward") is not None]
+
+
 def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, float]]:
     """The shares of prompts on which each policy, over its seeds, wins, ties and loses against the reference."""
-    base = {r["group"]: r["reward"] for r in _of_decoding(records["reference"], decoding) if "reward" in r}
+    base: dict[int, Any] = {r["group"]: r["reward"] for r in _scored(records["reference"], decoding)}
     found = {}
     for name, seeds in records.items():
-        gaps = [r["reward"] - base[r["group"]] for r in _of_decoding(seeds, decoding) if r["group"] in base]
+        gaps = [r["reward"] - base[r["group"]] for r in _scored(seeds, decoding) if r["group"] in base]
         if gaps and name != "reference":
             signs = np.sign(gaps)
             found[name] = (float((signs > 0).mean()), float((signs == 0).mean()), float((signs < 0).mean()))

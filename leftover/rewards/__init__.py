@@ -5,6 +5,7 @@ load_reward({"type": "sum", "functions": [{"type": "text", "function": "vader", 
 """
 
 from leftover.rewards.base import REWARDS, ColumnReward, FittedReward, Reward, learner, load_reward
+from leftover.rewards.length import text_lengths
 from leftover.rewards.sum import SumReward
 
-__all__ = ["REWARDS", "ColumnReward", "FittedReward", "Reward", "SumReward", "learner", "load_reward"]
+__all__ = ["REWARDS", "ColumnReward", "FittedReward", "Reward", "SumReward", "learner", "load_reward", "text_lengths"]

@@ -1,6 +1,7 @@
 """Facts about the components of a reward: their spread, correlation and share in the sum."""
 
 import logging
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
     """For every component on the training rows: mean, spread, rows without a score, share of the sum's variance.
 
     The share is cov(weighted component, sum) / var(sum); the shares of rows that have all components add up to 1.
-    `correlation` holds Pearson's for every pair of components, over rows that have both.
+    `correlation` holds Pearson's for every pair of components, over rows that have both. With `reward.length`, `scores`
+    are those of `without_length`, and `length` holds for every component what it explained of the raw ones.
     """
     parts = reward.weighted(scores)
     summed = np.sum(list(parts.values()), axis=0)  # before the transform
@@ -47,7 +49,20 @@ def component_facts(reward: SumReward, scores: dict[str, np.ndarray], total: np.
         known = len(a) > 1 and spread(a) > 0 and spread(b) > 0
         correlation[f"{one} | {other}"] = float(np.corrcoef(a, b)[0, 1]) if known else None
     missing = int(np.isnan(total).sum())
-    return {"components": components, "correlation": correlation, "rows": len(total), "missing": missing}
+    facts = {"components": components, "correlation": correlation, "rows": len(total), "missing": missing}
+    if reward.length is not None:
+        told = ("debias", "rows", "r2", "slope")
+        facts["length"] = {name: {k: fitted[k] for k in told} for name, fitted in reward.state["length"].items()}
+    return facts
+
+
+def length_text(facts: Mapping[str, Any]) -> str:
+    """What length explained of every component's raw scores and was taken off, in sentences; empty without that."""
+    said = []
+    for name, of in facts.get("length", {}).items():
+        how = f"on {of['rows']:,} training rows ({of['debias']}, {of['slope']:+.3g} for 100 characters)"
+        said.append(f"Length explains {of['r2']:.0%} of the variance of {name} {how}.")
+    return " ".join([*said, "It is taken off; the raw reward has it."] if said else [])
 
 
 def show_facts(facts: dict[str, Any], reward: SumReward) -> None:
@@ -63,6 +78,14 @@ def show_facts(facts: dict[str, Any], reward: SumReward) -> None:
                     _shown(of["share_of_variance"], ".0%"),
                     _balance(reward),
                 )
+    if said := length_text(facts):
+        log.info("reward: %s", said)
+    for name, of in facts.get("length", {}).items():
+        if of["r2"] == 0:
+            log.warning(
+                "reward: length explains nothing of '%s': its scores or lengths are equal, or of fewer than 20 rows",
+                name,
+            )
     if facts["missing"]:
         log.info("reward: %d of %d training rows have none", facts["missing"], facts["rows"])
 

@@ -1,4 +1,4 @@
-"""The reward of a recipe: components, each normalised and weighted, summed and transformed."""
+"""The reward of a recipe: components, each freed of length, normalised and weighted, summed and transformed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import UserError, located
 from leftover.recipe.forms import Transform
-from leftover.recipe.sections import RewardSection
+from leftover.recipe.sections import LengthSection, RewardSection
 from leftover.rewards.base import STRICT, ColumnReward, Prompt, Reward, learner, load_reward, make
+from leftover.rewards.length import explained, fit_length, text_lengths
 from leftover.rewards.python import check_finite
 from leftover.rewards.transform import apply_transform, fit_transform, needs_fit
 
@@ -32,7 +33,7 @@ class Component(BaseModel):
 
 
 class SumReward:
-    """transform(sum of weight x normalise(component)); `components` keeps the parts by name.
+    """transform(sum of weight x normalise(component less length)); `components` keeps the parts by name.
 
     Args:
         functions: specifications for `load_reward`, each with a `weight` (1.0), a `name`, and `normalise` (a transform
@@ -41,6 +42,7 @@ class SumReward:
         missing: for rows that a component has no score for. drop: the row has no reward; impute: the component counts
             with its mean over the training rows; renormalise: the other weights are scaled up to the same sum.
         where: the place of `functions`, for messages.
+        length: takes off each component's scores what length explains of them (`without_length`), as `fit` finds it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SumReward:
         transform: Transform | None = None,
         missing: str = "drop",
         where: str = "functions",
+        length: LengthSection | None = None,
     ):
         self.components: dict[str, Reward] = {}
         self.weights: dict[str, float] = {}
@@ -62,7 +65,7 @@ class SumReward:
                 self.components[name] = load_reward(component.model_extra or {})
             self.weights[name] = component.weight
             self.normalise[name] = None if component.normalise == "none" else component.normalise
-        self.transform, self.missing = transform, missing
+        self.transform, self.missing, self.length = transform, missing, length
         # What needs no fit works from the start, for users outside a run.
         self.state: dict[str, Any] = {
             "components": {
@@ -74,7 +77,7 @@ class SumReward:
         }
 
     def score_components(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, list[float | None]]:
-        """The scores of every component as they are, by name. Raises UserError for one that is not finite."""
+        """The raw scores of every component, by name. Raises UserError for one that is not finite."""
         scores = {name: list(reward(prompts, completions)) for name, reward in self.components.items()}
         for name, column in scores.items():
             check_finite(f"reward function '{name}'", column, completions)
@@ -82,13 +85,14 @@ class SumReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """The reward of new completions. Raises UserError where `missing: drop` would leave one without."""
-        return self.combine(self.score_components(prompts, completions))
+        scores = self.score_components(prompts, completions)
+        return self.combine(self.without_length(scores, text_lengths(completions)))
 
     def combine(self, scores: Scores) -> list[float]:
-        """The reward of new completions from their components' scores."""
+        """The reward of new completions from their components' scores, as `total`."""
         total = self.total(scores)
         if np.isnan(total).any():
-            silent = [name for name, column in scores.items() if any(score is None for score in column)]
+            silent = [name for name, column in scores.items() if np.isnan(as_array(column)).any()]
             raise UserError(
                 f"no score for {int(np.isnan(total).sum())} of {len(total)} new completions from {', '.join(silent)}: "
                 f"{self._remedy()}"
@@ -101,18 +105,44 @@ class SumReward:
         rules = [rule for rule in rules if rule == "impute" or len(self.components) > 1]  # one has no other weights
         return "let the function score every text" + (f", or set reward.missing to {' or '.join(rules)}" * bool(rules))
 
-    def fit(self, scores: Mapping[str, np.ndarray], train: np.ndarray) -> dict[str, Any]:
-        """Fit normalisations, means and transform on the training rows (`train` [N] bool); returns `state`."""
+    def without_length(self, scores: Scores, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw scores less what length explains of them; as they are unless the reward has `length`.
+
+        score - f(length) + mean f, so that the mean over the training rows, and the scale, stay (`fit_length`).
+        """
+        found = {name: as_array(column) for name, column in scores.items()}
+        if self.length is None:
+            return found
+        if "length" not in self.state:
+            raise UserError("reward.length is fitted on training rows: use it in a recipe, or call fit")
+        return {name: column - explained(self.state["length"][name], lengths) for name, column in found.items()}
+
+    def fit(self, scores: Scores, train: np.ndarray | None = None, lengths: np.ndarray | None = None) -> dict[str, Any]:
+        """Fit length, normalisations, means and transform on rows by their raw scores; returns `state`.
+
+        Args:
+            train: [N] bool, the rows to fit on; default: all.
+            lengths: [N] of the completions (`leftover.rewards.text_lengths`), which `length` needs.
+        """
+        counted = {name: as_array(scores[name]) for name in self.components}
+        train = np.ones(len(next(iter(counted.values()))), bool) if train is None else train
+        if self.length is not None:
+            if lengths is None:
+                raise UserError("reward.length: fit needs `lengths`, as text_lengths(completions) gives them")
+            fits = {n: fit_length(self.length.debias, s[train], lengths[train]) for n, s in counted.items()}
+            self.state["length"] = fits
+            counted = self.without_length(counted, lengths)
         for name, normalise in self.normalise.items():
-            training = scores[name][train]
+            training = counted[name][train]
             fitted = fit_transform(normalise, training)
             found = apply_transform(fitted, training[np.isfinite(training)])
             self.state["components"][name] = {"transform": fitted, "mean": float(found.mean()) if len(found) else None}
-        self.state["total"] = fit_transform(self.transform, self._sum(scores)[train])
+        self.state["total"] = fit_transform(self.transform, self._sum(counted)[train])
         return self.state
 
     def total(self, scores: Scores) -> np.ndarray:
-        """[N] float64: the reward of rows, from the components' scores; NaN if it has none."""
+        """[N] float64: the reward of rows, from the scores of `without_length` (raw ones give the raw reward); NaN if
+        a row has none."""
         summed = self._sum(scores)
         if self.state["total"] is None:
             raise _unfitted("the sum", self.transform)
@@ -170,7 +200,7 @@ class SumReward:
 def make_sum_reward(**settings: Any) -> SumReward:
     """The sum by the settings of a recipe's section `reward`. Raises UserError for an unknown one."""
     section = make("sum reward", SumSettings, settings)
-    return SumReward(section.functions, section.transform, section.missing)
+    return SumReward(section.functions, section.transform, section.missing, length=section.length)
 
 
 def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
@@ -199,7 +229,7 @@ def fitted_parts(reward: SumReward) -> list[str]:
 def reads_scores(reward: SumReward) -> list[str]:
     """The transforms and rules of a reward that are fitted on the scores of rows, for messages."""
     fitted = [str(spec) for spec in (*reward.normalise.values(), reward.transform) if needs_fit(spec)]
-    return fitted + (["missing: impute"] if reward.missing == "impute" else [])
+    return fitted + ["missing: impute"] * (reward.missing == "impute") + ["length"] * (reward.length is not None)
 
 
 def fresh_reward(reward: SumReward) -> SumReward | None:

@@ -1,7 +1,9 @@
 """What one evaluated completion is on disk, and what a row of results holds."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Required, TypedDict, cast
+
+import numpy as np
 
 # Of completions sampled at a temperature other than 1: their log-probability at it, under the policy and the reference.
 SAMPLER_COLUMNS = ("sampler_logprob", "sampler_reference_logprob")
@@ -21,7 +23,8 @@ class CompletionRecord(TypedDict, total=False):
     text: Required[str]
     tokens: Required[int]
     ended: bool  # False: it ran into the length limit
-    reward: float
+    reward: float | None  # None: it has none (`evaluate.unfinished: drop`)
+    raw_reward: float | None  # with `reward.length`: before length was taken off, otherwise made alike
     logprob: float
     reference_logprob: float
     base_logprob: float
@@ -34,14 +37,16 @@ def completion_record(
     row: Mapping[str, Any],
     decoding: str,
     text: str,
-    token_ids: Sequence[int],
-    ends: Collection[int],
-    columns: Mapping[str, float],
+    num_tokens: int,
+    ended: bool,
+    columns: Mapping[str, Sequence[float] | np.ndarray],
+    i: int,
 ) -> CompletionRecord:
-    """The record of one completion of a row's prompt; `ends`: the tokens that end one."""
+    """The record of completion `i` of `columns`, which is of the row's prompt."""
     about = {"group": row.get("group"), "family": row.get("family_id"), "source": row.get("source")}
-    written = {"decoding": decoding, "text": text, "tokens": len(token_ids), "ended": token_ids[-1] in ends}
-    return cast(CompletionRecord, {**about, **written, **columns})
+    written = {"decoding": decoding, "text": text, "tokens": num_tokens, "ended": bool(ended)}
+    numbers = {name: float(values[i]) for name, values in columns.items()}
+    return cast(CompletionRecord, {**about, **written, **numbers})
 
 
 class IntervalRecord(TypedDict, total=False):
@@ -50,6 +55,7 @@ class IntervalRecord(TypedDict, total=False):
     mean: Required[float]
     low: Required[float]
     high: Required[float]
+    prompts: int  # that the mean is of, only if others lack the number
     families: int  # of prompts, only if they are too few (`leftover.metrics.FEW_CLUSTERS`) for the interval to tell
 
 

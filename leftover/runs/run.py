@@ -65,7 +65,7 @@ class Run:
     def reward(self) -> SumReward:
         section = self.recipe.reward
         where = f"{self.recipe.where}: reward.functions"
-        return SumReward(section.functions, section.transform, section.missing, where)
+        return SumReward(section.functions, section.transform, section.missing, where, section.length)
 
     @cached_property
     def judges(self) -> SumReward | None:

@@ -44,7 +44,8 @@ def settings_key(settings: dict[str, Any]) -> dict[str, Any]:
 
 def policy_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     """Fields of LoLConfig (online: of PPOConfig) of one policy: the shared ones and its own."""
-    shared, own = recipe.train, recipe.policies[name]
+    # The rule for completions without an end is here for the key: it chooses the checkpoint.
+    shared, own = recipe.train | recipe.unfinished_key, recipe.policies[name]
     if own.get("objective") in ONLINE:
         # Here and not in `_config` alone, so that it is in the key: the policy trains on completions of this length.
         return {"max_completion_length": recipe.max_new_tokens} | own_settings(shared, own)

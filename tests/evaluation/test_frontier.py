@@ -46,6 +46,18 @@ def test_best_of_n_of_every_prompt_is_chosen_by_its_rewards():
     assert curve.kl.tolist() == [[0, 0], [math.log(2) - 0.5] * 2]
 
 
+def test_completions_without_a_reward_are_the_last_to_be_chosen_and_in_no_mean():
+    nan = np.nan
+    samples = {"reward": np.array([[1.0, nan, 3.0], [nan, nan, nan]]), "length": np.array([[1, 9, 2], [4, 5, 6.0]])}
+    curve = best_of_n(samples, counts=(1, 2))
+    # Of two of the first prompt: (1, nan) gives 1, (1, 3) and (nan, 3) give 3.
+    assert curve.values["reward"][:, 0].tolist() == pytest.approx([2, 7 / 3])
+    assert curve.values["length"][:, 0].tolist() == pytest.approx([4, 5 / 3])
+    assert np.isnan(curve.values["reward"][:, 1]).all()
+    resamples = Resamples(range(2))
+    assert resamples.means(curve.values["reward"])[0] == pytest.approx([2, 7 / 3])
+
+
 def test_the_divergence_of_best_of_n_is_that_of_ranks_that_never_tie():
     """Of M equally likely completions the best of n is the k-th with probability (k^n - (k - 1)^n) / M^n."""
     for n in COUNTS:

@@ -188,6 +188,61 @@ def test_other_prompts_than_the_reference_completed_are_not_compared():
         row_of({0: shifted})
 
 
+# Completions without a reward (`evaluate.unfinished: drop`).
+
+DROPPED = {0: make_records([1.0, None, 3.0, 0.0]), 7: make_records([3.0, None, None, 2.0])}
+
+
+def test_a_completion_without_a_reward_is_in_no_mean():
+    row = row_of(DROPPED)
+    # Seeds averaged, the prompts have 2, none, 3 and 1: family a has 2, family b 2.
+    assert row["reward"] == {"mean": 2, "low": 2, "high": 2, "families": 2, "prompts": 3}
+    assert row["reward_by_seed"] == {0: 4 / 3, 7: 5 / 2}
+    # 2, 3, 1 less 1, 2, 2.
+    assert row["difference_from_reference"]["mean"] == pytest.approx(1 / 3)
+    assert row["difference_from_reference"]["prompts"] == 3
+    # Seed 0: tie, win, loss; seed 7: win, tie.
+    assert row["win_rate"] == (1.5 / 3 + 1.5 / 2) / 2
+    assert row["pairs_of_equal_length"] == 5 and row["win_rate_at_equal_length"] == pytest.approx(3 / 5)
+    assert "of 3 prompts" in interval(row["reward"])
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_prompt_counts_in_a_paired_comparison_where_both_have_a_reward():
+    reference = make_records([1.0, 1.0, None, 2.0])
+    row = row_of(DROPPED, reference)
+    assert row["reward"]["prompts"] == 3 and row["difference_from_reference"]["prompts"] == 2
+    # 2 and 1 less 1 and 2.
+    assert row["difference_from_reference"]["mean"] == 0
+    found = compare(DROPPED, {0: THEIRS[0], 7: make_records([3.0, 3.0, 3.0, None])}, "greedy")
+    # Seed 0: 0, -, 2, -1; seed 7: 0, -, -, -; averaged 0, 2, -1.
+    assert found["difference"]["prompts"] == 3 and found["difference"]["mean"] == pytest.approx(1 / 3)
+    assert found["by_seed"] == {0: 1 / 3, 7: 0} and found["win_rate"] == (0.5 + 0.5) / 2
+
+
+def test_where_none_has_a_reward_there_is_none_in_the_row():
+    nothing = {0: make_records([None] * 4)}
+    row = row_of(nothing)
+    assert not {"reward", "win_rate", "difference_from_reference"} & row.keys() and row["length"] == 2
+    assert compare(nothing, THEIRS, "greedy") is None
+    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": row_of()}}, "prepare": {}}
+    assert "none of its completions came to an end" in verdict(results | {"can_score_new_completions": True})
+    against_none = row_of({0: OURS[0]}, make_records([None] * 4))
+    assert against_none["reward"]["mean"] == 1.5 and against_none["difference_from_reference"]["prompts"] == 0
+
+
+def test_the_raw_reward_stands_beside_the_reward():
+    columns = {"raw_reward": [5.0, 6.0, 7.0, 8.0]}
+    row = row_of({0: make_records([1.0] * 4, **columns)}, make_records([1.0] * 4, **columns))
+    assert row["raw_reward"]["mean"] == 6.5 and "raw_reward" not in row_of()
+
+
+def test_the_length_ratio_is_of_mean_lengths():
+    assert row_of({0: make_records([1.0] * 4, (1, 2, 3, 4)), 1: make_records([1.0] * 4, (5,) * 4)})["length_ratio"] == (
+        3.75 / 2
+    )
+
+
 THEIRS = {0: make_records([1.0, 1.0, 1.0, 1.0]), 7: make_records([3.0, 3.0, 3.0, 3.0])}
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.verdict import caveats, run_caveats
+from leftover.publish.card.facts import results_facts
 from leftover.report import charts
 from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
@@ -20,7 +21,7 @@ from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.figures import thinned
 from leftover.report.reproduce import clock, machines, stages
 from leftover.report.svg import printable
-from leftover.report.views import win_shares, with_main
+from leftover.report.views import verdict_view, win_shares, with_main
 
 HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
 
@@ -193,15 +194,62 @@ def test_reward_that_goes_with_length_and_a_large_kl_are_caveats() -> None:
     assert reward_length_correlation([record(0, None)]) is None
 
 
-def test_completions_that_are_cut_are_a_caveat_where_the_reference_is_not_or_where_most_are() -> None:
-    def said(policy: float, reference: float) -> list[str]:
-        given = results(unended=policy)
-        given["sampled"]["table"]["reference"]["unended"] = reference
-        return caveats(given)
+def of_lengths(ours: float, theirs: float = 100.0, **row: Any) -> dict[str, Any]:
+    """Results of a policy and a reference of these mean lengths, with a win rate at equal length."""
+    rates = {"win_rate": 0.8, "win_rate_at_equal_length": 0.52, "pairs_of_equal_length": 134}
+    given = results(length=ours, **(rates | row))
+    given["sampled"]["table"]["reference"] |= {"length": theirs, "unended": 0.3}
+    return given
 
-    assert said(0.25, 0.05) == ["25% of completions ran into the length limit"]
-    assert said(0.25, 0.2) == [] and said(0.15, 0.0) == []
-    assert said(0.7, 0.9) == ["70% of completions ran into the length limit"]
+
+@pytest.mark.parametrize(
+    ("ours", "unended", "said"),
+    [
+        (79.0, 0.0, ["0.79 times as long"]),
+        (80.0, 0.05, []),
+        (125.0, 0.0, []),
+        (126.0, 0.0, ["1.26 times as long"]),
+        (100.0, 0.06, ["6% of its completions have no end", "30% of the reference's"]),
+        (200.0, 0.5, ["2.00 times as long", "50% of its completions have no end"]),
+    ],
+)
+def test_another_length_than_the_references_is_a_caveat_with_the_win_rate_at_equal_length(
+    ours: float, unended: float, said: list[str]
+) -> None:
+    found = caveats(of_lengths(ours, unended=unended))
+    assert len(found) == bool(said) and all(part in found[0] for part in said)
+    assert not said or "at equal length its win rate is 0.52 (134 pairs)" in found[0]
+    if said:
+        [few] = caveats(of_lengths(ours, unended=unended, pairs_of_equal_length=12))
+        assert "too few pairs to tell (12 pairs)" in few and "0.52" not in few
+        recorded = of_lengths(ours, unended=unended)
+        del recorded["sampled"]["table"]["p"]["win_rate"]
+        assert "equal length" not in caveats(recorded)[0], "nothing was scored"
+
+
+def test_a_control_that_owes_its_reward_to_length_is_named_wherever_caveats_are() -> None:
+    given = of_lengths(100.0)
+    table = given["sampled"]["table"]
+    table["long"] = table["p"] | {"length": 300.0}
+    table["data"] = table["p"] | {"length": 900.0}
+    [found] = caveats(given)
+    assert found.startswith("long: its completions are 3.00 times as long")
+    for row in table.values():
+        row |= {name: {"mean": 0.0, "low": -1.0, "high": 1.0} for name in ("reward", "difference_from_reference")}
+        row["seeds"] = [0]
+    assert verdict_view(given | {"can_score_new_completions": True})["caveats"] == [found]
+    assert found in results_facts(given | {"can_score_new_completions": True}, "p", 0)["caveats"]
+    of_control = caveats(given | {"main": "long"})
+    assert len(of_control) == 1 and of_control[0].startswith("its completions are 3.00")
+
+
+def test_rows_that_were_cut_and_never_end_are_a_caveat() -> None:
+    given = results()
+    given["prepare"] = {"tokens": {"rows_dropped": 0, "prompts_cut": 0, "share_cut": 0.12}, "split": {"train": 50}}
+    [found] = caveats(given)
+    assert "12% of the rows were cut" in found and "no end" in found
+    given["prepare"]["tokens"]["share_cut"] = 0.01
+    assert caveats(given) == []
 
 
 def test_a_comparison_speaks_of_the_method_of_highest_reward() -> None:

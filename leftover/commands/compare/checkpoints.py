@@ -11,7 +11,7 @@ from leftover.errors import UserError
 from leftover.evaluation.frontier import COUNTS
 from leftover.evaluation.policy import evaluated_prompts, score_columns
 from leftover.evaluation.run import judge_columns
-from leftover.models.generate import end_ids, generate
+from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity
 from leftover.prepare.readers import selection_rows
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder, policy_subject, slug
@@ -47,7 +47,7 @@ class Checkpoints:
         judges = {"judges": run.judges.identity() if run.judges else None}
         if subject != REFERENCE:
             return judges | {"policy": run.manifest.digest(policy_artifact(*self.subjects[subject]))}
-        return judges | {
+        return (judges | recipe.unfinished_key) | {
             "from": {block: run.table.digest(block) for block in ("tokens", "split", "reward")},
             "model": model_identity(run.reference_path, run.hashes),
             "prompts": recipe.selection_prompts,
@@ -98,10 +98,11 @@ class Checkpoints:
             compute_dtype=run.recipe.compute_dtype,
             description=f"{REFERENCE}, {copies} completions a prompt",
         )
-        columns, ends = score_columns(run.reward, _asked(rows), written.texts), end_ids(model)
+        ended = have_ended(model, written.ids)
+        columns = score_columns(run.reward, _asked(rows), written.texts, ended, run.recipe.evaluate.unfinished)
         return [
-            completion_record(row, "sampled", text, ids, ends, {name: float(of[i]) for name, of in columns.items()})
-            for i, (row, text, ids) in enumerate(zip(rows, written.texts, written.ids, strict=True))
+            completion_record(row, "sampled", written.texts[i], len(written.ids[i]), ended[i], columns, i)
+            for i, row in enumerate(rows)
         ]
 
     def _judge(self, records: Records) -> None:

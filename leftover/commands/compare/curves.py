@@ -10,7 +10,7 @@ from leftover.commands.compare.checkpoints import REFERENCE, Checkpoints
 from leftover.errors import UserError
 from leftover.evaluation.frontier import LEVELS, Curve, Resamples, best_of_n, over_optimised
 from leftover.evaluation.measures import part_names
-from leftover.metrics import sampled_kl
+from leftover.metrics import mean_of_known, sampled_kl
 from leftover.runs.names import policy_subject
 from leftover.runs.records import Records
 from leftover.runs.run import Run
@@ -36,7 +36,7 @@ def gather_curves(
             if any(of_step != groups for of_step in found):
                 raise UserError(f"{policy}: its checkpoints completed other prompts than those of other policies")
     samples, families = _samples(checkpoints.read(REFERENCE), groups)
-    resamples, reference = Resamples(families), {name: values.mean(1) for name, values in samples.items()}
+    resamples, reference = Resamples(families), {name: mean_of_known(values, 1) for name, values in samples.items()}
     curves = {BEST_OF_N: best_of_n(samples)}
     for method, policies in strengths.items():
         over_seeds = [mean for policy in policies for mean in _over_seeds(points[policy])]
@@ -105,7 +105,7 @@ def _over_seeds(by_seed: Mapping[int, Mapping[int, Numbers]]) -> list[Numbers]:
         return []
     first, *others = by_seed.values()
     return [
-        {name: np.mean([values, *(other[step][name] for other in others)], axis=0) for name, values in of_step.items()}
+        {name: mean_of_known([values, *(other[step][name] for other in others)], 0) for name, values in of_step.items()}
         for step, of_step in first.items()
         if all(step in other for other in others)
     ]
@@ -118,7 +118,7 @@ def _curve(reference: Numbers, points: list[Numbers]) -> Curve:
 
 
 def _means(values: np.ndarray) -> list[float]:
-    return [float(mean) for mean in values.mean(1)]
+    return mean_of_known(values, 1).tolist()
 
 
 def _rows(

@@ -64,7 +64,7 @@ def _marks(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> dic
     """Measure -> which rival is marked best and second, for every measure that is taken prompt by prompt."""
 
     def of(measure: str) -> dict[str, str]:
-        means = {name: table[name][measure]["mean"] for name in rivals}
+        means = {name: table[name][measure]["mean"] for name in rivals if measure in table[name]}
         return marks(means, lambda name, other: compare(rivals[name], rivals[other], decoding, measure))
 
     reference = table[REFERENCE]

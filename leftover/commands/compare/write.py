@@ -8,7 +8,7 @@ from typing import Any
 from leftover.commands.compare.gather import DATA, RULE, flat_rows
 from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
 from leftover.evaluation.gather import REFERENCE
-from leftover.evaluation.measures import columns, glossary
+from leftover.evaluation.tables import explanation
 from leftover.evaluation.verdict import run_caveats
 from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
@@ -73,7 +73,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
         "online": [name for name, method in methods.items() if method["planned_tokens"] is None],
         "tables": tables,
         "rule": RULE,
-        "glossary": glossary(columns("comparison")),
+        "glossary": explanation(results, "comparison"),
         "costs": cost_grid(results),
         "memory_of": {facts.get("peak_memory_of") for facts in trained},
         "resumed": any("resumed_at" in facts for facts in trained),
@@ -96,7 +96,8 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
     """
     table = {name: row for name, row in results[results["primary"]]["table"].items() if name != DATA}
     table = {name: row for name, row in table.items() if row.get("distinct_2_relative") is not None}
-    if "reward" not in table.get(REFERENCE, {}):
+    table = {name: row for name, row in table.items() if "reward" in row}
+    if REFERENCE not in table:
         return None
     reference = table.pop(REFERENCE)
     styles = {name: series_style(number) for number, name in enumerate(table)}

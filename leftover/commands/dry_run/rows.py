@@ -37,6 +37,7 @@ class Lengths:
     completions: np.ndarray  # [n]
     kept: np.ndarray  # [n] bool: not dropped for a completion that is too long
     num_rows: int  # that the sample stands for
+    share_cut: float  # of the rows: their completion is cut at the limit, and has no end
 
     @property
     def exact(self) -> bool:
@@ -142,7 +143,8 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
-    lengths = Lengths(prompts, completions, np.array(done.kept), num_rows)
+    kept = np.array(done.kept)
+    lengths = Lengths(prompts, completions, kept, num_rows, float((kept & done.completion_long).mean()))
     if not lengths.kept.any():
         raise all_too_long(data)
     return lengths

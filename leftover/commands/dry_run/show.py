@@ -119,6 +119,8 @@ def _token_lines(rows: Rows) -> Iterator[tuple[str, str]]:
         yield f"{name} tokens", f"{total:,.0f}{margin}; mean {mean:.1f}, longest found {values.max():,}"
     if lengths.kept_share < 1:
         yield "dropped as too long", f"{1 - lengths.kept_share:.1%} of rows"
+    if lengths.share_cut:
+        yield "cut, without an end", f"{lengths.share_cut:.1%} of rows (data.long_completions: cut)"
 
 
 def _trainings(estimate: Estimate) -> Table:

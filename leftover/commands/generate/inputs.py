@@ -18,7 +18,7 @@ from leftover.models.load import base_path, is_adapter
 from leftover.models.reference import model_identity
 from leftover.models.vocabulary import check_vocabulary_at
 from leftover.prepare.reread import reread_prompts
-from leftover.prepare.rows import read, split
+from leftover.prepare.rows import read, split, tokens
 from leftover.prepare.scores import fit_rewards, score_component, sum_rewards
 from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.files import load_recipe, make_recipe
@@ -194,6 +194,8 @@ def recipe_reward(run: Run) -> tuple[SumReward | None, dict[str, str]]:
         read(run)
         split(run)
         fit_rewards(run)
+    if reward.length:
+        tokens(run)
     if reads_scores(reward):
         for name in reward.components:
             score_component(run, name)

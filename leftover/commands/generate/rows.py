@@ -15,6 +15,7 @@ from leftover.data.tokens import Limits, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import reference_pass
 from leftover.recipe.data_section import Constant
+from leftover.rewards import text_lengths
 from leftover.rewards.sum import as_array
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ def make_rows(
     prompts = [as_prompt(s.prompt.prompt, s.prompt.conversational) for s in samples]
     scores: dict[str, np.ndarray] = {}
     if source.reward is not None:
-        components = source.reward.score_components(prompts, [s.text for s in samples])
-        scores[columns.reward] = source.reward.total(components)
+        texts = [s.text for s in samples]
+        components = source.reward.score_components(prompts, texts)
+        scores[columns.reward] = source.reward.total(source.reward.without_length(components, text_lengths(texts)))
         scores |= {f"reward/{name}": as_array(values) for name, values in components.items()}
     for i, sample in enumerate(samples):
         carried = {

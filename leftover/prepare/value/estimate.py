@@ -14,6 +14,7 @@ from leftover.objectives.advantage import beyond_rounding
 from leftover.prepare.value.described import constant_folds, described
 from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
+from leftover.rewards.unfinished import NONE_ENDED
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def estimate_values(
         targets: reference_samples, recorded or group_loo (docs/paper.md, "The value estimate").
         hidden: for the attention head; given token ids of prompts, (i, last hidden states [L_i, H]) of each.
         sample_rewards: with reference_samples; given row indices, one for each prompt to sample for, the mean
-            reward of completions sampled from the reference.
+            reward of completions sampled from the reference; NaN if none of them has a reward.
     """
     prompts = Prompts(rows, hidden)
     if targets == "group_loo":
@@ -139,6 +140,12 @@ def _reference_samples(
     assert isinstance(settings.num_prompts, int), "auto depends on the recipe's model"
     chosen = np.sort(np.random.default_rng(seed).permutation(available)[: settings.num_prompts])
     targets = sample_rewards(prompts.first[chosen])
+    known = ~np.isnan(targets)
+    if not known.any():
+        raise UserError(f"value.targets: reference_samples: none of the reference's completions {NONE_ENDED}")
+    if not known.all():
+        log.warning("value: %d of %d prompts have no target: none of their samples ended", sum(~known), len(known))
+        chosen, targets = chosen[known], targets[known]
     prompts.keep_hidden(chosen, settings)
     problem = prompts.problem(chosen, targets)
     r2 = held_out_r2(problem, settings, seed)

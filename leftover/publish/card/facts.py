@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from leftover.evaluation.measures import MEASURES, interval, part_names
-from leftover.evaluation.tables import GLOSSARY, result_grid
+from leftover.evaluation.tables import explanation, result_grid
 from leftover.evaluation.verdict import caveats, headline
 from leftover.publish.card.public import base_name, is_hub_id, public_name
 from leftover.recipe.forms import Transform
@@ -85,7 +85,7 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
         "table": [line for line in table if any(cell != "–" for cell in line[1:])],
         "seeds": row["seeds"] if len(row["seeds"]) > 1 else [],
         "own_reward": row.get("reward_by_seed", {}).get(str(seed)),
-        "glossary": GLOSSARY,
+        "glossary": explanation(results),
     }
 
 

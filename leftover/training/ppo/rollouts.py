@@ -19,7 +19,7 @@ class Rollouts:
 
     Args:
         prompt_ids, completion_ids: N lists of token ids.
-        scores: [N] rewards R(x, y).
+        scores: [N] rewards R(x, y); NaN: it has none and is not trained on (`unfinished: drop`).
         ended: [N] bool, whether a completion reached its end of sequence.
         logprobs, reference_logprobs, values, entropies: [N, T] float32, 0 after the end of a completion.
     """
@@ -39,15 +39,21 @@ class Rollouts:
         lengths = torch.tensor([len(ids) for ids in self.completion_ids])
         return torch.arange(self.logprobs.shape[1]) < lengths[:, None]
 
+    @property
+    def trained(self) -> Tensor:
+        """[N, T] bool: the tokens of completions that have a reward."""
+        return self.mask & ~self.scores.isnan()[:, None]
+
 
 def shaped_rewards(rollouts: Rollouts, args: PPOConfig, kl_coef: float, summed: Summed = lambda total: total) -> Tensor:
     """[N, T] rewards a token: score at the end, penalties for divergence (`kl_coef` a nat) and for a missing end."""
-    mask, scores = rollouts.mask, rollouts.scores
+    trained, scores = rollouts.trained, rollouts.scores.nan_to_num(nan=0.0)
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * (~rollouts.ended)
-    rewards = token_rewards(scores, rollouts.logprobs, rollouts.reference_logprobs, mask, kl_coef)
+    rewards = token_rewards(scores, rollouts.logprobs, rollouts.reference_logprobs, rollouts.mask, kl_coef)
+    rewards = rewards.masked_fill(~trained, 0.0)
     if args.whiten_rewards:
-        rewards = whiten(rewards, mask, *moments(rewards, mask, summed), shift_mean=False)
+        rewards = whiten(rewards, trained, *moments(rewards, trained, summed), shift_mean=False)
     return rewards
 
 
@@ -55,22 +61,23 @@ def targets(
     rollouts: Rollouts, rewards: Tensor, args: PPOConfig, summed: Summed = lambda total: total
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The columns [N, T] that a mini-batch trains on, and what is logged of the rollouts of all processes."""
-    mask = rollouts.mask
+    mask, trained = rollouts.mask, rollouts.trained
     everyone = torch.ones(len(mask), dtype=torch.bool)
 
     def mean(values: Tensor, chosen: Tensor = everyone) -> float:
         return float(moments(values, chosen, summed)[0])
 
-    raw, returns = advantages_and_returns(rewards, rollouts.values, mask, args.gamma, args.lam)
+    raw, returns = advantages_and_returns(rewards, rollouts.values, trained, args.gamma, args.lam)
     columns = {
         "old_logprobs": rollouts.logprobs,
         "old_values": rollouts.values,
-        "advantages": whiten(raw, mask, *moments(raw, mask, summed)),
+        "advantages": whiten(raw, trained, *moments(raw, trained, summed)),
         "returns": returns,
+        "trained": trained,
     }
-    reward, reward_variance = moments(rollouts.scores, everyone, summed)
-    _, residual_variance = moments(returns - rollouts.values, mask, summed)
-    return_mean, return_variance = moments(returns, mask, summed)
+    reward, reward_variance = moments(rollouts.scores, ~rollouts.scores.isnan(), summed)
+    _, residual_variance = moments(returns - rollouts.values, trained, summed)
+    return_mean, return_variance = moments(returns, trained, summed)
     logratio = (rollouts.logprobs - rollouts.reference_logprobs).masked_fill(~mask, 0.0)
     return columns, {
         "reward/mean": float(reward),
@@ -79,7 +86,7 @@ def targets(
         "entropy": mean(rollouts.entropies, mask),
         "completions/mean_length": mean(mask.sum(1)),
         "completions/ended": mean(rollouts.ended),
-        "value/mean": mean(rollouts.values, mask),
+        "value/mean": mean(rollouts.values, trained),
         "value/returns": float(return_mean),
         "value/explained_variance": float(explained_variance(residual_variance, return_variance)),
     }

@@ -17,11 +17,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
-from leftover.models.generate import end_ids, generate
+from leftover.models.generate import generate, have_ended
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.own_rows import Rows
 from leftover.recipe.ppo_config import PPOConfig
+from leftover.rewards.unfinished import settled
 from leftover.store.manifest import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, row_name
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
@@ -144,20 +145,19 @@ class PPOTrainer(PolicyTrainer):
         now = score(entropies=True)
         with self.reference.in_place():
             before = score()
-        ends = end_ids(policy)
+        ended = have_ended(policy, completion_ids)
         return Rollouts(
             prompt_ids,
             completion_ids,
-            scores=torch.tensor(scores, dtype=torch.float32),
-            ended=torch.tensor([ids[-1] in ends for ids in completion_ids]),
+            scores=torch.tensor(settled(scores, ended, args.unfinished), dtype=torch.float32),
+            ended=torch.tensor(ended),
             reference_logprobs=before.logprobs,
             **now._asdict(),
         )
 
     def _start_values(self, rollouts: Rollouts, rewards: Tensor) -> None:
         """Start the values at the mean reward: from 0, clipped values would take long to get there."""
-        everyone = torch.ones(len(rewards), dtype=torch.bool)
-        mean, _ = moments(rewards.sum(1), everyone, self._summed)
+        mean = moments(rewards.sum(1), rollouts.trained.any(1), self._summed)[0].nan_to_num(nan=0.0)
         self.value_head.bias.data.fill_(float(mean))
         rollouts.values.copy_(rollouts.mask * mean)
 
@@ -165,9 +165,9 @@ class PPOTrainer(PolicyTrainer):
         return self.accelerator.reduce(total.to(self.args.device), reduction="sum").cpu()
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Completion tokens of the whole optimizer step, over micro-batches and processes."""
-        tokens = sum(int(batch["completion_mask"].sum()) for batch in batch_samples)
-        return self.accelerator.gather(torch.tensor(tokens, device=device)).sum()
+        """Completion tokens of the whole optimizer step that train, over micro-batches and processes; at least 1."""
+        tokens = sum(int(batch["trained"].sum()) for batch in batch_samples)
+        return self.accelerator.gather(torch.tensor(tokens, device=device)).sum().clamp(min=1)
 
     def compute_loss(
         self,
@@ -177,7 +177,7 @@ class PPOTrainer(PolicyTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Clipped surrogate and value loss, a mean over the tokens of the whole optimizer step."""
-        args, mask = self.args, inputs["completion_mask"].bool()
+        args, mask = self.args, inputs["trained"].bool()
         now = token_outputs(model, inputs, temperature=args.temperature)
         losses, clipped = policy_loss(now.logprobs, inputs["old_logprobs"], inputs["advantages"], args.cliprange)
         errors, held = value_loss(now.values, inputs["old_values"], inputs["returns"], args.cliprange_value)
@@ -192,11 +192,12 @@ class PPOTrainer(PolicyTrainer):
                 "approx_kl": change.square() / 2,  # of policy and the one that wrote the completions
                 "importance_weight/mean": change.exp(),
             }
-            self.sums.add({name: (values.mean(), count) for name, values in found.items()})
-            self.sums.add({"num_tokens": (inputs["prompt_mask"].sum() + count, 1)})
+            self.sums.add({name: (values.mean() if count else values.sum(), count) for name, values in found.items()})
+            self.sums.add({"num_tokens": (inputs["prompt_mask"].sum() + inputs["completion_mask"].sum(), 1)})
         total = (losses + args.vf_coef * errors)[mask].sum()
         # Gradients are averaged over processes, and the divisor already counts them all.
-        loss = total / (count if num_items_in_batch is None else num_items_in_batch) * self.accelerator.num_processes
+        divisor = max(count, 1) if num_items_in_batch is None else num_items_in_batch
+        loss = total / divisor * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
 
     def rows_of_step(self, micro_batch: int | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,18 @@ def test_the_value_head_may_have_a_learning_rate_of_its_own(
     assert all(torch.equal(trainer.model.state_dict()[name], weight) for name, weight in before.items())
     # Adam's steps are of the learning rate at most: four of them here.
     assert 0.01 < trainer.value_head.weight.abs().max() <= 0.04 + 1e-6
+
+
+def test_a_completion_without_a_reward_is_in_no_update(tmp_path: Path) -> None:
+    """Of the two by hand the second has none: advantages 1.85 and .95 of the first alone, whitened to 1 and -1."""
+    args = PPOConfig(output_dir=str(tmp_path), lam=1.0, unfinished="drop")
+    rollouts = replace(rollouts_by_hand(), scores=torch.tensor([3.0, math.nan]))
+    rewards = shaped_rewards(rollouts, args, kl_coef=0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, 2.95], [0.0, 0.0]]))
+    columns, told = targets(rollouts, rewards, args)
+    assert columns["trained"].tolist() == [[True, True], [False, False]]
+    torch.testing.assert_close(columns["advantages"], torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+    assert told["reward/mean"] == 3.0 and told["reward/std"] == 0.0 and told["value/mean"] == 1.5
+    assert told["completions/ended"] == 0.5 and told["kl"] == pytest.approx(0.25), "of all completions"
+    batch = collate(rollouts, columns, [1], pad_token_id=0)
+    assert not batch["trained"].any() and batch["completion_mask"].tolist() == [[1]]
