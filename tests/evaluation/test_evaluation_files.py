@@ -1,15 +1,15 @@
 """Files of lines that a run reads back hold any text."""
 
 from leftover.data.rows import Rejects
-from leftover.evaluation.run import _write_lines
 from leftover.runs.names import read_completions
+from leftover.store.manifest import write_lines
 
 ODD = "one\u2028two\x85three\rfour\x0cfive"
 
 
 def test_completions_with_any_line_separator_are_read_back(tmp_path):
     records = [{"text": ODD, "group": 0}, {"text": "plain", "group": 1}]
-    _write_lines(tmp_path / "evaluation" / "reference.jsonl", records)
+    write_lines(tmp_path / "evaluation" / "reference.jsonl", records)
     assert read_completions(tmp_path, "reference") == records
 
 

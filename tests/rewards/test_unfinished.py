@@ -95,7 +95,7 @@ def table(tokenizer: Any) -> dict[str, Any]:
 
 
 def by_hand(model: Any, tokenizer: Any, table: dict[str, Any], rule: Any, seed: int = 0) -> np.ndarray:
-    ids, texts = generate(model, tokenizer, table["prompt_ids"], max_new_tokens=LIMIT, sample=True, seed=seed)
+    ids, texts, _ = generate(model, tokenizer, table["prompt_ids"], max_new_tokens=LIMIT, sample=True, seed=seed)
     ended = have_ended(model, ids)
     assert 0 < ended.sum() < len(ended) and [len(i) == LIMIT for i, e in zip(ids, ended, strict=True) if not e]
     lost = {"score": 0.0, "drop": NAN}.get(rule, 10.0) if isinstance(rule, str) else rule["penalty"]
@@ -153,7 +153,7 @@ def constants(num_prompts: int) -> RowConstants:
 
 def test_a_prompt_none_of_whose_samples_ended_has_no_target(caplog: Any) -> None:
     targets = np.where(np.arange(30) % 3 == 0, NAN, 2.0)
-    settings = ValueSection(candidates=["constant", "ridge"])
+    settings = ValueSection(num_prompts=2000, candidates=["constant", "ridge"])
     values, report = estimate_values(
         constants(30), settings, "reference_samples", seed=0, sample_rewards=lambda rows: targets[rows]
     )
