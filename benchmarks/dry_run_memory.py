@@ -1,11 +1,14 @@
-"""How far the memory that `--dry-run` prints is from a real peak: small models on a CPU, each in a process of its own.
+"""How far the memory that `--dry-run` prints is from a real peak, on a CPU, each case in a process of its own.
 
-python -m benchmarks.dry_run_memory
+python -m benchmarks.dry_run_memory                 training steps of small models
+python -m benchmarks.dry_run_memory --real FOLDER   whole runs: of the demonstration's model, and of the one at FOLDER
 
-A process's resident memory is its tensors only where freed memory goes back to the system at once, which is measured
-first; then with the settings of a run, which keeps it for the next step.
+Of a training step, the peak over what a process with all libraries holds: where freed memory goes back to the system at
+once, which is that of the tensors, and with the settings of a run. Of a whole run (training, generation, evaluation)
+the process's own peak, libraries included.
 """
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -30,7 +33,28 @@ CASES = [
 _HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
+# Model, adapter, bf16 autocast.
+WHOLE = [(model, adapter, bf16) for model in ("demo", "real") for adapter in (False, True) for bf16 in (False, True)]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dry_run_memory", description=__doc__)
+    parser.add_argument("--real", metavar="FOLDER", help="whole runs, also of the language model at FOLDER")
+    folder = parser.parse_args().real
+    if folder is None:
+        steps()
+        return
+    print("model  adapter bf16   planned  measured (MiB)")
+    for case in WHOLE:
+        model = folder if case[0] == "real" else "demo"
+        planned, measured = (_run((model, *case[1:]), what) for what in ("planned_run", "measured_run"))
+        print(
+            f"{case[0]:6} {case[1]!s:7} {case[2]!s:5} {planned:8.0f} {measured:9.0f} ({planned / measured - 1:+.0%})",
+            flush=True,
+        )
+
+
+def steps() -> None:
     print("model  adapter checkpointing bf16 tokens accumulation  planned  tensors  process  (MiB)")
     for case in CASES:
         planned, tensors, process = (_run(case, what) for what in ("planned", "tensors", "process"))
@@ -115,6 +139,58 @@ def measured_bytes(case: tuple, folder: str) -> int:
     return _status("VmHWM") - before
 
 
+def recipe_of(case: tuple, folder: str) -> Any:
+    """A whole run of few and long rows: 8 x 256 tokens a step; the demonstration's model takes 128 tokens."""
+    from leftover.demo.grammar import make_rows
+    from leftover.demo.run import demo_recipe
+    from leftover.recipe.files import make_recipe
+
+    model, adapter, bf16 = case
+    scorer = {"type": "python", "function": "leftover.demo.grammar:score_answers"}
+    rows = make_rows(120, seed=0)
+    if model == "demo":
+        section: dict[str, Any] = demo_recipe(Path(folder), 0).model.model_dump()
+        limits, repeats = {"max_prompt_tokens": 64, "max_completion_tokens": 64}, 1
+    else:
+        section = {"path": model}
+        limits, repeats = {"max_prompt_tokens": 192, "max_completion_tokens": 64}, 24
+    path = Path(folder) / "long.jsonl"
+    long = [row | {"prompt": row["prompt"] * repeats} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in long), encoding="utf-8")
+    settings = {"max_steps": 3, "per_device_train_batch_size": 8, "bf16": bf16, "use_cpu": True}
+    return make_recipe({
+        "name": "memory",
+        "output_dir": str(Path(folder) / "run"),
+        "model": section | ({"lora": {"r": 16}} if adapter else {}),
+        "data": {"path": str(path), "on_bad_row": "skip"} | limits,
+        "reward": {"functions": [scorer]},
+        "reference": {"train": settings},
+        "policies": {"nll": {"objective": "nll"}},
+        "train": settings | {"eval_steps": 0.9},
+        "evaluate": {"max_prompts": 64, "max_selection_prompts": 64},
+    })  # fmt: skip
+
+
+def planned_run(case: tuple, folder: str) -> int:
+    """The highest line of the dry run's memory table, of the rows that there are."""
+    from leftover.commands.dry_run.estimate import estimate_run
+    from leftover.commands.dry_run.memory import LIBRARIES
+
+    lines = estimate_run(recipe_of(case, folder)).memory
+    found = [line for line in lines if "rows at the limits" not in line.stage] or lines
+    return LIBRARIES + max(line.total or 0 for line in found)
+
+
+def measured_run(case: tuple, folder: str) -> int:
+    import torch
+
+    from leftover.pipeline import run
+
+    torch.set_num_threads(1)
+    run(recipe_of(case, folder))
+    return _status("VmHWM")
+
+
 def _train(case: tuple, folder: str, rows: int, steps: int) -> None:
     import datasets
     from peft import LoraConfig
@@ -139,17 +215,13 @@ def _status(name: str) -> int:
 
 
 def _worker(what: str, case: tuple) -> None:
-    if what == "tensors":
-        from leftover.training import policy_trainer
-
-        assert policy_trainer.freed_memory_kept, "what is switched off here is elsewhere now"
-        policy_trainer.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]
+    work = {"planned": planned_bytes, "planned_run": planned_run, "measured_run": measured_run}
     with TemporaryDirectory() as folder:
-        print((planned_bytes if what == "planned" else measured_bytes)(case, folder))
+        print(work.get(what, measured_bytes)(case, folder))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 3 and sys.argv[1] != "--real":
         _worker(sys.argv[1], tuple(json.loads(sys.argv[2])))
     else:
         main()

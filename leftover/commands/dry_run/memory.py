@@ -30,6 +30,10 @@ _STATES = {
 }  # fmt: skip
 
 
+# What a process on a CPU holds beside tensors: Python, PyTorch, transformers, and what they allocate.
+LIBRARIES = 650 * 2**20
+
+
 @dataclass(frozen=True)
 class Memory:
     """What is held at once in a stage, in bytes. `passing`: activations, gradients, logits or a generation's cache."""
@@ -81,8 +85,8 @@ def writing_bytes(
 ) -> int:
     """The peak of writing `rows` completions of `new` tokens: of reading the prompts, or of the last token.
 
-    Keys keep the dtype of the weights, values that of the products. While a layer's are lengthened by a token the old
-    ones stand beside the new, and each head gets its own. A token is chosen among the vocabulary in float32 and float64.
+    Keys keep the dtype of the weights, values that of the products. While a layer's are lengthened by a token, the old
+    ones stand beside the new, and each head gets its own. A token is chosen in float32 and float64.
     """
     width = (torch_dtype(dtype).itemsize + torch_dtype(compute_dtype or dtype).itemsize) / 2
     token = rows * shape.key_values * width  # keys and values of a layer
