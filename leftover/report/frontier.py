@@ -41,7 +41,7 @@ def frontier_view(results: Mapping[str, Any]) -> dict[str, Any]:
     measures = results["measures"]
     return {
         "charts": [_chart(results, measure) for measure in measures],
-        "tables": [(measure, level_grid(results, measure)) for measure in measures],
+        "tables": [(_title(measure), level_grid(results, measure)) for measure in measures],
         "turns": turns(results),
         "prompts": results["prompts"],
         "caveats": list(_caveats(results)),
@@ -83,7 +83,7 @@ def _chart(results: Mapping[str, Any], measure: str) -> Chart:
         f"{name} from {curve[measure][0]:.3g} to {curve[measure][-1]:.3g} at KL {curve['kl'][-1]:.1f}"
         for name, curve in results["curves"].items()
     )
-    picture = draw(_painter(results, measure, title=False), width=5.0, height=3.2)
+    picture = draw(_painter(results, measure, title=False), height=2.9)
     return Chart(f"{_title(measure)} against KL", picture, f"{_title(measure)} against KL to the reference: {said}.")
 
 

@@ -163,6 +163,25 @@ def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
     assert {point["policy"] for point in results["points"]} == {*POLICIES} - {"nll/default"}
 
 
+def test_what_is_missing_is_made_in_processes_of_their_own_and_gives_the_same_numbers(
+    finished: Any, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many threads as here
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/frontier")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    lost = ("checkpoints of reference", "checkpoints of nll/default-seed-0", "policy nll/default, seed 0")
+    kept = {name: entry for name, entry in manifest.items() if name not in lost}
+    (tmp_path / "run/manifest.json").write_text(json.dumps(kept))
+    for path in finished[0].glob("frontier/*"):
+        if path.name not in ("reference.jsonl", "nll_default-seed-0.jsonl"):
+            (tmp_path / "run/frontier").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "run/frontier")
+    mine = make_recipe(content | {"output_dir": str(tmp_path / "run")})
+    results, failed = frontier(mine, Options(methods=METHODS, jobs=2))
+    assert not failed and results == finished[1]
+
+
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
