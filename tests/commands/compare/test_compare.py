@@ -234,7 +234,7 @@ def test_a_fault_of_the_shared_settings_is_an_error_and_no_method_is_blamed(
 
 
 def test_checkpoints_are_saved_where_they_are_evaluated() -> None:
-    assert cadence({})["save_steps"] == cadence({})["eval_steps"] == 0.1
+    assert cadence({})["save_steps"] == cadence({})["eval_steps"] == 0.2
     assert cadence({"eval_steps": 2})["save_steps"] == 2
     assert cadence({"eval_strategy": "epoch"})["save_strategy"] == "epoch"
 
