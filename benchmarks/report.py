@@ -112,9 +112,10 @@ def real_section(model: str, measured: dict[Entry, Measured], finished: dict[str
 
 def _how(measured: dict[Entry, Measured]) -> str:
     turns = len(next(iter(measured.values())).rates)
+    said = "one turn" if turns == 1 else f"medians over {turns} turns (lowest to highest)"
     return (
-        f"Completion tokens a second and peak resident memory, medians over {turns} turn{'s' * (turns > 1)} (lowest to "
-        "highest), each in a process of its own; contestants take turns."
+        f"Completion tokens a second and peak resident memory, {said}, each in a process of its own; contestants take "
+        "turns."
     )
 
 
