@@ -21,7 +21,7 @@ from benchmarks.models import write_tiny
 from benchmarks.process import ROOT
 
 RECIPE = ROOT / "recipes/hha_135m.yaml"
-MODEL, ENCODER = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
+MODEL, ENCODER = "HuggingFaceTB/SmolLM2-135M-Instruct", ".models/minilm-l6"  # as the recipe names them
 WRITTEN = ROOT / "reproductions/hha_135m_gpu.md"
 
 

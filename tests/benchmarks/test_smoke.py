@@ -127,6 +127,11 @@ def test_the_reproduction_on_a_gpu_tried_out_on_a_cpu(
     assert not reproduction.WRITTEN.exists() or "CPU" not in reproduction.WRITTEN.read_text()
 
 
+def test_the_recipe_of_the_reproduction_names_the_models_that_are_replaced() -> None:
+    recipe = reproduction.RECIPE.read_text()
+    assert f"path: {reproduction.MODEL}\n" in recipe and f"model: {reproduction.ENCODER}\n" in recipe
+
+
 @pytest.mark.parametrize(
     ("finished", "asked", "took"),
     [
