@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import math
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import benchmarks
 from benchmarks import dry_run_memory, end_to_end, gpu, others, report, reproduction, rows, steps
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import SHAPES, build_llama, write_tiny
 from benchmarks.setting import Setting, scored_rows
+from leftover.cli import cli
 
 FOLDER = Path(benchmarks.__file__).parent
 SCRIPTS = sorted(
@@ -119,12 +122,26 @@ def small_work(entry: steps.Entry, seed: int) -> dict[str, Any]:
 def test_the_reproduction_on_a_gpu_tried_out_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        """In this process, which has imported everything already."""
+        assert command[1:3] == ["-m", "leftover.cli"]
+        return subprocess.CompletedProcess(command, CliRunner().invoke(cli, command[3:]).exit_code)
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(reproduction.subprocess, "run", here)
     options = ("--real", "--tiny", "--device", "cpu", "--methods", "nll,a_lol_seq", "--seeds", "1")
     run(monkeypatch, "benchmarks.gpu", *options)
     written = capsys.readouterr().out
     assert "Nothing is missing" in written and "| `a_lol_seq` |" in written and "minutes, seed by seed" in written
     assert not reproduction.WRITTEN.exists() or "CPU" not in reproduction.WRITTEN.read_text()
+
+
+def test_a_comparison_that_takes_too_long_is_cut_off_and_one_that_fails_ends_the_script(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(reproduction.tiny_recipe(tmp_path))
+    assert reproduction.compare(recipe, tmp_path / "run", "nll", 1, 1, timeout=0.01) is None
+    with pytest.raises(SystemExit, match="failed with status"):
+        reproduction.compare(tmp_path / "missing.yaml", tmp_path / "run", "nll", 1, 1)
 
 
 def test_the_recipe_of_the_reproduction_names_the_models_that_are_replaced() -> None:
