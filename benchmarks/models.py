@@ -1,11 +1,18 @@
 """Models with random weights, built from a config; and what a training step of them cannot avoid to compute."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 HIDDEN, LAYERS, HEADS, FEED_FORWARD = 288, 6, 6, 768
-TINY = {"hidden": 16, "layers": 1, "feed_forward": 32, "heads": 2, "key_value_heads": 2}
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {},  # with a vocabulary of 32,000 it would have 15M parameters
+    "tiny": {"hidden": 16, "layers": 1, "feed_forward": 32, "heads": 2, "key_value_heads": 2},
+    "1b": {
+        "hidden": 2048, "layers": 16, "feed_forward": 8192, "heads": 32, "key_value_heads": 8, "positions": 2048,
+    },
+}  # fmt: skip
 PAD = 50_256  # the last token of GPT-2's vocabulary
 
 
@@ -38,6 +45,23 @@ def build_llama(
             pad_token_id=PAD,
         )
     )
+
+
+def write_tiny(folder: str | Path) -> str:
+    """A real model's folder, but tiny: random weights, a tokenizer of the demonstration's words, a chat template."""
+    from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
+    from leftover.demo.grammar import make_rows
+    from leftover.demo.run import train_tokenizer
+    from leftover.models.load import build_model
+
+    tokenizer = train_tokenizer([row["prompt"] + row["completion"] for row in make_rows(200, seed=0)])
+    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    config = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True}
+    model = build_model({"model_type": "llama", **config}, tokenizer, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def training_flops(

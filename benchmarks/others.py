@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contestants import scored_rows
 from benchmarks.models import build_llama
+from benchmarks.process import peak_mib, result_of, status_mib
 from benchmarks.rows import SHARED, load_tokenizer
+from benchmarks.setting import scored_rows
 
-ROOT = Path(__file__).parents[1]
 NUM_ROWS = 192  # of the reference pass
 HEAD_PROMPTS, HEAD_EPOCHS = 192, 30  # 30 epochs: the default of value.head_epochs
 
@@ -53,7 +53,7 @@ def reference_pass_rate(turns: int = 5) -> dict[str, Any]:
     from leftover.data.collate import pad
     from leftover.models.reference import length_sorted_batches, pass_tokens, reference_pass
 
-    rows, model, tokenizer = scored_rows()[:NUM_ROWS], build_llama(50_257).eval(), load_tokenizer()
+    rows, model, tokenizer = scored_rows("small")[:NUM_ROWS], build_llama(50_257).eval(), load_tokenizer()
     whole = [row["prompt_ids"] + row["completion_ids"] for row in rows]
     keep = round(float(np.mean([len(row["completion_ids"]) for row in rows])))
 
@@ -76,7 +76,7 @@ def value_head_rate(turns: int = 1) -> dict[str, Any]:
     from leftover.models.reference import prompt_hidden
     from leftover.prepare.value import head as module
 
-    prompts = [row["prompt_ids"] for row in scored_rows()[:HEAD_PROMPTS]]
+    prompts = [row["prompt_ids"] for row in scored_rows("small")[:HEAD_PROMPTS]]
     model, tokenizer = build_llama(50_257).eval(), load_tokenizer()
     targets = np.random.default_rng(0).normal(size=len(prompts))
     held_out = np.arange(len(prompts)) % 5 == 0
@@ -232,25 +232,11 @@ class AnonymousPeak:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.01):
-            self.mib = max(self.mib, _status("RssAnon"))
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process. (`ru_maxrss` starts at that of the process which started it.)"""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> float:
-    """A size in /proc/self/status, in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
+            self.mib = max(self.mib, status_mib("RssAnon"))
 
 
 def many_rows_apart(num_rows: int) -> dict[str, Any]:
     """`many_rows` in a process of its own, so that its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         code = f"from benchmarks.others import *; print(json.dumps(many_rows({num_rows}, Path({folder!r}))))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return result_of("-c", code)

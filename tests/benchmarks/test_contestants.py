@@ -5,11 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.models import training_flops
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.end_to_end import Finished, preferences, sequence_logprobs
+from benchmarks.models import training_flops, write_tiny
 from benchmarks.released import step_loss
-from benchmarks.report import bars
-from benchmarks.rows import HISTOGRAM, histogram_rows
-from benchmarks.steps import ENTRIES, Entry, Measured
+from benchmarks.report import bars, end_to_end_bars, real_bars
+from benchmarks.rows import HISTOGRAM, REAL_COMPLETION, histogram_rows
+from benchmarks.setting import Setting
+from benchmarks.steps import ENTRIES, Measured, completion_rate, real_entries
 from leftover.data.collate import Collator
 from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import prompt_hidden, reference_pass
@@ -86,7 +89,7 @@ def test_the_floor_counts_the_products_of_a_step(prompt, completion):
 def test_a_bar_is_held_where_its_ratio_of_medians_is():
     measured = {entry: Measured(rates=[10.0, 10.0, 100.0], peaks=[1000.0]) for entry in ENTRIES}
     for entry in ENTRIES:
-        if entry.contestant == "ours" and not entry.bf16:
+        if entry.contestant == "ours" and entry.setting.precision == "float32" and not entry.setting.lora:
             measured[entry] = Measured(rates=[75.0, 1.0, 80.0], peaks=[450.0])
     found = {what: (value, held) for what, value, _, held in bars(measured)}
     assert found["against the released method, float32"] == ("7.5 x", True)
@@ -94,4 +97,64 @@ def test_a_bar_is_held_where_its_ratio_of_medians_is():
     assert found["ours in bf16 against the released method in float32"] == ("1.0 x", False)
     assert found["against the released method, each at its best precision"] == ("7.5 x", True)
     assert found["peak memory against the released method, float32"] == ("45%", True)
-    assert Entry("ours").precision == "float32"
+
+
+def test_on_a_real_model_ours_is_held_against_every_other_under_the_same_setting(tmp_path):
+    measured = {entry: Measured(rates=[10.0]) for entry in real_entries(write_tiny(tmp_path))}
+    for entry in measured:
+        if entry.contestant == "ours" and entry.setting.lora:
+            measured[entry] = Measured(rates=[50.0])
+    found = {what: (value, held) for what, value, _, held in real_bars(measured)}
+    assert found["against TRL SFT, LoRA, float32"] == ("5.0 x", True)
+    assert found["against TRL SFT, float32"] == ("1.0 x", False)
+    assert len(found) == len(measured) - 4  # two precisions, with and without an adapter
+
+    ours, theirs = Finished([20.0, 10.0, 30.0], [], []), Finished([60.0, 61.0, 59.0], [], [])
+    assert end_to_end_bars({"ours": ours, "trl_dpo": theirs})[0][1:] == ("3.0 x", ">= 3 x", True)
+
+
+def test_a_rate_counts_completion_tokens():
+    assert completion_rate({"seconds": [1.5, 0.5], "lengths": [[[9, 3], [9, 4]], [[9, 1]]]}) == 4.0
+
+
+@pytest.mark.parametrize("name", ["released", "ours"])
+def test_rows_of_a_real_model_are_its_own_tokens(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.rows.answers", lambda: None)
+    setting = Setting(write_tiny(tmp_path), batch=3, steps=2)
+    known = {(len(row["prompt_ids"]), len(row["completion_ids"])) for row in setting.rows()}
+    tokenizer = setting.tokenizer()
+    for row in setting.rows()[:5]:
+        assert tokenizer.decode(row["completion_ids"]) == row["completion"] + tokenizer.eos_token
+        assert row["prompt"].endswith(tokenizer.decode(row["prompt_ids"], skip_special_tokens=True))
+    [(_, lengths)] = CONTESTANTS[name](setting)
+    assert len(lengths) == 3 and set(lengths) <= known
+    assert max(completion for _, completion in known) <= REAL_COMPLETION
+
+
+def test_both_ends_compute_the_same_log_probabilities(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(write_tiny(tmp_path)).eval()
+    with torch.no_grad():  # so that tokens differ in probability
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    tokenizer = Setting(str(tmp_path)).tokenizer()
+    prompts, completions = [[9, 8, 7, 6], [5, 11]], [[12, 13, tokenizer.eos_token_id], [14, 15, 16]]
+    rows = [{"prompt_ids": p, "completion_ids": c} for p, c in zip(prompts, completions, strict=True)]
+    ours, _ = reference_pass(model, tokenizer, rows, features=False, compute_dtype="bfloat16")
+    # As generate leaves them: prompts padded on the left, completions on the right.
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[9, 8, 7, 6, 12, 13, tokenizer.eos_token_id, pad], [pad, pad, 5, 11, 14, 15, 16, pad]])
+    kept = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]]).bool()
+    mask = torch.cat([torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]), kept.long()], dim=1)
+    with torch.no_grad():
+        theirs = sequence_logprobs(model, ids, mask, kept)
+    np.testing.assert_allclose(theirs.numpy(), [lp.sum() for lp in ours], atol=1e-2)
+    assert abs(ours[0].sum() - ours[1].sum()) > 0.1  # so that a mistaken row shows
+
+
+def test_preferences_are_the_best_and_the_worst_of_a_prompt():
+    def row(prompt, completion):
+        return {"prompt": [{"role": "user", "content": prompt}], "completion": completion}
+
+    [found] = preferences([row("a", "one"), row("b", "same"), row("a", "one two"), row("b", "word")])
+    assert found["prompt"] == row("a", "")["prompt"]
+    assert [found[side][0]["content"] for side in ("chosen", "rejected")] == ["one two", "one"]

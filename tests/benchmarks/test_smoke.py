@@ -4,19 +4,24 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import benchmarks
-from benchmarks import contestants, dry_run_memory, gpu, others, report, steps
-from benchmarks.contestants import CONTESTANTS, Setting, scored_rows
-from benchmarks.models import TINY, build_llama
+from benchmarks import dry_run_memory, end_to_end, gpu, others, report, reproduction, rows, steps
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.models import SHAPES, build_llama, write_tiny
+from benchmarks.setting import Setting, scored_rows
+from leftover.cli import cli
 
 FOLDER = Path(benchmarks.__file__).parent
 SCRIPTS = sorted(
@@ -39,30 +44,131 @@ def run(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: str) -> None:
     importlib.import_module(module).main()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[needs_trl] if name.startswith("trl") else []) for name in CONTESTANTS]
-)
+@pytest.fixture
+def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a tiny model with a chat template, for which there are no HH files."""
+    monkeypatch.setattr(rows, "answers", lambda: None)
+    return write_tiny(tmp_path / "model")
+
+
+def params(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[needs_trl] * name.startswith("trl")) for name in names]
+
+
+@pytest.mark.parametrize("name", params(CONTESTANTS))
 def test_every_contestant_takes_a_step(name: str) -> None:
-    measured = list(CONTESTANTS[name](Setting(50_257, bf16=False, steps=2, seed=0, tiny=True)))
-    assert len(measured) == 1 and all(seconds > 0 and tokens > 0 for seconds, tokens in measured)
+    check_steps(name, Setting("tiny", steps=2))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[needs_trl] * (n == "trl_sft")) for n in gpu.CONTESTANTS])
+@pytest.mark.parametrize("name", params(CONTESTANTS))
+def test_every_contestant_takes_a_step_on_a_real_model(name: str, tiny_model: str) -> None:
+    check_steps(name, Setting(tiny_model, precision="bf16 autocast", lora=True, batch=4, steps=2))
+
+
+@pytest.mark.parametrize("name", params(["ours, LoRA", "released method", "trl"]))
 def test_every_contestant_of_the_gpu_takes_a_step(name: str) -> None:
-    found = gpu.contest(name, gpu.TINY, "cpu", steps=2, warmup=0, batch_size=4)
-    assert found["completion_tokens_s"] > 0 and found["flops_s"] > 0
+    setting = Setting("tiny", gpu.VOCABULARY, precision="bf16", batch=4, steps=2)
+    entry = gpu.entries(setting, warmup=1)[name.replace("trl", "TRL SFT")]
+    check_steps(entry.contestant, entry.setting)
+    assert gpu.flops(entry.setting, [(6, 4)]) > 0
+
+
+def check_steps(name: str, setting: Setting) -> None:
+    [(seconds, lengths)] = CONTESTANTS[name](setting)
+    assert seconds > 0 and len(lengths) == setting.batch * (1 + name.startswith("trl_dpo"))
+    assert all(prompt > 0 and completion > 0 for prompt, completion in lengths)
+
+
+@pytest.mark.parametrize("name", params(end_to_end.CONTESTANTS))
+def test_every_way_from_raw_rows_gives_the_same_numbers(name: str, tiny_model: str, tmp_path: Path) -> None:
+    raw = tmp_path / "rows.jsonl"
+    end_to_end.write_rows(tiny_model, raw, (6, 2, 3))
+    task = end_to_end.Task(tiny_model, str(raw), str(tmp_path), steps=1, batch=4, max_new_tokens=4)
+    found = end_to_end.CONTESTANTS[name](task)
+    assert set(found) == {"reference", "policy"}
+    for numbers in found.values():
+        assert set(numbers) == set(end_to_end.NAMES) and all(map(math.isfinite, numbers.values()))
+        assert numbers["own_perplexity_under_reference"] > 1 and 0 < numbers["length"] <= 4
+    assert found["reference"]["kl"] == 0 != found["policy"]["kl"]
 
 
 def smoke_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run(monkeypatch, "benchmarks.worker", "ceiling", "--tiny", "--bf16", "--steps", "3")
+    setting = {"model": "tiny", "precision": "bf16 autocast", "steps": 3}
+    run(monkeypatch, "benchmarks.worker", "ceiling", json.dumps(setting))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(found["seconds"]) == 2 and found["peak_mib"] > 0
+    assert len(found["seconds"]) == len(found["lengths"]) == 2 and found["peak_mib"] > 0
+
+
+def smoke_end_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setitem(end_to_end.CONTESTANTS, "ours", lambda task: {"policy": {"kl": float(task.steps)}})
+    task = {"model": "m", "rows": "r", "folder": "f", "steps": 7}
+    run(monkeypatch, "benchmarks.end_to_end", "ours", json.dumps(task))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["numbers"] == {"policy": {"kl": 7.0}} and found["peak_mib"] > 0
 
 
 def smoke_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    tiny = ["--tiny", "--device", "cpu", "--batch", "4", "--steps", "2", "--warmup", "0"]
-    run(monkeypatch, "benchmarks.gpu", "--contestant", "released", *tiny)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tokens_s"] > 0
+    monkeypatch.setattr(gpu, "run_worker", small_work)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run(monkeypatch, "benchmarks.gpu", "--tiny", "--device", "cpu")
+    written = capsys.readouterr().out
+    assert "failed" not in written and all(name in written for name in ("| ours, LoRA |", "| TRL SFT |"))
+
+
+def small_work(entry: steps.Entry, seed: int) -> dict[str, Any]:
+    return {"seconds": [1.0], "lengths": [[(6, 4)]], "peak_mib": 500.0}
+
+
+def test_the_reproduction_on_a_gpu_tried_out_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        """In this process, which has imported everything already."""
+        assert command[1:3] == ["-m", "leftover.cli"]
+        return subprocess.CompletedProcess(command, CliRunner().invoke(cli, command[3:]).exit_code)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(reproduction.subprocess, "run", here)
+    options = ("--real", "--tiny", "--device", "cpu", "--methods", "nll,a_lol_seq", "--seeds", "1")
+    run(monkeypatch, "benchmarks.gpu", *options)
+    written = capsys.readouterr().out
+    assert "Nothing is missing" in written and "| `a_lol_seq` |" in written and "minutes, seed by seed" in written
+    assert not reproduction.WRITTEN.exists() or "CPU" not in reproduction.WRITTEN.read_text()
+
+
+def test_a_comparison_that_takes_too_long_is_cut_off_and_one_that_fails_ends_the_script(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(reproduction.tiny_recipe(tmp_path))
+    assert reproduction.compare(recipe, tmp_path / "run", "nll", 1, 1, timeout=0.01) is None
+    with pytest.raises(SystemExit, match="failed with status"):
+        reproduction.compare(tmp_path / "missing.yaml", tmp_path / "run", "nll", 1, 1)
+
+
+def test_the_recipe_of_the_reproduction_names_the_models_that_are_replaced() -> None:
+    recipe = reproduction.RECIPE.read_text()
+    assert f"path: {reproduction.MODEL}\n" in recipe and f"model: {reproduction.ENCODER}\n" in recipe
+
+
+@pytest.mark.parametrize(
+    ("finished", "asked", "took"),
+    [
+        (2, [("all", 1), ("all", 2), ("all", 3)], [5.0, 5.0]),  # the third is cut off
+        (0, [("all", 1), ("a,b", 1)], [65.0]),  # the first is: those that are finished remain
+    ],
+)
+def test_what_is_not_finished_in_time_is_missing(
+    finished: int, asked: list[tuple[str, int]], took: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def compare(recipe: Path, folder: Path, methods: str, seeds: int, jobs: int, timeout: float | None = None) -> Any:
+        calls.append((methods, seeds))
+        return 5.0 if len(calls) <= finished or timeout is None else None
+
+    monkeypatch.setattr(reproduction, "compare", compare)
+    monkeypatch.setattr(reproduction, "methods_of", lambda folder: (["a", "b", "c"], ["a", "b"]))
+    found = reproduction.in_time(tmp_path / "recipe.yaml", tmp_path, "all", 3, 1, 60)
+    assert calls == asked and found == (took, ["a", "b", "c"])
 
 
 def smoke_dry_run_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -77,18 +183,13 @@ def smoke_dry_run_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def smoke_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The whole of `make bench`, with every process replaced by small work in this one."""
 
-    def rows(tiny: bool = True) -> list[dict[str, Any]]:
-        return scored_rows(tiny=True)
-
     def small(vocabulary: int, **_: Any) -> Any:
-        return build_llama(vocabulary, **TINY)
+        return build_llama(vocabulary, **SHAPES["tiny"])
 
-    def worker(entry: steps.Entry, seed: int) -> dict[str, Any]:
-        return {"seconds": [1.0], "tokens": [100], "peak_mib": 500.0}
-
-    monkeypatch.setattr(steps, "run_worker", worker)
-    for module in (contestants, others, report):
-        monkeypatch.setattr(module, "scored_rows", rows)
+    monkeypatch.setattr(rows, "answers", lambda: None)
+    monkeypatch.setattr(steps, "run_worker", small_work)
+    for module in (others, report):
+        monkeypatch.setattr(module, "scored_rows", lambda _: scored_rows("tiny"))
     monkeypatch.setattr(others, "build_llama", small)
     for name, size in {"HEAD_EPOCHS": 3, "HEAD_PROMPTS": 16, "NUM_ROWS": 16}.items():
         monkeypatch.setattr(others, name, size)
@@ -96,19 +197,26 @@ def smoke_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     line = {"what": "x", "seconds": 0.1, "spread": [0.1], "bar": "< 1 s"}
     monkeypatch.setattr(others, "import_times", lambda: [line])
     monkeypatch.setattr(others, "many_rows_apart", lambda size: others.many_rows(120, tmp_path) | {"rows": size})
-    monkeypatch.setattr(report, "load_rows", lambda: (rows(), "tiny rows"))
-    monkeypatch.setattr(contestants, "load_rows", lambda: (rows(), "tiny rows"))
+    monkeypatch.setattr(report, "load_rows", lambda _="": ([], "tiny rows"))
     monkeypatch.setattr(report, "matrix_rate", lambda *_: 1e12)
+    numbers = dict.fromkeys(("reference", "policy"), dict.fromkeys(end_to_end.NAMES, 1.0))
+    monkeypatch.setattr("benchmarks.process.result_of", lambda *_: {"numbers": numbers, "peak_mib": 1.0})
     monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path / "results.md")
     monkeypatch.setattr("benchmarks.__main__.PARTS", tmp_path / "parts")
-    run(monkeypatch, "benchmarks.__main__", "--turns", "1")
+    run(monkeypatch, "benchmarks.__main__", "--turns", "1", "--real", str(tmp_path))
     written = (tmp_path / "results.md").read_text()
     assert "tiny rows" in written and "reference pass" in written and "100,000" in written
+    assert "real model" not in written and "get_models.py" in capsys.readouterr().out
+
+    run(monkeypatch, "benchmarks.__main__", "--turns", "1", "--only", "real", "--real", write_tiny(tmp_path / "model"))
+    written = (tmp_path / "results.md").read_text()
+    assert "A real model: model" in written and "end to end against TRL DPO" in written and "100,000" in written
 
 
 SMOKE: dict[str, Callable[..., None]] = {
     "__main__.py": smoke_all,
     "dry_run_memory.py": smoke_dry_run_memory,
+    "end_to_end.py": smoke_end_to_end,
     "gpu.py": smoke_gpu,
     "worker.py": smoke_worker,
 }
