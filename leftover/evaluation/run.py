@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,12 @@ from leftover.runs.names import (
     DECODINGS,
     completions_path,
     evaluation_artifact,
-    logprob_columns,
     metrics_path,
     policy_artifact,
     policy_folder,
     policy_subject,
 )
-from leftover.runs.records import SAMPLER_COLUMNS
+from leftover.runs.records import ORIGIN, SAMPLER_COLUMNS
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, write_json, write_text
 
@@ -64,17 +63,20 @@ class Evaluation:
 
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":
-        """Column of the records -> the model whose log-probabilities it holds."""
-        load = {"reference_logprob": self.run.models.reference, "base_logprob": self.run.models.base}
-        return {column: load[column]() for column in logprob_columns(self.run.recipe) if column in load}
+        """Column of the records -> the model whose log-probabilities it holds; two of one path are one model."""
+        recipe, load = self.run.recipe, cache(self.run.models.load)
+        paths = {"reference_logprob": self.run.reference_path, "base_logprob": recipe.model.path}
+        return {column: load(path) for column, path in (paths | {ORIGIN: recipe.reference.origin}).items() if path}
 
     def key(self, subject: str) -> Key:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts"}
-        tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
-        return tempered | {
+        further = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
+        if recipe.reference.origin is not None:
+            further["origin"] = model_identity(recipe.reference.origin, self.run.hashes)
+        return further | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
@@ -124,6 +126,7 @@ class Evaluation:
         columns |= self._score({"logprob": model, **self._scorers}, rows, f"{subject}, {decoding}")
         if decoding == "sampled" and settings.temperature != 1:
             scorers = dict(zip(SAMPLER_COLUMNS, (model, self._scorers["reference_logprob"]), strict=True))
+            scorers |= {f"sampler_{column}": model for column, model in self._scorers.items() if column == ORIGIN}
             columns |= self._score(scorers, rows, f"{subject}, {decoding}", settings.temperature)
         return [
             {

@@ -39,6 +39,7 @@ class Reference:
     max_new_tokens: int
     seed: int
     batch_size: int = 64  # of sampling
+    sampled_tokens: int = 0  # so far
 
     @classmethod
     def of_run(cls, run: Run) -> "Reference":
@@ -95,7 +96,7 @@ class Reference:
         repeats = settings.num_samples
         rewards = np.empty((len(chosen), repeats))
         for repeat in range(repeats):
-            _, texts = generate(
+            ids, texts = generate(
                 *self._loaded,
                 prompt_ids,
                 max_new_tokens=self.max_new_tokens,
@@ -105,6 +106,7 @@ class Reference:
                 description=f"reference samples {repeat + 1}/{repeats}",
             )
             rewards[:, repeat] = reward_func(prompts, texts)
+            self.sampled_tokens += sum(map(len, ids))
         return rewards
 
 
@@ -170,9 +172,12 @@ def value(run: Run) -> None:
         )
         if not np.isfinite(rows.reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
+        reference = Reference.of_run(run)
         values, advantages, report = values_and_advantages(
-            rows, inside, Reference.of_run(run), run.recipe.value, targets, run.reward
+            rows, inside, reference, run.recipe.value, targets, run.reward
         )
+        if reference.sampled_tokens:
+            report["sampled_tokens"] = reference.sampled_tokens
         run.note(value=report, leftover=leftover_facts(advantages[rows.is_train]))
         whole = {name: np.full(len(table), np.nan) for name in ("value", "advantage")}
         whole["value"][kept], whole["advantage"][kept] = values, advantages

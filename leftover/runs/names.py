@@ -10,6 +10,7 @@ from leftover.runs.records import Records
 from leftover.store.manifest import read_json
 
 DECODINGS = ("sampled", "greedy")
+ROUNDS_PICTURE = "rounds.png"
 
 
 def decodings(primary: str) -> tuple[str, ...]:
@@ -18,8 +19,10 @@ def decodings(primary: str) -> tuple[str, ...]:
 
 
 def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Columns of a completion's log-probabilities: under its policy, the reference and, where pretrained, the base."""
-    return ("logprob", "reference_logprob", *(() if recipe.model.path is None else ("base_logprob",)))
+    """Columns of a completion's log-probabilities: under its policy, the reference and, where there is one, the base
+    and the origin."""
+    further = {"base_logprob": recipe.model.path, "origin_logprob": recipe.reference.origin}
+    return ("logprob", "reference_logprob", *(column for column, path in further.items() if path is not None))
 
 
 def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
@@ -98,6 +101,11 @@ def is_run(folder: Path) -> bool:
         if isinstance(entries, dict) and any(isinstance(e, dict) and "complete" in e for e in entries.values()):
             return True
     return False
+
+
+def round_folder(folder: Path, number: int, control: str | None = None) -> Path:
+    """Where a round of a run with `rounds` lies; those of a control from the second on, beside the policy's own."""
+    return folder / "rounds" / (f"{number}-{control}" if control else str(number))
 
 
 def judge_folder(run_folder: Path) -> Path:

@@ -4,6 +4,7 @@ from typing import Any, Required, TypedDict
 
 # Of completions sampled at a temperature other than 1: their log-probability at it, under the policy and the reference.
 SAMPLER_COLUMNS = ("sampler_logprob", "sampler_reference_logprob")
+ORIGIN = "origin_logprob"  # under `reference.origin`, and with `sampler_` before it at the temperature
 
 
 class CompletionRecord(TypedDict, total=False):
@@ -26,6 +27,8 @@ class CompletionRecord(TypedDict, total=False):
     base_logprob: float
     sampler_logprob: float
     sampler_reference_logprob: float
+    origin_logprob: float
+    sampler_origin_logprob: float
 
 
 class IntervalRecord(TypedDict, total=False):
