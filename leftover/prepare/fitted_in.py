@@ -18,10 +18,7 @@ class FittedIn:
 
     def __init__(self, run: Run):
         self.where = f"{run.recipe.where}: reward.fitted_in"
-        try:
-            self.run = FinishedRun(str(run.recipe.reward.fitted_in))
-        except UserError as error:
-            raise UserError(f"{self.where}: {error}") from error
+        self.run = FinishedRun(str(run.recipe.reward.fitted_in))
 
     def fitted(self, artifact: str, identity: Key) -> tuple[Key, dict[str, Any], Path]:
         """A key, the facts and the folder of what a reward or judge learnt there."""

@@ -85,8 +85,8 @@ def paint_points(axis: "Axes", points: Sequence[tuple[float, Mapping[str, Any]]]
     """Means with their intervals at their x, joined in order by a line."""
     means = [of["mean"] for _, of in points]
     ends = [[of["mean"] - of["low"] for _, of in points], [of["high"] - of["mean"] for _, of in points]]
-    style = {"marker": "o", "ms": 4, "capsize": 2} | style
-    axis.errorbar([x for x, _ in points], means, yerr=ends, **style)
+    usual: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2}
+    axis.errorbar([x for x, _ in points], means, yerr=ends, **(usual | style))
 
 
 def paint_reward_against_diversity(axis: "Axes", row: "ResultRow", **style: Any) -> None:

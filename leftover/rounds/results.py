@@ -1,7 +1,7 @@
 """What the rounds gave: every policy of every round on the same test prompts, against the first reference."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,10 @@ def _off_policy(policy: str, runs: Sequence[Run]) -> dict[int, dict[int, float]]
         table = run.table.open("rows", "tokens", "reference")
         for before, sampler in enumerate(runs[: number - 1], start=1):
             path = samples_path(sampler, policy)
-            places = {f"{path}:{line}": row for line, row in _lines(path) if row["tokens_match"]}
+            places = {f"{path}:{line}": row["sampler_logprob"] for line, row in _lines(path) if row["tokens_match"]}
             rows = [i for i, where in enumerate(table["where"]) if where in places]
             gaps = [
-                float(np.sum(row["reference_logprobs"])) - places[row["where"]]["sampler_logprob"]
+                float(np.sum(row["reference_logprobs"])) - places[row["where"]]
                 for row in table.select(rows)
                 if row["kept"]
             ]
@@ -103,6 +103,7 @@ def _off_policy(policy: str, runs: Sequence[Run]) -> dict[int, dict[int, float]]
     return found
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8", newline="\n") as lines:
-        return [(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
+        for number, line in enumerate(lines, start=1):
+            yield number, json.loads(line)

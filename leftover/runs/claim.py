@@ -14,6 +14,7 @@ from leftover.recipe.optional_packages import check_optimizer, check_quantizatio
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.fitted import RowsReward
+from leftover.runs.finished import FinishedRun
 from leftover.runs.names import is_run, round_folder, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.folders import LOCK, hold, make_folder
@@ -137,6 +138,9 @@ def check_rewards(run: Run) -> None:
 
 def check_fitted(run: Run) -> None:
     """Refuse rewards and judges whose rows to be fitted on, or what was fitted before, are not there."""
+    if (folder := run.recipe.reward.fitted_in) is not None:
+        with located(f"{run.recipe.where}: reward.fitted_in"):
+            FinishedRun(folder)
     for scorers in (run.reward, run.judges):
         for name, component in scorers.components.items() if scorers else ():
             fitted = learner(component)
