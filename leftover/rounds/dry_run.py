@@ -1,7 +1,7 @@
 """`--dry-run` of rounds: the tables of the first round, and what every further one adds."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,54 +28,36 @@ def dry_run(recipe: Recipe) -> None:
         prompts = rows.prompts("train") if isinstance(rows, Rows) else recipe.data.max_rows
         first = estimate_run(first_round(recipe, prompts) if prompts else start, rows=rows)
         show(first, terminal)
-        lines = list(_lines(recipe, first, prompts))
-    cells = [(o.what, o.completions, o.rows, operations_text(o.operations, True)) for o in lines]
+        lines = [("round 1", "", _count(rows), _together(first)), *_later_rounds(recipe, first, prompts)]
+    known = [operations for *_, operations in lines]
+    lines.append(("together", "", "", None if None in known else sum(filter(None, known))))
+    cells = [(*texts, operations_text(operations, True)) for *texts, operations in lines]
     columns = ("", "completions sampled before", "training rows", "floating-point operations")
     print_tables(terminal, [plain_table("Rounds", *columns, rows=cells)])
     check_here(start)  # last, since one may ask what a run costs before its files are here
 
 
-@dataclass(frozen=True)
-class Line:
-    """One round. `operations`: of sampling before it and of the round itself; None: unknown."""
-
-    what: str
-    completions: str
-    rows: str
-    operations: float | None
-
-
-def _lines(recipe: Recipe, first: Estimate, prompts: int | None) -> Iterator[Line]:
-    rounds, main = rounds_of(recipe), recipe.main_policy
-    known = [_together(first)]
-    yield Line("round 1", "", _count(first.rows), known[0])
-    start = Run(first.recipe)
+def _later_rounds(recipe: Recipe, first: Estimate, prompts: int | None) -> Iterator[tuple[str, str, str, float | None]]:
+    """Name, completions sampled before it, training rows, and operations of the sampling and of the round."""
+    rounds, main, start, rows = rounds_of(recipe), recipe.main_policy, Run(first.recipe), first.rows
+    copies, keeps = rounds.completions_per_prompt, rounds.keep == "all"
+    sampled = None if prompts is None else copies * prompts
     for policy in (main, *([BEST_OF_N] if BEST_OF_N in rounds.controls else [])):
         before = start
         for number in range(2, rounds.number + 1):
-            samples = [Path("samples.jsonl")] * (number - 1)
-            made = later_round(recipe, start, before, policy, number, samples)
+            made = later_round(recipe, start, before, policy, number, [Path("samples.jsonl")] * (number - 1))
             before = Run(made)
             # What does not change the work is left as in the first round, whose rows and models are here.
             made = made.model_copy(update={"data": recipe.data, "reward": recipe.reward, "model": recipe.model})
-            grown = first.rows
-            if isinstance(grown, Rows):
-                grown = _grown(
-                    grown,
-                    rounds.completions_per_prompt * (number - 1 if rounds.keep == "all" else 1),
-                    rounds.keep == "all",
-                    recipe.max_new_tokens,
-                )
-            estimate = estimate_run(made, rows=grown)
-            sampled = None if prompts is None else rounds.completions_per_prompt * prompts
+            times = copies * (number - 1) if keeps else copies
+            grown = _grown(rows, times, keeps, recipe.max_new_tokens) if isinstance(rows, Rows) else rows
+            estimate = estimate_run(made, rows=grown, with_memory=False)
             operations = _together(estimate)
             if sampled is not None and operations is not None and estimate.shape is not None:
                 # Generated, and read once more for the sampler's log-probabilities.
-                operations += 2 * Sizes(recipe, first.rows).generated(sampled).operations(estimate.shape)
-            known.append(operations)
+                operations += 2 * Sizes(recipe, rows).generated(sampled).operations(estimate.shape)
             name = f"round {number}" + ("" if policy == main else f", {policy}")
-            yield Line(name, "unknown" if sampled is None else f"{sampled:,}", _count(grown), operations)
-    yield Line("together", "", "", None if None in known else sum(filter(None, known)))
+            yield name, "unknown" if sampled is None else f"{sampled:,}", _count(grown), operations
 
 
 def _together(estimate: Estimate) -> float | None:
@@ -95,9 +77,9 @@ def _grown(rows: Rows, copies: int, keeps: bool, limit: int) -> Rows:
     taken = np.concatenate([np.flatnonzero(~trains | keeps), new])
     lengths = rows.lengths
     if lengths is not None and lengths.exact:
-        completions = lengths.completions[taken]
-        completions[len(taken) - len(new) :] = limit
-        lengths = Lengths(lengths.prompts[taken], completions, lengths.kept[taken], len(taken))
+        completions, kept = lengths.completions[taken], lengths.kept[taken]
+        completions[len(taken) - len(new) :], kept[len(taken) - len(new) :] = limit, True
+        lengths = Lengths(lengths.prompts[taken], completions, kept, len(taken))
     else:
         lengths = None  # a sample of the rows is none of these
     arrays = {name: getattr(rows, name)[taken] for name in ("group", "family", "split", "chosen", "recorded")}

@@ -40,6 +40,13 @@ FITTED = [
 ]
 
 
+# One policy, little to read and to write.
+QUICK: dict[str, Any] = {
+    "policies": {"a_lol_seq": {"objective": "a_lol_seq"}},
+    "reference": {"train": {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 3e-3}},
+}
+
+
 def content(recipe: Callable, folder: Path, **changes: Any) -> dict[str, Any]:
     """A recipe of two rounds with both controls, a control of the first round alone and a fitted reward.
 
@@ -91,6 +98,8 @@ def test_a_round_trains_on_old_rows_and_on_samples_from_the_policy_before(done: 
     facts = read_json(folder / "rounds/1/manifest.json")["samples of a_lol_seq"]
     assert facts["completions"] == 2 * len(prompts) and facts["rows"] == len(samples)
     assert {row["prompt"] for row in samples} == prompts
+    # Else V of the next round were fitted to the very completions that it is taken from.
+    assert read_json(folder / "rounds/1/samples-a_lol_seq.jsonl.state.json")["key"]["decoding"]["seed"] != 0
     assert len(after) == int(equals(before, "kept", True).sum()) + len(samples)
     assert list(after["completion"])[-len(samples) :] == [row["completion"] for row in samples]
     for split in ("validation", "test"):  # untouched
@@ -210,7 +219,7 @@ def test_report_card_and_commands_show_the_rounds(
 def test_a_third_round_computes_only_itself_and_latest_only_what_depends_on_it(
     tmp_path: Path, tiny_recipe: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = content(tiny_recipe, tmp_path, rounds=ROUNDS | {"number": 3})
+    made = content(tiny_recipe, tmp_path, rounds=ROUNDS | {"number": 3}, evaluate={"max_new_tokens": 8}, **QUICK)
     leftover.run(make_recipe(made | {"rounds": ROUNDS}))
     caplog.set_level(logging.INFO, "leftover")
     caplog.clear()
@@ -277,7 +286,7 @@ def test_killed_in_training_in_sampling_and_before_the_results_it_ends_as_undist
 ) -> None:
     monkeypatch.setattr("leftover.commands.generate.run._CHUNK_BATCHES", 1)
     made = {
-        name: content(tiny_recipe, tmp_path / name, rounds=ROUNDS, evaluate={"batch_size": 16})
+        name: content(tiny_recipe, tmp_path / name, rounds=ROUNDS, evaluate={"batch_size": 16}, **QUICK)
         for name in ("killed", "undisturbed")
     }
     for at in ("training", "sampling", "results"):
@@ -294,17 +303,15 @@ def test_killed_in_training_in_sampling_and_before_the_results_it_ends_as_undist
 
 def test_an_adapter_is_trained_further(tmp_path: Path, tiny_recipe: Callable, tiny_llama_path: str) -> None:
     """Its weights are those of the policy before at step 0, and it stays an adapter of the same base."""
-    made = content(
-        tiny_recipe, tmp_path, rounds=ROUNDS, model={"lora": {"r": 2}}, reference={"source": "as_is", "train": {}}
-    )
-    results = leftover.run(make_recipe(made))
+    changes: dict[str, Any] = {"model": {"lora": {"r": 2}}, "reference": {"source": "as_is", "train": {}}}
+    changes |= {"train": {"eval_steps": 0.5, "save_steps": 0.5, "logging_steps": 1}, "evaluate": {"max_new_tokens": 8}}
+    results = leftover.run(make_recipe(content(tiny_recipe, tmp_path, rounds=ROUNDS, **changes)))
     for number in (1, 2):
         saved = read_json(tmp_path / f"run/rounds/{number}/policies/a_lol_seq/seed-0/adapter_config.json")
         assert saved["base_model_name_or_path"] == tiny_llama_path and saved["r"] == 2
-    logged = lines(tmp_path / "run/rounds/2/policies/a_lol_seq/seed-0/metrics.jsonl")
-    first = next(line for line in logged if "logratio/initial" in line or "logratio/mean" in line)
-    assert abs(first.get("logratio/initial", 0.0)) < 1e-3
-    last = results["rows"][-1]
+    steps = lines(tmp_path / "run/rounds/2/policies/a_lol_seq/seed-0/metrics.jsonl")
+    assert next(line["logratio/initial_max"] for line in steps if "logratio/initial_max" in line) < 1e-3
+    [last] = [row for row in results["rows"] if (row["policy"], row.get("round")) == ("a_lol_seq", 2)]
     assert last["kl_to_origin"]["mean"] != last["kl"]["mean"]
 
 

@@ -49,13 +49,18 @@ class Estimate:
 
 
 def estimate_run(
-    recipe: Recipe, until: str = "report", rows: Rows | str | None = None, num_runs: int | None = None
+    recipe: Recipe,
+    until: str = "report",
+    rows: Rows | str | None = None,
+    num_runs: int | None = None,
+    with_memory: bool = True,
 ) -> Estimate:
     """The estimate of a run up to and including the stage `until`.
 
     Args:
         rows: the result of `dry_run.rows.read`; default: they are read.
         num_runs: how often every policy is trained; default: once a seed.
+        with_memory: False leaves memory and disk out, which take most of the time.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
@@ -75,6 +80,7 @@ def estimate_run(
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
         shape = measure(model, config, section.quantization is not None)
+    if shape is not None and with_memory:
         saves = {training.name: training.saves for training in trainings}
         holding = Holding(shape, sources, sizes, settings, saves)
         memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
