@@ -165,15 +165,16 @@ def test_rows_of_results_by_hand(done: tuple[Path, dict]) -> None:
 
 
 def test_the_origin_is_the_first_reference(done: tuple[Path, dict]) -> None:
-    """Its log-probabilities of what the last policy wrote greedily, by the model's own loss."""
+    """Its log-probabilities of what the last policy wrote, by the model's own loss."""
     folder, _ = done
     places = [folder / name for name in ("rounds/2/policies/a_lol_seq/seed-0", "rounds/1/reference")]
     policy, reference = (AutoModelForCausalLM.from_pretrained(place) for place in places)
     tokenizer = AutoTokenizer.from_pretrained(places[0])
     table = FinishedRun(folder).table.open("split", "tokens")
     prompts = dict(zip(table["group"], table["prompt_ids"], strict=True))
-    records = [r for r in lines(folder / "rounds/2/evaluation/a_lol_seq-seed-0.jsonl") if r["decoding"] == "greedy"]
-    written, texts = generate(policy, tokenizer, [prompts[r["group"]] for r in records], max_new_tokens=40)
+    records = [r for r in lines(folder / "rounds/2/evaluation/a_lol_seq-seed-0.jsonl") if r["decoding"] == "sampled"]
+    asked = [prompts[record["group"]] for record in records]
+    written, texts, *_ = generate(policy, tokenizer, asked, max_new_tokens=40, sample=True, seed=0)
     assert texts == [record["text"] for record in records]
     for record, completion in zip(records, written, strict=True):
         prompt = prompts[record["group"]]
