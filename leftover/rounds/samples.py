@@ -111,6 +111,6 @@ def sample(recipe: Recipe, run: Run, policy: str, number: int, prompts: list[Pro
     file = RowsFile(path, key, overwrite=False)
     if not file.complete:
         write_samples(source, decoding, list(enumerate(prompts)), file)
-    log_counts(file, len(prompts), decoding)
+    log_counts(file, len(prompts), decoding, scored_later=True)
     run.manifest.finish(artifact(policy), **file.counts)
     return path

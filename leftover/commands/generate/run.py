@@ -156,7 +156,8 @@ def _no_rows(counts: Counter[str], decoding: Decoding) -> UserError:
     return UserError(f"none of the {counts['completions']} completions makes a row: {'; '.join(reasons)}")
 
 
-def log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
+def log_counts(file: RowsFile, num_prompts: int, decoding: Decoding, *, scored_later: bool = False) -> None:
+    """What was drawn, dropped and kept, and what to know of it."""
     counts, limit = file.counts, decoding.max_new_tokens
     dropped = counts["unfinished_drop"] / max(counts["completions"], 1)
     log.info("generate: %d rows of %d prompts in %s", counts["rows"], num_prompts, file.path)
@@ -186,5 +187,5 @@ def log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
         unscored = counts["rows"] - counts["scored"]
         without = f", {unscored} rows without a score" if unscored else ""
         log.info("generate: mean reward %.4f%s", counts["reward_sum"] / counts["scored"], without)
-    else:
+    elif not scored_later:
         log.info("generate: no row has a reward: score them before training, or give functions with --reward")
