@@ -28,6 +28,8 @@ from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import read_json
 from leftover.store.table import equals
 
+pytestmark = pytest.mark.timeout(900)  # each holds several runs
+
 ROUNDS = {"number": 2, "completions_per_prompt": 2, "unfinished": "keep"}
 FITTED = [
     {
@@ -278,8 +280,9 @@ def in_a_child(recipe: dict[str, Any], at: str | None) -> int:
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(timeout=200)
-    return process.exitcode or 0
+    process.join(timeout=280)
+    assert process.exitcode is not None, process.kill()
+    return process.exitcode
 
 
 def test_killed_in_training_in_sampling_and_before_the_results_it_ends_as_undisturbed(
