@@ -28,7 +28,7 @@ _EXPORTS = {
     "leftover_mask": "leftover.objectives.advantage",
     "load_recipe": "leftover.recipe.files",
     "load_reward": "leftover.rewards",
-    "run": "leftover.pipeline",
+    "run": "leftover.rounds.run",
     "win_rate": "leftover.metrics",
 }
 

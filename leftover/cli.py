@@ -47,18 +47,29 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 @_RECIPE
 @_SET
 @_QUICK
+@click.option("--rounds", type=click.IntRange(1), help="Set rounds.number: train again on what the policy writes.")
 @_DRY_RUN
 @_PUSH
 @_PRIVATE
 def run(
-    recipe: str, overrides: tuple[str, ...], quick: bool, dry_run: bool, push_to_hub: str | None, private: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    quick: bool,
+    rounds: int | None,
+    dry_run: bool,
+    push_to_hub: str | None,
+    private: bool,
 ) -> None:
     """Prepare, train, evaluate and report. Continues where it stopped."""
     from leftover.publish.hub import targets, with_push
     from leftover.recipe.files import QUICK
 
-    loaded = with_push(_load(recipe, (*QUICK * quick, *overrides)), push_to_hub, private)
-    _run_stages(loaded, "report", dry_run)
+    overrides = (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
+    loaded = with_push(_load(recipe, overrides), push_to_hub, private)
+    if loaded.rounds is None:
+        _run_stages(loaded, "report", dry_run)
+    else:
+        _run_rounds(loaded, dry_run)
     for target in targets(loaded) if dry_run else ():
         click.echo(f"Then '{target.policy}' would be pushed to '{target.hub_id}'.")
 
@@ -125,6 +136,22 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
         from leftover import pipeline
 
         _show(pipeline.run(recipe, until), recipe.output_dir)
+
+
+def _run_rounds(recipe: "Recipe", dry_run: bool) -> None:
+    set_up_logging()
+    if dry_run:
+        from leftover.rounds.dry_run import dry_run as print_estimate
+
+        print_estimate(recipe)
+        return
+    from leftover.report.write import print_rounds
+    from leftover.rounds.run import run
+
+    results = run(recipe)
+    assert results is not None  # the report is the last stage
+    print_rounds(results)
+    click.echo(f"Report: {Path(recipe.output_dir) / 'report.html'} (and report.md)")
 
 
 @cli.command()

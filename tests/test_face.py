@@ -29,7 +29,7 @@ def test_promised_modules_keep_their_paths(module: str) -> None:
 def test_no_room_has_the_name_of_a_function() -> None:
     """Importing a room called `run` would put the module in the place of the function `leftover.run`."""
     importlib.import_module("leftover.runs.run")
-    assert callable(leftover.run) and leftover.run.__module__ == "leftover.pipeline"
+    assert callable(leftover.run) and leftover.run.__module__ == "leftover.rounds.run"
 
 
 def test_importing_leftover_loads_nothing_heavy() -> None:

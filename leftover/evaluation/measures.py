@@ -117,6 +117,7 @@ _MEASURES = (
         "KL",
         meaning="policy to reference, in nats a completion, on the policy's samples and at their temperature",
     ),
+    Measure("kl_to_origin", "KL to the origin"),
     Measure(
         "logratio/rank_correlation",
         "rank correlation",

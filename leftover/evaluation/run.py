@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ from leftover.rewards.sum import SumReward, as_array
 from leftover.runs.names import (
     completions_path,
     evaluation_artifact,
-    logprob_columns,
     metrics_path,
     policy_artifact,
     policy_folder,
     policy_subject,
+    scorer_paths,
 )
-from leftover.runs.records import SAMPLER_COLUMNS, CompletionRecord, completion_record
+from leftover.runs.records import ORIGIN, SAMPLER_COLUMNS, CompletionRecord, completion_record
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, write_json, write_lines
 
@@ -62,17 +62,22 @@ class Evaluation:
 
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":
-        """Column of the records -> the model whose log-probabilities it holds, beside the policy's own."""
-        load = {"reference_logprob": self.run.models.reference, "base_logprob": self.run.models.base}
-        return {column: load[column]() for column in logprob_columns(self.run.recipe) if column in load}
+        """Column of the records -> the model whose log-probabilities it holds, beside the policy's own.
+
+        Two of one path are one model.
+        """
+        load, paths = cache(self.run.models.load), scorer_paths(self.run.recipe, self.run.reference_path)
+        return {column: load(path) for column, path in paths.items()}
 
     def key(self, subject: str) -> Key:
         """What the evaluation of a subject depends on."""
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings", "unfinished"}
-        tempered = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
-        return (tempered | recipe.unfinished_key) | {
+        further = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
+        if recipe.reference.origin is not None:
+            further["origin"] = model_identity(recipe.reference.origin, self.run.hashes)
+        return (further | recipe.unfinished_key) | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
@@ -125,7 +130,10 @@ class Evaluation:
             columns = score_columns(run.reward, asked, texts, ended, settings.unfinished) | columns
         own, start = SAMPLER_COLUMNS if sampled and settings.temperature != 1 else ("logprob", "reference_logprob")
         columns[own] = np.array(written.sums)
-        for column, scorer in (self._scorers | {start: self._scorers["reference_logprob"]}).items():
+        at_temperature = {start: self._scorers["reference_logprob"]}
+        if sampled and settings.temperature != 1 and ORIGIN in self._scorers:
+            at_temperature[f"sampler_{ORIGIN}"] = self._scorers[ORIGIN]
+        for column, scorer in (self._scorers | at_temperature).items():
             if scorer is model and column == start:  # the reference itself: its KL is 0
                 columns[column] = columns[own]
                 continue
@@ -135,7 +143,7 @@ class Evaluation:
                 prompt_ids,
                 ids,
                 run.recipe.compute_dtype,
-                temperature=settings.temperature if column in SAMPLER_COLUMNS else 1.0,
+                temperature=settings.temperature if column.startswith("sampler_") else 1.0,
                 description=f"{subject}, {decoding}, {column}",
             )
             columns[column] = np.array(read)

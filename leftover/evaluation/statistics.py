@@ -19,7 +19,15 @@ from leftover.metrics import (
     win_rate,
     win_rate_at_equal_length,
 )
-from leftover.runs.records import SAMPLER_COLUMNS, CompletionRecord, Difference, IntervalRecord, Records, ResultRow
+from leftover.runs.records import (
+    ORIGIN,
+    SAMPLER_COLUMNS,
+    CompletionRecord,
+    Difference,
+    IntervalRecord,
+    Records,
+    ResultRow,
+)
 
 
 class DataRecord(TypedDict):
@@ -65,6 +73,10 @@ def summarise(
     if decoding == "sampled" and own in theirs[0]:
         kl = [sampled_kl(_column(records, own), _column(records, start)) for records in every]
         row["kl"] = _interval(kl, theirs)
+        origin = ORIGIN if temperature == 1 else f"sampler_{ORIGIN}"
+        if origin in every[0][0]:
+            kl = [sampled_kl(_column(records, own), _column(records, origin)) for records in every]
+            row["kl_to_origin"] = _interval(kl, theirs)
     for name in ("perplexity", "logratio/rank_correlation", "logratio/pair_accuracy"):
         if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:
             mean = _mean(np.array(found, np.float64))  # a number that was not finite is read back as None

@@ -42,6 +42,7 @@ class Reference:
     seed: int
     batch_size: int = 64  # of sampling
     unfinished: Unfinished = "score"
+    sampled_tokens: int = 0  # so far
 
     @classmethod
     def of_run(cls, run: Run) -> "Reference":
@@ -113,6 +114,7 @@ class Reference:
             )
             ended = have_ended(self._loaded[0], written.ids)
             rewards[:, repeat] = settled(reward_func(prompts, written.texts), ended, self.unfinished)
+            self.sampled_tokens += sum(map(len, written.ids))
         return rewards
 
 
@@ -178,9 +180,12 @@ def value(run: Run) -> None:
         )
         if not np.isfinite(rows.reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")
+        reference = Reference.of_run(run)
         values, advantages, report = values_and_advantages(
-            rows, inside, Reference.of_run(run), run.recipe.value_settings, targets, run.reward
+            rows, inside, reference, run.recipe.value_settings, targets, run.reward
         )
+        if reference.sampled_tokens:
+            report["sampled_tokens"] = reference.sampled_tokens
         run.note(value=report, leftover=leftover_facts(advantages[rows.is_train]))
         whole = {name: np.full(len(table), np.nan) for name in ("value", "advantage")}
         whole["value"][kept], whole["advantage"][kept] = values, advantages

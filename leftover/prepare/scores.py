@@ -12,8 +12,9 @@ from leftover.data.rows import as_prompt
 from leftover.monitoring.terminal import progress_bar
 from leftover.objectives.advantage import differ
 from leftover.prepare.checks import check_rewards
+from leftover.prepare.fitted_in import STATE, FittedIn
 from leftover.prepare.readers import training_mask
-from leftover.rewards import ColumnReward, learner, text_lengths
+from leftover.rewards import ColumnReward, Reward, learner, text_lengths
 from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.rewards.python import check_finite
@@ -25,7 +26,6 @@ from leftover.store.table import SHARD_ROWS, column, equals
 
 log = logging.getLogger(__name__)
 
-STATE = "reward_state.json"
 # Rows between two saves of a component's scores, and so the most that a killed run scores again. A reward may set
 # another number in its attribute `batch_rows`.
 BATCH_ROWS = 256
@@ -44,6 +44,7 @@ def fit_rewards(run: Run) -> None:
     """Let rewards and judges that learn from rows learn, or load what they learnt before."""
     for judge in dependent_judges(run.recipe):
         log.warning("%s: its score is no independent judgement", judge)
+    source = FittedIn(run) if run.recipe.reward.fitted_in else None
     for kind, functions in (("reward", run.reward), ("judge", run.judges)):
         for name, component in functions.components.items() if functions else ():
             reward = learner(component)
@@ -54,6 +55,12 @@ def fit_rewards(run: Run) -> None:
                 key["from"] = {block: run.table.digest(block) for block in ("rows", "split")}
             folder = run.folder / "rewards" / f"{kind}-{slug(name)}"
             artifact = f"{kind} {name}"
+            if source:
+                key, facts, folder = source.fitted(artifact, reward.identity())
+                if not run.manifest.begin(artifact, key).finished:
+                    run.manifest.finish(artifact, facts=facts)
+                reward.load(folder)
+                continue
             if not run.manifest.begin(artifact, key, partial(run.discard, folder)).finished:
                 folder.mkdir(parents=True, exist_ok=True)
                 facts = reward.fit(folder, run.table.open("rows", "split"))
@@ -65,34 +72,54 @@ def fit_rewards(run: Run) -> None:
 
 
 def score_component(run: Run, name: str) -> None:
-    """Block `score-<name>`: the scores of one component, NaN if it has none; saved every BATCH_ROWS rows."""
+    """Block `score-<name>`: the scores of one component, NaN if it has none; saved every BATCH_ROWS rows.
+
+    With `reward.fitted_in` only rows that have no score there are scored, by the stand-in where scores are recorded.
+    """
     reward, rows = run.reward.components[name], run.table.open("rows")
     batch_rows = getattr(reward, "batch_rows", BATCH_ROWS)
     key: dict[str, Any] = {"from": {"rows": run.table.digest("rows")}, "function": reward.identity()}
     if learner(reward):
         key["from"]["fit"] = run.manifest.digest(f"reward {name}")
+    source = FittedIn(run) if run.recipe.reward.fitted_in else None
+    if source and isinstance(reward, ColumnReward):
+        key["new_rows"] = "scored"
 
     def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
-        if isinstance(reward, ColumnReward):
+        if isinstance(reward, ColumnReward) and (source is None or reward.stand_in is None):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
         scratch.touch()
         done = np.fromfile(scratch, np.float64)
         done.tofile(scratch)  # a killed write may have left a part of a number
         if 0 < len(done) < len(shard):
             log.info("score %s: continues at %s", name, shard[len(done)]["where"])
+        known = source.known_scores(name, reward.identity()) if source else {}
         with progress_bar(len(shard), f"score {name}", "row") as bar, scratch.open("ab") as file:
             bar.update(len(done))
             for start in range(len(done), len(shard), batch_rows):
                 part = shard[start : start + batch_rows]
-                prompts = [as_prompt(p, c) for p, c in zip(part["prompt"], part["conversational"], strict=True)]
-                scores = reward(prompts, part["completion"])
-                check_finite(f"reward function '{name}'", scores, part["where"])
+                scores = _scores(name, reward, part, known)
                 file.write(as_array(scores).tobytes())
                 file.flush()
                 bar.update(len(scores))
         return {f"reward/{name}": np.fromfile(scratch, np.float64)}
 
     run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
+
+
+def _scores(name: str, reward: Reward, part: dict[str, list], known: dict[tuple[str, str], float]) -> list:
+    """The scores of rows: recorded ones, or those that are known; the function gives the rest."""
+    scores = [known.get(row) for row in zip(part["prompt"], part["completion"], strict=True)]
+    if isinstance(reward, ColumnReward):
+        scores = [one if given is None else given for one, given in zip(scores, part["recorded_reward"], strict=True)]
+    rest = [i for i, score in enumerate(scores) if score is None]
+    if rest:
+        prompts = [as_prompt(part["prompt"][i], part["conversational"][i]) for i in rest]
+        found = reward(prompts, [part["completion"][i] for i in rest])
+        check_finite(f"reward function '{name}'", found, [part["where"][i] for i in rest])
+        for i, score in zip(rest, found, strict=True):
+            scores[i] = score
+    return scores
 
 
 def sum_rewards(run: Run) -> None:
@@ -107,6 +134,10 @@ def sum_rewards(run: Run) -> None:
         "missing": settings.missing,
         "transform": settings.transform,
     } | ({"length": settings.length.model_dump()} if settings.length else {})
+    fitted = None
+    if settings.fitted_in:
+        own = {name: value for name, value in key.items() if name != "from"}
+        key["fitted_in"], fitted = FittedIn(run).reward_state(own)
 
     def total() -> dict[str, Any]:
         table = run.table.open(*needed)
@@ -114,7 +145,8 @@ def sum_rewards(run: Run) -> None:
         # A line through rows that are dropped as too long would fit the others badly.
         train = training_mask(table) if settings.length else equals(table, "split", "train")
         lengths = _lengths(run) if settings.length else np.empty(0)
-        write_json(run.folder / STATE, run.reward.fit(scores, train, lengths))
+        run.reward.state = fitted or run.reward.fit(scores, train, lengths)
+        write_json(run.folder / STATE, run.reward.state)
         counted = run.reward.without_length(scores, lengths)
         reward = run.reward.total(counted)
         facts = component_facts(run.reward, {n: s[train] for n, s in counted.items()}, reward[train])

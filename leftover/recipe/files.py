@@ -131,7 +131,9 @@ def set_key(content: dict[str, Any], override: str) -> None:
     *parents, last = name.strip().split(".")
     section = content
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # such as `rounds: null`
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise UserError(f"--set {override}: '{parent}' is not a section")
     try:

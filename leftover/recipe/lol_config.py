@@ -20,7 +20,7 @@ class LoLConfig(PolicyConfig):
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = PolicyConfig.CHOICES | {
-        "rows": ("auto", "all", "leftover", "top"),
+        "rows": ("auto", "all", "leftover", "top", "best"),
         "draw": ("auto", "priority", "priority_unweighted", "uniform"),
         "released_script": tuple(RELEASED),
         "value_targets": ("auto", "recorded", "reference_samples", "group_loo"),
@@ -41,8 +41,8 @@ class LoLConfig(PolicyConfig):
     )
     rows: str = setting(
         "auto",
-        "Which rows train: all, leftover (advantage > 0), top (see top_percent), or auto: leftover for "
-        "a_lol*, top for nll_top, else all.",
+        "Which rows train: all, leftover (advantage > 0), top (see top_percent), best (of every prompt the one of "
+        "highest reward), or auto: leftover for a_lol*, top for nll_top, else all.",
     )
     top_percent: float = setting(25.0, "With rows=top: the percentage of rows, by reward.")
     draw: str = setting(

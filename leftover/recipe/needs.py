@@ -37,12 +37,12 @@ def called(recipe: Recipe, policy: str) -> str:
 def needs_of(recipe: Recipe, policy: str) -> frozenset[str]:
     """What a policy requires: its objective under its settings, and the rows that it selects."""
     objective, settings = policy_objective(recipe, policy)
-    selected_by = {"leftover": {"reward", "value", "advantage"}, "top": {"reward"}}
+    selected_by = {"leftover": {"reward", "value", "advantage"}, "top": {"reward"}, "best": {"reward"}}
     return objective.needs(settings) | selected_by.get(rows_of(recipe, policy), frozenset())
 
 
 def rows_of(recipe: Recipe, policy: str) -> str:
-    """all, leftover or top: which rows a policy selects."""
+    """all, leftover, top or best: which rows a policy selects."""
     rows = str((recipe.train | recipe.policies[policy]).get("rows", "auto"))
     return policy_objective(recipe, policy)[0].rows if rows == "auto" else rows
 

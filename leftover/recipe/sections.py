@@ -67,11 +67,15 @@ class RewardSection(Section):
     transform: Transform | None = None
     missing: Literal["drop", "impute", "renormalise"] = "drop"  # of rows that a function has no score for
     length: LengthSection | None = None
+    # The folder of a run with the same functions and judges: what these learnt there, normalisations and transform are
+    # taken from it, so that the rewards of both runs are one scale; what it has scored is not scored again.
+    fitted_in: str | None = None
 
 
 class ReferenceSection(Section):
     source: Literal["fit", "path", "as_is"] = "fit"
     path: str | None = None  # source: path - a folder or Hub id, also a PEFT adapter
+    origin: str | None = None  # a further model that results give the KL to: of later rounds, the first reference
     train: dict[str, Any] = {}  # fields of LoLConfig
 
     @model_validator(mode="after")
@@ -137,6 +141,24 @@ class CompareSection(Section):
     grid: Grid = "none"
 
 
+class RoundsSection(Section):
+    """`leftover run` several times: the policy completes the training prompts, and the next round trains on that."""
+
+    number: int = Field(gt=0)
+    completions_per_prompt: int = Field(4, gt=0)
+    keep: Literal["all", "latest"] = "all"  # of training rows: those of all rounds, or the last policy's alone
+    unfinished: Literal["drop", "keep"] = "drop"  # completions that reach the length limit without an end
+    # Beside the first policy, with as many generated completions: NLL on the best of every prompt's completions, in
+    # rounds of its own; PPO. A policy of the recipe with this name has the settings.
+    controls: list[Literal["best_of_n", "ppo"]] = []
+
+    @model_validator(mode="after")
+    def _controls_have_a_budget(self) -> Self:
+        if self.controls and self.number == 1:
+            raise ValueError("controls get as many completions as the rounds, and one round generates none: 2 or more")
+        return self
+
+
 # What no folder of a run may be called. `compare` names its trials NAME/trial-3 and NAME/beta-0.3, and runs of earlier
 # versions have policies with further marks in their names: `leftover.recipe.names` refuses these in a recipe that is
 # not saved yet.
@@ -168,6 +190,7 @@ class Recipe(Section):
     train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
     evaluate: EvaluateSection = EvaluateSection()
     compare: CompareSection = CompareSection()
+    rounds: RoundsSection | None = None
 
     @field_validator("policies")
     @classmethod

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leftover.report.figures import Curve, over_seeds, paint_curve, paint_reward_against_diversity
+from leftover.report.figures import Curve, over_seeds, paint_curve, paint_points, paint_reward_against_diversity
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable
 
 if TYPE_CHECKING:
@@ -110,6 +110,24 @@ def curve(
 
     said = "; ".join(f"{name} from {line.means[0]:.3g} to {line.means[-1]:.3g}" for name, line in lines.items())
     return Chart(title, draw(paint), f"{label} along training: {said}.")
+
+
+def points(
+    title: str, lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], names: Sequence[str], x: str, y: str
+) -> Chart | None:
+    """Means with their intervals against x, those of one policy joined in order."""
+    if not lines:
+        return None
+
+    def paint(axis: "Axes") -> None:
+        for name, of in lines.items():
+            paint_points(axis, of, label=printable(name), **style_of(name, names))
+        axis.set(xlabel=x, ylabel=printable(y))
+
+    said = "; ".join(
+        f"{name} " + ", ".join(f"{of['mean']:.3f} at {at:.3g}" for at, of in found) for name, found in lines.items()
+    )
+    return Chart(title, draw(paint), f"{y} by {x}: {said}.")
 
 
 def advantage_histogram(advantage: np.ndarray) -> Chart | None:

@@ -81,6 +81,14 @@ def thinned(values: Sequence[float]) -> np.ndarray:
     return np.array([array[start : start + width].mean() for start in range(0, len(array), width)])
 
 
+def paint_points(axis: "Axes", points: Sequence[tuple[float, Mapping[str, Any]]], **style: Any) -> None:
+    """Means with their intervals at their x, joined in order by a line."""
+    means = [of["mean"] for _, of in points]
+    ends = [[of["mean"] - of["low"] for _, of in points], [of["high"] - of["mean"] for _, of in points]]
+    usual: dict[str, Any] = {"marker": "o", "ms": 4, "capsize": 2}
+    axis.errorbar([x for x, _ in points], means, yerr=ends, **(usual | style))
+
+
 def paint_reward_against_diversity(axis: "Axes", row: "ResultRow", **style: Any) -> None:
     """Draw one policy as a point: its mean reward with its interval at its relative distinct-2."""
     reward = row["reward"]

@@ -24,6 +24,7 @@ from leftover.report.embedded import Embedded, embed, shorten
 from leftover.report.frontier import frontier_of
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
+from leftover.report.rounds import rounds_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings, policy_artifact
@@ -107,6 +108,7 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "frontier": frontier_of(run.folder),
+        "rounds": rounds_view(run.rounds) if run.rounds else None,
         "judge": judge_view(run.folder, run.manifest),
         "leftover": leftover_view(analyse(rows)) if rows else None,
         "num_examples": run.recipe.evaluate.num_examples,

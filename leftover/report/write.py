@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leftover.evaluation.measures import number
+from leftover.evaluation.rounds import rounds_grid, rounds_sentence
 from leftover.evaluation.tables import Grid, escape, markdown_table, result_grid
 from leftover.evaluation.verdict import verdict
 from leftover.monitoring.terminal import console, visible
@@ -17,7 +19,9 @@ from leftover.prepare.value.described import described
 from leftover.report.curves import draw_curves
 from leftover.report.embedded import shorten
 from leftover.report.page import TEMPLATES, run_view, write_page
+from leftover.report.rounds import draw_rounds
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import ROUNDS_PICTURE
 from leftover.store.manifest import write_json, write_text
 
 if TYPE_CHECKING:
@@ -29,19 +33,22 @@ _TEXT_SHOWN = 300  # characters of a text in Markdown
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped if no terminal sets a width
 
 
-def write_report(run: FinishedRun, results: dict[str, Any]) -> None:
-    """Write results.json, report.md, its picture and report.html."""
-    write_json(run.folder / "results.json", results)
+def write_report(run: FinishedRun, results: dict[str, Any], folder: Path | None = None) -> None:
+    """Write results.json, report.md, its pictures and report.html, by default into the folder of the run."""
+    folder = folder or run.folder
+    write_json(folder / "results.json", results)
     view = run_view(run, results)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     values = {
         "runs": results["training"],
         "sentence": verdict(results),
-        "curves": draw_curves(run.folder, results["training"]),
+        "curves": draw_curves(folder, results["training"]),
         "versions": f"Python {platform.python_version()}, {packages}",
     }
-    write_text(run.folder / "report.md", render("report.md.j2", results | view | values))
-    write_page([view], run.folder / "report.html")
+    if run.rounds:
+        draw_rounds(run.rounds, folder / ROUNDS_PICTURE)
+    write_text(folder / "report.md", render("report.md.j2", results | view | values))
+    write_page([view], folder / "report.html")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -90,6 +97,11 @@ def print_table(results: Mapping[str, Any], table: Grid) -> "Console":
     terminal = console(width=_PIPED_WIDTH)
     terminal.print(shown)
     return terminal
+
+
+def print_rounds(rounds: Mapping[str, Any]) -> None:
+    """Print the table of all rounds, and what they came to."""
+    print_table(rounds, rounds_grid(rounds)).print(rounds_sentence(rounds))
 
 
 def print_results(results: Mapping[str, Any]) -> None:

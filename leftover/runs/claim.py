@@ -14,7 +14,8 @@ from leftover.recipe.optional_packages import check_optimizer, check_quantizatio
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.fitted import RowsReward
-from leftover.runs.names import is_run, slug, trained_policies
+from leftover.runs.finished import FinishedRun
+from leftover.runs.names import is_run, round_folder, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.folders import LOCK, hold, make_folder
 from leftover.store.manifest import write_text
@@ -29,6 +30,7 @@ def open_run(recipe: Recipe) -> Run:
     Raises UserError if the folder belongs to another recipe, holds no run or is being written by another process, and
     for what the recipe alone shows to be impossible.
     """
+    check_one_round(recipe)
     run = Run(recipe)
     _check_folder(run)
     check_packages(recipe)
@@ -43,6 +45,12 @@ def open_run(recipe: Recipe) -> Run:
         run.close()
         raise
     return run
+
+
+def check_one_round(recipe: Recipe) -> None:
+    """Refuse a recipe of several rounds, each of which is a run of its own."""
+    if recipe.rounds is not None:
+        raise UserError(f"{recipe.where}: rounds are for `leftover run` alone: leave them out here (--set rounds=null)")
 
 
 def claim(run: Run) -> None:
@@ -66,12 +74,16 @@ def _check_folder(run: Run) -> None:
     left = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}
     if saved.is_file():
         content = read_yaml(saved)
-        ours, name = is_run(run.folder), content.get("name") if isinstance(content, dict) else None
+        first = round_folder(run.folder, 1)
+        ours, name = is_run(run.folder) or is_run(first), content.get("name") if isinstance(content, dict) else None
         if name != run.recipe.name:
             raise UserError(
                 f"{run.folder} holds the run '{name}', this recipe is '{run.recipe.name}': choose another output_dir"
                 + (", or remove the folder" if ours else "")
             )
+        if ours and first.is_dir() != (run.recipe.rounds is not None):
+            kind = "with" if first.is_dir() else "without"
+            raise UserError(f"{run.folder} holds a run {kind} rounds: choose another output_dir")
         if not (ours or _was_saved_here(saved, content)):
             raise UserError(
                 f"{run.folder} (key output_dir) holds a recipe.yaml of your own, which the run would overwrite: choose "
@@ -126,6 +138,9 @@ def check_rewards(run: Run) -> None:
 
 def check_fitted(run: Run) -> None:
     """Refuse rewards and judges whose rows to be fitted on, or what was fitted before, are not there."""
+    if (folder := run.recipe.reward.fitted_in) is not None:
+        with located(f"{run.recipe.where}: reward.fitted_in"):
+            FinishedRun(folder)
     for scorers in (run.reward, run.judges):
         for name, component in scorers.components.items() if scorers else ():
             fitted = learner(component)

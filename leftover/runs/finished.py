@@ -14,6 +14,7 @@ from leftover.runs.names import (
     policy_artifact,
     policy_folder,
     policy_subject,
+    round_folder,
     trained_policies,
 )
 from leftover.store.manifest import Manifest, read_json
@@ -23,8 +24,8 @@ from leftover.store.table import Table
 class FinishedRun:
     """The folder of a run as report, model card, judge, export and inspect read it.
 
-    The folder may have been moved or copied since; `recipe.output_dir` is not used. Raises UserError for a folder
-    without a run.
+    The folder may have been moved or copied since; `recipe.output_dir` is not used. Of a run with rounds it is the last
+    round, whose folder this one's is. Raises UserError for a folder without a run.
 
     Args:
         recipe: default: the `recipe.yaml` of the folder.
@@ -36,6 +37,13 @@ class FinishedRun:
             there = "no recipe.yaml in it" if self.folder.is_dir() else f"there is none{looked_for(folder)}"
             raise UserError(f"'{folder}' is not the folder of a run ({there})")
         self.recipe = recipe or load_recipe(self.folder)
+        if self.recipe.rounds is not None:
+            begun = [round_folder(self.folder, number) for number in range(1, self.recipe.rounds.number + 1)]
+            begun = [path for path in begun if (path / "recipe.yaml").is_file()]
+            if not begun:
+                raise UserError(f"no round of '{folder}' has begun: `leftover run {folder}`")
+            self.folder = begun[-1]
+            self.recipe = load_recipe(self.folder)
         self.table = Table(self.folder / "table")
         self.manifest = Manifest(self.folder)
 
@@ -44,6 +52,13 @@ class FinishedRun:
         """The counts in `prepare.json`; empty if nothing was prepared."""
         path = self.folder / "prepare.json"
         return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def rounds(self) -> dict[str, Any] | None:
+        """The content of rounds.json, if this is the last of several rounds."""
+        path = self.folder.parent.parent / "rounds.json"
+        found = read_json(path) if self.folder.parent.name == "rounds" and path.is_file() else None
+        return found if found and self.folder == round_folder(path.parent, found["number"]) else None
 
     def policy(self, name: str | None) -> str:
         """The name of a policy; default: the recipe's first. UserError if the recipe has no such policy."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from leftover.recipe.sections import Recipe, TokenizerSection
-from leftover.runs.records import Records
+from leftover.runs.records import ORIGIN, Records
 from leftover.store.manifest import read_json, read_lines
 
 DECODINGS = ("sampled", "greedy")
+ROUNDS_PICTURE = "rounds.png"
 
 
 def decodings(results: Mapping[str, Any]) -> tuple[str, ...]:
@@ -19,9 +20,19 @@ def decodings(results: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def logprob_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Columns of a completion's log-probabilities: under its policy, the reference and, where asked for, the base."""
-    base = recipe.evaluate.base_perplexity and recipe.model.path is not None and recipe.reference.source != "as_is"
-    return ("logprob", "reference_logprob", *(("base_logprob",) if base else ()))
+    """Columns of a completion's log-probabilities: under its policy, and under those of `scorer_paths`."""
+    return ("logprob", *scorer_paths(recipe, ""))
+
+
+def scorer_paths(recipe: Recipe, reference: str) -> dict[str, str]:
+    """Column -> the model that reads every completion: the reference at its path, and, where asked for, the base and
+    the origin."""
+    found = {"reference_logprob": reference}
+    if recipe.evaluate.base_perplexity and recipe.model.path is not None and recipe.reference.source != "as_is":
+        found["base_logprob"] = recipe.model.path
+    if recipe.reference.origin is not None:
+        found[ORIGIN] = recipe.reference.origin
+    return found
 
 
 def policy_folder(run_folder: Path, name: str, seed: int) -> Path:
@@ -103,6 +114,11 @@ def is_run(folder: Path) -> bool:
         if isinstance(entries, dict) and any(isinstance(e, dict) and "complete" in e for e in entries.values()):
             return True
     return False
+
+
+def round_folder(folder: Path, number: int, control: str | None = None) -> Path:
+    """Where a round of a run with `rounds` lies; those of a control from the second on, beside the policy's own."""
+    return folder / "rounds" / (f"{number}-{control}" if control else str(number))
 
 
 def judge_folder(run_folder: Path) -> Path:

@@ -7,6 +7,7 @@ import numpy as np
 
 # Of completions sampled at a temperature other than 1: their log-probability at it, under the policy and the reference.
 SAMPLER_COLUMNS = ("sampler_logprob", "sampler_reference_logprob")
+ORIGIN = "origin_logprob"  # under `reference.origin`, and with `sampler_` before it at the temperature
 
 
 class CompletionRecord(TypedDict, total=False):
@@ -30,6 +31,8 @@ class CompletionRecord(TypedDict, total=False):
     base_logprob: float
     sampler_logprob: float
     sampler_reference_logprob: float
+    origin_logprob: float
+    sampler_origin_logprob: float
     step: int  # of a policy in training
 
 

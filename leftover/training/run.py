@@ -28,7 +28,7 @@ from leftover.runs.keys import base_key
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_json
-from leftover.store.table import Table
+from leftover.store.table import Table, list_lengths
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.settings import policy_settings, reference_args, settings_key, subject, training_args
@@ -73,7 +73,7 @@ def fit_reference(run: Run) -> None:
 
 def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
     """Places of rows drawn at random, as many as have `num_tokens` together; at least one."""
-    lengths = sum(np.array([len(ids) for ids in rows[name]]) for name in ("prompt_ids", "completion_ids"))
+    lengths = list_lengths(rows, "prompt_ids") + list_lengths(rows, "completion_ids")
     order = np.random.default_rng(seed).permutation(len(rows))
     return np.sort(order[: max(1, int((lengths[order].cumsum() <= num_tokens).sum()))])
 

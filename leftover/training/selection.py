@@ -46,11 +46,12 @@ def select_rows(
 ) -> np.ndarray:
     """[N] bool, the rows that may be drawn.
 
-    rows: all; leftover (advantage > 0); top (the `top_percent` % of highest reward; of equal rewards the earlier
-    rows); auto (the objective's own). Rows without a number that this choice or the objective needs are not selected.
+    rows: all; leftover (advantage > 0); top (the `top_percent` % of highest reward); best (of every prompt the row of
+    highest reward); auto (the objective's own). Of equal rewards the earlier rows are taken. Rows without a number that
+    this choice or the objective needs are not selected.
     """
     rows = objective.rows if rows == "auto" else rows
-    chosen_by = {"leftover": "advantage", "top": "reward"}.get(rows)
+    chosen_by = {"leftover": "advantage", "top": "reward", "best": "reward"}.get(rows)
     if chosen_by and (chosen_by not in columns or not np.isfinite(columns[chosen_by]).any()):
         raise UserError(f"rows: {rows} needs the column '{chosen_by}', which no training row has")
     needs = objective.needs(settings or objective.settings())
@@ -67,11 +68,14 @@ def select_rows(
                 "reference's own samples score higher than the rows? 'recorded' value targets compare the rows with "
                 "one another"
             )
-    if rows == "top":
+    if rows in ("top", "best"):
         scored = np.flatnonzero(selected)
-        num_top = max(1, round(len(scored) * top_percent / 100))
-        best = scored[np.argsort(-columns["reward"][scored], kind="stable")[:num_top]]
-        selected = np.isin(np.arange(len(selected)), best)
+        ranked = scored[np.argsort(-columns["reward"][scored], kind="stable")]
+        if rows == "top":
+            taken = ranked[: max(1, round(len(scored) * top_percent / 100))]
+        else:
+            taken = ranked[np.unique(columns["group"][ranked], return_index=True)[1]]
+        selected = np.isin(np.arange(len(selected)), taken)
     return selected
 
 

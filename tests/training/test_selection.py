@@ -58,6 +58,13 @@ def test_top_prefers_the_earlier_of_equal_rows():
     assert rows_of(select_rows(NLL, make_columns(reward=(1.0,) * 5), "top", 40)) == [0, 1]
 
 
+def test_best_is_one_row_a_prompt_the_earlier_of_equals_and_none_of_a_prompt_without_scores():
+    # Prompt 7 has .5 and .9, prompt 3 no score and 0 twice, prompt 1 no score at all.
+    columns = make_columns(reward=(0.5, NAN, 0.9, 0.0, NAN, 0.0), value=(0.0,) * 6)
+    columns["group"] = np.array([7, 3, 7, 3, 1, 3])
+    assert rows_of(select_rows(NLL, columns, "best", 10)) == [2, 3]
+
+
 def test_all_drops_rows_without_the_advantage_that_the_objective_needs():
     columns = make_columns(value=(0.7, 0.4, 0.1, 0.0, NAN))
     assert rows_of(select_rows(A_LOL, columns, "all", 10)) == [0, 1, 3]

@@ -19,7 +19,7 @@ from leftover.recipe.needs import called, needs_of, offline_policies, policy_obj
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe, autocast_dtype
 from leftover.rewards import SumReward
-from leftover.runs.claim import check_fitted, check_limits, check_rewards, model_positions
+from leftover.runs.claim import check_fitted, check_limits, check_one_round, check_rewards, model_positions
 from leftover.runs.run import Run
 
 # LoLConfig refuses these on a machine that cannot run them. They do not change the number of steps.
@@ -42,6 +42,7 @@ def checked_reward(recipe: Recipe) -> SumReward:
 
     Missing packages are not refused but listed: the run may be made on another machine.
     """
+    check_one_round(recipe)
     run = Run(recipe)
     check_rewards(run)
     if recipe.model.path is None:

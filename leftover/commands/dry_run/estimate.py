@@ -56,6 +56,7 @@ def estimate_run(
     rows: Rows | str | None = None,
     num_runs: int | None = None,
     frontier: bool = False,
+    with_memory: bool = True,
 ) -> Estimate:
     """The estimate of a run up to and including the stage `until`.
 
@@ -63,6 +64,7 @@ def estimate_run(
         rows: the result of `dry_run.rows.read`; default: they are read.
         num_runs: how often every policy is trained; default: once a seed.
         frontier: the policies are the strengths of a frontier, and their checkpoints are compared.
+        with_memory: False leaves memory and disk out, which take most of the time.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
@@ -82,6 +84,7 @@ def estimate_run(
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
         shape = measure(model, config, section.quantization is not None)
+    if shape is not None and with_memory:
         saves = {training.name: training.saves for training in trainings}
         holding = Holding(shape, sources, sizes, settings, saves)
         memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))

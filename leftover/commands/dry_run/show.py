@@ -138,17 +138,17 @@ def _trainings(estimate: Estimate) -> Table:
 def work_table(estimate: Estimate) -> Table:
     """Floating-point operations of every stage, and together."""
     work = estimate.work
-    lines = [(line.what, line.amount, _operations(line.operations, line.bound)) for line in work]
+    lines = [(line.what, line.amount, operations_text(line.operations, line.bound)) for line in work]
     table = plain_table("Work", "", "how much", "floating-point operations", left=2, rows=lines)
     table.add_section()
     known = [line for line in work if line.operations is not None]
     name = "together" if len(known) == len(work) else "together, without the unknown"
     total = sum(line.operations or 0.0 for line in known)
-    table.add_row(name, "", _operations(total, any(line.bound for line in known)))
+    table.add_row(name, "", operations_text(total, any(line.bound for line in known)))
     return table
 
 
-def _operations(operations: float | None, bound: bool) -> str:
+def operations_text(operations: float | None, bound: bool) -> str:
     if operations is None:
         return "unknown"
     return "0" if operations == 0 else f"{'at most ' if bound else ''}{operations:.2g}"

@@ -16,6 +16,7 @@ from leftover.training.selection import run_order
 
 LEFTOVER = "leftover (A > 0)"
 GROUPS = "prompts with several rows"
+BEST = "the best of every prompt"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
         lengths = sizes.limits(args.max_steps * rows_per_step)
     if lengths is None:
         return Training(name, selected, rows_per_step)
+    if selected == BEST and sizes.rows is not None:
+        inside = sizes.rows.where("train", chosen_only)
+        share = len(np.unique(sizes.rows.group[inside])) / max(1, inside.sum())
     num_rows = max(1, round(share * len(lengths[0])))
     prompts, completions = lengths[0][:num_rows], lengths[1][:num_rows]
     group, drawn = np.arange(num_rows), np.ones(num_rows, bool)
@@ -172,6 +176,8 @@ def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:
         return args.top_percent / 100, f"top {args.top_percent:g} % by reward"
     if rows == "leftover":
         return 1.0, LEFTOVER
+    if rows == "best":
+        return 1.0, BEST
     return 1.0, GROUPS if objective.unit == "group" else "all"
 
 

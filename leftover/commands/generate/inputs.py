@@ -105,8 +105,9 @@ def open_source(
     """
     path, folder = model, Path(model)
     if (folder / "recipe.yaml").is_file():
-        path = str(policy_folder(folder, *FinishedRun(folder).trained_policy(policy, policy_seed)))
-        recipe = recipe or model
+        trained = FinishedRun(folder)
+        path = str(policy_folder(trained.folder, *trained.trained_policy(policy, policy_seed)))
+        recipe = recipe or str(trained.folder)
     elif policy is not None or policy_seed is not None:
         raise UserError(f"--policy and --policy-seed need a run, and '{model}' is no run's folder")
     given = load_reward(reward) if reward else None

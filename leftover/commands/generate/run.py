@@ -83,11 +83,12 @@ def generate_rows(
         if file.complete and file.counts["rows"]:
             log.info("generate: %s is finished (nothing it depends on has changed)", output)
         else:
-            _write(source, decoding, chosen, file)
-    _log_counts(file, len(chosen), decoding)
+            write_samples(source, decoding, chosen, file)
+    log_counts(file, len(chosen), decoding)
 
 
-def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
+def write_samples(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:
+    """Sample what the file lacks, chunk by chunk. UserError, and no file, if none of the completions makes a row."""
     model = load_with(source.recipe.model, source.path, source.compute_dtype)
     check_causal(model, f"'{source.path}'")
     align_generation_config(model, source.tokenizer, source.chat.ends)
@@ -124,6 +125,7 @@ def _write(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]]
             rewards = [row[column] for row in rows if row.get(column) is not None]
             counts = {
                 "completions": len(drawn),
+                "tokens": sum(len(s.completion_ids) for s in drawn),
                 **kinds,
                 "prompts_cut": sum(cut[part]),
                 "rows": len(rows),
@@ -154,7 +156,8 @@ def _no_rows(counts: Counter[str], decoding: Decoding) -> UserError:
     return UserError(f"none of the {counts['completions']} completions makes a row: {'; '.join(reasons)}")
 
 
-def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
+def log_counts(file: RowsFile, num_prompts: int, decoding: Decoding, *, scored_later: bool = False) -> None:
+    """What was drawn, dropped and kept, and what to know of it."""
     counts, limit = file.counts, decoding.max_new_tokens
     dropped = counts["unfinished_drop"] / max(counts["completions"], 1)
     log.info("generate: %d rows of %d prompts in %s", counts["rows"], num_prompts, file.path)
@@ -184,5 +187,5 @@ def _log_counts(file: RowsFile, num_prompts: int, decoding: Decoding) -> None:
         unscored = counts["rows"] - counts["scored"]
         without = f", {unscored} rows without a score" if unscored else ""
         log.info("generate: mean reward %.4f%s", counts["reward_sum"] / counts["scored"], without)
-    else:
+    elif not scored_later:
         log.info("generate: no row has a reward: score them before training, or give functions with --reward")

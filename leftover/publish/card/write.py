@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from leftover.evaluation.measures import number
+from leftover.evaluation.rounds import rounds_grid, rounds_sentence
 from leftover.evaluation.tables import escape, markdown_table
 from leftover.models.load import is_adapter, unwrapped
 from leftover.objectives import ONLINE
@@ -16,7 +18,7 @@ from leftover.publish.card import facts
 from leftover.publish.card.method import papers, sentence, settings_of_fields, settings_of_policy, tags
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import policy_artifact, policy_folder
+from leftover.runs.names import ROUNDS_PICTURE, policy_artifact, policy_folder
 from leftover.store.table import equals
 
 log = logging.getLogger(__name__)
@@ -67,10 +69,15 @@ def write_card(
     base, base_id = facts.base_model(recipe)
     files, hub_data = facts.data_files(recipe, table)
     trained = run.manifest.facts("reference" if policy is None else policy_artifact(policy, seed))
+    picture = run.folder / ROUNDS_PICTURE
+    if run.rounds and picture.is_file():
+        shutil.copy(picture, folder)
     values = {
         "name": recipe.name,
         "policy": policy,
         "seed": seed,
+        "rounds": run.rounds and {"sentence": rounds_sentence(run.rounds), "table": rounds_grid(run.rounds)},
+        "rounds_picture": picture.name if picture.is_file() else None,
         "adapter": is_adapter(folder),
         "base": base,
         "reference": facts.reference_model(recipe),
