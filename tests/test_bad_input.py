@@ -247,6 +247,8 @@ def test_with_cut_a_long_completion_stays_without_its_end(tmp_path, tiny_recipe,
     recipe["data"]["long_completions"] = "cut"
     main(["prepare", recipe_file(tmp_path, recipe)])
     assert "1 completions too long (cut, without end of sequence)" in caplog.text
+    assert "3.3 % of the rows are cut" in caplog.text and "data.long_completions: drop" in caplog.text
+    assert facts(recipe)["tokens"]["share_cut"] == 1 / 30
     assert not (Path(recipe["output_dir"]) / "rejected_rows.jsonl").exists()
     tokens = open_run(make_recipe(recipe)).table.open("tokens")
     assert all(tokens["kept"][:])

@@ -39,6 +39,11 @@ def test_other_recipes_are_read(name: str) -> None:
     assert recipe_of(name).name == name
 
 
+@pytest.mark.parametrize("name", [path.stem for path in ALL])
+def test_no_recipe_trains_on_rows_that_never_end(name: str) -> None:
+    assert recipe_of(name).data.long_completions == "drop"
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_recipe_compares_the_papers_objectives_under_the_released_settings(name: str, tmp_path: Path) -> None:
     recipe = recipe_of(name)

@@ -37,7 +37,7 @@ class Lengths:
     completions: np.ndarray  # [n]
     kept: np.ndarray  # [n] bool: not dropped for a completion that is too long
     num_rows: int  # that the sample stands for
-    share_cut: float  # of the rows: their completion is cut at the limit, and has no end
+    share_cut: float = 0.0  # of the rows: their completion is cut at the limit, and has no end
 
     @property
     def exact(self) -> bool:
