@@ -55,12 +55,13 @@ def steps_section(measured: dict[Entry, Measured]) -> str:
     """Rates and peaks of all contestants, the floor, and the ratios with their bars."""
     prompt, completion = mean_lengths()
     turns = len(next(iter(measured.values())).rates)
+    said = "one turn" if turns == 1 else f"medians over {turns} turns (lowest to highest)"
     lines = [
         "## Training step",
         "",
         f"Llama with random weights (hidden 288, 6 layers), batches of {BATCH} rows, {load_rows()[1]}: {prompt} prompt "
         f"and {completion} completion tokens on average as drawn. Completion tokens a second and peak resident memory, "
-        f"medians over {turns} turns (lowest to highest), each in a process of its own; contestants take turns.",
+        f"{said}, each in a process of its own; contestants take turns.",
         "",
         "| contestant | vocabulary | precision | tokens/s | range | peak MiB |",
         "| --- | --- | --- | --- | --- | --- |",
