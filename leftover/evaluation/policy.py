@@ -68,8 +68,9 @@ def evaluate_policy(
     under_reference: list[float | None] = [None] * len(prompts)
     if start is not None and args.eval_decoding == "sample":
         with start.in_place():
-            under_reference = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
-        metrics |= divergence(written.sums, under_reference, lengths)
+            read = sequence_logprobs(model, tokenizer, prompt_ids, written.ids, dtype)
+        metrics |= divergence(written.sums, read, lengths)
+        under_reference = [*read]
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
     columns = (asked, texts, map(float, rewards), written.sums, under_reference)
     return metrics, [Completion(*of_prompt) for of_prompt in zip(*columns, strict=True)]

@@ -64,7 +64,7 @@ class CompletionTables(TrainerCallback):
         **kwargs: object,
     ) -> None:
         if state.is_world_process_zero and completions:
-            rows = [(state.global_step, *completion) for completion in completions]
+            rows = [(state.global_step, c.prompt, c.text, c.reward) for c in completions]
             for write in (_WRITERS[name] for name in args.report_to or () if name in _WRITERS):
                 write(self.handler, rows)
 

@@ -73,7 +73,8 @@ def fit_reference(run: Run) -> None:
 
 def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
     """Places of rows drawn at random, as many as have `num_tokens` together; at least one."""
-    lengths = sum(np.array([len(ids) for ids in rows[name]]) for name in ("prompt_ids", "completion_ids"))
+    pairs = zip(rows["prompt_ids"], rows["completion_ids"], strict=True)
+    lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs])
     order = np.random.default_rng(seed).permutation(len(rows))
     return np.sort(order[: max(1, int((lengths[order].cumsum() <= num_tokens).sum()))])
 
