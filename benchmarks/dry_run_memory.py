@@ -174,11 +174,10 @@ def recipe_of(case: tuple, folder: str) -> Any:
 def planned_run(case: tuple, folder: str) -> int:
     """The highest line of the dry run's memory table, of the rows that there are."""
     from leftover.commands.dry_run.estimate import estimate_run
-    from leftover.commands.dry_run.memory import LIBRARIES
 
     lines = estimate_run(recipe_of(case, folder)).memory
     found = [line for line in lines if "rows at the limits" not in line.stage] or lines
-    return LIBRARIES + max(line.total or 0 for line in found)
+    return max(line.process or 0 for line in found)
 
 
 def measured_run(case: tuple, folder: str) -> int:

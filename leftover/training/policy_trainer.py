@@ -21,6 +21,7 @@ from leftover.models.load import add_adapter, align_generation_config, disable_d
 from leftover.models.probe import check_causal, check_trainable
 from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
 from leftover.monitoring.finite_training import FiniteTrainer
+from leftover.monitoring.memory import give_back
 from leftover.monitoring.trackers import add_completion_tables
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluation
 from leftover.prepare.in_memory import chat_of
@@ -162,6 +163,7 @@ class PolicyTrainer(FiniteTrainer):
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping) and dataset in self.eval_dataset:
             dataset = self.eval_dataset[dataset]
         check_prepared(dataset, "eval_dataset", embedding_rows(self.model))
+        give_back()  # what the steps hold ready is of no use to generation
         with self._as_reference() as reference:
             dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset)
         metrics, completions = evaluate_policy(

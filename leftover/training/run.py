@@ -14,7 +14,7 @@ from leftover.errors import UserError, located
 from leftover.models.load import save_model
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
-from leftover.monitoring.memory import peak_memory
+from leftover.monitoring.memory import give_back, peak_memory
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
@@ -178,7 +178,7 @@ def _train(
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
     run.discard(checkpoints)
-    return {
+    facts = {
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
@@ -190,3 +190,6 @@ def _train(
         "evaluations": history,
         **trainer.facts(),
     }
+    del trainer, model
+    give_back()
+    return facts

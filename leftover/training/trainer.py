@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 
 # What the layers keep of a token for the backward pass, in numbers of the hidden size; what all may hold, in bytes.
-_KEPT, _PART_BYTES = 16, 2**30
+_KEPT, _PART_BYTES = 16, 3 * 2**28
 
 
 def part_size(args: LoLConfig, rows: int, tokens: int, layers: int, hidden: int) -> int:
     """How many rows of a batch, each of `tokens`, pass through the model at once: all, or equal parts of them.
 
-    A CPU gains nothing from large batches: there a pass holds about a gigabyte for its gradient at most. Groups are
+    A CPU gains nothing from large batches: there a pass holds about 0.8 GB for its gradient at most. Groups are
     not parted, and the released code divides by the micro-batch.
     """
     whole = objective_of(args).unit == "group" or args.released_code or args.gradient_checkpointing

@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from leftover.commands.fit_reward import fit_reward
+from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe.files import load_recipe, make_recipe
+from leftover.recipe.files import QUICK, load_recipe, make_recipe
 from leftover.runs.run import Run
 from leftover.runs.spelling import same_meaning
 from leftover.training.run import policy_key
 from tests.rewards.reward_rows import planted_rows, write
 
+BOTH = ("sampled", "greedy")
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
           "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
 FIRST = """
@@ -134,6 +136,42 @@ def test_what_says_something_else_has_another_key(change: str) -> None:
         for settings in (fields, fields | CHANGES[change])
     ]
     assert same_meaning(recipe, keys[0]) != same_meaning(recipe, keys[1])
+
+
+def test_an_evaluation_that_holds_more_decodings_than_are_asked_for_is_the_same() -> None:
+    content = {"name": "t", "output_dir": "r", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
+    asked = {names: make_recipe(content | {"evaluate": {"decodings": list(names)}}) for names in (("sampled",), BOTH)}
+    key = {"from": {}, "settings": {"max_prompts": 8}, "model": "x", "judges": None, "seed": 0}
+    earlier, sampled = key, key | {"decodings": ["sampled"]}  # which wrote both
+    assert same_meaning(asked["sampled",], earlier) == same_meaning(asked["sampled",], sampled)
+    assert same_meaning(asked[BOTH], earlier) == same_meaning(asked[BOTH], key | {"decodings": sorted(BOTH)})
+    assert same_meaning(asked[BOTH], sampled) != same_meaning(asked[BOTH], earlier)
+
+
+def test_numbers_of_prompts_are_open_and_earlier_defaults_as_good() -> None:
+    content: dict[str, Any] = {"name": "t", "output_dir": "r", "data": {"path": "d.jsonl"}}
+    pretrained = make_recipe(content | {"model": {"path": "m"}})
+    random = make_recipe(content | {"model": {"config": CONFIG, "tokenizer": "t"}})
+    numbers = [(r.test_prompts, r.selection_prompts, r.value_settings.num_prompts) for r in (pretrained, random)]
+    assert numbers == [(200, 64, 500), (500, 200, 2000)]
+    key = {"from": {}, "settings": {}, "lora": None, "rows": "all", "seed": 0}
+    keys = [same_meaning(pretrained, key | {"selection": number}) for number in (64, 200, 10)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_the_result_table_shows_first_is_written() -> None:
+    content = {"name": "t", "output_dir": "r", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
+    assert make_recipe(content | {"evaluate": {"primary": "greedy"}}).decodings == ("greedy",)
+    assert make_recipe(content | {"evaluate": {"primary": "greedy", "decodings": list(BOTH)}}).decodings == BOTH[::-1]
+    with pytest.raises(UserError, match="decodings leaves out"):
+        make_recipe(content | {"evaluate": {"primary": "greedy", "decodings": ["sampled"]}})
+
+
+def test_quick_sets_keys_that_a_later_override_may_change() -> None:
+    content = {"name": "t", "output_dir": "r", "model": {"path": "m"}, "data": {"path": "d.jsonl"}}
+    quick = make_recipe(content, overrides=[*QUICK, "evaluate.max_prompts=8"])
+    assert (quick.test_prompts, quick.selection_prompts, quick.decodings) == (8, 64, ("sampled",))
+    assert quick.train["eval_steps"] == quick.train["save_steps"] and quick.reference.train == {}
 
 
 @pytest.mark.parametrize(

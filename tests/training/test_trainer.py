@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
@@ -23,6 +23,7 @@ from leftover.errors import UserError
 from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import reference_pass
 from leftover.objectives import OBJECTIVES
+from leftover.training import trainer as trainer_module
 from leftover.training.draws import draw_batches
 from tests.conftest import scored_rows
 
@@ -147,6 +148,31 @@ def test_gradient_is_the_same_under_any_split_into_micro_batches(
     loss.mean().backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(step, expected, atol=2e-5, rtol=1e-3)
+
+
+def test_on_a_cpu_a_large_batch_passes_in_parts_of_the_same_gradient(
+    tiny_llama_path: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = prepared_rows(tiny_llama_path, tokenizer)
+    whole = train(tiny_llama_path, tokenizer, rows, tmp_path / "a", max_steps=3, learning_rate=1e-4)
+    monkeypatch.setattr(trainer_module, "_PART_BYTES", 0)  # a row at a time
+    passes, forward = [], LlamaForCausalLM.forward
+    monkeypatch.setattr(
+        LlamaForCausalLM, "forward", lambda self, *a, **k: passes.append(len(k["input_ids"])) or forward(self, *a, **k)
+    )
+    parted = train(tiny_llama_path, tokenizer, rows, tmp_path / "b", max_steps=3, learning_rate=1e-4)
+    assert passes.count(1) >= 12, "four rows in each of three steps"
+    torch.testing.assert_close(parameters(parted.model), parameters(whole.model), atol=1e-5, rtol=1e-4)
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, parted)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_a_part_holds_no_more_than_a_pass_may(tmp_path: Path) -> None:
+    """30 layers of 576: 16 numbers of 4 bytes a token, layer and hidden unit; 728 tokens are 3/4 GiB."""
+    args = LoLConfig(output_dir=str(tmp_path), objective="nll", use_cpu=True)
+    assert [trainer_module.part_size(args, 8, tokens, 30, 576) for tokens in (91, 92, 256, 1000)] == [8, 4, 2, 1]
+    pairs = LoLConfig(output_dir=str(tmp_path), objective="dpo", use_cpu=True)
+    assert trainer_module.part_size(pairs, 8, 1000, 30, 576) == 8, "groups are not parted"
 
 
 def test_batches_by_token_budget_divide_by_the_units_that_a_step_holds_on_average(

@@ -48,6 +48,11 @@ class Memory:
     def total(self) -> int | None:
         return None if self.passing is None else self.weights + self.optimizer + self.passing + self.rewards
 
+    @property
+    def process(self) -> int | None:
+        """Of the whole process, if the device is a CPU."""
+        return None if self.total is None else self.total + LIBRARIES
+
 
 def optimizer_bytes(shape: Shape, optimizer: str) -> int:
     """Of the states that an optimizer keeps of the trained parameters (AdamW: two numbers each)."""

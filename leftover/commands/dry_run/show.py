@@ -156,8 +156,8 @@ def _operations(operations: float | None, bound: bool) -> str:
 
 def memory_table(estimate: Estimate) -> Table:
     """What every stage holds at once; empty if the model is unknown."""
-    columns = ("", "weights", "optimizer", "passing", "reward models", "together")
-    parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total) for m in estimate.memory)
+    columns = ("", "weights", "optimizer", "passing", "reward models", "together", "process, on a CPU")
+    parts = ((m.stage, m.weights, m.optimizer, m.passing, m.rewards, m.total, m.process) for m in estimate.memory)
     lines = [(stage, *map(_size, sizes)) for stage, *sizes in parts]
     return plain_table("Memory on the device, approximate", *columns, rows=lines)
 
