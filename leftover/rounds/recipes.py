@@ -18,7 +18,7 @@ from leftover.runs.run import Run
 BEST_OF_N, PPO = "best_of_n", "ppo"
 _BUDGET = ("max_steps", "num_train_epochs", "total_episodes")
 # Of the first round's rows, as later rounds read them.
-TRAINING, HELD_OUT = "training.jsonl", "held_out.jsonl"
+FIRST_ROWS, HELD_OUT = "rows.jsonl", "held_out.jsonl"
 COLUMNS = ColumnsSection(answer="answer")
 # A completion that the chat template refuses ends no run; rejected_rows.jsonl has it.
 _AS_WRITTEN = {"columns": COLUMNS.model_dump(), "on_bad_row": "skip"}
@@ -83,7 +83,7 @@ def later_round(recipe: Recipe, first: Run, before: Run, policy: str, number: in
     folder = Path(recipe.output_dir)
     rows = [first.folder / HELD_OUT, samples[-1]]
     if rounds_of(recipe).keep == "all":
-        rows = [first.folder / TRAINING, first.folder / HELD_OUT, *samples]
+        rows = [first.folder / FIRST_ROWS, *samples]
     kept = recipe.data.model_dump(include={"max_prompt_tokens", "max_completion_tokens", "long_completions"})
     model = recipe.model.model_dump()
     if isinstance(recipe.model.tokenizer, TokenizerSection):

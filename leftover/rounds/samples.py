@@ -16,7 +16,7 @@ from leftover.data.records import GENERATED
 from leftover.data.rows import as_prompt
 from leftover.monitoring.finite import json_line
 from leftover.recipe.sections import Recipe
-from leftover.rounds.recipes import COLUMNS, HELD_OUT, TRAINING, rounds_of, trains_on
+from leftover.rounds.recipes import COLUMNS, FIRST_ROWS, HELD_OUT, rounds_of, trains_on
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
 from leftover.store.manifest import write_text
@@ -32,15 +32,17 @@ def training_prompts(first: Run) -> list[Prompt]:
 
 
 def write_first_rows(first: Run) -> None:
-    """The rows that the first round kept, in the form that any round reads: those it trained on, and the others.
+    """The rows that the first round kept, in the form that any round reads: all of them, and those that are held out.
 
-    Held-out rows stay the same in all rounds.
+    They come in the order of their prompts there. Tables number prompts as they come, and draw held-out ones by these
+    numbers: so all rounds draw the same, also where a prompt is on both sides of the split.
     """
     table = first.table.open("rows", "split", "tokens")
     trains, kept = equals(table, "split", "train"), equals(table, "kept", True)
     chosen = trains & equals(table, "is_chosen", True) if trains_on(first.recipe) == "chosen" else trains
-    for name, rows in ((TRAINING, chosen & kept), (HELD_OUT, ~trains & kept)):
-        found = table.select_columns(_COPIED).select(np.flatnonzero(rows))
+    order = np.argsort(column(table, "group"), kind="stable")
+    for name, rows in ((FIRST_ROWS, (chosen | ~trains) & kept), (HELD_OUT, ~trains & kept)):
+        found = table.select_columns(_COPIED).select(order[rows[order]])
         write_text(first.folder / name, "".join(json_line(row, ensure_ascii=False) + "\n" for row in _rows(found)))
 
 
