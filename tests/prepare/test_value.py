@@ -18,7 +18,7 @@ from leftover.prepare.value.head import ValueHead, fit_head, predict_head
 from leftover.recipe.sections import ValueSection
 
 HIDDEN = 8
-PLAIN = ValueSection(candidates=["constant", "ridge"])
+PLAIN = ValueSection(num_prompts=2000, candidates=["constant", "ridge"])
 
 
 def make_states(lengths=(3, 7, 1, 5), seed=0):

@@ -321,7 +321,7 @@ def test_peft_config_trains_an_adapter_and_saves_no_base(tiny_llama_path: str, t
     ("settings", "message"),
     [
         ({"objective": "a_lol_sec"}, "did you mean 'a_lol_seq'"),
-        ({"rows": "best"}, "rows: 'best'"),
+        ({"rows": "worst"}, "rows: 'worst'"),
         ({"objective": "nll", "objective_settings": {"clip": 1}}, "no setting 'clip'"),
     ],
 )
