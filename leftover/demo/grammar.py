@@ -113,8 +113,7 @@ def score_answers(prompts: Sequence[Any], completions: Sequence[str]) -> list[fl
 
     +1 each for the customer's name, the product, a remedy that fits the problem, and kindness; -1 for rudeness.
     """
-    asked = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
-    return [_score(prompt, completion) for prompt, completion in zip(asked, completions, strict=True)]
+    return [_score(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def _score(prompt: str, completion: str) -> float:

@@ -6,6 +6,7 @@
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def thumb_rows(num_rows: int, seed: int) -> list[dict[str, Any]]:
         }
         for row, score in zip(rows, scores, strict=True)
     ]
+
+
+def score_replies(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+    """`score_answers` of conversations: the rule that the thumbs follow."""
+    return score_answers([messages[-1]["content"] for messages in prompts], completions)
 
 
 if __name__ == "__main__":

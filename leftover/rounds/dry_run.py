@@ -8,7 +8,7 @@ import numpy as np
 
 from leftover.commands.dry_run.checks import check_here
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
-from leftover.commands.dry_run.rows import Lengths, Rows, read
+from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.show import operations_text, plain_table, print_tables, show
 from leftover.commands.dry_run.sources import offline
 from leftover.commands.dry_run.work import Sizes
