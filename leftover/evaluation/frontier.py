@@ -14,6 +14,7 @@ from leftover.metrics import FEW_CLUSTERS, MANY_CLUSTERS, mean_of_known, student
 from leftover.runs.records import IntervalRecord
 
 LEVELS = (1.0, 2.0, 4.0, 8.0)  # nats, at which methods are compared
+BEST_OF_N = "best of n"  # its curve, among those of the methods
 COUNTS = (1, 2, 4, 8, 16)  # of completions that best-of-n chooses from
 _WIDTH, _LEAST = 1.25, 0.1  # the points of a knot: up to so many times the KL of its first, and so many nats more
 

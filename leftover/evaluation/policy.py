@@ -16,7 +16,7 @@ from leftover.rewards.base import Prompt
 from leftover.rewards.length import text_lengths
 from leftover.rewards.sum import SumReward, as_array
 from leftover.rewards.unfinished import settled
-from leftover.runs.records import completion_record
+from leftover.runs.records import completion_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,11 +85,9 @@ def evaluate_policy(
     columns["logprob"] = np.array(written.sums)
     asked = [tokenizer.decode(row["prompt_ids"]) if row["conversational"] else row["prompt"] for row in prompts]
     decoding = "sampled" if args.eval_decoding == "sample" else "greedy"
-    completions = []
-    for i, row in enumerate(prompts):
-        record = completion_record(row, decoding, texts[i], lengths[i], ended[i], columns, i)
-        completions.append(Completion(asked[i], texts[i], float(columns["reward"][i]), record))
-    return metrics, completions
+    records = completion_records(prompts, decoding, texts, written.ids, ended, columns)
+    rewards = map(float, columns["reward"])
+    return metrics, [Completion(*of_prompt) for of_prompt in zip(asked, texts, rewards, records, strict=True)]
 
 
 def evaluated_prompts(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

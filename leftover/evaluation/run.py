@@ -24,7 +24,7 @@ from leftover.runs.names import (
     policy_subject,
     scorer_paths,
 )
-from leftover.runs.records import ORIGIN, SAMPLER_COLUMNS, CompletionRecord, completion_record
+from leftover.runs.records import ORIGIN, SAMPLER_COLUMNS, CompletionRecord, completion_records
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, write_json, write_lines
 
@@ -128,29 +128,28 @@ class Evaluation:
         columns = judge_columns(run.judges, asked, texts)
         if run.reward.scores_new_completions:
             columns = score_columns(run.reward, asked, texts, ended, settings.unfinished) | columns
-        own, start = SAMPLER_COLUMNS if sampled and settings.temperature != 1 else ("logprob", "reference_logprob")
+        temperature = settings.temperature if sampled else 1.0
+        own, start = SAMPLER_COLUMNS if temperature != 1 else ("logprob", "reference_logprob")
+        scorers = self._scorers | {start: self._scorers["reference_logprob"]}
+        if temperature != 1 and ORIGIN in self._scorers:
+            scorers[f"sampler_{ORIGIN}"] = self._scorers[ORIGIN]
         columns[own] = np.array(written.sums)
-        at_temperature = {start: self._scorers["reference_logprob"]}
-        if sampled and settings.temperature != 1 and ORIGIN in self._scorers:
-            at_temperature[f"sampler_{ORIGIN}"] = self._scorers[ORIGIN]
-        for column, scorer in (self._scorers | at_temperature).items():
-            if scorer is model and column == start:  # the reference itself: its KL is 0
-                columns[column] = columns[own]
-                continue
-            read = sequence_logprobs(
-                scorer,
-                run.models.tokenizer,
-                prompt_ids,
-                ids,
-                run.recipe.compute_dtype,
-                temperature=settings.temperature if column.startswith("sampler_") else 1.0,
-                description=f"{subject}, {decoding}, {column}",
-            )
-            columns[column] = np.array(read)
-        return [
-            completion_record(row, decoding, texts[i], len(ids[i]), ended[i], columns, i)
-            for i, row in enumerate(prompts)
-        ]
+        known = {(id(model), temperature): columns[own]}  # each model reads once at a temperature
+        for column, scorer in scorers.items():
+            at = temperature if column.startswith("sampler_") else 1.0
+            if (id(scorer), at) not in known:
+                read = sequence_logprobs(
+                    scorer,
+                    run.models.tokenizer,
+                    prompt_ids,
+                    ids,
+                    run.recipe.compute_dtype,
+                    temperature=at,
+                    description=f"{subject}, {decoding}, {column}",
+                )
+                known[id(scorer), at] = np.array(read)
+            columns[column] = known[id(scorer), at]
+        return completion_records(prompts, decoding, texts, ids, ended, columns)
 
 
 def judge_columns(judges: SumReward | None, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leftover.evaluation.frontier import BEST_OF_N
 from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
 from leftover.report.charts import Chart
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRONTIER = "frontier.json"
-_BEST_OF_N = "best of n"
 _FARTHEST = 20.0  # nats that a picture shows
 _TICKS = (0, 1, 2, 4, 8, 16)
 # Of more methods than there are colours these have one, the others are grey.
@@ -103,7 +103,7 @@ def colours(methods: Sequence[str]) -> dict[str, str]:
 def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) -> Callable[["Axes"], None]:
     """What draws a measure against KL: a line and the checkpoints of every method, its name at the line's end."""
     curves, points = results["curves"], results["points"]
-    painted = colours([name for name in curves if name != _BEST_OF_N]) | {_BEST_OF_N: INK}
+    painted = colours([name for name in curves if name != BEST_OF_N]) | {BEST_OF_N: INK}
 
     def paint(axis: "Axes") -> None:
         axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
@@ -115,7 +115,7 @@ def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) ->
             own = [p for p in points if p["method"] == name and p.get(measure) is not None and p["kl"] <= _FARTHEST]
             dots = [max(p["kl"], 0) for p in own], [p[measure] for p in own]
             axis.plot(*dots, ls="", marker=".", ms=2.5, color=color, alpha=0.4)
-            style: dict[str, Any] = {"marker": "o", "ms": 3, "ls": (0, (4, 2))} if name == _BEST_OF_N else {}
+            style: dict[str, Any] = {"marker": "o", "ms": 3, "ls": (0, (4, 2))} if name == BEST_OF_N else {}
             axis.plot(np.maximum(x[seen], 0), y[seen], color=color, lw=0.9 if color == NEUTRAL else 1.7, **style)
             if np.isfinite(y[seen][-1]):
                 ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])

@@ -1,8 +1,6 @@
 """What the rounds gave: every policy of every round on the same test prompts, against the first reference."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from leftover.rounds.samples import artifact, samples_path
 from leftover.runs.names import policy_artifact, policy_subject, read_completions, read_metrics
 from leftover.runs.records import Records, ResultRow
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json
+from leftover.store.manifest import read_json, read_lines
 
 Chains = Mapping[str, Sequence[Run]]  # policy -> its rounds, from the first on
 
@@ -91,7 +89,11 @@ def _off_policy(policy: str, runs: Sequence[Run]) -> dict[int, dict[int, float]]
         table = run.table.open("rows", "tokens", "reference")
         for before, sampler in enumerate(runs[: number - 1], start=1):
             path = samples_path(sampler, policy)
-            places = {f"{path}:{line}": row["sampler_logprob"] for line, row in _lines(path) if row["tokens_match"]}
+            places = {
+                f"{path}:{line}": row["sampler_logprob"]
+                for line, row in enumerate(read_lines(path), start=1)
+                if row["tokens_match"]
+            }
             rows = [i for i, where in enumerate(table["where"]) if where in places]
             gaps = [
                 float(np.sum(row["reference_logprobs"])) - places[row["where"]]
@@ -101,9 +103,3 @@ def _off_policy(policy: str, runs: Sequence[Run]) -> dict[int, dict[int, float]]
             if gaps:
                 found.setdefault(number, {})[before] = float(np.mean(gaps))
     return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            yield number, json.loads(line)

@@ -14,12 +14,11 @@ from leftover.commands.generate.run import log_counts, write_samples
 from leftover.data.labels import AS_REWARD
 from leftover.data.records import GENERATED
 from leftover.data.rows import as_prompt
-from leftover.monitoring.finite import json_line
 from leftover.recipe.sections import Recipe
 from leftover.rounds.recipes import COLUMNS, FIRST_ROWS, HELD_OUT, rounds_of, trains_on
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import write_text
+from leftover.store.manifest import write_lines
 from leftover.store.table import column, equals
 
 
@@ -43,7 +42,7 @@ def write_first_rows(first: Run) -> None:
     order = np.argsort(column(table, "group"), kind="stable")
     for name, rows in ((FIRST_ROWS, (chosen | ~trains) & kept), (HELD_OUT, ~trains & kept)):
         found = table.select_columns(_COPIED).select(order[rows[order]])
-        write_text(first.folder / name, "".join(json_line(row, ensure_ascii=False) + "\n" for row in _rows(found)))
+        write_lines(first.folder / name, _rows(found))
 
 
 _COPIED = [

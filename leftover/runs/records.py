@@ -36,20 +36,31 @@ class CompletionRecord(TypedDict, total=False):
     step: int  # of a policy in training
 
 
-def completion_record(
-    row: Mapping[str, Any],
+def completion_records(
+    rows: Sequence[Mapping[str, Any]],
     decoding: str,
-    text: str,
-    num_tokens: int,
-    ended: bool,
+    texts: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    ended: np.ndarray,
     columns: Mapping[str, Sequence[float] | np.ndarray],
-    i: int,
-) -> CompletionRecord:
-    """The record of completion `i` of `columns`, which is of the row's prompt."""
-    about = {"group": row.get("group"), "family": row.get("family_id"), "source": row.get("source")}
-    written = {"decoding": decoding, "text": text, "tokens": num_tokens, "ended": bool(ended)}
-    numbers = {name: float(values[i]) for name, values in columns.items()}
-    return cast(CompletionRecord, {**about, **written, **numbers})
+) -> list[CompletionRecord]:
+    """The records of the completions of the rows' prompts, one each; `columns` are their numbers."""
+    return [
+        cast(
+            CompletionRecord,
+            {
+                "group": row.get("group"),
+                "family": row.get("family_id"),
+                "source": row.get("source"),
+                "decoding": decoding,
+                "text": texts[i],
+                "tokens": len(completion_ids[i]),
+                "ended": bool(ended[i]),
+                **{name: float(values[i]) for name, values in columns.items()},
+            },
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 class IntervalRecord(TypedDict, total=False):

@@ -9,17 +9,16 @@ from typing import Any
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.evaluation.frontier import COUNTS
+from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.policy import evaluated_prompts, score_columns
 from leftover.evaluation.run import judge_columns
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity
 from leftover.prepare.readers import selection_rows
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder, policy_subject, slug
-from leftover.runs.records import Records, completion_record
+from leftover.runs.records import Records, completion_records
 from leftover.runs.run import Run
 from leftover.store.manifest import Key, read_lines, write_lines
-
-REFERENCE = "reference"
 
 
 class Checkpoints:
@@ -100,10 +99,7 @@ class Checkpoints:
         )
         ended = have_ended(model, written.ids)
         columns = score_columns(run.reward, _asked(rows), written.texts, ended, run.recipe.evaluate.unfinished)
-        return [
-            completion_record(row, "sampled", written.texts[i], len(written.ids[i]), ended[i], columns, i)
-            for i, row in enumerate(rows)
-        ]
+        return completion_records(rows, "sampled", written.texts, written.ids, ended, columns)
 
     def _judge(self, records: Records) -> None:
         """Add the judges' scores to records of any of the prompts."""

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from leftover.commands.compare.checkpoints import REFERENCE, Checkpoints
+from leftover.commands.compare.checkpoints import Checkpoints
 from leftover.errors import UserError
-from leftover.evaluation.frontier import LEVELS, Curve, Resamples, best_of_n, over_optimised
+from leftover.evaluation.frontier import BEST_OF_N, LEVELS, Curve, Resamples, best_of_n, over_optimised
+from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import part_names
 from leftover.metrics import mean_of_known, sampled_kl
 from leftover.runs.names import policy_subject
 from leftover.runs.records import Records
 from leftover.runs.run import Run
 
-BEST_OF_N = "best of n"
 Numbers = dict[str, np.ndarray]  # measure -> [N], one for each prompt
 
 
