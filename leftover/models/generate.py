@@ -78,36 +78,45 @@ def generate(
             batches, unfinished = list(_batches(lengths, batch_size, together)), []
             for batch in batches:
                 budgets = [max_new_tokens - len(completions[i]) for i in batch]
-                ids, mask = pad([[*prompt_ids[i], *completions[i]] for i in batch], tokenizer.pad_token_id, left=True)
-                # The last batch has no others to leave its stragglers to.
-                stragglers = round(_STRAGGLERS * len(batch)) if len(batches) > 1 else 0
+                begun = [[*prompt_ids[i], *completions[i]] for i in batch]
+                stragglers = round(_STRAGGLERS * len(batch))
                 choosing = _Choose(device)
                 if sample:  # each row with the rest of its own random numbers
                     drawn = [uniforms(seed, prompt_ids[i], copies[i], max_new_tokens) for i in batch]
                     rest = [numbers[len(completions[i]) :] for i, numbers in zip(batch, drawn, strict=True)]
                     choosing = _Draw(pad(rest, 0.0, dtype=torch.float64)[0].to(device), temperature)
-                output = model.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.long().to(device),
-                    max_new_tokens=max(budgets),
-                    pad_token_id=tokenizer.pad_token_id,
-                    use_cache=True,
-                    do_sample=False,
-                    logits_processor=[choosing],
-                    stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
-                )[:, ids.shape[1] :]
-                choosing.check()
-                chosen_by = torch.stack(choosing.logprobs, dim=1).tolist()
-                for i, budget, sequence, of_tokens in zip(batch, budgets, output.tolist(), chosen_by, strict=True):
-                    written = up_to_end(sequence[:budget], ends)
-                    completions[i] += written
-                    logprobs[i] += of_tokens[: len(written)]
+                written = _continue(model, tokenizer.pad_token_id, begun, budgets, stragglers, choosing)
+                for i, (tokens, of_tokens) in zip(batch, written, strict=True):
+                    completions[i] += tokens
+                    logprobs[i] += of_tokens
                     if completions[i][-1] not in ends and len(completions[i]) < max_new_tokens:
                         unfinished.append(i)
                     else:
                         bar.update()
     texts = decode_completions(tokenizer, completions, ends)
     return Completions(completions, texts, [np.array(values, np.float32) for values in logprobs])
+
+
+def _continue(
+    model: Any, pad_id: int, begun: list[list[int]], budgets: list[int], stragglers: int, choosing: "_Choose"
+) -> list[tuple[list[int], list[float]]]:
+    """What follows each text of a batch, within its budget, and the log-probabilities of these tokens."""
+    ids, mask = pad(begun, pad_id, left=True)
+    device, ends = choosing.finite.device, end_ids(model)
+    output = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.long().to(device),
+        max_new_tokens=max(budgets),
+        pad_token_id=pad_id,
+        use_cache=True,
+        do_sample=False,
+        logits_processor=[choosing],
+        stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
+    )[:, ids.shape[1] :]
+    choosing.check()
+    chosen_by = torch.stack(choosing.logprobs, dim=1).tolist()
+    tokens = [up_to_end(row[:budget], ends) for row, budget in zip(output.tolist(), budgets, strict=True)]
+    return [(row, of_row[: len(row)]) for row, of_row in zip(tokens, chosen_by, strict=True)]
 
 
 def copy_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
@@ -140,8 +149,8 @@ def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """The head's input. Of a prompt it is a slice, the last position, and torch multiplies a slice by a frozen weight as
-    a batch of matrices: it would copy the head once for every row (3.6 GB for 64 rows of SmolLM2)."""
+    """The head's input. Of a prompt it is a slice, the last position. A slice by a frozen weight torch multiplies as a
+    batch of matrices: it would copy the head once for every row (3.6 GB for 64 rows of SmolLM2)."""
     return inputs[0].contiguous()
 
 
