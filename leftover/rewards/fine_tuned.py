@@ -13,7 +13,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
@@ -45,6 +47,7 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "logging_steps": 10,
+    "train_sampling_strategy": "group_by_length",
     "report_to": "none",
     "disable_tqdm": False,
 }
@@ -198,12 +201,33 @@ def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
 Item = tuple[list[Encoded], float, str]  # a row with its label, or a pair of rows; and its place
 
 
+class _SimilarLengths(LengthGroupedSampler):
+    """Rows of similar length in a batch. Seed and epoch decide the order, so that a killed training continues it."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+
 class _RewardTrainer(FiniteTrainer):
     target: str
+    lengths: list[int]  # of the training rows, in tokens
     step_rows: deque[list[str]]  # of the last micro-batches
 
     def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
         return [row for rows in self.step_rows for row in rows] if micro_batch is None else self.step_rows[micro_batch]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":  # transformers' own knows rows of one text alone
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return _SimilarLengths(rows, self.lengths, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)
@@ -231,11 +255,16 @@ def _trainer(
 
     metrics = MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")
     callbacks = [metrics, EarlyStoppingCallback(early_stopping_patience=_PATIENCE)]
-    train, choosing = data
+    train, choosing = data[0], sorted(data[1], key=_length)
     trainer = _RewardTrainer(model, args, collate, train_dataset=train, eval_dataset=choosing, callbacks=callbacks)
-    trainer.target, trainer.step_rows = target, deque(maxlen=args.gradient_accumulation_steps)
+    trainer.target, trainer.lengths = target, [_length(item) for item in train]
+    trainer.step_rows = deque(maxlen=args.gradient_accumulation_steps)
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def _length(item: Item) -> int:
+    return max(len(text["input_ids"]) for text in item[0])
 
 
 def _encode(
