@@ -68,8 +68,7 @@ def _done(recipe: Recipe, number: int, of: int) -> Run:
 def _publish(whole: Run, last: Run) -> None:
     """The last round's report and cards once more, now with all rounds; into the whole run's folder, and to the Hub."""
     finished, results = FinishedRun(last.folder, last.recipe), read_json(last.folder / "results.json")
-    for folder in (last.folder, whole.folder):
-        write_report(finished, results, folder)
+    write_report(finished, results, last.folder, whole.folder)
     write_cards(finished, results)
     for target in hub.targets(whole.recipe):
         hub.push_policy(last.folder, target.hub_id, policy=target.policy, seed=target.seed, private=target.private)
