@@ -5,9 +5,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import IO, Self
 
 from torch.multiprocessing import start_processes
 
@@ -23,6 +25,35 @@ def forked(work: Callable[[], object], output: Path) -> ForkProcess:
     process = get_context("fork").Process(target=inside)
     process.start()
     return process
+
+
+class ForkedModule:
+    """What `Popen([python, "-m", MODULE, *arguments], stdin=PIPE, stdout=file)` is, forked."""
+
+    def __init__(self, command: list[str], *, stdout: IO[str], **_: object):
+        reader, self.writer = os.pipe()
+        module = import_module(command[2])
+
+        def work() -> None:
+            os.dup2(reader, 0)
+            sys.stdin, sys.argv = os.fdopen(0), command[2:]
+            module.main()
+
+        self.process = forked(work, Path(stdout.name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        os.close(self.writer)
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
 
 
 def as_ranks(number: int, work: Callable[..., None], *arguments: object) -> None:

@@ -14,23 +14,15 @@ import leftover.prepare.rows
 from leftover import pipeline
 from leftover.data.tokenizer import train_tokenizer
 from leftover.errors import UserError
-from leftover.evaluation.gather import gather
 from leftover.pipeline import run
 from leftover.prepare.checks import value_targets
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.runs.claim import open_run
-from tests.conftest import scored_rows
+from tests.conftest import evaluated, scored_rows
 
 
 def recorded(**more: Any) -> dict[str, Any]:
     return {"reward": {"functions": [{"type": "column"}], **more}, "value": {"targets": "recorded", "folds": 3}}
-
-
-def evaluated(content: dict[str, Any]) -> dict[str, Any]:
-    """The results of a run that draws no report."""
-    recipe = make_recipe(content)
-    run(recipe, until="evaluate")
-    return gather(open_run(recipe))
 
 
 def states(caplog: Any) -> dict[str, str]:
@@ -65,13 +57,11 @@ def test_a_run_writes_model_results_and_report(tmp_path: Path, tiny_recipe: Call
 
 
 def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrains(
-    tmp_path: Path, tiny_recipe: Callable, caplog: Any
+    tmp_path: Path, tiny_run: Callable, caplog: Any
 ) -> None:
     """Defect 5: caches keyed by folder alone. Here every change recomputes what depends on it, and no more."""
-    content = tiny_recipe(tmp_path)
-    run(make_recipe(content), until="evaluate")
+    content = tiny_run(tmp_path)
     caplog.set_level(logging.INFO, "leftover")
-    caplog.clear()
     run(make_recipe(content), until="evaluate")
     assert all(state.startswith("reused") for state in states(caplog).values())
     caplog.clear()
@@ -230,14 +220,13 @@ def test_reference_by_path_and_as_is(tmp_path: Path, tiny_recipe: Callable, tiny
 
 
 def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_test(
-    tmp_path: Path, tiny_recipe: Callable
+    tmp_path: Path, tiny_run: Callable
 ) -> None:
     """Defect 4: the released code chooses on the prompts that trained the value head."""
     from leftover.prepare.readers import selection_rows
     from leftover.prepare.readers import test_rows as rows_of_test
 
-    recipe = make_recipe(tiny_recipe(tmp_path))
-    run(recipe, until="prepare")
+    recipe = make_recipe(tiny_run(tmp_path))
     this = open_run(recipe)
     table = this.table.open("split")
     splits, groups = np.array(table["split"][:]), np.array(table["group"][:])
@@ -313,18 +302,17 @@ def test_a_runs_folder_stands_for_its_recipe(tmp_path: Path, tiny_recipe: Callab
     assert load_recipe(tmp_path / "run") == recipe
 
 
-def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_recipe: Callable) -> None:
+def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_run: Callable) -> None:
     from leftover.publish.export import export_policy
 
-    run(make_recipe(tiny_recipe(tmp_path)), until="train")
+    tiny_run(tmp_path)
     (tmp_path / "run/policies/half/seed-0/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trained: policies/a_lol_seq/seed-0\)"):
         export_policy(tmp_path / "run", policy="half")
 
 
-def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Path, tiny_recipe: Callable) -> None:
-    content = tiny_recipe(tmp_path)
-    run(make_recipe(content), until="prepare")
+def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Path, tiny_run: Callable) -> None:
+    content = tiny_run(tmp_path)
     before = (tmp_path / "run/table/manifest.json").read_text()
     content["data"]["path"] = str(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="no data file"):
