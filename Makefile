@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
 
 # Two halves at once, one on each core: the log of the first is printed when the second is done.
-HALF := tests/commands tests/training
+HALF := tests/commands tests/training tests/publish
 
 test: $(VENV)/installed lint typecheck
 	@export HF_HUB_OFFLINE=1; log=$$(mktemp); \

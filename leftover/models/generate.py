@@ -140,8 +140,8 @@ def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """The head's input. Of a prompt it is a slice, the last position, and torch multiplies a slice by a frozen weight as
-    a batch of matrices: it would copy the head once for every row (3.6 GB for 64 rows of SmolLM2)."""
+    """The head's input. Of a prompt it is a slice, the last position, and torch multiplies a slice by a frozen weight
+    as a batch of matrices: it would copy the head once for every row (3.6 GB for 64 rows of SmolLM2)."""
     return inputs[0].contiguous()
 
 

@@ -207,7 +207,7 @@ def test_a_transformer_continues_any_rows_together(model, tokenizer, tiny_gpt2_p
 
 
 def test_the_head_gets_no_slice_that_torch_would_multiply_row_by_row(model, tokenizer):
-    """torch copies a frozen head once for every row of a batch if its input is a slice (3.6 GB for 64 rows of SmolLM2)."""
+    """torch copies a frozen head for every row of a batch if its input is a slice (3.6 GB for 64 rows of SmolLM2)."""
     seen = []
     model.requires_grad_(False)
     with model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0])):
