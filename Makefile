@@ -21,7 +21,7 @@ real: .models/smollm2-135m-instruct .models/minilm-l6
 	  $(BIN)/hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir .models/minilm-l6; fi
 
 # Two halves at once, one on each core: the log of the first is printed when the second is done.
-HALF := tests/commands tests/training
+HALF := tests/commands tests/training tests/publish
 
 test: $(VENV)/installed lint typecheck
 	@export HF_HUB_OFFLINE=1; log=$$(mktemp); \

@@ -1,8 +1,11 @@
 """What the tests share: a tokenizer, two random models and a fast recipe, all made in code."""
 
+import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,12 @@ torch.set_num_threads(1)
 MAX_POSITIONS = 128
 
 Rows = Sequence[dict[str, Any] | str]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no collection of garbage has to look through its half a million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +111,36 @@ def tiny_recipe(tiny_llama_path: str) -> Callable[..., dict[str, Any]]:
 
 
 _REPLACED = ("policies", "reward")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..., dict[str, Any]]
+) -> Callable[[Path], dict[str, Any]]:
+    """`tiny_run(folder)`: the recipe of a finished run in `folder/run`, a copy of one that was computed once."""
+    from leftover.pipeline import run
+    from leftover.recipe.files import make_recipe
+
+    first = tiny_recipe(tmp_path_factory.mktemp("tiny-run"))
+    run(make_recipe(first))
+
+    def copy(folder: Path) -> dict[str, Any]:
+        shutil.copytree(first["output_dir"], folder / "run")
+        return deepcopy(first) | {"output_dir": str(folder / "run")}
+
+    return copy
+
+
+def evaluated(content: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run that draws no report."""
+    from leftover.evaluation.gather import gather
+    from leftover.pipeline import run
+    from leftover.recipe.files import make_recipe
+    from leftover.runs.claim import open_run
+
+    recipe = make_recipe(content)
+    run(recipe, until="evaluate")
+    return gather(open_run(recipe))
 
 
 def scored_rows(num_prompts: int, seed: int = 0) -> list[dict[str, Any]]:

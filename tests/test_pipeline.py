@@ -18,7 +18,7 @@ from leftover.pipeline import run
 from leftover.prepare.checks import value_targets
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.runs.claim import open_run
-from tests.conftest import scored_rows
+from tests.conftest import evaluated, scored_rows
 
 
 def recorded(**more: Any) -> dict[str, Any]:
@@ -57,25 +57,23 @@ def test_a_run_writes_model_results_and_report(tmp_path: Path, tiny_recipe: Call
 
 
 def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrains(
-    tmp_path: Path, tiny_recipe: Callable, caplog: Any
+    tmp_path: Path, tiny_run: Callable, caplog: Any
 ) -> None:
     """Defect 5: caches keyed by folder alone. Here every change recomputes what depends on it, and no more."""
-    content = tiny_recipe(tmp_path)
-    run(make_recipe(content))
+    content = tiny_run(tmp_path)
     caplog.set_level(logging.INFO, "leftover")
-    caplog.clear()
-    run(make_recipe(content))
+    run(make_recipe(content), until="evaluate")
     assert all(state.startswith("reused") for state in states(caplog).values())
     caplog.clear()
     content["train"] = content["train"] | {"learning_rate": 5e-4}
-    run(make_recipe(content))
+    run(make_recipe(content), until="evaluate")
     said = states(caplog)
     assert said.pop("policy a_lol_seq, seed 0") == "stale (settings.learning_rate: 0.001 -> 0.0005)"
     assert said.pop("evaluation of a_lol_seq-seed-0").startswith("stale (model")
     assert all(state.startswith("reused") for state in said.values()), said
     caplog.clear()
     content["reward"] = {"functions": [{"type": "text", "function": "length"}]}
-    run(make_recipe(content))
+    run(make_recipe(content), until="evaluate")
     said = states(caplog)
     for stale in ("table/reward", "table/value", "policy a_lol_seq, seed 0"):
         assert said[stale].startswith("stale"), (stale, said)
@@ -114,7 +112,7 @@ def test_recorded_scores_train_and_a_stand_in_fitted_on_them_scores_what_is_gene
         "functions": [{"type": "column", "new_completions": stand_in}],
         "transform": {"scale": 2.0, "offset": 1.0},
     }
-    results = run(make_recipe(tiny_recipe(tmp_path, reward=reward)))
+    results = evaluated(tiny_recipe(tmp_path, reward=reward))
     this = open_run(load_recipe(tmp_path / "run/recipe.yaml"))
     table = this.table.open("rows", "reward", "value")
     assert np.asarray(table["reward"]) == pytest.approx(2 * np.asarray(table["recorded_reward"]) + 1)
@@ -160,12 +158,12 @@ def test_test_sets_are_reported_apart_and_what_was_left_out_by_its_reason(
     assert f"{results['prepare']['rows']['other_parts']} rows belong to families outside data.part" in report
 
 
-@pytest.mark.parametrize("thumbs", [[True, False], [1, 0]])
-def test_binary_scores_work(thumbs: list, tmp_path: Path, tiny_recipe: Callable) -> None:
-    rows = [row | {"reward": thumbs[i % 2]} for i, row in enumerate(scored_rows(60))]
-    results = run(make_recipe(tiny_recipe(tmp_path, rows=rows, **recorded())))
-    share = results["prepare"]["leftover"]["share"]
-    assert 0.3 < share < 0.7
+def test_binary_scores_work(tmp_path: Path, tiny_recipe: Callable) -> None:
+    for thumbs, until in (([1, 0], "prepare"), ([True, False], "report")):
+        rows = [row | {"reward": thumbs[i % 2]} for i, row in enumerate(scored_rows(60))]
+        run(make_recipe(tiny_recipe(tmp_path, rows=rows, **recorded())), until=until)
+        share = json.loads((tmp_path / "run/prepare.json").read_text())["leftover"]["share"]
+        assert 0.3 < share < 0.7
 
 
 def test_rows_without_a_score_train_the_reference_only(tmp_path: Path, tiny_recipe: Callable) -> None:
@@ -182,7 +180,7 @@ def test_rows_without_a_score_train_the_reference_only(tmp_path: Path, tiny_reci
 
 
 def test_gpt2_runs_beside_llama(tmp_path: Path, tiny_recipe: Callable, tiny_gpt2_path: str) -> None:
-    results = run(make_recipe(tiny_recipe(tmp_path, model={"path": tiny_gpt2_path})))
+    results = evaluated(tiny_recipe(tmp_path, model={"path": tiny_gpt2_path}))
     assert results["sampled"]["table"]["a_lol_seq"]["prompts"] > 0
 
 
@@ -196,7 +194,7 @@ def test_lora_policy_starts_as_the_references_adapter_and_exports_merged(
 
     lora = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
     content = tiny_recipe(tmp_path, model=lora, train={"learning_rate": 1e-2, "logging_steps": 1})
-    run(make_recipe(content))
+    run(make_recipe(content), until="train")
     folder = tmp_path / "run"
     policy = folder / "policies/a_lol_seq/seed-0"
     for saved in (folder / "reference", policy):
@@ -222,14 +220,13 @@ def test_reference_by_path_and_as_is(tmp_path: Path, tiny_recipe: Callable, tiny
 
 
 def test_checkpoints_are_chosen_on_prompts_that_fitted_no_value_and_are_not_the_test(
-    tmp_path: Path, tiny_recipe: Callable
+    tmp_path: Path, tiny_run: Callable
 ) -> None:
     """Defect 4: the released code chooses on the prompts that trained the value head."""
     from leftover.prepare.readers import selection_rows
     from leftover.prepare.readers import test_rows as rows_of_test
 
-    recipe = make_recipe(tiny_recipe(tmp_path))
-    run(recipe, until="prepare")
+    recipe = make_recipe(tiny_run(tmp_path))
     this = open_run(recipe)
     table = this.table.open("split")
     splits, groups = np.array(table["split"][:]), np.array(table["group"][:])
@@ -305,18 +302,17 @@ def test_a_runs_folder_stands_for_its_recipe(tmp_path: Path, tiny_recipe: Callab
     assert load_recipe(tmp_path / "run") == recipe
 
 
-def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_recipe: Callable) -> None:
+def test_only_whole_policies_can_be_exported(tmp_path: Path, tiny_run: Callable) -> None:
     from leftover.publish.export import export_policy
 
-    run(make_recipe(tiny_recipe(tmp_path)), until="train")
+    tiny_run(tmp_path)
     (tmp_path / "run/policies/half/seed-0/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trained: policies/a_lol_seq/seed-0\)"):
         export_policy(tmp_path / "run", policy="half")
 
 
-def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Path, tiny_recipe: Callable) -> None:
-    content = tiny_recipe(tmp_path)
-    run(make_recipe(content), until="prepare")
+def test_a_missing_data_file_is_refused_before_the_table_makes_way(tmp_path: Path, tiny_run: Callable) -> None:
+    content = tiny_run(tmp_path)
     before = (tmp_path / "run/table/manifest.json").read_text()
     content["data"]["path"] = str(tmp_path / "missing.jsonl")
     with pytest.raises(UserError, match="no data file"):
@@ -337,8 +333,7 @@ def test_a_tokenizer_is_trained_on_the_training_rows_for_random_weights(tmp_path
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
     content["model"] = {"config": config, "tokenizer": {"vocab_size": 300}}
-    results = run(make_recipe(content))
-    assert results["sampled"]["table"]["a_lol_seq"]["reward"]
+    assert evaluated(content)["sampled"]["table"]["a_lol_seq"]["reward"]
     first = open_run(make_recipe(content))
     assert len(first.models.tokenizer) == 300
     table = first.table.open("rows", "split")

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from weakref import WeakSet
 
 def give_back() -> None:
     """Have the C library give the system what tensors have freed; glibc keeps blocks below 32 MiB for the next ones."""
-    gc.collect()  # a trainer and its model refer to each other
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

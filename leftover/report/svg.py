@@ -66,6 +66,10 @@ def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2
         handles, labels = axes.flat[0].get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
             made.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+        layout = made.get_layout_engine()
+        assert layout is not None
+        layout.execute(made)
+        made.set_layout_engine("none")  # else `savefig` draws all of it twice, once for the layout alone
         buffer = io.StringIO()
         made.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
     return themed(buffer.getvalue())

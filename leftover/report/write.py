@@ -33,11 +33,15 @@ _TEXT_SHOWN = 300  # characters of a text in Markdown
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped if no terminal sets a width
 
 
-def write_report(run: FinishedRun, results: dict[str, Any], folder: Path | None = None) -> None:
+def write_report(run: FinishedRun, results: dict[str, Any], *folders: Path) -> None:
     """Write results.json, report.md, its pictures and report.html, by default into the folder of the run."""
-    folder = folder or run.folder
-    write_json(folder / "results.json", results)
     view = run_view(run, results)
+    for folder in folders or (run.folder,):
+        _write_report(run, results, view, folder)
+
+
+def _write_report(run: FinishedRun, results: dict[str, Any], view: dict[str, Any], folder: Path) -> None:
+    write_json(folder / "results.json", results)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     values = {
         "runs": results["training"],

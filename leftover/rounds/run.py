@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover import pipeline
+from leftover.evaluation.gather import gather as results_of
 from leftover.publish import hub
 from leftover.publish.card import write_cards
 from leftover.recipe.files import load_recipe
@@ -16,7 +17,7 @@ from leftover.rounds.samples import sample, training_prompts, write_first_rows
 from leftover.runs.claim import claim
 from leftover.runs.finished import FinishedRun
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json, write_json
+from leftover.store.manifest import write_json
 
 log = logging.getLogger(__name__)
 
@@ -51,25 +52,26 @@ def _run_rounds(whole: Run) -> dict[str, Any]:
             before = chains[policy][-1]
             samples.append(sample(recipe, before, policy, following - 1, prompts))
             made = later_round(recipe, first, before, policy, following, samples)
-            chains[policy].append(_done(made, following, number))
+            # The last one's report is about all rounds.
+            until = "evaluate" if (policy, following) == (recipe.main_policy, number) else "report"
+            chains[policy].append(_done(made, following, number, until))
     results = gather(recipe, chains)
     write_json(written, results)
     _publish(whole, chains[recipe.main_policy][-1])
     return results
 
 
-def _done(recipe: Recipe, number: int, of: int) -> Run:
-    """One round, from beginning to end; what is finished is reused."""
+def _done(recipe: Recipe, number: int, of: int, until: str = "report") -> Run:
+    """One round, up to and including `until`; what is finished is reused."""
     log.info("round %d of %d: %s", number, of, recipe.output_dir)
-    pipeline.run(recipe)
+    pipeline.run(recipe, until)
     return Run(recipe)
 
 
 def _publish(whole: Run, last: Run) -> None:
-    """The last round's report and cards once more, now with all rounds; into the whole run's folder, and to the Hub."""
-    finished, results = FinishedRun(last.folder, last.recipe), read_json(last.folder / "results.json")
-    for folder in (last.folder, whole.folder):
-        write_report(finished, results, folder)
+    """The last round's report and cards, with all rounds; into the whole run's folder too, and to the Hub."""
+    finished, results = FinishedRun(last.folder, last.recipe), results_of(last)
+    write_report(finished, results, last.folder, whole.folder)
     write_cards(finished, results)
     for target in hub.targets(whole.recipe):
         hub.push_policy(last.folder, target.hub_id, policy=target.policy, seed=target.seed, private=target.private)

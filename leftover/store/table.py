@@ -110,8 +110,8 @@ class Table:
     def _open_block(self, block: str) -> "Dataset":
         import datasets
 
-        shards = sorted((self.folder / block).glob("*.arrow"))
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
+        shards = [datasets.Dataset.from_file(str(shard)) for shard in sorted((self.folder / block).glob("*.arrow"))]
+        return shards[0] if len(shards) == 1 else datasets.concatenate_datasets(shards)
 
     def _shard(self, block: str, number: int) -> Path:
         return self.folder / block / f"{number:05d}.arrow"

@@ -1,5 +1,6 @@
 """Training from the table: the reference by NLL, and every policy by its objective."""
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -191,5 +192,6 @@ def _train(
         **trainer.facts(),
     }
     del trainer, model
+    gc.collect()  # they refer to each other
     give_back()
     return facts

@@ -9,12 +9,12 @@ import torch
 
 from leftover.evaluation.run import Evaluation
 from leftover.models.generate import end_ids, generate
-from leftover.pipeline import run
 from leftover.prepare.readers import test_rows as rows_of
 from leftover.prepare.readers import unique_prompts
 from leftover.recipe.files import make_recipe
 from leftover.runs.names import read_completions
 from leftover.runs.run import Run
+from tests.conftest import evaluated
 
 LIMIT = 3
 
@@ -34,9 +34,8 @@ def test_records_hold_the_log_probabilities_of_the_sampling_and_whether_it_came_
     settings = {"temperature": temperature, "max_new_tokens": LIMIT, "max_prompts": 30}
     settings |= {"decodings": ["greedy", "sampled"]}
     train = {"learning_rate": 1e-2}
-    recipe = make_recipe(tiny_recipe(tmp_path, evaluate=settings, train=train, model={"end_tokens": ends}))
-    results = run(recipe)
-    assert results is not None
+    content = tiny_recipe(tmp_path, evaluate=settings, train=train, model={"end_tokens": ends})
+    recipe, results = make_recipe(content), evaluated(content)
     this = Run(recipe)
     policy = this.models.load(Evaluation(this).subjects["a_lol_seq-seed-0"][0])
     reference = this.models.reference()

@@ -22,6 +22,7 @@ from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.training.metrics import initial_logratio
 from leftover.training.run import train_policy
+from tests.conftest import evaluated
 from tests.training.test_trainer import prepared_rows
 
 NF4 = {"quantization": "nf4", "lora": {"r": 4, "alpha": 8}}
@@ -246,8 +247,7 @@ def test_a_whole_run_in_4_bits(checkpointing: bool, tmp_path: Path, tiny_recipe:
         tmp_path, model=NF4 | {"path": str(tmp_path / "base")}, train=train | {"optim": "paged_adamw_32bit"}
     )
     content["reference"]["train"] |= {"gradient_checkpointing": checkpointing, "learning_rate": 3e-2}
-    results = run(make_recipe(content))
-    assert results is not None and results["sampled"]["table"]["a_lol_seq"]["prompts"] > 0
+    assert evaluated(content)["sampled"]["table"]["a_lol_seq"]["prompts"] > 0
     model = open_run(make_recipe(content)).models.reference()
     assert model.is_quantized and model.get_base_model().model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     metrics = (tmp_path / "run/policies/a_lol_seq/seed-0/metrics.jsonl").read_text().splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from leftover.pipeline import run
-from leftover.recipe.files import load_recipe, make_recipe
+from leftover.recipe.files import make_recipe
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
@@ -76,10 +76,9 @@ def test_the_report_says_what_a_judge_and_a_scorer_are_worth(tmp_path: Path, tin
 
 
 def test_values_of_an_earlier_recipe_of_the_folder_are_not_joined_to_other_rows(
-    tmp_path: Path, tiny_recipe: Callable
+    tmp_path: Path, tiny_recipe: Callable, tiny_run: Callable
 ) -> None:
-    run(make_recipe(tiny_recipe(tmp_path)))
-    assert open_run(load_recipe(tmp_path / "run/recipe.yaml")).table.has("value")
+    assert open_run(make_recipe(tiny_run(tmp_path))).table.has("value")
     other = tiny_recipe(tmp_path, rows=scored_rows(50, seed=1), policies={"nll": {"objective": "nll"}})
     results = run(make_recipe(other))
     assert results["prepare"]["value"] is None and results["prepare"]["leftover"] is None

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -30,6 +29,7 @@ from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import read_json
 from leftover.store.table import equals
 from tests.conftest import scored_rows
+from tests.forked import forked
 
 pytestmark = pytest.mark.timeout(900)  # each holds several runs
 
@@ -266,7 +266,7 @@ def test_a_third_round_computes_only_itself_and_latest_only_what_depends_on_it(
     assert list(second["completion"]) == [row["completion"] for row in (*held_out, *samples)]
 
 
-def in_a_child(recipe: dict[str, Any], at: str | None) -> int:
+def in_a_child(recipe: dict[str, Any], at: str | None, said: Path) -> int | None:
     """Run in a process of its own, which kills itself at its first evaluation, chunk of samples or table of results."""
 
     def work() -> None:
@@ -294,8 +294,7 @@ def in_a_child(recipe: dict[str, Any], at: str | None) -> int:
             rounds_run.gather = die  # type: ignore[assignment]
         leftover.run(make_recipe(recipe))
 
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
+    process = forked(work, said)
     process.join(timeout=280)
     assert process.exitcode is not None, process.kill()
     return process.exitcode
@@ -309,10 +308,11 @@ def test_killed_in_training_in_sampling_and_before_the_results_it_ends_as_undist
         name: content(tiny_recipe, tmp_path / name, rounds=ROUNDS, evaluate={"batch_size": 16}, **QUICK)
         for name in ("killed", "undisturbed")
     }
+    said = tmp_path / "said.txt"
     for at in ("training", "sampling", "results"):
-        assert in_a_child(made["killed"], at) == -signal.SIGKILL
+        assert in_a_child(made["killed"], at, said) == -signal.SIGKILL
         assert not (tmp_path / "killed/run/rounds.json").exists()
-    assert in_a_child(made["killed"], None) == in_a_child(made["undisturbed"], None) == 0
+    assert [in_a_child(recipe, None, said) for recipe in made.values()] == [0, 0], said.read_text()
     rows = {name: read_json(tmp_path / name / "run/rounds.json") for name in made}
     for row in (row for results in rows.values() for row in results["rows"]):
         row.pop("seconds", None)

@@ -1,47 +1,50 @@
 """A run killed in the middle of preparing and of training ends in the weights of an undisturbed run."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-import pytest
 import yaml
 from safetensors.torch import load_file
 
+from leftover.cli import main
 from leftover.monitoring.checkpoints import last_whole_checkpoint
 from tests.conftest import scored_rows
+from tests.forked import forked
 from tests.monitoring.test_checkpoints import write_checkpoint
 
 STEPS = 40
 
 
-def start(recipe: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "leftover.cli", "train", str(recipe)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(recipe: Path) -> ForkProcess:
+    return forked(lambda: main(["train", str(recipe)]), recipe.with_suffix(".log"))
 
 
-def kill_when(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+def said(recipe: Path) -> str:
+    return recipe.with_suffix(".log").read_text("utf-8")
+
+
+def finish(recipe: Path) -> None:
+    process = start(recipe)
+    process.join(timeout=200)
+    assert process.exitcode == 0, said(recipe)
+
+
+def kill_when(recipe: Path, happened: Callable[[], bool]) -> None:
+    process, deadline = start(recipe), time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert process.is_alive(), said(recipe)
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
 
 def weights(folder: Path) -> dict:
     return load_file(folder / "run/policies/a_lol_seq/seed-0/model.safetensors")
 
 
-@pytest.mark.slow
 def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights(
     tmp_path: Path, tiny_recipe: Callable
 ) -> None:
@@ -52,19 +55,17 @@ def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights
         content = tiny_recipe(tmp_path / name, rows=scored_rows(80), train=settings)
         recipes[name] = tmp_path / name / "recipe.yaml"
         recipes[name].write_text(yaml.safe_dump(content))
-    whole = start(recipes["undisturbed"])
-    assert whole.wait(timeout=200) == 0, whole.stderr.read().decode()[-2000:]
-
+    finish(recipes["undisturbed"])
     run = tmp_path / "killed/run"
-    kill_when(start(recipes["killed"]), lambda: (run / "reference/checkpoints").is_dir())
+    kill_when(recipes["killed"], lambda: (run / "reference/checkpoints").is_dir())
     assert not (run / "table/value").exists()
     checkpoints = run / "policies/a_lol_seq/seed-0/checkpoints"
-    kill_when(start(recipes["killed"]), lambda: last_whole_checkpoint(checkpoints) is not None)
+    kill_when(recipes["killed"], lambda: last_whole_checkpoint(checkpoints) is not None)
     assert not (run / "policies/a_lol_seq/seed-0/model.safetensors").exists()
-    final = start(recipes["killed"])
-    assert final.wait(timeout=200) == 0
-    said = final.stderr.read().decode()
-    assert "reused" in said and "continues at checkpoint-" in said
+    before = len(said(recipes["killed"]))
+    finish(recipes["killed"])
+    last = said(recipes["killed"])[before:]
+    assert "reused" in last and "continues at checkpoint-" in last
     ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     files = [tmp_path / name / "run/policies/a_lol_seq/seed-0/evaluations.jsonl" for name in recipes]

@@ -45,10 +45,12 @@ def compare(
     recipe: str, overrides: tuple[str, ...], frontier: bool, quick: bool, dry_run: bool, **options: Any
 ) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
-    from leftover.commands.compare.run import Options, compare
     from leftover.recipe.files import QUICK, load_recipe
 
-    loaded, asked = load_recipe(recipe, [*QUICK * quick, *overrides]), Options(**options)
+    loaded = load_recipe(recipe, [*QUICK * quick, *overrides])
+    from leftover.commands.compare.run import Options, compare  # after a fault of the recipe is told: it takes seconds
+
+    asked = Options(**options)
     set_up_logging()
     if dry_run:
         from leftover.commands.compare.dry_run import dry_run as print_estimate

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -31,6 +29,7 @@ from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 from leftover.training.settings import cadence
+from tests.forked import forked
 
 METHODS = "nll,wbc,a_lol_seq"
 RUDE = " That is not our problem."
@@ -245,20 +244,15 @@ def test_a_killed_comparison_continues_with_the_runs_that_are_missing(
     folder, whole, _ = finished
     mine = elsewhere(content, folder, tmp_path / "run")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(mine))
-    command = [sys.executable, "-m", "leftover.cli", "compare", str(tmp_path / "recipe.yaml")]
-    process = subprocess.Popen(
-        [*command, "--methods", METHODS, "--seeds", "2"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as many threads as here: sums are then the same to the last digit
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    command, said = ["compare", str(tmp_path / "recipe.yaml"), "--methods", METHODS, "--seeds", "2"], tmp_path / "said"
+    process = forked(lambda: cli.main(command), said)
     manifest, deadline = tmp_path / "run/manifest.json", time.monotonic() + 120
     while not json.loads(manifest.read_text()).get("evaluation of nll-seed-0", {}).get("complete"):
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]  # type: ignore[union-attr]
+        assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     entries = json.loads(manifest.read_text())
     done = {name for name, entry in entries.items() if name.startswith("policy") and entry["complete"]}
     assert "policy nll, seed 0" in done and "policy a_lol_seq, seed 1" not in done

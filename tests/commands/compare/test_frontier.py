@@ -22,6 +22,7 @@ from leftover.evaluation.frontier import best_of_n_kl
 from leftover.recipe.files import make_recipe
 from tests.commands.compare.test_compare import trained_runs
 from tests.conftest import scored_rows
+from tests.forked import ForkedModule
 
 METHODS = "nll,a_lol_kl"
 POLICIES = ["nll/default", "nll/learning_rate_factor-0.3", "nll/learning_rate_factor-3"]
@@ -166,7 +167,7 @@ def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
 def test_what_is_missing_is_made_in_processes_of_their_own_and_gives_the_same_numbers(
     finished: Any, content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as many threads as here
+    monkeypatch.setattr("leftover.commands.compare.jobs.Popen", ForkedModule)
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/frontier")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +16,7 @@ from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
 from leftover.errors import UserError
 from tests.commands.judge.judge_service import JudgeService, answer, make_pairs, prefers, says, status
+from tests.forked import forked
 from tests.store.test_folders import another_process_holds
 
 CANARY = "k/9+canary-7f3a=="
@@ -309,15 +307,6 @@ def test_every_answer_is_on_the_disk_before_the_next_is_there(service, tmp_path)
     assert seen == [0, 1, 2, 3, 4, 5]
 
 
-_KILLED = """
-import sys
-from pathlib import Path
-from tests.commands.judge.test_endpoint import ask, make_pairs
-class Service: url = sys.argv[1]
-ask(Service, Path(sys.argv[2]), make_pairs(*[("good", f"y {i}") for i in range(20)]), parallel=2)
-"""
-
-
 def test_a_killed_command_goes_on_and_pays_for_nothing_twice(service, tmp_path):
     pairs = make_pairs(*[("good", f"y {i}") for i in range(20)])
     enough = threading.Event()
@@ -329,10 +318,10 @@ def test_a_killed_command_goes_on_and_pays_for_nothing_twice(service, tmp_path):
         return prefers("good")(request)
 
     service.then = slow
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, service.url, str(tmp_path)], env=os.environ)
+    process = forked(lambda: ask(service, tmp_path, pairs, parallel=2), tmp_path / "said.txt")
     assert enough.wait(60)
     process.kill()
-    process.wait()
+    process.join()
     kept = stored(tmp_path)
     assert 10 <= len(kept) < 20
     (tmp_path / "verdicts.jsonl").open("a").write('{"key": "half a li')  # what a kill may leave behind

@@ -1,9 +1,6 @@
 """PPO as a policy of a recipe: chosen, evaluated and reported like any other; and on two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from leftover import PPOConfig, PPOTrainer
 from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
+from tests.conftest import scored_rows
+from tests.forked import as_ranks
+from tests.training.ppo.test_trainer import count_letter
 
 PPO = {"objective": "ppo", "total_episodes": 16, "num_rollouts_per_step": 8, "ppo_epochs": 1}
 
@@ -137,17 +139,46 @@ def test_the_dry_run_counts_its_completions(tmp_path: Path, tiny_recipe: Callabl
     assert max(steps.values()) == 2 * min(steps.values()), "policy and reference"
 
 
-def test_two_processes_train_one_policy_on_completions_of_their_own(tmp_path: Path, tiny_llama_path: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(Path(__file__).with_name("ppo_process.py")), tiny_llama_path, str(tmp_path)]
-    done = subprocess.run(
-        [*command, *script],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
-        capture_output=True,
-        text=True,
-        timeout=200,
+def train_two_steps(model: str, output: Path) -> None:
+    """By PPO; every rank saves what it ends with."""
+    args = PPOConfig(
+        output_dir=str(output),
+        use_cpu=True,
+        total_episodes=32,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_mini_batches=2,
+        ppo_epochs=2,
+        max_completion_length=10,
+        learning_rate=3e-3,
+        whiten_rewards=True,
+        save_strategy="no",
+        disable_tqdm=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # accelerate can start independent one-process jobs, which would agree with each other and prove nothing.
+    assert args.world_size == 2
+    trainer = PPOTrainer(
+        AutoModelForCausalLM.from_pretrained(model),
+        args,
+        [{"prompt": row["prompt"]} for row in scored_rows(20)],
+        reward_funcs=count_letter,
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    own: list[dict] = []
+    complete = trainer.rollout
+    trainer.rollout = lambda number: own.append((made := complete(number))[0]) or made  # type: ignore[method-assign]
+    trainer.train()
+    result = {
+        "weights": trainer.model.state_dict(),
+        "scores": [rollouts.scores for rollouts in own],
+        "log": [entry for entry in trainer.state.log_history if "kl" in entry],
+        "facts": trainer.facts(),
+    }
+    torch.save(result, output / f"rank-{args.process_index}.pt")
+
+
+def test_two_processes_train_one_policy_on_completions_of_their_own(tmp_path: Path, tiny_llama_path: str) -> None:
+    as_ranks(2, train_two_steps, tiny_llama_path, tmp_path)
     one, two = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, weight in one["weights"].items():  # the value head's among them
         assert torch.equal(weight, two["weights"][name]), name
