@@ -67,14 +67,7 @@ def evaluate_policy(
     texts, lengths, ended = written.texts, [len(ids) for ids in written.ids], have_ended(model, written.ids)
     asked_of = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]
     columns = score_columns(reward_func, asked_of, texts, ended, args.unfinished)
-    known = columns["reward"][~np.isnan(columns["reward"])]
-    metrics |= {
-        # Below any other where nothing ended: the Trainer would keep a NaN as the best.
-        "reward/mean": float(known.mean()) if len(known) else -math.inf,
-        "reward/std": float(known.std()) if len(known) else 0.0,
-        "completions/distinct_2": distinct_n(texts, 2),
-        "completions/mean_length": float(np.mean(lengths)),
-    }
+    metrics |= _completion_metrics(columns["reward"], texts, lengths)
     if args.unfinished != "score":
         metrics["completions/ended"] = float(ended.mean())
     if start is not None and args.eval_decoding == "sample":
@@ -88,6 +81,17 @@ def evaluate_policy(
     records = completion_records(prompts, decoding, texts, written.ids, ended, columns)
     rewards = map(float, columns["reward"])
     return metrics, [Completion(*of_prompt) for of_prompt in zip(asked, texts, rewards, records, strict=True)]
+
+
+def _completion_metrics(rewards: np.ndarray, texts: Sequence[str], lengths: Sequence[int]) -> dict[str, float]:
+    known = rewards[~np.isnan(rewards)]
+    return {
+        # Below any other where nothing ended: the Trainer would keep a NaN as the best.
+        "reward/mean": float(known.mean()) if len(known) else -math.inf,
+        "reward/std": float(known.std()) if len(known) else 0.0,
+        "completions/distinct_2": distinct_n(texts, 2),
+        "completions/mean_length": float(np.mean(lengths)),
+    }
 
 
 def evaluated_prompts(dataset: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -259,3 +259,24 @@ def test_a_diverging_fit_stops_and_names_step_and_rows(word_tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"stopped at step \d+ .*rows.jsonl:\d+.*learning_rate \(1e\+30\)"):
         reward.fit(tmp_path / "fitted")
     assert not (tmp_path / "fitted/reward.json").exists()
+
+
+def test_each_epoch_has_an_order_of_its_own_in_which_rows_of_similar_length_meet(tmp_path, word_tokenizer, monkeypatch):
+    rows = planted_rows("label", 200)
+    for i, row in enumerate(rows):  # from one word to forty
+        row["completion"] = " ".join(row["completion"].split() * 8)[: 6 + i]
+    widths: list[tuple[int, int]] = []  # padded tokens and tokens of a step
+    original = fine_tuned._RewardTrainer.compute_loss
+
+    def seen(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            widths.append((inputs["input_ids"].numel(), int(inputs["attention_mask"].sum())))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(fine_tuned._RewardTrainer, "compute_loss", seen)
+    train = TRAIN | {"num_train_epochs": 2, "per_device_train_batch_size": 8}
+    _, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train)
+    padded, tokens = np.array(widths).sum(0)
+    assert tokens < padded < 1.2 * tokens
+    epochs = np.array(widths)[:, 1].reshape(2, facts["steps"] // 2)
+    assert epochs[0].tolist() != epochs[1].tolist()
