@@ -1,8 +1,6 @@
 """A sequence classifier that is fine-tuned on rows, as a reward."""
 
-import math
 import sys
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,32 +9,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
-from leftover.monitoring.callbacks import MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
-from leftover.monitoring.finite_training import FiniteTrainer
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.policy_config import faulty_numbers
 from leftover.rewards.base import Prompt
-from leftover.rewards.classifier import ClassifierReward, Encoded, framed, tokenize
+from leftover.rewards.classifier import ClassifierReward, framed, tokenize
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.pretrained import num_positions, untrained_classifier
+from leftover.rewards.reward_trainer import Item, RewardTrainer
 from leftover.store.folders import readable_weights, remove
 from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
-_PATIENCE = 2  # evaluations without a lower loss
 
 _TRAIN_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3,
@@ -140,10 +132,10 @@ class FineTunedReward(RowsReward):
             join = "{prompt}\n\n{completion}"
             tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
         settings = ClassifierSettings(model=str(folder / "model"), join=join, max_length=length)
-        data = [
+        train, choosing_rows = (
             _encode(tokenizer, settings, part, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
-        ]
+        )
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
         fields["use_cpu"] = trains_on_cpu(bool(fields.get("use_cpu")))
         if fields["use_cpu"]:
@@ -154,7 +146,7 @@ class FineTunedReward(RowsReward):
             args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"transformers refuses `train`: {first_line(error)}") from error
-        trainer = _trainer(model, tokenizer, data, examples.target, args)
+        trainer = RewardTrainer(model, tokenizer, train, choosing_rows, examples.target, args)
         with shown(trainer, folder.name):
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
         model.save_pretrained(folder / "model")
@@ -182,89 +174,6 @@ class FineTunedReward(RowsReward):
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         scores = np.array(self._classifier([prompt_text(prompt) for prompt in prompts], completions))
         return (self._scoring["offset"] + self._scoring["scale"] * scores).tolist()
-
-
-def reward_loss(target: str, scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of scores [N] (for pairs: [2 P], all chosen before all rejected).
-
-    label: binary cross-entropy of sigmoid(score). score: squared error. pairs: -log sigmoid(chosen - rejected)
-    (Bradley and Terry, 1952), `labels` unused.
-    """
-    if target == "label":
-        return F.binary_cross_entropy_with_logits(scores, labels)
-    if target == "score":
-        return F.mse_loss(scores, labels)
-    chosen, rejected = scores.chunk(2)
-    return -F.logsigmoid(chosen - rejected).mean()
-
-
-Item = tuple[list[Encoded], float, str]  # a row with its label, or a pair of rows; and its place
-
-
-class _SimilarLengths(LengthGroupedSampler):
-    """Rows of similar length in a batch. Seed and epoch decide the order, so that a killed training continues it."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed + epoch)
-
-
-class _RewardTrainer(FiniteTrainer):
-    target: str
-    lengths: list[int]  # of the training rows, in tokens
-    step_rows: deque[list[str]]  # of the last micro-batches
-
-    def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
-        return [row for rows in self.step_rows for row in rows] if micro_batch is None else self.step_rows[micro_batch]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":  # transformers' own knows rows of one text alone
-            return super()._get_train_sampler(train_dataset)
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return _SimilarLengths(rows, self.lengths, self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return SequentialSampler(eval_dataset)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = super().evaluate(*args, **kwargs)
-        if not math.isfinite(metrics["eval_loss"]):
-            self._stop(f"the loss of held-out rows is {metrics['eval_loss']}")
-        return metrics
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels, rows = inputs.pop("labels"), inputs.pop("rows")
-        if model.training:
-            self.step_rows.append(rows)
-        loss = reward_loss(self.target, model(**inputs).logits[:, 0].float(), labels)
-        return (loss, {}) if return_outputs else loss
-
-
-def _trainer(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: list[list[Item]], target: str, args: TrainingArguments
-) -> _RewardTrainer:
-    def collate(items: list[Item]) -> dict[str, Any]:
-        rows, labels, places = zip(*items, strict=True)
-        texts = [text for side in zip(*rows, strict=True) for text in side]
-        return dict(tokenizer.pad(texts, return_tensors="pt")) | {"labels": torch.tensor(labels), "rows": list(places)}
-
-    metrics = MetricsFile(Path(str(args.output_dir)).parent / "metrics.jsonl")
-    callbacks = [metrics, EarlyStoppingCallback(early_stopping_patience=_PATIENCE)]
-    train, choosing = data[0], sorted(data[1], key=_length)
-    trainer = _RewardTrainer(model, args, collate, train_dataset=train, eval_dataset=choosing, callbacks=callbacks)
-    trainer.target, trainer.lengths = target, [_length(item) for item in train]
-    trainer.step_rows = deque(maxlen=args.gradient_accumulation_steps)
-    trainer.model_accepts_loss_kwargs = False
-    return trainer
-
-
-def _length(item: Item) -> int:
-    return max(len(text["input_ids"]) for text in item[0])
 
 
 def _encode(

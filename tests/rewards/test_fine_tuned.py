@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from leftover.errors import UserError
-from leftover.rewards import fine_tuned, load_reward
+from leftover.rewards import load_reward
 from leftover.rewards.classifier import ClassifierReward
 from leftover.rewards.examples import data_section, family_share, hold_out, read_examples
-from leftover.rewards.fine_tuned import reward_loss
+from leftover.rewards.reward_trainer import RewardTrainer, reward_loss
 from tests.rewards.reward_rows import planted_rows, write
 
 CONFIG = {
@@ -126,7 +126,7 @@ def test_the_checkpoint_kept_is_the_one_of_lowest_loss_on_families_that_did_not_
 
 def test_a_killed_fit_continues_and_ends_as_one_that_was_not(tmp_path, word_tokenizer, monkeypatch):
     steps = 0
-    original = fine_tuned._RewardTrainer.training_step
+    original = RewardTrainer.training_step
 
     def killed(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
@@ -137,7 +137,7 @@ def test_a_killed_fit_continues_and_ends_as_one_that_was_not(tmp_path, word_toke
 
     rows, settings = planted_rows("label", 60), {"tokenizer": word_tokenizer, "train": TRAIN | {"num_train_epochs": 3}}
     whole, facts = fitted(tmp_path / "whole", rows, **settings)
-    monkeypatch.setattr(fine_tuned._RewardTrainer, "training_step", killed)
+    monkeypatch.setattr(RewardTrainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "killed", rows, **settings)
     continued, again = fitted(tmp_path / "killed", rows, **settings)
@@ -266,14 +266,14 @@ def test_each_epoch_has_an_order_of_its_own_in_which_rows_of_similar_length_meet
     for i, row in enumerate(rows):  # from one word to forty
         row["completion"] = " ".join(row["completion"].split() * 8)[: 6 + i]
     widths: list[tuple[int, int]] = []  # padded tokens and tokens of a step
-    original = fine_tuned._RewardTrainer.compute_loss
+    original = RewardTrainer.compute_loss
 
     def seen(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             widths.append((inputs["input_ids"].numel(), int(inputs["attention_mask"].sum())))
         return original(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(fine_tuned._RewardTrainer, "compute_loss", seen)
+    monkeypatch.setattr(RewardTrainer, "compute_loss", seen)
     train = TRAIN | {"num_train_epochs": 2, "per_device_train_batch_size": 8}
     _, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train)
     padded, tokens = np.array(widths).sum(0)
