@@ -129,6 +129,7 @@ def training_grid(training: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> Gr
         "kept step": ("best_step", ",d"),
         "its value": ("best_metric", ".3f"),
         "seconds": ("seconds", ",.0f"),
+        "of them evaluating": ("evaluation_seconds", ",.0f"),
     }
     cells = [
         [policy, str(seed), *(number(facts.get(key), form) for key, form in shown.values())]

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -163,12 +164,14 @@ class PolicyTrainer(FiniteTrainer):
         if isinstance(dataset, str) and isinstance(self.eval_dataset, Mapping) and dataset in self.eval_dataset:
             dataset = self.eval_dataset[dataset]
         check_prepared(dataset, "eval_dataset", embedding_rows(self.model))
+        began = time.monotonic()
         give_back()  # what the steps hold ready is of no use to generation
         with self._as_reference() as reference:
             dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset)
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
         )
+        metrics["runtime"] = round(time.monotonic() - began, 4)  # as transformers names and rounds it
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(

@@ -171,6 +171,7 @@ def _train(
         trainer.run_metrics["value/r2"] = r2
     checkpoints = Path(str(args.output_dir))
     checkpoint = last_whole_checkpoint(checkpoints)
+    resumed_at = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
     name = subject(run.folder, folder)
@@ -186,7 +187,8 @@ def _train(
         "selected_rows": trainer.num_selected,
         "effective_sample_size": trainer.effective_sample_size,
         "seconds": result.metrics.get("train_runtime"),
-        **({"resumed_at": int(Path(checkpoint).name.rpartition("-")[2])} if checkpoint else {}),
+        "evaluation_seconds": sum(entry["eval_runtime"] for entry in history if entry["step"] > resumed_at),
+        **({"resumed_at": resumed_at} if checkpoint else {}),
         **peak,
         "evaluations": history,
         **trainer.facts(),
