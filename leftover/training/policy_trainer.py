@@ -171,9 +171,8 @@ class PolicyTrainer(FiniteTrainer):
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
         )
-        metrics["runtime"] = round(time.monotonic() - began, 4)  # as transformers names and rounds it
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
+        self.log(metrics | {f"{metric_key_prefix}_runtime": round(time.monotonic() - began, 4)})
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics, completions=completions
         )
