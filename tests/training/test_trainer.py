@@ -525,6 +525,39 @@ def test_large_tensors_on_a_cpu_lie_on_huge_pages() -> None:
     assert faults(THP_MEM_ALLOC_ENABLE="0") > 10_000, "the user's own choice is left"
 
 
+_GROWTH = """
+from pathlib import Path
+
+import leftover
+import torch
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) // 256
+
+weight = torch.zeros(1536, 576, dtype=torch.bfloat16)
+before = held()
+for rows in range(64, 1000):
+    torch.nn.functional.linear(torch.zeros(rows, 576, dtype=torch.bfloat16), weight)
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_products_of_many_shapes_keep_no_buffers() -> None:
+    """Rows have many lengths: oneDNN would keep a buffer for each of 936 shapes, .6 GB."""
+    names = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}  # set by `leftover`
+    usual = {name: value for name, value in os.environ.items() if name not in names}
+
+    def mebibytes(**wish: str) -> int:
+        command = [sys.executable, "-c", _GROWTH]
+        return int(subprocess.run(command, env=usual | wish, capture_output=True, check=True).stdout)
+
+    large = mebibytes(**dict.fromkeys(names, "1024"))
+    if large < 100:
+        pytest.skip("this processor multiplies bf16 without such buffers")
+    assert mebibytes() < large / 3
+
+
 def weights_of_rows(path: str, tokenizer: Any, rows: datasets.Dataset, folder: Path, monkeypatch: Any, **settings: Any):
     """How much each row's (or group's) loss weighs in the gradient, summed over a run: [ids]."""
     total: Counter = Counter()
