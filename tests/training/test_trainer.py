@@ -536,7 +536,7 @@ def held():
 
 weight = torch.zeros(1536, 576, dtype=torch.bfloat16)
 before = held()
-for rows in range(64, 1000):
+for rows in range(64, 464):
     torch.nn.functional.linear(torch.zeros(rows, 576, dtype=torch.bfloat16), weight)
 print(held() - before)
 """
@@ -544,7 +544,7 @@ print(held() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
 def test_products_of_many_shapes_keep_no_buffers() -> None:
-    """Rows have many lengths: oneDNN would keep a buffer for each of 936 shapes, .6 GB."""
+    """Rows have many lengths: oneDNN would keep a buffer for each of 400 shapes, .2 GB."""
     names = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}  # set by `leftover`
     usual = {name: value for name, value in os.environ.items() if name not in names}
 
@@ -553,7 +553,7 @@ def test_products_of_many_shapes_keep_no_buffers() -> None:
         return int(subprocess.run(command, env=usual | wish, capture_output=True, check=True).stdout)
 
     large = mebibytes(**dict.fromkeys(names, "1024"))
-    if large < 100:
+    if large < 60:
         pytest.skip("this processor multiplies bf16 without such buffers")
     assert mebibytes() < large / 3
 
