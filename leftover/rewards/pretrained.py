@@ -1,6 +1,7 @@
 """Loading a sequence classifier, and finding its labels, activation and lengths in its files."""
 
 import pickle
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,19 +93,32 @@ def untrained_classifier(
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if path is not None:
+            model_config = _fused_attention(AutoConfig.from_pretrained(path, num_labels=1))
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, ignore_mismatched_sizes=True, dtype=torch.float32
+                path, config=model_config, ignore_mismatched_sizes=True, dtype=torch.float32
             )
         else:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
             known = {"vocab_size": num_tokens(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
-            model_config = AutoConfig.for_model(**(known | (config or {})))
+            model_config = _fused_attention(AutoConfig.for_model(**(known | (config or {}))), config or {})
             model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
     check_vocabulary(tokenizer, embedding_rows(model), "the model", "tokenizer")
     model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model
+
+
+def _fused_attention(config: Any, asked: Collection[str] = ()) -> Any:
+    """The config without dropout of attention weights, unless it was asked for; other dropout stays.
+
+    With it PyTorch builds the whole attention matrix of every head. Without, MiniLM on a CPU (16 rows of 100 to 256
+    tokens a step) takes .76 of the time and .6 of the memory.
+    """
+    for name in {"attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop"}.difference(asked):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def _check_tokenizer(settings: ClassifierSettings, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:

@@ -12,6 +12,7 @@ from leftover.errors import UserError
 from leftover.rewards import load_reward
 from leftover.rewards.classifier import ClassifierReward
 from leftover.rewards.examples import data_section, family_share, hold_out, read_examples
+from leftover.rewards.pretrained import untrained_classifier
 from leftover.rewards.reward_trainer import RewardTrainer, reward_loss
 from tests.rewards.reward_rows import planted_rows, write
 
@@ -105,9 +106,10 @@ def test_no_signal_is_found_in_shuffled_labels(tmp_path, word_tokenizer):
 
 def test_the_checkpoint_kept_is_the_one_of_lowest_loss_on_families_that_did_not_train(tmp_path, word_tokenizer):
     train = TRAIN | {"num_train_epochs": 20, "learning_rate": 2e-2, "per_device_train_batch_size": 8}
-    _, facts = fitted(
-        tmp_path / "reward", planted_rows("label", 60), tokenizer=word_tokenizer, train=train, output="logit"
-    )
+    rows = planted_rows("label", 60)
+    for row in rows[::7]:
+        row["reward"] = 1 - row["reward"]  # mistaken labels: what is learnt of them makes others worse
+    _, facts = fitted(tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train, output="logit")
     lines = [json.loads(line) for line in (tmp_path / "reward" / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert facts["best_step"] == min(losses, key=lambda step: losses[step]) < facts["steps"]
@@ -183,7 +185,14 @@ def test_it_starts_from_any_classifier_and_is_one_for_the_classifier_reward(tmp_
     assert reward(*asked(rows)) == pytest.approx(plain(*asked(rows)), abs=1e-6)
     learnt = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward" / "model")
     assert learnt.config.num_labels == 1
+    assert (learnt.config.attention_probs_dropout_prob, learnt.config.hidden_dropout_prob) == (0, 0.1)
     assert torch.equal(learnt.bert.embeddings.word_embeddings.weight, start.bert.embeddings.word_embeddings.weight)
+
+
+def test_dropout_of_attention_that_is_asked_for_stays(word_tokenizer):
+    asked_for = CONFIG | {"attention_probs_dropout_prob": 0.2}
+    configs = [untrained_classifier(None, config, word_tokenizer)[1].config for config in (asked_for, CONFIG)]
+    assert [config.attention_probs_dropout_prob for config in configs] == [0.2, 0]
 
 
 def test_texts_beyond_the_positions_are_cut(tmp_path, word_tokenizer):
