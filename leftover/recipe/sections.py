@@ -47,8 +47,10 @@ class ModelSection(Section):
             raise ValueError("model.config needs model.tokenizer as well: a folder, a Hub id, or {vocab_size: 4096}")
         if self.path is not None and isinstance(self.tokenizer, TokenizerSection):
             raise ValueError("model.tokenizer {vocab_size: ...} trains one for random weights: give model.config")
-        if self.quantization and (self.lora is None or self.path is None):
+        if self.quantization and self.lora is None:
             raise ValueError("model.quantization trains an adapter on 4-bit weights: give model.path and model.lora")
+        if self.path is None and (self.lora or self.quantization):
+            raise ValueError("random weights are trained whole, an adapter needs a model at model.path: leave out lora")
         return self
 
 

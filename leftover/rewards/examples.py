@@ -87,12 +87,13 @@ def of_fit() -> Iterator[None]:
         raise UserError(re.sub(rf"\bdata\.({keys})\b", r"fit.\1", str(error))) from error
 
 
-def read_examples(data: DataSection, rejected: Path, target: str) -> tuple[Examples, dict[str, int]]:
-    """Rows of a data section as examples, and counts of rows read and dropped."""
+def read_examples(data: DataSection, rejected: Path | None, target: str) -> tuple[Examples, dict[str, int]]:
+    """Rows of a data section as examples, and counts of rows read and dropped; faulty ones go to `rejected`."""
     stats: dict[str, int] = {}
     remedy = "Fix them, name your columns in data.columns, or set data.on_bad_row: skip to put faulty rows aside"
     with of_fit():
-        rows = list(check_rows(read_rows(data), data, Rejects(rejected), stats, remedy))
+        rejects = None if rejected is None else Rejects(rejected)
+        rows = list(check_rows(read_rows(data), data, rejects, stats, remedy))
     counts = {name: stats[name] for name in ("read", "rejected", "other_parts")}
     return make_examples(rows, target, f"column '{data.columns.reward}' (fit.columns.reward)", counts)
 

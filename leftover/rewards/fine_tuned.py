@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -100,6 +100,16 @@ class FineTuneSettings(FitSettings):
         return self
 
 
+class Plan(NamedTuple):
+    """A fine-tuning, before it begins."""
+
+    train: list[Item]
+    choosing: list[Item]  # their loss chooses the checkpoint
+    rows_choosing: int  # rows; items may be pairs of them
+    args: TrainingArguments
+    scoring: dict[str, Any]  # what scoring needs beside the model
+
+
 class FineTunedReward(RowsReward):
     """Any `AutoModelForSequenceClassification` with one output, fine-tuned by `transformers.Trainer`.
 
@@ -120,7 +130,31 @@ class FineTunedReward(RowsReward):
 
     def learn(self, folder: Path, examples: Examples) -> dict[str, Any]:
         torch.manual_seed(self.settings.seed)
-        tokenizer, model = untrained_classifier(self.settings.model, self.settings.config, self.settings.tokenizer)
+        tokenizer, model = self.start()
+        plan = self.plan(folder, examples, tokenizer, model)
+        trainer = RewardTrainer(model, tokenizer, plan.train, plan.choosing, examples.target, plan.args)
+        with shown(trainer, folder.name):
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        readable_weights(folder / "model")
+        remove(folder / "checkpoints", folder)
+        write_json(folder / "scoring.json", plan.scoring)
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "rows_choosing": plan.rows_choosing,
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step,
+            "choosing_loss": trainer.state.best_metric,
+        }
+
+    def start(self, weights: bool = True) -> tuple[Any, Any]:
+        """The tokenizer and the model that is trained; without weights, the model is on the meta device."""
+        settings = self.settings
+        return untrained_classifier(settings.model, settings.config, settings.tokenizer, weights)
+
+    def plan(self, folder: Path, examples: Examples, tokenizer: PreTrainedTokenizerBase, model: Any) -> Plan:
+        """What `learn` trains on, and how."""
         length = min(self.settings.max_length, tokenizer.model_max_length, num_positions(model) or sys.maxsize)
         offset, scale = 0.0, 1.0
         if examples.target == "score":
@@ -136,6 +170,10 @@ class FineTunedReward(RowsReward):
             _encode(tokenizer, settings, part, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
         )
+        scoring = {"max_length": length, "offset": offset, "scale": scale, "join": join}
+        return Plan(train, choosing_rows, int(choosing.sum()), self._arguments(folder), scoring)
+
+    def _arguments(self, folder: Path) -> TrainingArguments:
         fields = _TRAIN_DEFAULTS | (_RANDOM_WEIGHTS if self.settings.config else {}) | _OURS | self.settings.train
         fields["use_cpu"] = trains_on_cpu(bool(fields.get("use_cpu")))
         if fields["use_cpu"]:
@@ -143,24 +181,9 @@ class FineTunedReward(RowsReward):
         if hasattr(TrainingArguments, "activation_checkpointing"):  # the new name; transformers warns of the old one
             fields = {name.replace("gradient_ch", "activation_ch"): value for name, value in fields.items()}
         try:
-            args = TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
+            return TrainingArguments(str(folder / "checkpoints"), seed=self.settings.seed, **fields)
         except (TypeError, ValueError) as error:
             raise UserError(f"transformers refuses `train`: {first_line(error)}") from error
-        trainer = RewardTrainer(model, tokenizer, train, choosing_rows, examples.target, args)
-        with shown(trainer, folder.name):
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints"))
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        readable_weights(folder / "model")
-        remove(folder / "checkpoints", folder)
-        write_json(folder / "scoring.json", {"max_length": length, "offset": offset, "scale": scale, "join": join})
-        return {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "rows_choosing": int(choosing.sum()),
-            "steps": trainer.state.global_step,
-            "best_step": trainer.state.best_global_step,
-            "choosing_loss": trainer.state.best_metric,
-        }
 
     def restore(self, folder: Path) -> None:
         self._scoring = read_json(folder / "scoring.json")

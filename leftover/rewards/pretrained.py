@@ -85,23 +85,30 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
 
 
 def untrained_classifier(
-    path: str | None, config: dict[str, Any] | None, tokenizer_path: str | None
+    path: str | None, config: dict[str, Any] | None, tokenizer_path: str | None, weights: bool = True
 ) -> tuple[Any, Any]:
-    """A tokenizer, and a model with one new output: that of `path` otherwise, or one of random weights by `config`."""
+    """A tokenizer, and a model with one new output: that of `path` otherwise, or one of random weights by `config`.
+
+    Without weights the model is on the meta device.
+    """
+    architecture: Any = AutoModelForSequenceClassification
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if path is not None:
             model_config = _fused_attention(AutoConfig.from_pretrained(path, num_labels=1))
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=model_config, ignore_mismatched_sizes=True, dtype=torch.float32
-            )
         else:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
             known = {"vocab_size": num_tokens(tokenizer), "num_labels": 1} | {n: getattr(tokenizer, n) for n in names}
             model_config = _fused_attention(AutoConfig.for_model(**(known | (config or {}))), config or {})
-            model = AutoModelForSequenceClassification.from_config(model_config, dtype=torch.float32)
+        if path is not None and weights:
+            model = architecture.from_pretrained(
+                path, config=model_config, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        else:
+            with torch.device("cpu" if weights else "meta"):
+                model = architecture.from_config(model_config, dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
     check_vocabulary(tokenizer, embedding_rows(model), "the model", "tokenizer")

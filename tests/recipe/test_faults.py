@@ -138,3 +138,10 @@ def test_a_data_file_is_no_recipe(ending: str, tmp_path: Path) -> None:
     path.write_text('{"prompt": "p"}\n{"prompt": "q"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"data file, not a recipe.* data\.path .*leftover inspect"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("extra", [{"lora": {}}, {"lora": {"r": 4}, "quantization": "nf4"}])
+def test_an_adapter_on_random_weights_is_refused(extra: dict[str, Any]) -> None:
+    """Its base would be stored nowhere, so that nobody could load it."""
+    random = {"config": {"model_type": "gpt2"}, "tokenizer": {"vocab_size": 100}}
+    assert "an adapter needs a model at model.path" in refusal(model=random | extra)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leftover.commands.dry_run.checks import check_recorded, checked_reward, training_settings
-from leftover.commands.dry_run.memory import Holding, Memory
+from leftover.commands.dry_run.memory import Holding, Memory, fitting_memory
 from leftover.commands.dry_run.rows import Rows, read
+from leftover.commands.dry_run.scorers import Fitting, fittings
 from leftover.commands.dry_run.shape import Shape, find_config, measure
 from leftover.commands.dry_run.sources import DOWNLOAD, LOCAL, Source, list_sources, missing_packages
 from leftover.commands.dry_run.trace import Traced, skeleton
@@ -22,6 +23,7 @@ from leftover.prepare.readers import extra_blocks, num_reference_samples
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.names import logprob_columns
+from leftover.runs.run import Run
 from leftover.training.run import VALIDATION_TOKENS
 
 
@@ -80,6 +82,7 @@ def estimate_run(
     references = [training for training in trainings if training.name == "reference"]
     policies = [replace(t, runs=num_runs or len(recipe.seeds)) for t in trainings if t.name != "reference"]
     config, shape_from = find_config(section)
+    scorers = fittings(recipe, {"reward": reward, "judge": Run(recipe).judges if evaluates or frontier else None})
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
@@ -87,9 +90,11 @@ def estimate_run(
     if shape is not None and with_memory:
         saves = {training.name: training.saves for training in trainings}
         holding = Holding(shape, sources, sizes, settings, saves)
-        memory = list(holding.memory(Traced(model), reward.scores_new_completions, evaluates))
+        memory = [fitting_memory(scorer) for scorer in scorers if scorer.weight_bytes]
+        memory += holding.memory(Traced(model), reward.scores_new_completions, evaluates)
         disk = list(holding.disk(trains))
     costs = _Costs(shape, sources, sizes)
+    costs.fit(scorers)
     costs.prepare(reward, references)
     if trains:
         costs.train(policies, reward.scores_new_completions)
@@ -138,6 +143,12 @@ class _Costs:
     def __init__(self, shape: Shape | None, sources: list[Source], sizes: Sizes):
         self.recipe, self.shape, self.sources, self.sizes = sizes.recipe, shape, sources, sizes
         self.lines: list[Work] = []
+
+    def fit(self, scorers: list[Fitting]) -> None:
+        for scorer in scorers:
+            known = scorer.steps is not None
+            amount = f"at most {scorer.steps:,} steps over {scorer.rows:,} rows" if known else "unknown"
+            self.lines.append(Work(f"fit {scorer.name}", amount, scorer.operations, known))
 
     def prepare(self, reward: SumReward, references: list[Training]) -> None:
         recipe, sizes, value = self.recipe, self.sizes, self.recipe.value_settings

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from leftover.commands.dry_run.checks import Settings
+from leftover.commands.dry_run.scorers import Fitting
 from leftover.commands.dry_run.shape import Shape
 from leftover.commands.dry_run.sources import Source
 from leftover.commands.dry_run.trace import Traced
@@ -53,6 +54,11 @@ class Memory:
     def process(self) -> int | None:
         """Of the whole process, if the device is a CPU."""
         return None if self.total is None else self.total + LIBRARIES
+
+
+def fitting_memory(scorer: Fitting) -> Memory:
+    """Of fine-tuning a scorer by AdamW."""
+    return Memory(f"fit {scorer.name}", scorer.weight_bytes, 2 * scorer.weight_bytes, scorer.passing, 0)
 
 
 def optimizer_bytes(shape: Shape, optimizer: str) -> int:
@@ -208,9 +214,9 @@ class Holding:
         return _traced(writing_bytes, traced, self.shape, recipe.model.dtype, compute_dtype, *sizes)
 
     def _rewards(self, *purposes: str) -> int:
-        """Weights of the reward models whose size is known; once loaded they stay."""
-        models = {s.name: s for s in self.sources if s.purpose in purposes and s.parameters}
-        return sum(getattr(torch, s.dtype, torch.float32).itemsize * (s.parameters or 0) for s in models.values())
+        """Weights of the reward models whose size is known; each is loaded once, and stays."""
+        models = [source for source in self.sources if source.purpose in purposes]
+        return sum(getattr(torch, s.dtype, torch.float32).itemsize * (s.parameters or 0) for s in models)
 
 
 def _traced(measured: Callable[..., int], *args: object) -> int | None:

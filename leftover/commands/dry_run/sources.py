@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,10 +69,17 @@ def _models(purpose: str, spec: dict[str, Any]) -> list[Source]:
         return []
     if isinstance(fit := spec.get("fit"), dict) and fit.get("path"):
         paths = [fit["path"]] if isinstance(fit["path"], str) else fit["path"]
-        return [_locate("data", path) for path in paths]
+        return [_locate("data", path) for path in paths] + _start(purpose, spec)
+    if fit is not None:
+        return _start(purpose, spec)
     settings = PRESETS.get(str(spec.get("preset")), {}) | spec
     names = [settings[key] for key in _MODEL_SETTINGS if isinstance(settings.get(key), str)]
     return [_locate(purpose, name, str(settings.get("dtype", Source.dtype))) for name in names]
+
+
+def _start(purpose: str, spec: dict[str, Any]) -> list[Source]:
+    """The model that a fitted reward starts from."""
+    return [_locate(purpose, spec["model"])] if isinstance(spec.get("model"), str) else []
 
 
 def on_the_hub(path: str) -> bool:
@@ -95,6 +103,7 @@ def _locate(purpose: str, name: str, dtype: str = Source.dtype) -> Source:
     state, size = DOWNLOAD, parameters * width if parameters and width else None
     if path.is_file() if is_data else path.exists():
         state, size = LOCAL, path.stat().st_size if is_data else _weights_size(path)
+        parameters = parameters if is_data else parameters or _stored_parameters(path)
     elif not on_the_hub(name):
         state, size = MISSING, None
     elif snapshot := _snapshot(name, "dataset" if is_data else "model"):
@@ -112,6 +121,20 @@ def _snapshot(repository: str, kind: str) -> Path | None:
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind) / "snapshots"
     snapshots = [path for path in folder.glob("*") if any(path.iterdir())]
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _stored_parameters(folder: Path) -> int | None:
+    """Numbers in the safetensors files of a folder; None if there are none."""
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError:  # the run names a damaged file
+            return None
+    return total or None
 
 
 def _weights_size(folder: Path) -> int:

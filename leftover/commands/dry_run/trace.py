@@ -84,7 +84,7 @@ class Traced:
         with self.mode:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter) if accumulated else None
-            with _Live(self.model) as live:
+            with Live(self.model) as live:
                 self._logprobs(rows, tokens, completion_tokens, compute_dtype).sum().backward()
         for parameter in trained:
             parameter.grad = None
@@ -94,7 +94,7 @@ class Traced:
         """Bytes that a pass without gradients holds at its peak, beside the weights."""
         self.model.eval()
         self._set_checkpointing(False)
-        with self.mode, torch.no_grad(), _Live(self.model) as live:
+        with self.mode, torch.no_grad(), Live(self.model) as live:
             self._logprobs(rows, tokens, completion_tokens, compute_dtype)
         return live.peak
 
@@ -122,7 +122,7 @@ class Traced:
             model.enable_input_require_grads()
 
 
-class _Live(TorchDispatchMode):
+class Live(TorchDispatchMode):
     """Bytes of the tensors that are alive, beside weights and buffers: `now`, and `peak` over time.
 
     torch.distributed._tools.MemTracker finds the same peaks. But its hooks refuse the frozen weights under an
