@@ -50,7 +50,7 @@ class ModelSection(Section):
         if self.quantization and self.lora is None:
             raise ValueError("model.quantization trains an adapter on 4-bit weights: give model.path and model.lora")
         if self.path is None and (self.lora or self.quantization):
-            raise ValueError("random weights are trained whole, an adapter needs a model at model.path: leave out lora")
+            raise ValueError("an adapter needs a model to stand on: give model.path, or leave out model.lora")
         return self
 
 

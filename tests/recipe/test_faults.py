@@ -143,5 +143,5 @@ def test_a_data_file_is_no_recipe(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", [{"lora": {}}, {"lora": {"r": 4}, "quantization": "nf4"}])
 def test_an_adapter_on_random_weights_is_refused(extra: dict[str, Any]) -> None:
     """Its base would be stored nowhere, so that nobody could load it."""
-    random = {"config": {"model_type": "gpt2"}, "tokenizer": {"vocab_size": 100}}
-    assert "an adapter needs a model at model.path" in refusal(model=random | extra)
+    random = {"config": {"model_type": "gpt2"}, "tokenizer": {"vocab_size": 1000}}
+    assert "an adapter needs a model to stand on" in refusal(model=random | extra)
