@@ -29,18 +29,19 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
     so that most of them keep their side when rows are added.
     """
     # The same messages with other tools are another prompt.
-    tools = rows["tools"] if "tools" in rows.column_names else [None] * len(rows)
-    groups = unique_ids(f"{prompt}\0{tool or ''}" for prompt, tool in zip(rows["prompt"], tools, strict=True))
+    names = [name for name in ("prompt", "tools") if name in rows.column_names]
+    groups = unique_ids(f"{row['prompt']}\0{row.get('tools') or ''}" for row in rows.select_columns(names))
     families = unique_ids(rows["family"])
-    given = [split for split in rows["user_split"] if split is not None]
+    given = np.fromiter((-1 if name is None else SPLITS.index(name) for name in rows["user_split"]), np.int8)
+    known = given >= 0
     column = data.columns.split
-    if given and len(given) < len(rows):
+    if known.any() and not known.all():
         raise UserError(
-            f"{len(rows) - len(given)} of {len(rows)} rows have no '{column}': give every row one, or none (`leftover "
+            f"{(~known).sum()} of {len(rows)} rows have no '{column}': give every row one, or none (`leftover "
             "generate --no-splits` writes none), or set data.columns.split: null, which splits all anew"
         )
-    if given:
-        splits = np.array(given)
+    if known.all():
+        splits = np.array(SPLITS, object)[given]
         held_out = [np.unique(families[splits == split]) for split in ("validation", "test")]
         if crossing := int(np.isin(np.concatenate(held_out), families[splits == "train"]).sum()):
             log.warning(
@@ -53,7 +54,7 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
             "data.columns.split: null to have the rows split anew"
         )
     else:
-        splits = _split_families(rows["family"], families, data, seed)
+        splits = _split_families(rows, families, data, seed)
         remedy = (
             f"{len(rows)} rows of {families.max() + 1} prompt families are too few to keep whole families apart; give "
             f"more rows, or the splits yourself (column '{column}')"
@@ -78,12 +79,15 @@ def _ranks(keys: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _split_families(names: Sequence[str], families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
+def _split_families(rows: Dataset, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
     first_row = np.unique(families, return_index=True)[1]
-    keys = [hashlib.blake2b(f"{seed}\0{names[int(i)]}".encode(), digest_size=8).digest() for i in first_row]
+    names = rows.select_columns(["family"]).select(first_row)["family"]
+    keys = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names]
     ranks = _ranks(np.array(keys))
     num_test, num_validation = (round(share * len(keys)) for share in (data.test_size, data.validation_size))
-    side = np.where(ranks < num_test, "test", np.where(ranks < num_test + num_validation, "validation", "train"))
+    side = np.full(len(keys), "train", object)  # a reference for every row, and three texts
+    side[ranks < num_test + num_validation] = "validation"
+    side[ranks < num_test] = "test"
     return side[families]
 
 

@@ -24,7 +24,7 @@ from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import settled
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
-from leftover.store.table import FixedLists, column, equals, float_lists
+from leftover.store.table import FixedLists, Lists, column, equals, float_lists, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,9 @@ class Reference:
 
         rows: columns `prompt`, `conversational` and `prompt_ids`.
         """
-        prompt_ids = [rows["prompt_ids"][int(i)] for i in chosen]
-        prompts = [as_prompt(rows["prompt"][int(i)], rows["conversational"][int(i)]) for i in chosen]
+        found = read_rows(rows, ["prompt_ids", "prompt", "conversational"], chosen)
+        prompt_ids = found["prompt_ids"]
+        prompts = [as_prompt(*one) for one in zip(found["prompt"], found["conversational"], strict=True)]
         repeats = settings.num_samples
         rewards = np.empty((len(chosen), repeats))
         for repeat in range(repeats):
@@ -176,7 +177,7 @@ def value(run: Run) -> None:
             column(inside, "reward"),
             equals(inside, "split", "train"),
             FixedLists(inside, "prompt_features"),
-            inside["prompt_ids"],
+            Lists(inside, "prompt_ids"),
         )
         if not np.isfinite(rows.reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")

@@ -67,7 +67,9 @@ def split(run: Run) -> None:
 
     def compute() -> dict[str, Any]:
         columns = assign_splits(rows, data, run.seed)
-        near = count_near_duplicates(rows["prompt"], columns["split"])
+        # The first row of every prompt on either side; a user's own splits may cut through one.
+        first = np.unique(2 * columns["group"] + (columns["split"] == "train"), return_index=True)[1]
+        near = count_near_duplicates(rows.select_columns(["prompt"]).select(first)["prompt"], columns["split"][first])
         counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
         run.note(split=counts | {"held_out_near_duplicates_of_train": near})
         shares = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -5,7 +5,7 @@ table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -141,35 +141,68 @@ def float_lists(sequences: Iterable[Any]) -> pa.Array:
 
 def column(dataset: "Dataset", name: str) -> np.ndarray:
     """A column of numbers as an array, NaN if one is missing, without a Python object for every row."""
-    return _chunked(dataset, name).to_numpy()
+    return _by_row(dataset, name, lambda chunk: chunk)
 
 
 def equals(dataset: "Dataset", name: str, value: Any) -> np.ndarray:
     """[N] bool: where a column of texts or truth values holds `value`; False where it is null."""
     import pyarrow.compute as pc
 
-    return pc.fill_null(pc.equal(_chunked(dataset, name), value), False).to_numpy()
+    return _by_row(dataset, name, lambda chunk: pc.fill_null(pc.equal(chunk, value), False)).astype(bool)
 
 
 def list_lengths(dataset: "Dataset", name: str) -> np.ndarray:
     """[N] int: how long the lists of a column are."""
     import pyarrow.compute as pc
 
-    return np.concatenate([pc.list_value_length(part).to_numpy() for part in _parts(dataset, name)]).astype(np.int64)
+    return _by_row(dataset, name, pc.list_value_length).astype(np.int64)
 
 
 def list_maxima(dataset: "Dataset", name: str) -> np.ndarray:
     """[N] int: the largest entry of every list of a column of integers; -1 of an empty one."""
-    found = []
-    for part in _parts(dataset, name):
-        lists = part.combine_chunks()
+
+    def maxima(lists: pa.ListArray) -> pa.Array:
         lengths, values = np.diff(lists.offsets.to_numpy()), lists.flatten().cast(pa.int64()).to_numpy()
         largest = np.full(len(lengths), -1, np.int64)
         starts = np.cumsum(lengths) - lengths
         if len(values):
             largest[lengths > 0] = np.maximum.reduceat(values, starts[lengths > 0])
-        found.append(largest)
-    return np.concatenate(found)
+        return pa.array(largest)
+
+    return _by_row(dataset, name, maxima).astype(np.int64)
+
+
+def _by_row(dataset: "Dataset", name: str, of: Callable[[Any], pa.Array]) -> np.ndarray:
+    """[N]: what `of` makes of the stored arrays, as numbers; then the rows that the data set selects.
+
+    `datasets` would read a selection row by row, with a Python object and an Arrow array for each.
+    """
+    stored = dataset.data.column(name)
+    parts = [of(chunk).to_numpy(zero_copy_only=False) for chunk in stored.chunks]
+    values = np.concatenate(parts) if parts else stored.to_numpy()
+    selected = dataset._indices  # no public name tells them
+    return values if selected is None else values[selected.column(0).to_numpy()]
+
+
+def read_rows(rows: "Dataset | dict[str, Any]", names: list[str], chosen: np.ndarray) -> dict[str, list]:
+    """These columns of the chosen rows, in the order of `chosen`."""
+    if isinstance(rows, dict):
+        return {name: [rows[name][int(i)] for i in chosen] for name in names}
+    # `rows[name][i]` takes the column apart anew for every row.
+    return rows.select_columns(names).select(chosen)[:]
+
+
+class Lists(Sequence):
+    """A column of lists of any length, each read when it is asked for."""
+
+    def __init__(self, dataset: "Dataset", name: str):
+        self._rows, self._name = dataset.select_columns([name]), name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._rows[row][self._name]
 
 
 class FixedLists:
@@ -182,16 +215,3 @@ class FixedLists:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         lists = self._rows[np.asarray(rows)].column(self._name).combine_chunks()
         return lists.flatten().to_numpy().reshape(len(rows), self.shape[1])
-
-
-def _chunked(dataset: "Dataset", name: str) -> pa.ChunkedArray:
-    if len(dataset) == 0:
-        return dataset.select_columns([name]).with_format("arrow")[:].column(name)
-    # Each part is combined: after a `select` that moves rows, its chunks are views of one row each.
-    return pa.chunked_array([part.combine_chunks() for part in _parts(dataset, name)])
-
-
-def _parts(dataset: "Dataset", name: str) -> Iterator[pa.ChunkedArray]:
-    """A column, some thousand rows at a time: `datasets` makes an object for every row after such a `select`."""
-    for batch in dataset.select_columns([name]).with_format("arrow").iter(batch_size=2 * SHARD_ROWS):
-        yield batch[name]
