@@ -79,7 +79,7 @@ def reference_pass(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
     *,
-    features: bool = True,
+    features: bool | np.ndarray = True,
     compute_dtype: str | None = None,
     temperature: float = 1.0,
     description: str | None = None,
@@ -88,7 +88,8 @@ def reference_pass(
 
     Args:
         rows: with `prompt_ids` and `completion_ids`, and for messages `where`.
-        features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT.
+        features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT. A mask
+            [N]: of these rows alone.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
         description: of a progress bar, which is not shown without one.
@@ -97,23 +98,23 @@ def reference_pass(
         A float32 array [T_i] a row, and the features or None.
     """
     logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-    pooled: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    wanted = np.broadcast_to(np.asarray(features, bool), len(rows))
+    pooled: dict[int, np.ndarray] = {}
     bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
     capture: contextlib.AbstractContextManager[dict[str, Tensor]] = contextlib.nullcontext({})
-    if features:
+    if wanted.any():
         capture = capture_hidden(model)
     with evaluating(model, compute_dtype) as device, capture as captured, bar:
         for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for i, row_logprobs in zip(chosen, values, strict=True):
                 logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
-            if features:
-                features_of = pool(captured["hidden"].float(), batch["prompt_mask"].sum(1))
-                for i, row_features in zip(chosen, features_of.cpu().numpy(), strict=True):
-                    pooled[i] = row_features
+            if len(places := np.flatnonzero(wanted[chosen])):
+                of_prompts = pool(captured["hidden"][places].float(), batch["prompt_mask"][places].sum(1))
+                pooled |= zip((chosen[place] for place in places), of_prompts.cpu().numpy(), strict=True)
             bar.update(len(chosen))
     _check_finite(logprobs, rows)
-    return logprobs, np.stack(pooled) if features else None
+    return logprobs, np.stack([pooled[i] for i in sorted(pooled)]) if pooled else None
 
 
 def sequence_logprobs(

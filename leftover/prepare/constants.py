@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from torch import Tensor
 
@@ -19,12 +20,13 @@ from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
 from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.value.estimate import RowConstants, estimate_values
+from leftover.prepare.features import PROMPT_FEATURES, half, prompt_features
 from leftover.recipe.forms import Unfinished
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import settled
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
-from leftover.store.table import FixedLists, Lists, column, equals, float_lists, read_rows
+from leftover.store.table import Lists, column, equals, float_lists, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +67,12 @@ class Reference:
         prompt_ids: Sequence[Sequence[int]],
         completion_ids: Sequence[Sequence[int]],
         *,
-        features: bool = False,
+        features: bool | np.ndarray = False,
         description: str | None = None,
         where: Sequence[str] | None = None,
     ) -> tuple[list[np.ndarray], np.ndarray | None]:
-        """log pi_ref of every completion token, [T_i] a row, and the pooled features of every prompt, [N, 2 H]."""
+        """log pi_ref of every completion token, [T_i] a row, and the pooled features of the prompts, [N, 2 H]; of the
+        rows of a mask [N] alone, if `features` is one."""
         places = [None] * len(prompt_ids) if where is None else where
         rows = [
             {"prompt_ids": p, "completion_ids": c, "where": w}
@@ -120,21 +123,29 @@ class Reference:
 
 
 def reference_columns(run: Run) -> None:
-    """Block `reference`: log-probabilities of completion tokens and pooled prompt features, in one pass."""
+    """Block `reference`: log-probabilities of completion tokens, and in the first kept row of every prompt its pooled
+    features, in one pass."""
     key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
     reference, description = Reference.of_run(run), "reference log-probabilities"
+    table = run.table.open("tokens", "rows", "split")
+    kept = np.flatnonzero(equals(table, "kept", True))
+    first = np.zeros(len(table), bool)
+    first[kept[np.unique(column(table, "group")[kept], return_index=True)[1]]] = True
 
-    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
         where = np.flatnonzero(equals(shard, "kept", True))
         *ids, places = (shard.select(where)[name][:] for name in ("prompt_ids", "completion_ids", "where"))
-        logprobs, features = reference.read(*ids, features=True, description=description, where=places)
-        assert features is not None
-        all_features = np.full((len(shard), features.shape[1]), np.nan, np.float32)
-        all_features[where] = features
+        new = first[start : start + len(shard)]
+        logprobs, features = reference.read(*ids, features=new[where], description=description, where=places)
         by_row: list[Any] = [[]] * len(shard)
         for i, values in zip(where, logprobs, strict=True):
             by_row[i] = values
-        return {"reference_logprobs": float_lists(by_row), "prompt_features": all_features}
+        of_prompt: list[Any] = [[]] * len(shard)
+        if features is not None:
+            for i, values in zip(np.flatnonzero(new), half(features), strict=True):
+                of_prompt[i] = values
+        halves = pa.array(of_prompt, type=pa.list_(pa.float16()))
+        return {"reference_logprobs": float_lists(by_row), PROMPT_FEATURES: halves}
 
     def conclude(block: Dataset) -> None:
         per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
@@ -147,7 +158,7 @@ def reference_columns(run: Run) -> None:
                 -per_token,
             )
 
-    source = run.table.open("tokens", "rows").select_columns(["kept", "prompt_ids", "completion_ids", "where"])
+    source = table.select_columns(["kept", "prompt_ids", "completion_ids", "where"])
     run.table.write_columns("reference", key, source, compute, description=description, conclude=conclude)
 
 
@@ -176,7 +187,7 @@ def value(run: Run) -> None:
             column(inside, "family_id"),
             column(inside, "reward"),
             equals(inside, "split", "train"),
-            FixedLists(inside, "prompt_features"),
+            prompt_features(inside),
             Lists(inside, "prompt_ids"),
         )
         if not np.isfinite(rows.reward).any():

@@ -2,6 +2,7 @@
 
 reward_quantile: how the row's reward ranks among those of the reference's own completions of its prompt (qrpo).
 mismatched_*: a completion of another prompt, and its log-probability under the reference (kto).
+prompt_features: those of the row's prompt (dro).
 """
 
 import logging
@@ -16,12 +17,13 @@ from datasets import Dataset
 from leftover.errors import UserError
 from leftover.metrics import mean_of_known
 from leftover.prepare.constants import Reference
+from leftover.prepare.features import prompt_features, stored_in_every_row
 from leftover.prepare.readers import extra_blocks, num_reference_samples, training_mask
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import NONE_ENDED
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
-from leftover.store.table import SHARD_ROWS, column
+from leftover.store.table import column, equals
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 def compute_extras(run: Run) -> None:
     """The blocks that the policies of the recipe ask for."""
     for block in extra_blocks(run.recipe):
-        {"quantile": quantile_block, "mismatched": mismatched_block}[block](run)
+        {"quantile": quantile_block, "mismatched": mismatched_block, "features": features_block}[block](run)
 
 
 def quantile_block(run: Run) -> None:
@@ -42,13 +44,13 @@ def quantile_block(run: Run) -> None:
         "seed": run.seed,
     } | run.recipe.unfinished_key
 
-    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))
         rewards = np.full((len(shard), samples), np.nan)
         quantile = np.full(len(shard), np.nan)
         if chosen.any():
-            # The number of the shard, so that a shard that is computed again gets the same samples.
-            seed = run.seed + samples * _shard_number(scratch)
+            # By the place of the shard, so that a shard that is computed again gets the same samples.
+            seed = run.seed + samples * start
             rows = shard.select(np.flatnonzero(chosen))
             rewards[chosen], quantile[chosen] = reward_quantiles(reference, rows, run.reward, samples, seed)
         return {"reference_rewards": rewards, "reward_quantile": quantile}
@@ -94,8 +96,7 @@ def mismatched_block(run: Run) -> None:
     partner = np.full(len(source), -1)
     partner[training] = training[mismatch(column(source, "group")[training], run.seed)]
 
-    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
-        start = SHARD_ROWS * _shard_number(scratch)
+    def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
         partners = partner[start : start + len(shard)]
         chosen = np.flatnonzero(partners >= 0)
         ids: list[Any] = [[]] * len(shard)
@@ -109,6 +110,28 @@ def mismatched_block(run: Run) -> None:
         return {"mismatched_ids": ids_column, "mismatched_reference_logprob": logprob}
 
     run.table.write_columns("mismatched", key, source, compute, description="mismatched log-probabilities")
+
+
+def features_block(run: Run) -> None:
+    """Block `features`: `prompt_features` [2 H] of every kept row; zeros for the others."""
+    source = run.table.open("split", "tokens", "reference")
+    if stored_in_every_row(source):
+        return
+    key = {"from": {name: run.table.digest(name) for name in ("reference", "split")}}
+    kept, group = np.flatnonzero(equals(source, "kept", True)), column(source, "group")
+    _, first, of_kept = np.unique(group[kept], return_index=True, return_inverse=True)
+    place = np.full(len(source), -1)
+    place[kept] = kept[first][of_kept]
+    features = prompt_features(source)
+
+    def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
+        places = place[start : start + len(shard)]
+        found = np.zeros((len(shard), features.shape[1]), np.float32)
+        if (places >= 0).any():
+            found[places >= 0] = features[places[places >= 0]]
+        return {"prompt_features": found}
+
+    run.table.write_columns("features", key, source, compute)
 
 
 def mismatch(group: np.ndarray, seed: int) -> np.ndarray:
@@ -153,7 +176,3 @@ def add_extras(
         table["mismatched_reference_logprob"] = mismatched_logprobs(
             reference, table["prompt_ids"], table["mismatched_ids"]
         )
-
-
-def _shard_number(scratch: Path) -> int:
-    return int(scratch.name.split(".")[0])

@@ -16,7 +16,7 @@ from leftover.store.table import Table, column, equals
 _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids", "where")
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
 # block -> the extra that reads it
-_EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio"}
+_EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio", "features": "soft_value"}
 
 
 def split_rows(

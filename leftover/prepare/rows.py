@@ -111,7 +111,7 @@ def tokens(run: Run) -> None:
     key |= reread(run.models.chat, rows)
     names = [name for name in _TEXTS if name in rows.column_names]  # tables of earlier versions lack the last
 
-    def compute(shard: Dataset, _: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, _: Path, __: int) -> dict[str, Any]:
         texts = shard.select_columns(names).to_list()
         done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
         ids = pa.list_(pa.int32())

@@ -85,7 +85,7 @@ def score_component(run: Run, name: str) -> None:
     if source and isinstance(reward, ColumnReward):
         key["new_rows"] = "scored"
 
-    def compute(shard: Dataset, scratch: Path) -> dict[str, Any]:
+    def compute(shard: Dataset, scratch: Path, _: int) -> dict[str, Any]:
         if isinstance(reward, ColumnReward) and (source is None or reward.stand_in is None):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
         scratch.touch()

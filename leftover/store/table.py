@@ -1,11 +1,11 @@
 """The table on disk: blocks of columns, row-aligned, memory-mapped, each written shard by shard.
 
 table/manifest.json          a key for every block, and so for every column
-table/<block>/00000.arrow    at most SHARD_ROWS rows; written under a temporary name and renamed
+table/<block>/00000.arrow    some thousand rows (`shard_bounds`); written under a temporary name and renamed
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SHARD_ROWS = 2048
+# So many shards of a size, then twice as large ones: ten million rows are a thousand files, and none takes long to redo.
+_OF_A_SIZE, _LARGEST = 64, 8 * SHARD_ROWS
 Column: TypeAlias = pa.Array | np.ndarray | list
+
+
+def shard_bounds() -> Iterator[tuple[int, int]]:
+    """First row and size of every shard, whatever their number. The first 131,072 rows lie in shards of SHARD_ROWS."""
+    start, size = 0, SHARD_ROWS
+    while True:
+        for _ in range(_OF_A_SIZE):
+            yield start, size
+            start += size
+        size = max(size, min(2 * size, _LARGEST))
 
 
 class Table:
@@ -40,7 +52,10 @@ class Table:
         # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
         num_rows, stream = 0, iter(rows())
-        for number, shard in enumerate(iter(lambda: list(itertools.islice(stream, SHARD_ROWS)), [])):
+        for number, (_, size) in enumerate(shard_bounds()):
+            shard = list(itertools.islice(stream, size))
+            if not shard:
+                break
             self._write_shard(block, number, pa.Table.from_pylist(shard, schema=schema))
             num_rows += len(shard)
         self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
@@ -51,26 +66,29 @@ class Table:
         block: str,
         key: Key,
         source: "Dataset",
-        compute: Callable[["Dataset", Path], Mapping[str, Column]],
+        compute: Callable[["Dataset", Path, int], Mapping[str, Column]],
         *,
         description: str | None = None,
         conclude: Callable[["Dataset"], None] = lambda block: None,
     ) -> bool:
         """Write a block computed from `source`, shard by shard; finished shards are kept on resume.
 
-        `compute` gets the source rows of one shard, and a path for what it wants to keep of an unfinished shard, which
-        is removed once the shard is written; it returns the shard's columns. `conclude` gets the whole block just
+        `compute` gets the source rows of one shard, a path for what it wants to keep of an unfinished shard, which is
+        removed once the shard is written, and the place of the shard's first row; it returns the shard's columns.
+        `conclude` gets the whole block just
         before it counts as finished.
         """
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
-        starts = range(0, len(source), SHARD_ROWS)
-        todo = [(n, start) for n, start in enumerate(starts) if not self._shard(block, n).is_file()]
+        bounds = itertools.takewhile(lambda shard: shard[0] < len(source), shard_bounds())
+        shards = [(n, start, min(start + size, len(source))) for n, (start, size) in enumerate(bounds)]
+        self._discard_other_bounds(block, shards)
+        todo = [shard for shard in shards if not self._shard(block, shard[0]).is_file()]
         with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
-            for number, start in todo:
+            for number, start, end in todo:
                 scratch = self._shard(block, number).with_suffix(".scratch")
                 scratch.parent.mkdir(parents=True, exist_ok=True)
-                shard = compute(source.select(range(start, min(start + SHARD_ROWS, len(source)))), scratch)
+                shard = compute(source.select(range(start, end)), scratch, start)
                 self._write_shard(block, number, _arrow_table(shard))
                 scratch.unlink(missing_ok=True)
                 self.manifest.note_costs()
@@ -107,10 +125,16 @@ class Table:
     def _discard(self, block: str) -> None:
         remove(self.folder / block, self.folder.parent)
 
+    def _discard_other_bounds(self, block: str, shards: list[tuple[int, int, int]]) -> None:
+        """Discard an unfinished block of more than 64 shards that a version without larger ones began."""
+        later = [(self._shard(block, number), end - start) for number, start, end in shards[_OF_A_SIZE:]]
+        if any(len(_open_shard(path)) != rows for path, rows in later if path.is_file()):
+            self._discard(block)
+
     def _open_block(self, block: str) -> "Dataset":
         import datasets
 
-        shards = [datasets.Dataset.from_file(str(shard)) for shard in sorted((self.folder / block).glob("*.arrow"))]
+        shards = [_open_shard(shard) for shard in sorted((self.folder / block).glob("*.arrow"))]
         return shards[0] if len(shards) == 1 else datasets.concatenate_datasets(shards)
 
     def _shard(self, block: str, number: int) -> Path:
@@ -123,6 +147,12 @@ class Table:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         temporary.replace(path)
+
+
+def _open_shard(path: Path) -> "Dataset":
+    import datasets
+
+    return datasets.Dataset.from_file(str(path))
 
 
 def _arrow_table(columns: Mapping[str, Column]) -> pa.Table:
@@ -205,13 +235,14 @@ class Lists(Sequence):
         return self._rows[row][self._name]
 
 
-class FixedLists:
-    """A column of lists of one size; `lists[rows]` reads these rows alone: [n, size]."""
+class SomeLists:
+    """A column whose lists are of one size, or empty; `lists[rows]` reads these rows, of which none is empty: [n, size]
+    float32."""
 
     def __init__(self, dataset: "Dataset", name: str):
         self._rows, self._name = dataset.select_columns([name]).with_format("arrow"), name
-        self.shape = (len(dataset), dataset.features[name].length)
+        self.shape = (len(dataset), int(list_lengths(dataset, name).max(initial=0)))
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         lists = self._rows[np.asarray(rows)].column(self._name).combine_chunks()
-        return lists.flatten().to_numpy().reshape(len(rows), self.shape[1])
+        return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(rows), self.shape[1])

@@ -1,6 +1,7 @@
 """Which rows each batch of a whole run holds: resuming is a slice of this order, each process takes a shard of it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,21 @@ class DrawOrder(NamedTuple):
         if groups is None:
             return len(self.indices) / self.num_batches
         return float(np.mean([len(np.unique(groups[self.batch(i)])) for i in range(self.num_batches)]))
+
+
+class Batches(Sequence):
+    """The batches of an order as lists of row numbers, each made when it is asked for."""
+
+    def __init__(self, order: DrawOrder):
+        self.order = order
+
+    def __len__(self) -> int:
+        return self.order.num_batches
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.order.batch(i).tolist()
 
 
 def draw_batches(
@@ -74,17 +90,17 @@ def draw_batches(
     unit_lengths = None if lengths is None else _reduce(np.asarray(lengths), members, np.max)
     unit_rows = _reduce(np.ones(num_rows, np.int64), members, np.sum)
 
-    batches: list[np.ndarray] = []
+    indices, sizes = [np.empty(0, np.int64)], [0]  # of a window, an array: one for every batch would weigh more
     window = _WINDOW_BATCHES * (batch_size or 64)
     for epoch in _epochs(unit_weights, num_units, replacement, rng):
         for start in range(0, len(epoch), window):
             units = epoch[start : start + window]
-            batches += _cut(units, unit_lengths, unit_rows, batch_size, max_tokens, rng)
-    if members is not None:
-        batches = [np.concatenate([members[unit] for unit in batch]) for batch in batches]
-    offsets = np.cumsum([0] + [len(batch) for batch in batches], dtype=np.int64)
-    indices = np.concatenate(batches) if batches else np.empty(0, np.int64)
-    return DrawOrder(indices.astype(np.int64), offsets)
+            batches = _cut(units, unit_lengths, unit_rows, batch_size, max_tokens, rng)
+            if members is not None:
+                batches = [np.concatenate([members[unit] for unit in batch]) for batch in batches]
+            indices.append(np.concatenate(batches))
+            sizes += map(len, batches)
+    return DrawOrder(np.concatenate(indices).astype(np.int64, copy=False), np.cumsum(sizes, dtype=np.int64))
 
 
 def _reduce(values: np.ndarray, members: list[np.ndarray] | None, how) -> np.ndarray:

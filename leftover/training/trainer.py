@@ -21,7 +21,7 @@ from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.in_memory import prepare_rows
 from leftover.prepare.own_rows import Rows
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
-from leftover.training.draws import DrawOrder
+from leftover.training.draws import Batches, DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
 from leftover.training.metrics import initial_logratio, training_metrics
 from leftover.training.policy_trainer import row_name
@@ -139,7 +139,7 @@ class LoLTrainer(TrainsAlong):
         self.accelerator.even_batches = False  # its padding would repeat rows; the order is even already
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=[order.batch(i).tolist() for i in range(order.num_batches)],
+            batch_sampler=Batches(order),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

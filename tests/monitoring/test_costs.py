@@ -83,7 +83,7 @@ def test_a_block_notes_its_cost_at_every_shard(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("leftover.store.table.SHARD_ROWS", 2)
     source, done = datasets.Dataset.from_dict({"n": [0, 1, 2, 3]}), list[int]()
 
-    def compute(shard: Any, _: Path) -> dict[str, Any]:
+    def compute(shard: Any, _: Path, __: int) -> dict[str, Any]:
         if done:
             raise KeyboardInterrupt
         done.append(len(shard))

@@ -1,5 +1,6 @@
 """The table on disk, with shards of four rows."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import leftover.store.table
-from leftover.store.table import Table, column, float_lists
+from leftover.store.table import Table, column, float_lists, shard_bounds
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
 
@@ -34,7 +35,7 @@ class Doubler:
     def __init__(self, fail_at=None, factor=2):
         self.calls, self.fail_at, self.factor = [], fail_at, factor
 
-    def __call__(self, shard, scratch=None):
+    def __call__(self, shard, scratch=None, start=0):
         if self.fail_at in shard["number"][:]:
             raise RuntimeError("killed")
         self.calls.append(list(shard["number"][:]))
@@ -223,9 +224,26 @@ def test_arrays_and_lists_of_unequal_length_keep_their_values_and_types(tmp_path
     assert table.open("block").features["logprobs"].feature.dtype == "float32"
 
 
+def test_shards_grow_with_the_table_and_smaller_ones_of_an_earlier_version_are_not_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftover.store.table, "_OF_A_SIZE", 2)
+    assert list(itertools.islice(shard_bounds(), 5)) == [(0, 4), (4, 4), (8, 8), (16, 8), (24, 16)]
+    table = Table(tmp_path)
+    rows = [{"number": n} for n in range(21)]
+    table.write_rows("rows", {}, lambda: rows, pa.schema([("number", pa.int64())]))
+    assert [len(list(tmp_path.glob(f"rows/{n:05d}.arrow"))) for n in range(5)] == [1, 1, 1, 1, 0]
+    with pytest.raises(RuntimeError, match="killed"):
+        write_doubled(table, Doubler(fail_at=16))
+    third = tmp_path / "doubled" / "00002.arrow"
+    third.write_bytes((tmp_path / "doubled" / "00001.arrow").read_bytes())  # 4 rows, where 8 are due
+    compute = Doubler()
+    write_doubled(table, compute)
+    assert table.open("doubled")["doubled"][:] == [2 * n for n in range(21)]
+    assert [len(call) for call in compute.calls] == [4, 4, 8, 5], "all anew"
+
+
 def test_a_shard_of_nothing_but_missing_values_joins_the_others(tmp_path):
     table = make_table(tmp_path)
-    compute = lambda shard, _: {"score": [None if n < 4 else float(n) for n in shard["number"][:]]}  # noqa: E731
+    compute = lambda shard, *_: {"score": [None if n < 4 else float(n) for n in shard["number"][:]]}  # noqa: E731
     table.write_columns("scores", {}, table.open("rows"), compute)
     assert table.open("scores")["score"][:] == [None] * 4 + [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 

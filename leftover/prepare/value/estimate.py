@@ -31,7 +31,7 @@ class RowConstants:
     family: np.ndarray
     reward: np.ndarray
     is_train: np.ndarray
-    features: Any  # an array, or `table.FixedLists`, which reads rows when they are indexed
+    features: Any  # an array, or `table.SomeLists`, which reads rows when they are indexed
     prompt_ids: Sequence[Sequence[int]]
 
 
