@@ -12,7 +12,7 @@ from torch import Tensor
 from leftover.errors import UserError
 from leftover.objectives.advantage import beyond_rounding
 from leftover.prepare.value.described import constant_folds, described
-from leftover.prepare.value.fit import FittedValue, Problem, fit_value, held_out_r2, r_squared
+from leftover.prepare.value.fit import FittedValue, Problem, Some, fit_value, held_out_r2, r_squared
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import NONE_ENDED
 
@@ -65,15 +65,16 @@ class Prompts:
     def problem(self, prompts: np.ndarray, targets: np.ndarray) -> Problem:
         """The given prompts, to be fitted to these targets; hidden states are those that were kept."""
         hidden = [self._kept[p] for p in prompts.tolist()] if self._kept else None
-        return Problem(self.rows.features[self.first[prompts]], targets, self.family[prompts], hidden)
+        return Problem(Some(self.rows.features, self.first[prompts]), targets, self.family[prompts], hidden)
 
     def predict(self, fitted: FittedValue, prompts: np.ndarray) -> np.ndarray:
         """V of the given prompts; hidden states that are not kept are computed in chunks and dropped."""
+        if fitted.kind != "head":
+            return fitted.predict(Some(self.rows.features, self.first[prompts]))
         values = [np.empty(0)]
         for start in range(0, len(prompts), _CHUNK):
             chunk = prompts[start : start + _CHUNK]
-            hidden = self._states(chunk) if fitted.kind == "head" else None
-            values.append(fitted.predict(self.rows.features[self.first[chunk]], hidden))
+            values.append(fitted.predict(Some(self.rows.features, self.first[chunk]), self._states(chunk)))
         return np.concatenate(values)
 
     def _states(self, prompts: np.ndarray) -> list[Tensor]:

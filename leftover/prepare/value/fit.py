@@ -2,25 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from leftover.objectives.advantage import advantage, beyond_rounding, differ
 from leftover.prepare.value.head import ValueHead, fit_head, predict_head
+from leftover.prepare.value.ridge import ALPHAS, CHUNK, fit_ridge
 from leftover.recipe.sections import ValueSection
 
-_ALPHAS = np.logspace(0, 6, 13)
 _INNER_FOLDS = 5
 # One would take ridge on pure noise in a sixth of all runs.
 _STANDARD_ERRORS = 2.0
 
 
+class Some:
+    """Rows of features: `some[rows]` reads these alone, [n, 2 H]."""
+
+    def __init__(self, features: Any, places: np.ndarray):
+        self._features, self._places = features, places
+        self.shape = (len(places), features.shape[1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._features[self._places[rows]]
+
+
 class Problem(NamedTuple):
     """N prompts, with what their values are fitted to."""
 
-    features: np.ndarray  # [N, 2 H]
+    features: Any  # [N, 2 H], an array or `Some`
     targets: np.ndarray  # [N] float64: the mean reward of their completions
     families: np.ndarray  # [N] ids, each kept on one side of every inner split
     hidden: Sequence[Tensor] | None = None  # N tensors [L_i, H]; without them the attention head is no candidate
@@ -28,7 +39,8 @@ class Problem(NamedTuple):
     def take(self, prompts: np.ndarray) -> "Problem":
         """The prompts of a mask, [N] bool."""
         hidden = None if self.hidden is None else [self.hidden[int(i)] for i in np.flatnonzero(prompts)]
-        return Problem(self.features[prompts], self.targets[prompts], self.families[prompts], hidden)
+        places = np.flatnonzero(prompts)
+        return Problem(Some(self.features, places), self.targets[places], self.families[places], hidden)
 
 
 @dataclass
@@ -41,14 +53,19 @@ class FittedValue:
     head: ValueHead | None = None
     scores: dict[str, float] = field(default_factory=dict)
 
-    def predict(self, features: np.ndarray, hidden: Sequence[Tensor] | None = None) -> np.ndarray:
-        """V, [N] float64, from pooled features [N, 2 H]; the attention head needs hidden states instead."""
+    def predict(self, features: Any, hidden: Sequence[Tensor] | None = None) -> np.ndarray:
+        """V, [N] float64, from pooled features [N, 2 H] (an array or `Some`); the attention head needs hidden states
+        instead."""
         if self.head is not None:
             assert hidden is not None
             return predict_head(self.head, hidden)
         if self.coefficients is None:
-            return np.full(len(features), self.intercept)
-        return np.asarray(features, np.float64) @ self.coefficients + self.intercept
+            return np.full(features.shape[0], self.intercept)
+        size, values = features.shape[0], [np.empty(0)]
+        for start in range(0, size, CHUNK):
+            rows = features[np.arange(start, min(start + CHUNK, size))]
+            values.append(np.asarray(rows, np.float64) @ self.coefficients + self.intercept)
+        return np.concatenate(values)
 
 
 def fit_value(problem: Problem, settings: ValueSection, seed: int) -> FittedValue:
@@ -120,10 +137,20 @@ def _ridge(problem: Problem) -> FittedValue:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pipeline = make_pipeline(StandardScaler(), Ridge())
+    size = len(problem.targets)
     folds = GroupKFold(min(_INNER_FOLDS, len(np.unique(problem.families))))
-    search = GridSearchCV(pipeline, {"ridge__alpha": _ALPHAS}, cv=folds, scoring="neg_mean_squared_error")
-    search.fit(np.asarray(problem.features, np.float64), problem.targets, groups=problem.families)
+    if size > problem.features.shape[1]:
+        fold = np.empty(size, np.int8)
+        for number, (_, inside) in enumerate(folds.split(np.empty(size), groups=problem.families)):
+            fold[inside] = number
+        coefficients, intercept = fit_ridge(problem.features, problem.targets, fold)
+        return FittedValue("ridge", intercept, coefficients)
+    # Of fewer rows than features, which fit in memory, the dual form is the cheaper one.
+    features = np.asarray(problem.features[np.arange(size)], np.float64)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": ALPHAS}, cv=folds, scoring="neg_mean_squared_error"
+    )
+    search.fit(features, problem.targets, groups=problem.families)
     scaler, ridge = search.best_estimator_[0], search.best_estimator_[1]
     coefficients = ridge.coef_ / scaler.scale_
     return FittedValue("ridge", float(ridge.intercept_ - scaler.mean_ @ coefficients), coefficients)
