@@ -44,6 +44,7 @@ class Table:
     def __init__(self, folder: Path, meaning: Callable[[Key], Key] | None = None):
         self.folder = folder
         self.manifest = Manifest(folder, label="table/", meaning=meaning)
+        self._opened: dict[str, Dataset] = {}  # finished blocks
 
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows."""
@@ -113,7 +114,8 @@ class Table:
         """The named blocks side by side as one memory-mapped `datasets.Dataset`."""
         import datasets
 
-        parts = [self._open_block(block) for block in blocks]
+        parts = [self._opened.get(block) or self._open_block(block) for block in blocks]
+        self._opened |= {name: part for name, part in zip(blocks, parts, strict=True) if self.has(name)}
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts, axis=1)
 
     def has(self, block: str) -> bool:
@@ -123,6 +125,7 @@ class Table:
         return self.manifest.digest(block)
 
     def _discard(self, block: str) -> None:
+        self._opened.pop(block, None)
         remove(self.folder / block, self.folder.parent)
 
     def _discard_other_bounds(self, block: str, shards: list[tuple[int, int, int]]) -> None:
