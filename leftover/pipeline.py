@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leftover.monitoring.ranks import is_main_process
 from leftover.prepare import checks, constants, rows, scores
 from leftover.prepare.extras import compute_extras
 from leftover.publish import hub
@@ -86,8 +87,13 @@ def evaluate(run: Run) -> None:
     evaluate_all(run)
 
 
-def report(run: Run) -> dict[str, Any]:
-    """results.json, report.md and report.html of the run folder, and cards; then policies go to the Hub."""
+def report(run: Run) -> dict[str, Any] | None:
+    """results.json, report.md and report.html of the run folder, and cards; then policies go to the Hub.
+
+    All by the first of several processes; the others get None.
+    """
+    if not is_main_process():
+        return None
     from leftover.evaluation.gather import gather
     from leftover.publish.card import write_cards
     from leftover.report.write import write_report

@@ -11,6 +11,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import IO, Self
 
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.multiprocessing import start_processes
 
 
@@ -67,4 +68,6 @@ def _as_rank(rank: int, number: int, port: int, work: Callable[..., None], argum
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
     os.environ |= {name: str(value) for name, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    for state in (AcceleratorState, GradientState, PartialState):  # those of the process that forked
+        state._reset_state()
     work(*arguments)

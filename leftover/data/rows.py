@@ -19,6 +19,7 @@ from leftover.data.missing import documents_remedy, no_column
 from leftover.data.records import FAULT, LEFT_OUT, Located, Row
 from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
+from leftover.monitoring.ranks import is_main_process
 from leftover.recipe.data_section import DataSection
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,14 @@ class Rejects:
 
     def start(self, stage: str) -> None:
         """Forget what an earlier pass of this stage rejected."""
-        if self.path.is_file():
+        if is_main_process() and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="\n") as lines:  # ends of lines are line feeds alone
                 kept = [line for line in lines if json.loads(line)["stage"] != stage]
             self.path.write_text("".join(kept), encoding="utf-8")
 
     def add(self, stage: str, where: str, reason: str, row: Row) -> None:
+        if not is_main_process():
+            return
         record = {"stage": stage, "where": where, "reason": reason, "row": row}
         # Half of a surrogate pair has no UTF-8 form; its escape is what JSON writes for it anyway.
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:

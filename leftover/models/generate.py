@@ -16,6 +16,7 @@ from leftover.errors import UserError
 from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
+from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
@@ -63,10 +64,37 @@ def generate(
     A sampled completion depends on the seed, its prompt and its number among those of an equal prompt (`copies`; by
     default as they come), and not on the other rows, their order or the size of a batch (rounding of the logits aside).
     The global random state is not used, so that generating in the middle of training does not change the run.
+
+    The processes of a launch share the prompts (`leftover.monitoring.ranks.shared`).
     """
+    copies = copy_numbers(prompt_ids) if copies is None else copies
+    options = {"max_new_tokens": max_new_tokens, "sample": sample, "temperature": temperature}
+    options |= {"batch_size": batch_size, "seed": seed, "compute_dtype": compute_dtype, "description": description}
+
+    def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:
+        return list(zip(*_generate(model, tokenizer, prompt_ids, copies, **options), strict=True))
+
+    rows = shared(complete, prompt_ids, copies, model=model)
+    return Completions(*map(list, zip(*rows, strict=True))) if rows else Completions([], [], [])
+
+
+def _generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    copies: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sample: bool,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+    compute_dtype: str | None,
+    description: str | None,
+) -> Completions:
+    """`generate`, of this process's own prompts."""
     completions: list[list[int]] = [[] for _ in prompt_ids]
     logprobs: list[list[float]] = [[] for _ in prompt_ids]
-    copies = copy_numbers(prompt_ids) if copies is None else copies
     ends = end_ids(model)
     unfinished = list(range(len(prompt_ids)))
     bar = progress_bar(len(unfinished), description or "", "completion", shown=description is not None)

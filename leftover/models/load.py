@@ -12,6 +12,7 @@ from torch import nn
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
+from leftover.monitoring.ranks import is_main_process
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 from leftover.store.folders import readable_weights
@@ -191,7 +192,12 @@ def merged(model: Any) -> Any:
 
 
 def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write weights (of PEFT models the adapter), config, generation config and tokenizer, for `from_pretrained`."""
+    """Write weights (of PEFT models the adapter), config, generation config and tokenizer, for `from_pretrained`.
+
+    Of several processes the first writes.
+    """
+    if not is_main_process():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     model.config.use_cache = True
     model.save_pretrained(folder)

@@ -15,6 +15,7 @@ from leftover.errors import UserError
 from leftover.models.load import base_path, is_adapter
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
+from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.manifest import FileHashes, digest, file_hash
 
@@ -96,9 +97,31 @@ def reference_pass(
 
     Returns:
         A float32 array [T_i] a row, and the features or None.
+
+    The processes of a launch share the rows (`leftover.monitoring.ranks.shared`).
     """
-    logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     wanted = np.broadcast_to(np.asarray(features, bool), len(rows))
+
+    def read(rows: Sequence[dict[str, Any]], wanted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        return _read(model, tokenizer, rows, wanted, compute_dtype, temperature, description)
+
+    found = shared(read, rows, wanted, model=model)
+    logprobs, pooled = [row[0] for row in found], [row[1] for row in found if row[1] is not None]
+    _check_finite(logprobs, rows)
+    return logprobs, np.stack(pooled) if pooled else None
+
+
+def _read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    wanted: np.ndarray,
+    compute_dtype: str | None,
+    temperature: float,
+    description: str | None,
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Log-probabilities of every row, and the features of the wanted ones."""
+    logprobs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     pooled: dict[int, np.ndarray] = {}
     bar = progress_bar(len(rows), description or "", "row", shown=description is not None)
     capture: contextlib.AbstractContextManager[dict[str, Tensor]] = contextlib.nullcontext({})
@@ -113,8 +136,7 @@ def reference_pass(
                 of_prompts = pool(captured["hidden"][places].float(), batch["prompt_mask"][places].sum(1))
                 pooled |= zip((chosen[place] for place in places), of_prompts.cpu().numpy(), strict=True)
             bar.update(len(chosen))
-    _check_finite(logprobs, rows)
-    return logprobs, np.stack([pooled[i] for i in sorted(pooled)]) if pooled else None
+    return [(logprobs[i], pooled.get(i)) for i in range(len(rows))]
 
 
 def sequence_logprobs(

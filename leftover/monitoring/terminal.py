@@ -9,14 +9,11 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from leftover.monitoring.ranks import is_main_process
+
 if TYPE_CHECKING:
     from rich.console import Console
     from tqdm import tqdm
-
-
-def is_main_process() -> bool:
-    """Whether this is the first process of torchrun or accelerate, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def is_live(stream: TextIO | None = None) -> bool:

@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.trainer_callback import CallbackHandler, TrainerState
 
 from leftover.errors import UserError, nearest
-from leftover.monitoring.terminal import is_main_process
+from leftover.monitoring.ranks import is_main_process
 from leftover.monitoring.training_display import Completion
 
 # Names in `report_to` whose module and package are called otherwise.

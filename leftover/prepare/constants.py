@@ -19,8 +19,8 @@ from leftover.models.generate import generate, have_ended
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
 from leftover.prepare.checks import needs_value, value_targets
-from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.prepare.features import PROMPT_FEATURES, half, prompt_features
+from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.recipe.forms import Unfinished
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import settled

@@ -5,8 +5,8 @@ from datasets import Dataset
 
 from leftover.store.table import SomeLists
 
-# A list in the first kept row of every prompt, empty in the others. Tables of earlier versions have `prompt_features`, in
-# 32 bits, in every row.
+# A list in the first kept row of every prompt, empty in the others. Tables of earlier versions have `prompt_features`,
+# in 32 bits, in every row.
 PROMPT_FEATURES, _OF_EVERY_ROW = "features_of_prompt", "prompt_features"
 _LARGEST_HALF = np.finfo(np.float16).max
 

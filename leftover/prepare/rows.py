@@ -17,6 +17,7 @@ from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
+from leftover.monitoring.ranks import is_main_process
 from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
 from leftover.prepare.reread import reread
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
@@ -49,7 +50,8 @@ def read(run: Run) -> None:
         yield from check_rows(read_rows(data), data, run.rejects, stats, score_remedy=remedy)
         run.note(rows=stats)
 
-    if run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA):
+    written = run.table.write_rows("rows", {"files": files, "settings": row_settings(data)}, rows, ROWS_SCHEMA)
+    if written and is_main_process():
         log_rows(stats, run.rejects)
 
 
@@ -92,7 +94,8 @@ def fit_tokenizer(run: Run) -> None:
     training = rows.select(np.flatnonzero(equals(rows, "split", "train")))
     tokenizer = train_tokenizer(texts_of(training), settings.vocab_size)
     check_random_weights(run.recipe.model, tokenizer)
-    tokenizer.save_pretrained(folder)
+    if is_main_process():
+        tokenizer.save_pretrained(folder)
     run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
     log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))
 

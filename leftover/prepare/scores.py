@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from leftover.data.rows import as_prompt
+from leftover.monitoring.ranks import alone, is_main_process, shared, told
 from leftover.monitoring.terminal import progress_bar
 from leftover.objectives.advantage import differ
 from leftover.prepare.checks import check_rewards
@@ -63,8 +64,12 @@ def fit_rewards(run: Run) -> None:
                 continue
             if not run.manifest.begin(artifact, key, partial(run.discard, folder)).finished:
                 folder.mkdir(parents=True, exist_ok=True)
-                facts = reward.fit(folder, run.table.open("rows", "split"))
+                facts: dict[str, Any] = {}
+                if is_main_process():
+                    with alone():
+                        facts = reward.fit(folder, run.table.open("rows", "split"))
                 run.manifest.finish(artifact, facts=facts)
+                facts = run.manifest.facts(artifact)["facts"]
                 log.info("%s: %s", artifact, facts_text(facts))
                 for doubt in idle_scorers({artifact: facts}):
                     log.warning("%s", doubt)
@@ -88,23 +93,29 @@ def score_component(run: Run, name: str) -> None:
     def compute(shard: Dataset, scratch: Path, _: int) -> dict[str, Any]:
         if isinstance(reward, ColumnReward) and (source is None or reward.stand_in is None):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
-        scratch.touch()
-        done = np.fromfile(scratch, np.float64)
-        done.tofile(scratch)  # a killed write may have left a part of a number
-        if 0 < len(done) < len(shard):
-            log.info("score %s: continues at %s", name, shard[len(done)]["where"])
+        done = [told(_scored_before(scratch) if is_main_process() else None)]
+        if 0 < len(done[0]) < len(shard):
+            log.info("score %s: continues at %s", name, shard[len(done[0])]["where"])
         known = source.known_scores(name, reward.identity()) if source else {}
-        with progress_bar(len(shard), f"score {name}", "row") as bar, scratch.open("ab") as file:
-            bar.update(len(done))
-            for start in range(len(done), len(shard), batch_rows):
-                part = shard[start : start + batch_rows]
-                scores = _scores(name, reward, part, known)
-                file.write(as_array(scores).tobytes())
-                file.flush()
-                bar.update(len(scores))
-        return {f"reward/{name}": np.fromfile(scratch, np.float64)}
+        with progress_bar(len(shard), f"score {name}", "row") as bar:
+            bar.update(len(done[0]))
+            for start in range(len(done[0]), len(shard), batch_rows):
+                done.append(as_array(_scores(name, reward, shard[start : start + batch_rows], known)))
+                if is_main_process():
+                    with scratch.open("ab") as file:
+                        file.write(done[-1].tobytes())
+                bar.update(len(done[-1]))
+        return {f"reward/{name}": np.concatenate(done)}
 
     run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
+
+
+def _scored_before(scratch: Path) -> np.ndarray:
+    """The scores of an unfinished shard."""
+    scratch.touch()
+    done = np.fromfile(scratch, np.float64)
+    done.tofile(scratch)  # a killed write may have left a part of a number
+    return done
 
 
 def _scores(name: str, reward: Reward, part: dict[str, list], known: dict[tuple[str, str], float]) -> list:
@@ -115,7 +126,7 @@ def _scores(name: str, reward: Reward, part: dict[str, list], known: dict[tuple[
     rest = [i for i, score in enumerate(scores) if score is None]
     if rest:
         prompts = [as_prompt(part["prompt"][i], part["conversational"][i]) for i in rest]
-        found = reward(prompts, [part["completion"][i] for i in rest])
+        found = shared(reward, prompts, [part["completion"][i] for i in rest])
         check_finite(f"reward function '{name}'", found, [part["where"][i] for i in rest])
         for i, score in zip(rest, found, strict=True):
             scores[i] = score

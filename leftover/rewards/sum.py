@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import UserError, located
+from leftover.monitoring.ranks import shared
 from leftover.recipe.forms import Transform
 from leftover.recipe.sections import LengthSection, RewardSection
 from leftover.rewards.base import STRICT, ColumnReward, Prompt, Reward, learner, load_reward, make
@@ -77,8 +78,11 @@ class SumReward:
         }
 
     def score_components(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> dict[str, list[float | None]]:
-        """The raw scores of every component, by name. Raises UserError for one that is not finite."""
-        scores = {name: list(reward(prompts, completions)) for name, reward in self.components.items()}
+        """The raw scores of every component, by name. Raises UserError for one that is not finite.
+
+        The processes of a launch share the completions (`leftover.monitoring.ranks.shared`).
+        """
+        scores = {name: shared(reward, prompts, completions) for name, reward in self.components.items()}
         for name, column in scores.items():
             check_finite(f"reward function '{name}'", column, completions)
         return scores

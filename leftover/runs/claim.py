@@ -7,7 +7,7 @@ from leftover.data.formats import check_files
 from leftover.errors import UserError, first_line, located, looked_for
 from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
-from leftover.monitoring.terminal import is_main_process
+from leftover.monitoring.ranks import join, wait
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
@@ -31,6 +31,7 @@ def open_run(recipe: Recipe) -> Run:
     for what the recipe alone shows to be impossible.
     """
     check_one_round(recipe)
+    join()
     run = Run(recipe)
     _check_folder(run)
     check_packages(recipe)
@@ -63,8 +64,8 @@ def claim(run: Run) -> None:
     run.made += make_folder(run.folder, "output_dir")
     if run.lock is None:
         run.lock = hold(run.folder)
-    if is_main_process():
-        write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+    write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+    wait()
 
 
 def _check_folder(run: Run) -> None:

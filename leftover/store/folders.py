@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from leftover.errors import UserError
-from leftover.monitoring.terminal import is_main_process
+from leftover.monitoring.ranks import is_main_process
 
 LOCK = "writer.lock"
 # Errors for which the command line has its own words.
@@ -99,10 +99,14 @@ def _wait_for_main_process(target: Path, path: Path) -> None:
 
 
 def remove(folder: Path, root: Path) -> None:
-    """Remove a folder with all that is in it. Raises UserError, and removes nothing, if it lies outside `root`."""
+    """Remove a folder with all that is in it, by the first of several processes.
+
+    Raises UserError, and removes nothing, if it lies outside `root`.
+    """
     if root.resolve() not in folder.resolve().parents:
         raise UserError(f"{folder} lies outside the run's folder {root} (through a link?): remove the link")
-    shutil.rmtree(folder, ignore_errors=True)
+    if is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def readable_weights(folder: Path) -> None:

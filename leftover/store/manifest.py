@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from leftover.monitoring.costs import StageCost, StageMeter
 from leftover.monitoring.finite import json_line
+from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.store.folders import regular
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,11 @@ def read_lines(path: Path) -> list[Any]:
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one.
 
-    A link is written through. Raises UserError for what no file may take the place of: a folder, a device, a pipe.
+    Of several processes the first writes. A link is written through. Raises UserError for what no file may take the
+    place of: a folder, a device, a pipe.
     """
+    if not is_main_process():
+        return
     path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -141,7 +145,15 @@ class Manifest:
 
         `discard` removes what is in the artifact's place. It is called before the new key is written, so that a run
         killed in between finds the old key again and discards again.
+
+        Of several processes the first decides, discards and writes; the others wait for its answer.
         """
+        status = told(self._begin(name, key, discard) if is_main_process() else None)
+        if not is_main_process():
+            self.reload()
+        return status
+
+    def _begin(self, name: str, key: Key, discard: Callable[[], None]) -> Status:
         key = as_json(key)
         status = self.status(name, key)
         if status.finished:
@@ -158,10 +170,15 @@ class Manifest:
         return status
 
     def finish(self, name: str, **facts: Any) -> None:
-        meter = self._meters.pop(name, None)
-        cost = {"cost": meter.read()} if meter else {}
-        self._write(name, self.entries[name] | {"complete": True, **cost, **facts})
-        log.info("%s%s: done", self.label, name)
+        """Mark `name` as finished, with what the first process found; the others wait until it is."""
+        if is_main_process():
+            meter = self._meters.pop(name, None)
+            cost = {"cost": meter.read()} if meter else {}
+            self._write(name, self.entries[name] | {"complete": True, **cost, **facts})
+            log.info("%s%s: done", self.label, name)
+        wait()
+        if not is_main_process():
+            self.reload()
 
     def note_costs(self) -> None:
         """Write down what the stage begun last took so far, in case the process is killed.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.folders import remove
 from leftover.store.manifest import Key, Manifest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SHARD_ROWS = 2048
-# So many shards of a size, then twice as large ones: ten million rows are a thousand files, and none takes long to redo.
+# So many shards of a size, then twice as large ones: ten million rows are 700 files, and none takes long to redo.
 _OF_A_SIZE, _LARGEST = 64, 8 * SHARD_ROWS
 Column: TypeAlias = pa.Array | np.ndarray | list
 
@@ -52,7 +53,7 @@ class Table:
             return False
         # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
-        num_rows, stream = 0, iter(rows())
+        num_rows, stream = 0, iter(rows() if is_main_process() else ())
         for number, (_, size) in enumerate(shard_bounds()):
             shard = list(itertools.islice(stream, size))
             if not shard:
@@ -84,16 +85,18 @@ class Table:
         bounds = itertools.takewhile(lambda shard: shard[0] < len(source), shard_bounds())
         shards = [(n, start, min(start + size, len(source))) for n, (start, size) in enumerate(bounds)]
         self._discard_other_bounds(block, shards)
-        todo = [shard for shard in shards if not self._shard(block, shard[0]).is_file()]
+        todo = told([shard for shard in shards if not self._shard(block, shard[0]).is_file()])
         with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
             for number, start, end in todo:
                 scratch = self._shard(block, number).with_suffix(".scratch")
                 scratch.parent.mkdir(parents=True, exist_ok=True)
                 shard = compute(source.select(range(start, end)), scratch, start)
                 self._write_shard(block, number, _arrow_table(shard))
-                scratch.unlink(missing_ok=True)
+                if is_main_process():
+                    scratch.unlink(missing_ok=True)
                 self.manifest.note_costs()
                 bar.update()
+        wait()
         whole = self._open_block(block)
         conclude(whole)
         self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)
@@ -144,6 +147,8 @@ class Table:
         return self.folder / block / f"{number:05d}.arrow"
 
     def _write_shard(self, block: str, number: int, table: pa.Table) -> None:
+        if not is_main_process():
+            return
         path = self._shard(block, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

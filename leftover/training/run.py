@@ -16,6 +16,7 @@ from leftover.models.load import save_model
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.memory import give_back, peak_memory
+from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
@@ -170,7 +171,7 @@ def _train(
     if r2 is not None and isinstance(trainer, LoLTrainer):
         trainer.run_metrics["value/r2"] = r2
     checkpoints = Path(str(args.output_dir))
-    checkpoint = last_whole_checkpoint(checkpoints)
+    checkpoint = told(last_whole_checkpoint(checkpoints) if is_main_process() else None)
     resumed_at = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
@@ -179,6 +180,7 @@ def _train(
         result = trainer.train(resume_from_checkpoint=checkpoint)
     save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
+    wait()  # until all have loaded the chosen checkpoint
     run.discard(checkpoints)
     facts = {
         "steps": trainer.state.global_step,

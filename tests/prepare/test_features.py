@@ -18,7 +18,9 @@ from tests.conftest import scored_rows
 
 
 def prepared(folder: Path, tiny_recipe: Callable, objective: str):
-    rows = [row | {"completion": row["completion"] + end} for row in scored_rows(20) for end in ("", " Yes.", " No " * 40)]
+    rows = [
+        row | {"completion": row["completion"] + end} for row in scored_rows(20) for end in ("", " Yes.", " No " * 40)
+    ]
     run = open_run(make_recipe(tiny_recipe(folder, rows=rows, policies={"p": {"objective": objective}})))
     pipeline.prepare(run)
     return run

@@ -43,5 +43,7 @@ def test_few_rows_and_many_rows_have_one_answer() -> None:
     """Fewer rows than features take the dual form; a column of zeros more tips it over."""
     features, targets, families = rows(3.0)
     few = Problem(np.concatenate([features, np.zeros((400, 400))], 1), targets, families)
-    predicted = [fit._ridge(problem).predict(problem.features) for problem in (few, Problem(features, targets, families))]
+    predicted = [
+        fit._ridge(problem).predict(problem.features) for problem in (few, Problem(features, targets, families))
+    ]
     np.testing.assert_allclose(*predicted, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Ridge regression on more rows than features: closed form, from sums over rows that are read some thousand at a time."""
+"""Ridge regression on more rows than features: closed form, from sums over rows that are read in parts."""
 
 from typing import Any, NamedTuple, Self
 
@@ -55,9 +55,7 @@ def fit_ridge(features: Any, targets: np.ndarray, fold: np.ndarray) -> tuple[np.
     total = nothing
     for one in folds.values():
         total = total.plus(one)
-    errors = [
-        [one.squared_error(w, b) / one.n for w, b in _solutions(total.plus(one, -1.0))] for one in folds.values()
-    ]
+    errors = [[one.squared_error(w, b) / one.n for w, b in _solutions(total.plus(one, -1.0))] for one in folds.values()]
     best = int(np.mean(errors, 0).argmin())
     coefficients, intercept = _solutions(total)[best]
     return coefficients, intercept + center - float(pivot @ coefficients)

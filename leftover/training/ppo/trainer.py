@@ -18,6 +18,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
 from leftover.models.generate import generate, have_ended
+from leftover.monitoring.ranks import apart
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.own_rows import Rows
@@ -122,7 +123,14 @@ class PPOTrainer(PolicyTrainer):
         return rollouts, columns
 
     def _complete(self, rows: Sequence[dict[str, Any]], seed: int) -> Rollouts:
-        """The policy's completions of prompts, scored by the reward function, the policy and the reference."""
+        """The policy's completions of prompts, scored by the reward function, the policy and the reference.
+
+        Each process has prompts of its own.
+        """
+        with apart():
+            return self._completed(rows, seed)
+
+    def _completed(self, rows: Sequence[dict[str, Any]], seed: int) -> Rollouts:
         args, policy, tokenizer = self.args, self.accelerator.unwrap_model(self.model), self.processing_class
         prompt_ids = [list(row["prompt_ids"]) for row in rows]
         completion_ids, texts, _ = generate(

@@ -1,0 +1,136 @@
+"""The processes of one launch (torchrun, accelerate): which one this is, its share of work, waiting for the others.
+
+All of them run the same program on the same rows. What costs time is shared row by row (`shared`); the first process
+alone writes files and talks (`is_main_process`), and the others read what it wrote once it says so (`told`, `wait`).
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from leftover.errors import UserError
+
+_T = TypeVar("_T")
+_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# One process may fit a reward model while the others wait; if one dies, the launcher ends the others.
+_TIMEOUT = timedelta(hours=24)
+_apart = False  # this process's rows are its own
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the first process of torchrun or accelerate, or the only one."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Meet the other processes of the launch; on machines without a GPU too. Raises UserError if they are not met."""
+    if launched() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
+    met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT).num_processes
+    if met != launched():
+        raise UserError(
+            f"the launcher has started {launched()} processes (WORLD_SIZE), and this one sees {met}: start with "
+            "`torchrun -m leftover` or `accelerate launch -m leftover`, or unset WORLD_SIZE to run one process"
+        )
+
+
+def processes() -> int:
+    """How many processes work together: those that have joined."""
+    if launched() == 1:
+        return 1
+    import torch
+
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if joined else 1
+
+
+def told(value: Any) -> Any:
+    """The value that the first process has, on all; they wait for it."""
+    if processes() == 1:
+        return value
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if processes() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def shared(work: Callable[..., Sequence[_T]], *columns: Sequence, model: Any = None) -> list[_T]:
+    """`work(*columns)`, which gives one result a row, by all processes: each works on every n-th row, all get all.
+
+    Every process must call it with the same rows, unless it is `apart`. With a `model` whose weights are sharded over the
+    processes, which all have to pass through it together, each works on all rows.
+    """
+    number = 1 if _apart or is_sharded(model) else processes()
+    if number == 1:
+        return list(work(*columns))
+    import torch
+
+    own = [column[rank() :: number] for column in columns]
+    parts: list[list[_T]] = [[]] * number
+    torch.distributed.all_gather_object(parts, list(work(*own)) if len(own[0]) else [])
+    return [parts[i % number][i // number] for i in range(len(columns[0]))]
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether FSDP, FSDP2 (DTensor) or ZeRO-3 (`ds_id`) keeps a part of the weights on each process."""
+    if model is None or processes() == 1:
+        return False
+    fsdp = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    return fsdp or any(hasattr(p, "ds_id") or type(p).__name__ == "DTensor" for p in model.parameters())
+
+
+@contextlib.contextmanager
+def apart(yes: bool = True) -> Iterator[None]:
+    """Inside, this process works on rows of its own: nothing is shared."""
+    global _apart
+    before, _apart = _apart, yes or _apart
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, the first process has no launch, so that libraries train in it alone; the others do not enter."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    def forget() -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+    launch = {name: os.environ.pop(name) for name in _LAUNCH if name in os.environ}
+    if launch:
+        forget()
+    try:
+        yield
+    finally:
+        os.environ |= launch
+        if launch:
+            forget()

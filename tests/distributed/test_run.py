@@ -1,0 +1,85 @@
+"""A whole run by two processes: the tables, weights and results of one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leftover.monitoring import ranks
+from leftover.pipeline import run
+from leftover.recipe.files import make_recipe
+from tests.forked import as_ranks
+
+
+def whole_run(content: dict[str, Any], number: int) -> None:
+    run(make_recipe(content), until="evaluate")
+    assert ranks.processes() == number == torch.distributed.get_world_size()
+
+
+def recipe(tiny_recipe: Callable, folder: Path, accumulation: int, **overrides: Any) -> dict[str, Any]:
+    folder.mkdir()
+    content = tiny_recipe(folder, **overrides)
+    for section in (content["reference"]["train"], content["train"]):
+        section |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulation}
+    return content
+
+
+def columns(folder: Path) -> dict[str, Any]:
+    from leftover.store.table import Table
+
+    table = Table(folder / "run" / "table")
+    blocks = {block: table.open(block) for block in table.manifest.entries}
+    return {f"{block}/{name}": rows[name][:] for block, rows in blocks.items() for name in rows.features}
+
+
+def test_two_processes_make_the_run_of_one(tmp_path: Path, tiny_recipe: Callable) -> None:
+    policies = {"a_lol_seq": {"objective": "a_lol_seq"}, "kto": {"objective": "kto"}}
+    one, two = (recipe(tiny_recipe, tmp_path / n, steps, policies=policies) for n, steps in (("one", 2), ("two", 1)))
+    run(make_recipe(one), until="evaluate")
+    as_ranks(2, whole_run, two, 2)
+    expected, found = columns(tmp_path / "one"), columns(tmp_path / "two")
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        if values and isinstance(values[0], float) and name != "rows/recorded_reward":
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+        elif "logprob" in name or "features" in name:
+            for a, b in zip(values, found[name], strict=True):
+                np.testing.assert_allclose(a, b, atol=2e-3 if "features" in name else 1e-5, err_msg=name)
+        elif name != "rows/where":  # the path of its file
+            assert values == found[name], name
+    for policy in policies:
+        folders = [tmp_path / name / "run" for name in ("one", "two")]
+        weights = [load_file(folder / "policies" / policy / "seed-0/model.safetensors") for folder in folders]
+        for name, values in weights[0].items():
+            torch.testing.assert_close(weights[1][name], values, atol=1e-4, rtol=0)
+        written = [(folder / "evaluation" / f"{policy}-seed-0.jsonl").read_text().splitlines() for folder in folders]
+        texts = [[json.loads(line)["text"] for line in lines] for lines in written]
+        assert texts[0] == texts[1]
+
+
+def _share(number: int) -> None:
+    ranks.join()
+    assert ranks.processes() == number
+    asked: list[int] = []
+
+    def work(rows: list[int]) -> list[int]:
+        asked.extend(rows)
+        return [row * row for row in rows]
+
+    for size in (7, 1, 0):
+        asked.clear()
+        assert ranks.shared(work, list(range(size))) == [row * row for row in range(size)]
+        assert asked == list(range(size))[ranks.rank() :: number]
+    with ranks.apart():
+        assert ranks.shared(work, [ranks.rank()]) == [ranks.rank() ** 2]
+    assert ranks.told(ranks.rank()) == 0
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_rows_are_shared_and_come_back_in_order(number: int) -> None:
+    as_ranks(number, _share, number)
