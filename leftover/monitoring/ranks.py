@@ -83,7 +83,7 @@ def wait() -> None:
 def shared(work: Callable[..., Sequence[_T]], *columns: Sequence, model: Any = None) -> list[_T]:
     """`work(*columns)`, which gives one result a row, by all processes: each works on every n-th row, all get all.
 
-    Every process must call it with the same rows, unless it is `apart`. With a `model` whose weights are sharded over the
+    Every process must call it with the same rows, unless it is `apart`. With a `model` whose weights lie in parts on the
     processes, which all have to pass through it together, each works on all rows.
     """
     number = 1 if _apart or is_sharded(model) else processes()
