@@ -12,13 +12,14 @@ from torch import nn
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
-from leftover.monitoring.ranks import is_main_process
+from leftover.monitoring.ranks import is_main_process, is_sharded
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 from leftover.store.folders import readable_weights
 from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -191,16 +192,32 @@ def merged(model: Any) -> Any:
         return merge()
 
 
-def save_model(model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def whole_weights(model: Any, accelerator: "Accelerator") -> dict[str, Any] | None:
+    """The weights of a model of which each process holds a part, on the first; None for one that each holds whole.
+
+    All processes have to call it.
+    """
+    if not is_sharded(model):
+        return None
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):  # FSDP2, by accelerate or by hand
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return accelerator.get_state_dict(model)
+
+
+def save_model(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, weights: dict[str, Any] | None = None
+) -> None:
     """Write weights (of PEFT models the adapter), config, generation config and tokenizer, for `from_pretrained`.
 
-    Of several processes the first writes.
+    Of several processes the first writes. `weights`: of a sharded model (`whole_weights`).
     """
     if not is_main_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
     model.config.use_cache = True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     model.generation_config.save_pretrained(folder)  # with the ends of a completion; adapters do not save it
     readable_weights(folder)
     tokenizer.save_pretrained(folder)

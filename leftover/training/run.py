@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from leftover.errors import UserError, located
-from leftover.models.load import save_model
+from leftover.models.load import save_model, whole_weights
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
 from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.memory import give_back, peak_memory
@@ -29,7 +29,7 @@ from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, read_json
+from leftover.store.manifest import Key, read_json, write_json
 from leftover.store.table import Table, list_lengths
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
@@ -145,6 +145,29 @@ def policy_rows(recipe: Recipe, table: Table, name: str) -> Dataset:
     )
 
 
+def keep_total_batch(args: LoLConfig | PPOConfig, checkpoints: Path, unfinished: str | None) -> None:
+    """Let a training that other processes began go on with as many rows a step.
+
+    `unfinished`: its name, if it continues. Raises UserError if this number of processes cannot take as many.
+    """
+    path = checkpoints / "launch.json"
+    batches = args.gradient_accumulation_steps * args.world_size
+    if unfinished and path.is_file():
+        begun = read_json(path)
+        batches = begun["processes"] * begun["gradient_accumulation_steps"]
+        if batches % args.world_size:
+            fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
+            raise UserError(
+                f"{unfinished} was begun by {begun['processes']} processes, with {batches} batches of "
+                f"{args.per_device_train_batch_size} rows a step, which {args.world_size} cannot share: start "
+                f"{' or '.join(fitting)}, or remove {checkpoints} to train it anew"
+            )
+        if begun["processes"] != args.world_size:
+            args.gradient_accumulation_steps = batches // args.world_size
+            log.info("%s: begun by %d processes, goes on with as many rows a step", unfinished, begun["processes"])
+    write_json(path, {"processes": args.world_size, "gradient_accumulation_steps": batches // args.world_size})
+
+
 def _train(
     run: Run,
     folder: Path,
@@ -166,19 +189,21 @@ def _train(
         callbacks.append(EvaluationsFile(evaluations_path(folder)))
     if stops_early and args.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback())
+    checkpoints = Path(str(args.output_dir))
+    checkpoint = told(last_whole_checkpoint(checkpoints) if is_main_process() else None)
+    name = subject(run.folder, folder)
+    keep_total_batch(args, checkpoints, name if checkpoint else None)
     lora = run.models.lora_config()
     trainer = trainer_class(model, args, rows, validation, reward_func, run.models.tokenizer, lora, callbacks=callbacks)
     if r2 is not None and isinstance(trainer, LoLTrainer):
         trainer.run_metrics["value/r2"] = r2
-    checkpoints = Path(str(args.output_dir))
-    checkpoint = told(last_whole_checkpoint(checkpoints) if is_main_process() else None)
     resumed_at = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
     if checkpoint:
         log.info("%s: continues at %s", folder.name, Path(checkpoint).name)
-    name = subject(run.folder, folder)
     with own_run(trainer, folder), shown(trainer, name), peak_memory() as peak, located(name):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder)
+    weights = whole_weights(trainer.model, trainer.accelerator)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), run.models.tokenizer, folder, weights)
     history = [entry for entry in trainer.state.log_history if "eval_nll" in entry or "eval_reward/mean" in entry]
     wait()  # until all have loaded the chosen checkpoint
     run.discard(checkpoints)

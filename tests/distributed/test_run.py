@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from leftover.monitoring import ranks
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
+from leftover.training.trainer import LoLTrainer
 from tests.forked import as_ranks
 
 
@@ -83,3 +84,46 @@ def _share(number: int) -> None:
 @pytest.mark.parametrize("number", [2, 3])
 def test_rows_are_shared_and_come_back_in_order(number: int) -> None:
     as_ranks(number, _share, number)
+
+
+class Killed(Exception):
+    pass
+
+
+def _until_step(content: dict[str, Any], step: int) -> None:
+    whole = LoLTrainer._loss
+
+    def loss(self: LoLTrainer, *args: Any) -> Any:
+        if self.state.global_step == step and self.args.objective == "a_lol_seq":
+            raise Killed
+        return whole(self, *args)
+
+    LoLTrainer._loss = loss  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        run(make_recipe(content), until="train")
+
+
+def _continued(content: dict[str, Any]) -> None:
+    run(make_recipe(content), until="train")
+
+
+def test_another_number_of_processes_goes_on_with_the_same_batches_or_is_refused(
+    tmp_path: Path, tiny_recipe: Callable, caplog: Any
+) -> None:
+    train = {"save_steps": 1, "eval_steps": 1}
+    whole, killed = (recipe(tiny_recipe, tmp_path / n, 2, train=train) for n in ("whole", "killed"))
+    killed["train"]["gradient_accumulation_steps"] = killed["reference"]["train"]["gradient_accumulation_steps"] = 1
+    run(make_recipe(whole), until="train")
+    as_ranks(2, _until_step, killed, 3)
+    launch = tmp_path / "killed/run/policies/a_lol_seq/seed-0/checkpoints/launch.json"
+    assert json.loads(launch.read_text()) == {"processes": 2, "gradient_accumulation_steps": 1}
+    launch.write_text('{"processes": 3, "gradient_accumulation_steps": 1}')
+    with pytest.raises(Exception, match="begun by 3 processes, with 3 batches .* start 1 or 3, or remove"):
+        as_ranks(2, _continued, killed)
+    launch.write_text('{"processes": 2, "gradient_accumulation_steps": 1}')
+    with caplog.at_level("INFO"):
+        run(make_recipe(killed), until="train")
+    assert "begun by 2 processes, goes on with as many rows a step" in caplog.text
+    weights = [load_file(tmp_path / n / "run/policies/a_lol_seq/seed-0/model.safetensors") for n in ("whole", "killed")]
+    for name, values in weights[0].items():
+        torch.testing.assert_close(weights[1][name], values, atol=1e-4, rtol=0)
