@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCrite
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
+from leftover.models.load import root_in_place
 from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
@@ -74,7 +75,8 @@ def generate(
     def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:
         return list(zip(*_generate(model, tokenizer, prompt_ids, copies, **options), strict=True))
 
-    rows = shared(complete, prompt_ids, copies, model=model)
+    with root_in_place(model):
+        rows = shared(complete, prompt_ids, copies, model=model)
     return Completions(*map(list, zip(*rows, strict=True))) if rows else Completions([], [], [])
 
 

@@ -206,6 +206,25 @@ def whole_weights(model: Any, accelerator: "Accelerator") -> dict[str, Any] | No
     return accelerator.get_state_dict(model)
 
 
+@contextlib.contextmanager
+def root_in_place(model: Any) -> Iterator[None]:
+    """Inside, the outermost weights of a model that FSDP2 shards are whole on each process.
+
+    `generate` of an adapter, and finding its trunk, call the model inside it, past the hooks that gather these.
+    """
+    if not hasattr(model, "unshard") or not is_sharded(model):
+        yield
+        return
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    with torch.no_grad():
+        model(input_ids=token)  # the first pass decides which module is the outermost
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
 def save_model(
     model: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path, weights: dict[str, Any] | None = None
 ) -> None:

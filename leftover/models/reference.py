@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator, pad
 from leftover.errors import UserError
-from leftover.models.load import base_path, is_adapter
+from leftover.models.load import base_path, is_adapter, root_in_place
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
 from leftover.monitoring.ranks import shared
@@ -105,7 +105,8 @@ def reference_pass(
     def read(rows: Sequence[dict[str, Any]], wanted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
         return _read(model, tokenizer, rows, wanted, compute_dtype, temperature, description)
 
-    found = shared(read, rows, wanted, model=model)
+    with root_in_place(model):
+        found = shared(read, rows, wanted, model=model)
     logprobs, pooled = [row[0] for row in found], [row[1] for row in found if row[1] is not None]
     _check_finite(logprobs, rows)
     return logprobs, np.stack(pooled) if pooled else None
