@@ -15,19 +15,28 @@ from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
 from leftover.errors import UserError, nearest, remedy_of
+from leftover.monitoring.ranks import is_main_process, launched, rank
 from leftover.monitoring.terminal import harmless, set_up_logging
 
 if TYPE_CHECKING:
     from leftover.recipe.sections import Recipe
 
+# Whose work the processes of a launch share.
+_SHARED = ("run", "prepare", "train", "evaluate")
 _EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows the traceback."
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="leftover")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Turn scored text into a better language model (A-LoL)."""
+    if launched() > 1 and context.invoked_subcommand not in _SHARED:
+        raise UserError(
+            f"leftover {context.invoked_subcommand} runs in one process, and a launcher has started {launched()} "
+            f"(WORLD_SIZE): start it without one; {', '.join(_SHARED)} share their work"
+        )
 
 
 for _command in (compare, generate, judge):
@@ -275,7 +284,8 @@ def main(arguments: list[str] | None = None) -> None:
         message = remedy_of(error)
         if debug or message is None:
             raise
-        click.echo(f"error: {harmless(message)}", err=True)
+        who = "" if is_main_process() else f" (process {rank()} of {launched()})"
+        click.echo(f"error{who}: {harmless(message)}", err=True)
         sys.exit(2)
 
 

@@ -69,7 +69,7 @@ def generate(
     The processes of a launch share the prompts (`leftover.monitoring.ranks.shared`).
     """
     copies = copy_numbers(prompt_ids) if copies is None else copies
-    options = {"max_new_tokens": max_new_tokens, "sample": sample, "temperature": temperature}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sample": sample, "temperature": temperature}
     options |= {"batch_size": batch_size, "seed": seed, "compute_dtype": compute_dtype, "description": description}
 
     def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:

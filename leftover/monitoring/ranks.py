@@ -8,9 +8,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from leftover.errors import UserError
+from leftover.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _T = TypeVar("_T")
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -43,7 +46,10 @@ def join() -> None:
 
     if not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
-    met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT).num_processes
+    try:
+        met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT).num_processes
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {launched()} processes of the launch cannot meet: {first_line(error)}") from error
     if met != launched():
         raise UserError(
             f"the launcher has started {launched()} processes (WORLD_SIZE), and this one sees {met}: start with "
@@ -80,10 +86,10 @@ def wait() -> None:
         torch.distributed.barrier()
 
 
-def shared(work: Callable[..., Sequence[_T]], *columns: Sequence, model: Any = None) -> list[_T]:
+def shared(work: Callable[..., Sequence[_T]], *columns: "Sequence | np.ndarray", model: Any = None) -> list[_T]:
     """`work(*columns)`, which gives one result a row, by all processes: each works on every n-th row, all get all.
 
-    Every process must call it with the same rows, unless it is `apart`. With a `model` whose weights lie in parts on the
+    Every process must call it with the same rows, unless it is `apart`. If the weights of `model` lie in parts on the
     processes, which all have to pass through it together, each works on all rows.
     """
     number = 1 if _apart or is_sharded(model) else processes()

@@ -64,11 +64,11 @@ def fit_rewards(run: Run) -> None:
                 continue
             if not run.manifest.begin(artifact, key, partial(run.discard, folder)).finished:
                 folder.mkdir(parents=True, exist_ok=True)
-                facts: dict[str, Any] = {}
+                found: dict[str, Any] = {}
                 if is_main_process():
                     with alone():
-                        facts = reward.fit(folder, run.table.open("rows", "split"))
-                run.manifest.finish(artifact, facts=facts)
+                        found = reward.fit(folder, run.table.open("rows", "split"))
+                run.manifest.finish(artifact, facts=found)
                 facts = run.manifest.facts(artifact)["facts"]
                 log.info("%s: %s", artifact, facts_text(facts))
                 for doubt in idle_scorers({artifact: facts}):

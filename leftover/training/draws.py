@@ -90,7 +90,8 @@ def draw_batches(
     unit_lengths = None if lengths is None else _reduce(np.asarray(lengths), members, np.max)
     unit_rows = _reduce(np.ones(num_rows, np.int64), members, np.sum)
 
-    indices, sizes = [np.empty(0, np.int64)], [0]  # of a window, an array: one for every batch would weigh more
+    counts: list[int] = [0]
+    indices = [np.empty(0, np.int64)]  # of a window, an array: one for every batch would weigh more
     window = _WINDOW_BATCHES * (batch_size or 64)
     for epoch in _epochs(unit_weights, num_units, replacement, rng):
         for start in range(0, len(epoch), window):
@@ -99,8 +100,8 @@ def draw_batches(
             if members is not None:
                 batches = [np.concatenate([members[unit] for unit in batch]) for batch in batches]
             indices.append(np.concatenate(batches))
-            sizes += map(len, batches)
-    return DrawOrder(np.concatenate(indices).astype(np.int64, copy=False), np.cumsum(sizes, dtype=np.int64))
+            counts += map(len, batches)
+    return DrawOrder(np.concatenate(indices).astype(np.int64, copy=False), np.cumsum(counts, dtype=np.int64))
 
 
 def _reduce(values: np.ndarray, members: list[np.ndarray] | None, how) -> np.ndarray:

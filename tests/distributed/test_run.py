@@ -118,7 +118,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches_or_is_refused
     launch = tmp_path / "killed/run/policies/a_lol_seq/seed-0/checkpoints/launch.json"
     assert json.loads(launch.read_text()) == {"processes": 2, "gradient_accumulation_steps": 1}
     launch.write_text('{"processes": 3, "gradient_accumulation_steps": 1}')
-    with pytest.raises(Exception, match="begun by 3 processes, with 3 batches .* start 1 or 3, or remove"):
+    with pytest.raises(Exception, match=r"begun by 3 processes, with 3 batches .* start 1 or 3, or remove"):
         as_ranks(2, _continued, killed)
     launch.write_text('{"processes": 2, "gradient_accumulation_steps": 1}')
     with caplog.at_level("INFO"):

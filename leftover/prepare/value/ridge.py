@@ -1,6 +1,6 @@
 """Ridge regression on more rows than features: closed form, from sums over rows that are read in parts."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,12 @@ class Sums(NamedTuple):
     yy: float
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray) -> Self:
+    def of(cls, x: np.ndarray, y: np.ndarray) -> "Sums":
         return cls(float(len(y)), x.sum(0), float(y.sum()), x.T @ x, x.T @ y, float(y @ y))
 
-    def plus(self, other: Self, sign: float = 1.0) -> Self:
-        return type(self)(*(a + sign * b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: "Sums", sign: float = 1.0) -> "Sums":
+        added: list[Any] = [np.add(a, sign * np.asarray(b)) for a, b in zip(self, other, strict=True)]
+        return Sums(*added)
 
     def squared_error(self, coefficients: np.ndarray, intercept: float) -> float:
         """Of y by x @ coefficients + intercept, summed over the rows."""

@@ -1,0 +1,61 @@
+"""What is started by a launcher: which commands, and which processes meet."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+
+from leftover import cli
+from leftover.errors import UserError
+from leftover.monitoring import ranks
+from leftover.recipe.files import make_recipe
+from leftover.runs.claim import open_run
+
+CONFIGURATIONS = sorted(Path("recipes/accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("verb", ["compare", "generate", "demo", "judge", "inspect"])
+def test_commands_that_share_nothing_are_refused(verb: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "x", "--bad"] if verb != "demo" else [verb])
+    assert stop.value.code == 2
+    assert f"leftover {verb} runs in one process, and a launcher has started 2" in capsys.readouterr().err
+
+
+def test_processes_that_do_not_meet_are_refused_before_anything_is_written(
+    monkeypatch: Any, tmp_path: Path, tiny_recipe: Any
+) -> None:
+    """Each would take itself for the only one, and all would write into one folder."""
+    content = tiny_recipe(tmp_path)
+    PartialState()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # this test process has met nobody
+    with pytest.raises(
+        UserError, match=r"has started 2 processes .* this one sees 1: start with `torchrun -m leftover`"
+    ):
+        open_run(make_recipe(content))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_another_process_names_it(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "x"])
+    assert capsys.readouterr().err.startswith("error (process 2 of 3): ")
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(path))
+    kinds = {"ddp": "MULTI_GPU", "two_nodes": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert str(found.distributed_type).rpartition(".")[2] == kinds[path.stem]
+    assert found.num_processes == 8 * found.num_machines
+
+
+def test_one_process_is_alone(monkeypatch: Any) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert (ranks.processes(), ranks.told(5), ranks.shared(list, "ab")) == (1, 5, ["a", "b"])
