@@ -23,8 +23,14 @@ class Sums(NamedTuple):
         return cls(float(len(y)), x.sum(0), float(y.sum()), x.T @ x, x.T @ y, float(y @ y))
 
     def plus(self, other: "Sums", sign: float = 1.0) -> "Sums":
-        added: list[Any] = [np.add(a, sign * np.asarray(b)) for a, b in zip(self, other, strict=True)]
-        return Sums(*added)
+        return Sums(
+            self.n + sign * other.n,
+            self.x + sign * other.x,
+            self.y + sign * other.y,
+            self.xx + sign * other.xx,
+            self.xy + sign * other.xy,
+            self.yy + sign * other.yy,
+        )
 
     def squared_error(self, coefficients: np.ndarray, intercept: float) -> float:
         """Of y by x @ coefficients + intercept, summed over the rows."""
