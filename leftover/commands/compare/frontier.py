@@ -122,9 +122,9 @@ def make_strengths(entries: list[Entry], options: tuple[str, ...], recipe: Recip
 def strength_policies(
     entries: list[Entry], trials: Trials, recipe: Recipe
 ) -> tuple[Strengths, dict[str, dict[str, Any]]]:
-    """Every strength as a policy NAME/SETTING-VALUE; one that changes nothing of an earlier one is left out.
+    """Every strength as a policy NAME/SETTING-VALUE, and NAME, which a run of the recipe has trained already.
 
-    Raises UserError for a setting that its method does not have.
+    A strength that changes nothing of an earlier one is left out. Raises UserError for a setting that its method does not have.
     """
     strengths: Strengths = {}
     policies: dict[str, dict[str, Any]] = {}
@@ -135,16 +135,18 @@ def strength_policies(
             check_policy(fields, recipe.train, f"compare: the strengths of '{entry.name}'")
             if fields not in seen:
                 seen.append(fields)
-                policy = f"{entry.name}/{_label(trial)}"
+                policy = _policy(entry.name, trial, recipe)
                 strengths[entry.name][policy] = trial
                 policies[policy] = fields
     return strengths, policies
 
 
-def _label(trial: dict[str, Any]) -> str:
+def _policy(name: str, trial: dict[str, Any], recipe: Recipe) -> str:
     values = {key.rpartition(".")[2]: value for key, value in trial.items()}
     named = (f"{key}-{value:g}" if isinstance(value, float) else f"{key}-{value}" for key, value in values.items())
-    return slug("_".join(named)) or "default"
+    earlier = f"{name}/default"  # so called by an earlier version
+    unchanged = earlier if (Path(recipe.output_dir) / "policies" / earlier).is_dir() else name
+    return f"{name}/{label}" if (label := slug("_".join(named))) else unchanged
 
 
 def check_frontier(recipe: Recipe, reward: SumReward, policies: Iterable[dict[str, Any]]) -> None:

@@ -15,18 +15,19 @@ import yaml
 
 from leftover import cli
 from leftover.commands.compare.frontier import frontier, make_strengths, strength_policies
-from leftover.commands.compare.methods import Entry
+from leftover.commands.compare.methods import Entry, resolve
 from leftover.commands.compare.run import Options, compare
 from leftover.errors import UserError
 from leftover.evaluation.frontier import best_of_n_kl
+from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from tests.commands.compare.test_compare import trained_runs
 from tests.conftest import scored_rows
 from tests.forked import ForkedModule
 
 METHODS = "nll,a_lol_kl"
-POLICIES = ["nll/default", "nll/learning_rate_factor-0.3", "nll/learning_rate_factor-3"]
-POLICIES += ["a_lol_kl/default", "a_lol_kl/beta-0.03", "a_lol_kl/beta-0.3"]
+POLICIES = ["nll", "nll/learning_rate_factor-0.3", "nll/learning_rate_factor-3"]
+POLICIES += ["a_lol_kl", "a_lol_kl/beta-0.03", "a_lol_kl/beta-0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +150,32 @@ def test_the_same_command_again_computes_nothing_and_others_only_what_is_new(
     assert list(results["curves"]) == ["best of n", "nll", "a_lol_seq"]
 
 
+def test_what_a_run_has_trained_is_a_strength_already(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = make_recipe(content | {"output_dir": str(tmp_path / "run"), "seeds": [0]})
+    run(mine, until="train")
+    trained = trained_runs(monkeypatch)
+    frontier(mine, Options(methods="nll"))
+    assert sorted(trained) == [("nll/learning_rate_factor-0.3", 0), ("nll/learning_rate_factor-3", 0)]
+    (tmp_path / "run/policies/nll/default").mkdir()  # as an earlier version called it
+    _, policies = strength_policies(resolve("nll", mine)[0], {"nll": [{}]}, mine)
+    assert list(policies) == ["nll/default"]
+
+
 def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
     finished: Any, content: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run/policies/nll/default/seed-0/evaluations.jsonl").unlink()
+    (tmp_path / "run/policies/nll/seed-0/evaluations.jsonl").unlink()
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    del manifest["checkpoints of nll/default-seed-0"]
+    del manifest["checkpoints of nll-seed-0"]
     (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
     results, failed = frontier(make_recipe(content | {"output_dir": str(tmp_path / "run")}), Options(methods=METHODS))
-    assert [str(job) for job in failed] == list(results["failed"]) == ["nll/default-seed-0"]
-    assert re.search(r"evaluations\.jsonl is missing.*output_dir", results["failed"]["nll/default-seed-0"])
+    assert [str(job) for job in failed] == list(results["failed"]) == ["nll-seed-0"]
+    assert re.search(r"evaluations\.jsonl is missing.*output_dir", results["failed"]["nll-seed-0"])
     assert results["curves"]["a_lol_kl"] == finished[1]["curves"]["a_lol_kl"]
-    assert {point["policy"] for point in results["points"]} == {*POLICIES} - {"nll/default"}
+    assert {point["policy"] for point in results["points"]} == {*POLICIES} - {"nll"}
 
 
 def test_what_is_missing_is_made_in_processes_of_their_own_and_gives_the_same_numbers(
@@ -171,11 +185,11 @@ def test_what_is_missing_is_made_in_processes_of_their_own_and_gives_the_same_nu
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/frontier")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    lost = ("checkpoints of reference", "checkpoints of nll/default-seed-0", "policy nll/default, seed 0")
+    lost = ("checkpoints of reference", "checkpoints of nll-seed-0", "policy nll, seed 0")
     kept = {name: entry for name, entry in manifest.items() if name not in lost}
     (tmp_path / "run/manifest.json").write_text(json.dumps(kept))
     for path in finished[0].glob("frontier/*"):
-        if path.name not in ("reference.jsonl", "nll_default-seed-0.jsonl"):
+        if path.name not in ("reference.jsonl", "nll-seed-0.jsonl"):
             (tmp_path / "run/frontier").mkdir(exist_ok=True)
             shutil.copy(path, tmp_path / "run/frontier")
     mine = make_recipe(content | {"output_dir": str(tmp_path / "run")})
@@ -243,8 +257,8 @@ def test_strengths_are_the_methods_own_or_those_that_are_asked_for() -> None:
 def test_a_strength_that_a_method_has_already_is_trained_once() -> None:
     entry = Entry("mine", {"objective": "dpo", "objective_settings": {"beta": 0.3}}, "")
     strengths, policies = strength_policies([entry], make_strengths([entry], (), recipe()), recipe())
-    assert list(strengths["mine"]) == list(policies) == ["mine/default", "mine/beta-0.03"]
-    assert policies["mine/default"] == entry.fields
+    assert list(strengths["mine"]) == list(policies) == ["mine", "mine/beta-0.03"]
+    assert policies["mine"] == entry.fields
 
 
 def test_a_strength_of_a_setting_that_a_method_has_not_names_the_method() -> None:
