@@ -124,7 +124,8 @@ def strength_policies(
 ) -> tuple[Strengths, dict[str, dict[str, Any]]]:
     """Every strength as a policy NAME/SETTING-VALUE, and NAME, which a run of the recipe has trained already.
 
-    A strength that changes nothing of an earlier one is left out. Raises UserError for a setting that its method does not have.
+    A strength that changes nothing of an earlier one is left out. Raises UserError for a setting that its method does
+    not have.
     """
     strengths: Strengths = {}
     policies: dict[str, dict[str, Any]] = {}
