@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from leftover.recipe.sections import Recipe
 
 # Whose work the processes of a launch share.
-_SHARED = ("run", "prepare", "train", "evaluate")
+_SHARED = ("run", "prepare", "train", "evaluate", "generate")
 _EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows the traceback."
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from leftover import pipeline
 from leftover.evaluation.gather import gather as results_of
+from leftover.monitoring.ranks import is_main_process, join
 from leftover.publish import hub
 from leftover.publish.card import write_cards
 from leftover.recipe.files import load_recipe
@@ -29,6 +30,7 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
         return pipeline.run(recipe, until)
     check(recipe)
     hub.check_login([target.hub_id for target in hub.targets(recipe)])
+    join()
     whole = Run(recipe)
     try:
         claim(whole)
@@ -37,10 +39,11 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
         whole.close()
 
 
-def _run_rounds(whole: Run) -> dict[str, Any]:
+def _run_rounds(whole: Run) -> dict[str, Any] | None:
     recipe, number = whole.recipe, rounds_of(whole.recipe).number
     written = whole.folder / "rounds.json"
-    written.unlink(missing_ok=True)  # it may be about other settings
+    if is_main_process():
+        written.unlink(missing_ok=True)  # it may be about other settings
     pipeline.run(first_round(recipe), "prepare")
     prompts = training_prompts(Run(first_round(recipe)))
     first = _done(first_round(recipe, len(prompts)), 1, number)
@@ -55,6 +58,8 @@ def _run_rounds(whole: Run) -> dict[str, Any]:
             # The last one's report is about all rounds.
             until = "evaluate" if (policy, following) == (recipe.main_policy, number) else "report"
             chains[policy].append(_done(made, following, number, until))
+    if not is_main_process():
+        return None
     results = gather(recipe, chains)
     write_json(written, results)
     _publish(whole, chains[recipe.main_policy][-1])

@@ -15,7 +15,7 @@ from leftover.runs.claim import open_run
 CONFIGURATIONS = sorted(Path("recipes/accelerate").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("verb", ["compare", "generate", "demo", "judge", "inspect"])
+@pytest.mark.parametrize("verb", ["compare", "demo", "judge", "inspect"])
 def test_commands_that_share_nothing_are_refused(verb: str, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stop:

@@ -127,3 +127,32 @@ def test_another_number_of_processes_goes_on_with_the_same_batches_or_is_refused
     weights = [load_file(tmp_path / n / "run/policies/a_lol_seq/seed-0/model.safetensors") for n in ("whole", "killed")]
     for name, values in weights[0].items():
         torch.testing.assert_close(weights[1][name], values, atol=1e-4, rtol=0)
+
+
+def _rounds(content: dict[str, Any], output: str) -> None:
+    from leftover.rounds.run import run as run_rounds
+    from leftover.runs.names import round_folder
+    from leftover.commands.generate.run import generate_rows
+    from leftover.rounds.run import run as run_rounds
+    from leftover.runs.names import round_folder
+
+    run_rounds(make_recipe(content))
+    generate_rows(
+        str(round_folder(Path(content["output_dir"]), 1)), output=output, prompts=None, n=2, max_new_tokens=8, greedy=False,
+        batch_size=4, overwrite=False, temperature=1.0, seed=3, max_prompts=5, unfinished="keep", recipe=None,
+        overrides=(), policy=None, policy_seed=None, reward=None, splits=True,
+    )  # fmt: skip
+
+
+def test_rounds_and_generated_rows_of_two_processes_are_those_of_one(tmp_path: Path, tiny_recipe: Callable) -> None:
+    settings = {"rounds": {"number": 2, "completions_per_prompt": 2, "unfinished": "keep"}}
+    one, two = (recipe(tiny_recipe, tmp_path / n, steps, **settings) for n, steps in (("one", 2), ("two", 1)))
+    _rounds(one, str(tmp_path / "one.jsonl"))
+    as_ranks(2, _rounds, two, str(tmp_path / "two.jsonl"))
+    samples = [next((tmp_path / n).rglob("samples-*.jsonl")).read_text().splitlines() for n in ("one", "two")]
+    generated = [(tmp_path / f"{n}.jsonl").read_text().splitlines() for n in ("one", "two")]
+    for expected, found in (samples, generated):
+        assert len(expected) == len(found) > 0
+        for a, b in zip(expected, found, strict=True):
+            assert json.loads(a)["completion"] == json.loads(b)["completion"]
+    assert (tmp_path / "two/run/rounds.json").is_file()

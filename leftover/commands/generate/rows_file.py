@@ -9,6 +9,7 @@ from typing import Any
 
 from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
+from leftover.monitoring.ranks import is_main_process, told
 from leftover.runs.spelling import rewritten
 from leftover.store.manifest import as_json, changes, read_json, write_json
 
@@ -21,7 +22,7 @@ class RowsFile:
     """`rows.jsonl` and, beside it, `rows.jsonl.state.json`: the key, the number of finished chunks, and counts.
 
     `key` is what the rows depend on. Unless `overwrite`, raises UserError if the file has another key or none, or was
-    cut since.
+    cut since. Of several processes the first writes, and all count.
     """
 
     def __init__(self, path: Path, key: dict[str, Any], overwrite: bool):
@@ -30,28 +31,36 @@ class RowsFile:
         self.path, self.state_path = path, path.with_name(path.name + ".state.json")
         self.chunks, self.complete, self.counts = 0, False, Counter[str]()
         self.key, self._bytes = as_json(key), 0
-        if path.is_file() and not overwrite:
+        if is_main_process():
+            self._open(overwrite)
+        self.chunks, self.complete, self.counts = told((self.chunks, self.complete, self.counts))
+
+    def _open(self, overwrite: bool) -> None:
+        if self.path.is_file() and not overwrite:
             self._take_up()
         if not self.chunks:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.state_path.unlink(missing_ok=True)  # else a run killed here would leave the state of other rows
-            path.write_bytes(b"")
+            self.path.write_bytes(b"")
             self._write_state()
 
     def append(self, rows: Iterable[dict[str, Any]], counts: Mapping[str, float]) -> None:
         """Add the rows of the next chunk and its counts; they are on the disk when this returns."""
-        with self.path.open("ab") as file:
-            for row in rows:
-                file.write((json_line(row, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-            self._bytes = file.tell()
+        if is_main_process():
+            with self.path.open("ab") as file:
+                for row in rows:
+                    file.write((json_line(row, ensure_ascii=False) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+                self._bytes = file.tell()
         self.counts.update(counts)  # adds
         self.chunks += 1
         self._write_state()
 
     def discard(self) -> None:
         """Remove the file and its state."""
+        if not is_main_process():
+            return
         self.path.unlink(missing_ok=True)
         self.state_path.unlink(missing_ok=True)
 

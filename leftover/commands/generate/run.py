@@ -17,6 +17,7 @@ from leftover.errors import UserError
 from leftover.models.generate import copy_numbers
 from leftover.models.load import align_generation_config, load_with, max_positions
 from leftover.models.probe import check_causal
+from leftover.monitoring.ranks import join
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.folders import check_output, held, make_folder
 
@@ -60,6 +61,7 @@ def generate_rows(
 
     `inputs` are those of `open_source`. Raises UserError for an output that holds rows of other settings.
     """
+    join()
     if greedy and (n or 1) > 1:
         raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
     check_output(Path(output))
