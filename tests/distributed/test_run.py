@@ -130,15 +130,14 @@ def test_another_number_of_processes_goes_on_with_the_same_batches_or_is_refused
 
 
 def _rounds(content: dict[str, Any], output: str) -> None:
-    from leftover.rounds.run import run as run_rounds
-    from leftover.runs.names import round_folder
     from leftover.commands.generate.run import generate_rows
     from leftover.rounds.run import run as run_rounds
     from leftover.runs.names import round_folder
 
     run_rounds(make_recipe(content))
     generate_rows(
-        str(round_folder(Path(content["output_dir"]), 1)), output=output, prompts=None, n=2, max_new_tokens=8, greedy=False,
+        str(round_folder(Path(content["output_dir"]), 1)),
+        output=output, prompts=None, n=2, max_new_tokens=8, greedy=False,
         batch_size=4, overwrite=False, temperature=1.0, seed=3, max_prompts=5, unfinished="keep", recipe=None,
         overrides=(), policy=None, policy_seed=None, reward=None, splits=True,
     )  # fmt: skip
