@@ -65,7 +65,7 @@ def test_evaluate_on_pairs_without_a_reward_function(
     start = AutoModelForCausalLM.from_pretrained(tiny_llama_path)
     before = np.array([lp.sum() for lp in reference_pass(start, tokenizer, rows)[0]]).reshape(-1, 2)
     margins = (1.0 if objective == "nll" else 0.1) * ((logps - before)[:, 0] - (logps - before)[:, 1])
-    assert found["eval_rewards/margins"] == pytest.approx(margins.mean(), abs=1e-6)
+    assert found["eval_rewards/margins"] == pytest.approx(margins.mean(), abs=1e-5)
     assert found["eval_rewards/accuracies"] == found["eval_logratio/pair_accuracy"] == (margins > 0).mean()
     assert found["eval_logps/chosen"] == pytest.approx(logps[:, 0].mean(), abs=1e-5)
     assert found["eval_nll"] > 0 and -1 <= found["eval_logratio/rank_correlation"] <= 1
@@ -75,7 +75,7 @@ def test_rows_that_evaluate_gets_are_compared_with_the_reference_while_it_is_kno
     tiny_llama_path: str, tmp_path: Path, caplog: Any
 ) -> None:
     made = trainer(tiny_llama_path, tmp_path, scored_rows(16), objective="nll")
-    assert made.evaluate(PAIRS)["eval_rewards/margins"] == pytest.approx(0, abs=1e-6), "untrained"
+    assert made.evaluate(PAIRS)["eval_rewards/margins"] == pytest.approx(0, abs=1e-5), "untrained"
     made.train()
     assert "eval_rewards/margins" not in made.evaluate(PAIRS) and "eval_logps/chosen" in made.evaluate(PAIRS)
     assert "pass these rows as eval_dataset" in caplog.text
