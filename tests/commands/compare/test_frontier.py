@@ -159,7 +159,7 @@ def test_what_a_run_has_trained_is_a_strength_already(
     frontier(mine, Options(methods="nll"))
     assert sorted(trained) == [("nll/learning_rate_factor-0.3", 0), ("nll/learning_rate_factor-3", 0)]
     (tmp_path / "run/policies/nll/default").mkdir()  # as an earlier version called it
-    _, policies = strength_policies(resolve("nll", mine)[0], {"nll": [{}]}, mine)
+    _, policies = strength_policies(resolve("nll", mine), {"nll": [{}]}, mine)
     assert list(policies) == ["nll/default"]
 
 
