@@ -15,6 +15,7 @@ from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.training.trainer import LoLTrainer
 from tests.forked import as_ranks
+from tests.rewards.reward_rows import planted_rows, write
 
 
 def whole_run(content: dict[str, Any], number: int) -> None:
@@ -155,3 +156,24 @@ def test_rounds_and_generated_rows_of_two_processes_are_those_of_one(tmp_path: P
         for a, b in zip(expected, found, strict=True):
             assert json.loads(a)["completion"] == json.loads(b)["completion"]
     assert (tmp_path / "two/run/rounds.json").is_file()
+
+
+def _scored(content: dict[str, Any]) -> None:
+    run(make_recipe(content), until="prepare")
+
+
+def test_a_scorer_is_fine_tuned_by_one_process_and_scores_by_both(
+    tmp_path: Path, tiny_recipe: Callable, tiny_gpt2_path: str
+) -> None:
+    labels = write(tmp_path / "labels.jsonl", planted_rows("label", 30))
+    scorer = {"type": "fine_tuned", "name": "s", "model": tiny_gpt2_path, "fit": {"path": labels}}
+    functions = [scorer | {"train": {"num_train_epochs": 1, "per_device_train_batch_size": 8}}]
+    one, two = (recipe(tiny_recipe, tmp_path / n, 1, reward={"functions": functions}) for n in ("one", "two"))
+    for content in (one, two):
+        content["reference"]["train"]["max_steps"] = 1
+    run(make_recipe(one), until="prepare")
+    as_ranks(2, _scored, two)
+    facts = [json.loads((tmp_path / n / "run/manifest.json").read_text())["reward s"]["facts"] for n in ("one", "two")]
+    assert facts[0] == facts[1]
+    scores = [columns(tmp_path / n)["score-s/reward/s"] for n in ("one", "two")]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
