@@ -112,10 +112,10 @@ def is_sharded(model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def apart(yes: bool = True) -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Inside, this process works on rows of its own: nothing is shared."""
     global _apart
-    before, _apart = _apart, yes or _apart
+    before, _apart = _apart, True
     try:
         yield
     finally:
