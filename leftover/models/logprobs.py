@@ -9,15 +9,22 @@ completion token get logits, and none of the padding does.
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from leftover.errors import UserError
+from leftover.monitoring.ranks import is_sharded
 
 # How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
 # temporaries small.
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+# Of more logits than these (.5 GiB in bf16, 1 in float32) the head runs in parts.
+MOST_LOGITS = 2**28
+_TRIED = 16  # tokens
+_last: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def completion_logprobs(
@@ -36,11 +43,47 @@ def completion_logprobs(
         [B, T] float32; 0 at padding.
     """
     completion_mask = batch["completion_mask"].bool()
-    logits = completion_logits(model, batch)
     targets = batch["completion_ids"][completion_mask]
-    logits = logits if temperature == 1 else logits / temperature
-    logprobs = selected_logprobs(logits, targets, overwrite_logits)
+    if targets.numel() * _vocabulary(model) > MOST_LOGITS and head_is_last(model):
+        logprobs = _in_parts(model, batch, targets, temperature)
+    else:
+        logits = completion_logits(model, batch)
+        logits = logits if temperature == 1 else logits / temperature
+        logprobs = selected_logprobs(logits, targets, overwrite_logits)
     return torch.zeros(completion_mask.shape, device=logprobs.device).masked_scatter(completion_mask, logprobs)
+
+
+def _in_parts(model: nn.Module, batch: Mapping[str, Tensor], targets: Tensor, temperature: float) -> Tensor:
+    """[N] log-probabilities, the head some positions at a time; its logits are computed again for the gradient."""
+    input_ids, predicting = join(batch)
+    with head_sees_only(model, predicting, input_ids.shape[1], run_on=1) as captured:
+        model(input_ids=input_ids, use_cache=False)
+    head, hidden = output_head(model), captured["hidden"][0]
+
+    def part(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = head(hidden)
+        return selected_logprobs(logits if temperature == 1 else logits / temperature, targets, overwrite_logits=True)
+
+    size = max(1, MOST_LOGITS // (8 * _vocabulary(model)))
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
+
+
+def head_is_last(model: Any) -> bool:
+    """Whether a model's logits are what its head gives, without a cap or a scale; so that the head can run alone.
+
+    Found once for every model, by a pass over a few tokens. Never of weights that lie in parts on several processes:
+    those of the head are whole inside the model's own pass alone.
+    """
+    inner = getattr(model, "module", model)
+    if inner not in _last:
+        given: list[Tensor] = []
+        keep = output_head(model).register_forward_hook(lambda _, __, output: given.append(output))
+        ids = torch.arange(min(_TRIED, _vocabulary(model)), device=next(inner.parameters()).device)[None]
+        with keep, torch.no_grad():
+            logits = inner(input_ids=ids, use_cache=False).logits
+        _last[inner] = not is_sharded(model) and torch.equal(given[-1].to(logits.dtype), logits)
+    return _last[inner]
 
 
 def completion_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -72,8 +115,12 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_sees_only(model: Any, positions: Tensor, width: int) -> Iterator[dict[str, Tensor]]:
+def head_sees_only(
+    model: Any, positions: Tensor, width: int, run_on: int | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Inside, the model's head gets only the hidden states at `positions` of [B L], L = `width`: logits [1, N, V].
+
+    `run_on`: it runs on so many of them alone.
 
     Of the last forward these are `captured["hidden"]` [1, N, H]. The model's own forward runs around it, so that what
     it does to logits (soft caps, scales) and its wrappers (PEFT, DDP, FSDP) stay in force.
@@ -88,7 +135,7 @@ def head_sees_only(model: Any, positions: Tensor, width: int) -> Iterator[dict[s
                 "or adapter cannot be trained or scored here"
             )
         captured["hidden"] = states.flatten(0, 1)[positions].unsqueeze(0)
-        return captured["hidden"]
+        return captured["hidden"][:, :run_on]
 
     with output_head(model).register_forward_pre_hook(gather):
         yield captured
@@ -100,6 +147,12 @@ def output_head(model: Any) -> nn.Module:
     if head is None:
         raise UserError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
     return head
+
+
+def _vocabulary(model: Any) -> int:
+    """How many logits a position gets."""
+    weight: Any = output_head(model).weight
+    return int(weight.shape[0])
 
 
 def of_tokens(model: Any, states: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from leftover.data.collate import Collator
 from leftover.models import logprobs as module
-from leftover.models.logprobs import completion_logprobs, join, selected_logprobs
+from leftover.models.logprobs import completion_logprobs, head_is_last, join, output_head, selected_logprobs
 
 
 def make_rows(count=9, seed=0, vocabulary=200):
@@ -75,6 +75,31 @@ def test_the_size_of_the_chunks_changes_nothing(elements, overwrite, monkeypatch
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     (ours,) = torch.autograd.grad(found, logits, upstream)
     torch.testing.assert_close(ours, gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_head_that_runs_in_parts_gives_the_same_numbers_and_gradients(model, temperature, monkeypatch):
+    batch, found = Collator(0)(make_rows()), []
+    for most in (2**28, 2_000):
+        monkeypatch.setattr(module, "MOST_LOGITS", most)
+        model.zero_grad()
+        logprobs = completion_logprobs(model, batch, overwrite_logits=True, temperature=temperature)
+        (logprobs.sum(1) * torch.arange(1.0, 10)).sum().backward()
+        found.append([logprobs.detach()] + [p.grad.clone() for p in model.parameters()])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+    assert head_is_last(model) == (type(model) is not Gemma2ForCausalLM), "what caps its logits runs whole"
+
+
+def test_a_head_in_parts_never_holds_all_logits(tiny_llama_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_path)
+    sizes = []
+    assert head_is_last(model)
+    monkeypatch.setattr(module, "MOST_LOGITS", 40 * model.config.vocab_size)
+    with output_head(model).register_forward_hook(lambda _, __, output: sizes.append(output.numel())):
+        completion_logprobs(model, Collator(0)(make_rows())).sum().backward()
+    assert max(sizes) <= 5 * model.config.vocab_size, "an eighth at a time"
+    assert sum(sizes) > 2 * 40 * model.config.vocab_size, "computed again for the gradient"
 
 
 def test_huge_logits_do_not_overflow():
