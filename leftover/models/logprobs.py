@@ -21,8 +21,9 @@ from leftover.monitoring.ranks import is_sharded
 # How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
 # temporaries small.
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-# Of more logits than these (.5 GiB in bf16, 1 in float32) the head runs in parts.
-MOST_LOGITS = 2**28
+# Of more logits than these (.4 GB in float32 on a CPU, 1 GB in bf16 on a GPU) the head runs in parts, which costs a
+# fourth product with it.
+MOST_LOGITS = {"cpu": 10**8, "cuda": 2**29}
 _TRIED = 16  # tokens
 _last: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
@@ -44,7 +45,7 @@ def completion_logprobs(
     """
     completion_mask = batch["completion_mask"].bool()
     targets = batch["completion_ids"][completion_mask]
-    if targets.numel() * _vocabulary(model) > MOST_LOGITS and head_is_last(model):
+    if targets.numel() * _vocabulary(model) > _most_logits(targets) and head_is_last(model):
         logprobs = _in_parts(model, batch, targets, temperature)
     else:
         logits = completion_logits(model, batch)
@@ -64,9 +65,13 @@ def _in_parts(model: nn.Module, batch: Mapping[str, Tensor], targets: Tensor, te
         logits = head(hidden)
         return selected_logprobs(logits if temperature == 1 else logits / temperature, targets, overwrite_logits=True)
 
-    size = max(1, MOST_LOGITS // (8 * _vocabulary(model)))
+    size = max(1, _most_logits(targets) // (8 * _vocabulary(model)))
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
     return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])
+
+
+def _most_logits(tensor: Tensor) -> int:
+    return MOST_LOGITS.get(tensor.device.type, MOST_LOGITS["cuda"])
 
 
 def head_is_last(model: Any) -> bool:

@@ -81,7 +81,7 @@ def test_the_size_of_the_chunks_changes_nothing(elements, overwrite, monkeypatch
 def test_a_head_that_runs_in_parts_gives_the_same_numbers_and_gradients(model, temperature, monkeypatch):
     batch, found = Collator(0)(make_rows()), []
     for most in (2**28, 2_000):
-        monkeypatch.setattr(module, "MOST_LOGITS", most)
+        monkeypatch.setitem(module.MOST_LOGITS, "cpu", most)
         model.zero_grad()
         logprobs = completion_logprobs(model, batch, overwrite_logits=True, temperature=temperature)
         (logprobs.sum(1) * torch.arange(1.0, 10)).sum().backward()
@@ -95,7 +95,7 @@ def test_a_head_in_parts_never_holds_all_logits(tiny_llama_path, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_path)
     sizes = []
     assert head_is_last(model)
-    monkeypatch.setattr(module, "MOST_LOGITS", 40 * model.config.vocab_size)
+    monkeypatch.setitem(module.MOST_LOGITS, "cpu", 40 * model.config.vocab_size)
     with output_head(model).register_forward_hook(lambda _, __, output: sizes.append(output.numel())):
         completion_logprobs(model, Collator(0)(make_rows())).sum().backward()
     assert max(sizes) <= 5 * model.config.vocab_size, "an eighth at a time"
