@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test bench lint typecheck newcomer clean
+.PHONY: demo real test bench bench-rows lint typecheck newcomer clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
@@ -34,6 +34,9 @@ test: $(VENV)/installed lint typecheck
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+bench-rows: $(VENV)/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.many_rows
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -158,9 +158,12 @@ def import_times(runs: int = 7) -> list[dict[str, Any]]:
     return out
 
 
-def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
-    """`prepare` and 20 steps of `train` on generated rows with a tiny model, in this process."""
-    from leftover.demo.grammar import make_rows
+def many_rows(num_rows: int, folder: Path, recorded: bool = False) -> dict[str, Any]:
+    """`prepare` and 20 steps of `train` on generated rows with a tiny model, in this process.
+
+    recorded: the scores are those of the rows, which the value is fitted on; `inspect` is measured too.
+    """
+    from leftover.commands.inspect import inspect
     from leftover.demo.run import train_tokenizer
     from leftover.pipeline import run
     from leftover.recipe.files import make_recipe
@@ -168,11 +171,9 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     path = folder / "rows.jsonl"
-    with path.open("w") as file:
-        for start in range(0, num_rows, 1000):  # rows are not held in this process
-            for row in make_rows(min(1000, num_rows - start), seed=start):
-                file.write(json.dumps(row) + "\n")
-    train_tokenizer([row["prompt"] + row["completion"] for row in make_rows(500, 0)]).save_pretrained(folder / "tokens")
+    sample = write_rows(path, num_rows, recorded)
+    train_tokenizer([row["prompt"] + row["completion"] for row in sample]).save_pretrained(folder / "tokens")
+    scorer = {"type": "column"} if recorded else {"type": "python", "function": "leftover.demo.grammar:score_answers"}
     content = {
         "name": "many",
         "output_dir": str(folder / "run"),
@@ -189,9 +190,9 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
             "tokenizer": str(folder / "tokens"),
         },
         "data": {"path": str(path), "max_prompt_tokens": 64, "max_completion_tokens": 64},
-        "reward": {"functions": [{"type": "python", "function": "leftover.demo.grammar:score_answers"}]},
+        "reward": {"functions": [scorer]},
         "reference": {"train": {"max_steps": 20}},
-        "value": {"num_prompts": 300},
+        "value": {"targets": "recorded", "candidates": ["constant", "ridge"]} if recorded else {"num_prompts": 300},
         "train": {"max_steps": 20},
         "evaluate": {"max_selection_prompts": 16, "max_new_tokens": 16},
     }
@@ -201,16 +202,31 @@ def many_rows(num_rows: int, folder: Path) -> dict[str, Any]:
         trained = seconds(lambda: run(make_recipe(content), until="train"))
     blocks = ("rows", "split", "tokens", "reward", "reference", "value")
     opened = seconds(lambda: open_run(make_recipe(content)).table.open(*blocks)[num_rows // 2])
+    inspected = seconds(lambda: inspect(str(path), output=str(folder / "page.html"))) if recorded else None
     return {
         "rows": num_rows,
         "prepare_s": prepared,
         "train_s": trained,
         "open_s": opened,
+        "inspect_s": inspected,
         "prepare_mib": after_prepare,
         "train_mib": peak.mib,
         "prepare_resident_mib": resident_after_prepare,
         "train_resident_mib": peak_mib(),
     }
+
+
+def write_rows(path: Path, num_rows: int, recorded: bool) -> list[dict[str, Any]]:
+    """Rows of the demonstration, a thousand in memory at a time, with scores if `recorded`; returns some of them."""
+    from leftover.demo.grammar import make_rows, score_answers
+
+    with path.open("w") as file:
+        for start in range(0, num_rows, 1000):
+            rows = make_rows(min(1000, num_rows - start), seed=start)
+            scores = score_answers([row["prompt"] for row in rows], [row["completion"] for row in rows])
+            for row, score in zip(rows, scores, strict=True):
+                file.write(json.dumps(row | ({"reward": score} if recorded else {})) + "\n")
+    return make_rows(500, 0)
 
 
 class AnonymousPeak:
@@ -235,8 +251,9 @@ class AnonymousPeak:
             self.mib = max(self.mib, status_mib("RssAnon"))
 
 
-def many_rows_apart(num_rows: int) -> dict[str, Any]:
+def many_rows_apart(num_rows: int, recorded: bool = False) -> dict[str, Any]:
     """`many_rows` in a process of its own, so that its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
-        code = f"from benchmarks.others import *; print(json.dumps(many_rows({num_rows}, Path({folder!r}))))"
+        call = f"many_rows({num_rows}, Path({folder!r}), {recorded})"
+        code = f"from benchmarks.others import *; print(json.dumps({call}))"
         return result_of("-c", code)

@@ -232,3 +232,14 @@ def test_every_script_runs(
 
 def test_the_scripts_are_found() -> None:
     assert sorted(SMOKE) == SCRIPTS
+
+
+def test_tables_of_many_rows_are_measured_with_their_scores(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def measured(size: int, recorded: bool) -> dict[str, Any]:
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        return others.many_rows(120, folder, recorded) | {"rows": size}
+
+    monkeypatch.setattr(others, "many_rows_apart", measured)
+    run(monkeypatch, "benchmarks.many_rows", "1000")
+    assert "| 1,000 | " in capsys.readouterr().out
