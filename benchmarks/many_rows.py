@@ -1,4 +1,4 @@
-"""`make bench-rows`: tables of up to five million rows with recorded scores, a tiny model.
+"""`make bench-rows`: tables of up to five million rows with recorded scores, a tiny model. Memory: beyond 100 rows.
 
 python -m benchmarks.many_rows [ROWS ...]     each in a process of its own; 10,000, 100,000, 1,000,000 and 5,000,000
 """
@@ -19,9 +19,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     empty = others.many_rows_apart(_EMPTY, recorded=True)
-    print(
-        "| rows | prepare, ms a row | train, s | opening, s | inspect, s | own memory beyond 100 rows, MiB | bytes a row |"
-    )
+    print("| rows | prepare, ms a row | train, s | opening, s | inspect, s | own memory, MiB | own bytes a row |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for size in parser.parse_args().rows:
         found = others.many_rows_apart(size, recorded=True)

@@ -213,11 +213,23 @@ def smoke_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "A real model: model" in written and "end to end against TRL DPO" in written and "100,000" in written
 
 
+def smoke_many_rows(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    def measured(size: int, recorded: bool) -> dict[str, Any]:
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        return others.many_rows(120, folder, recorded) | {"rows": size}
+
+    monkeypatch.setattr(others, "many_rows_apart", measured)
+    run(monkeypatch, "benchmarks.many_rows", "1000")
+    assert "| 1,000 | " in capsys.readouterr().out
+
+
 SMOKE: dict[str, Callable[..., None]] = {
     "__main__.py": smoke_all,
     "dry_run_memory.py": smoke_dry_run_memory,
     "end_to_end.py": smoke_end_to_end,
     "gpu.py": smoke_gpu,
+    "many_rows.py": smoke_many_rows,
     "worker.py": smoke_worker,
 }
 
@@ -232,14 +244,3 @@ def test_every_script_runs(
 
 def test_the_scripts_are_found() -> None:
     assert sorted(SMOKE) == SCRIPTS
-
-
-def test_tables_of_many_rows_are_measured_with_their_scores(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    def measured(size: int, recorded: bool) -> dict[str, Any]:
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        return others.many_rows(120, folder, recorded) | {"rows": size}
-
-    monkeypatch.setattr(others, "many_rows_apart", measured)
-    run(monkeypatch, "benchmarks.many_rows", "1000")
-    assert "| 1,000 | " in capsys.readouterr().out
