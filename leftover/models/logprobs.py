@@ -120,9 +120,7 @@ def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def head_sees_only(
-    model: Any, positions: Tensor, width: int, run_on: int | None = None
-) -> Iterator[dict[str, Tensor]]:
+def head_sees_only(model: Any, positions: Tensor, width: int, run_on: int | None = None) -> Iterator[dict[str, Tensor]]:
     """Inside, the model's head gets only the hidden states at `positions` of [B L], L = `width`: logits [1, N, V].
 
     `run_on`: it runs on so many of them alone.
