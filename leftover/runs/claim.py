@@ -7,7 +7,7 @@ from leftover.data.formats import check_files
 from leftover.errors import UserError, first_line, located, looked_for
 from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
-from leftover.monitoring.ranks import join, wait
+from leftover.monitoring.ranks import is_main_process, join, wait
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
@@ -69,7 +69,9 @@ def claim(run: Run) -> None:
 
 
 def _check_folder(run: Run) -> None:
-    """UserError unless the folder is new, empty, or holds this run."""
+    """UserError unless the folder is new, empty, or holds this run; of several processes the first looks."""
+    if not is_main_process():  # which may be writing there already
+        return
     saved = run.folder / "recipe.yaml"
     # A full disk may leave the temporary file, and a process that was killed the lock.
     left = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}
