@@ -152,8 +152,9 @@ def keep_total_batch(args: LoLConfig | PPOConfig, checkpoints: Path, unfinished:
     """
     path = checkpoints / "launch.json"
     batches = args.gradient_accumulation_steps * args.world_size
-    if unfinished and path.is_file():
-        begun = read_json(path)
+    # Read by the first, which writes it below: another might read what is written.
+    begun = told(read_json(path) if is_main_process() and unfinished and path.is_file() else None)
+    if begun:
         batches = begun["processes"] * begun["gradient_accumulation_steps"]
         if batches % args.world_size:
             fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
