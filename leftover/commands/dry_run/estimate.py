@@ -82,7 +82,8 @@ def estimate_run(
     references = [training for training in trainings if training.name == "reference"]
     policies = [replace(t, runs=num_runs or len(recipe.seeds)) for t in trainings if t.name != "reference"]
     config, shape_from = find_config(section)
-    scorers = fittings(recipe, {"reward": reward, "judge": Run(recipe).judges if evaluates or frontier else None})
+    judges = Run(recipe).judges if evaluates or frontier else None
+    scorers = fittings(recipe, {"reward": reward, "judge": judges}, with_memory)
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)

@@ -34,21 +34,21 @@ class Fitting:
     passing: int | None = None  # the peak of a step, beside weights and optimizer states
 
 
-def fittings(recipe: Recipe, rewards: dict[str, SumReward | None]) -> list[Fitting]:
+def fittings(recipe: Recipe, rewards: dict[str, SumReward | None], with_memory: bool) -> list[Fitting]:
     """One for every scorer that is fine-tuned on rows, of `reward` and `judge`.
 
-    Raises UserError for rows that the run would refuse.
+    Without memory no pass is traced. Raises UserError for rows that the run would refuse.
     """
     found = []
     for purpose, reward in rewards.items():
         for name, component in ({} if reward is None else reward.components).items():
             scorer = learner(component)
             if isinstance(scorer, FineTunedReward) and scorer.path is None:
-                found.append(_fitting(f"{purpose} {name}", scorer, recipe))
+                found.append(_fitting(f"{purpose} {name}", scorer, recipe, with_memory))
     return found
 
 
-def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe) -> Fitting:
+def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe, with_memory: bool) -> Fitting:
     data = recipe.data if scorer.data is None else scorer.data
     if not all(Path(path).is_file() for path in data.paths):
         return Fitting(name)
@@ -69,7 +69,7 @@ def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe) -> Fitting:
         steps,
         _operations(model, plan, steps * rows / len(plan.train)),
         sum(p.nbytes for p in model.parameters()),
-        _passing(model, plan, autocast_dtype(settings.train)),
+        _passing(model, plan, autocast_dtype(settings.train)) if with_memory else None,
     )
 
 
