@@ -87,7 +87,7 @@ def test_rewards_exist_and_cannot_be_negative(name: str) -> None:
 def test_the_dry_run_is_printed_before_anything_is_downloaded(
     name: str, capsys: Any, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)  # what takes time
+    monkeypatch.setattr("leftover.commands.dry_run.memory.try_to_trace", lambda *args: None)  # what takes time
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:  # the costs are told all the same
@@ -104,7 +104,7 @@ def test_the_dry_run_of_rows_that_are_here_counts_them(name: str, capsys: Any, m
     recipe = recipe_of(name)
     if not all(Path(path).exists() or on_the_hub(path) for path in data_files(recipe.data)):
         pytest.skip("the rows are not here")
-    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.memory.try_to_trace", lambda *args: None)
     monkeypatch.setenv("COLUMNS", "200")
     cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
     said = capsys.readouterr().out

@@ -1,7 +1,6 @@
 """The lines of the memory and disk tables: what each stage holds at once, in bytes."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from leftover.commands.dry_run.checks import Settings
 from leftover.commands.dry_run.scorers import Fitting
 from leftover.commands.dry_run.shape import Shape
 from leftover.commands.dry_run.sources import Source
-from leftover.commands.dry_run.trace import Traced
+from leftover.commands.dry_run.trace import Traced, try_to_trace
 from leftover.commands.dry_run.work import Sizes
 from leftover.models.load import torch_dtype
 from leftover.models.logprobs import CHUNK_ELEMENTS
@@ -21,8 +20,6 @@ from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.runs.names import logprob_columns
 from leftover.training.trainer import part_size
-
-log = logging.getLogger(__name__)
 
 # Bytes of optimizer states a trained parameter, unless they are two numbers of the parameter's own size. Those of
 # bitsandbytes: 32 or 8 bits a number. Adafactor keeps sums of rows and columns, which hardly count.
@@ -137,13 +134,13 @@ class Holding:
             held = weights + (shape.trainable_bytes if copied else 0)
             who = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} alike"
             for label, tokens in self._row_sizes().items():
-                passing = _traced(training_bytes, traced, shape, settings, tokens)
+                passing = try_to_trace(training_bytes, traced, shape, settings, tokens)
                 yield Memory(f"training step, {label}: {who}", held, states, passing, rewards)
             if generates and not fitted:
                 writing = self._writing(traced, args.per_device_eval_batch_size, settings.dtype)
                 yield Memory(f"validation while training: {who}", held, states, writing, rewards)
         tokens = next(iter(self._row_sizes().values()))
-        passing = _traced(_pass_bytes, traced, shape, tokens, recipe.compute_dtype)
+        passing = try_to_trace(_pass_bytes, traced, shape, tokens, recipe.compute_dtype)
         yield Memory("reference log-probabilities", weights, 0, passing, self._rewards("reward"))
         if evaluates:
             writing = self._writing(traced, recipe.evaluate.batch_size, recipe.compute_dtype)
@@ -211,17 +208,9 @@ class Holding:
         recipe, known = self.recipe, self.sizes.tokens
         longest = recipe.data.max_prompt_tokens if known is None else int(known.prompts[known.kept].max())
         sizes = rows, longest, recipe.max_new_tokens
-        return _traced(writing_bytes, traced, self.shape, recipe.model.dtype, compute_dtype, *sizes)
+        return try_to_trace(writing_bytes, traced, self.shape, recipe.model.dtype, compute_dtype, *sizes)
 
     def _rewards(self, *purposes: str) -> int:
         """Weights of the reward models whose size is known; each is loaded once, and stays."""
         models = [source for source in self.sources if source.purpose in purposes]
         return sum(getattr(torch, s.dtype, torch.float32).itemsize * (s.parameters or 0) for s in models)
-
-
-def _traced(measured: Callable[..., int], *args: object) -> int | None:
-    try:
-        return measured(*args)
-    except Exception as error:  # a model's own code may look at values, which tensors without data have not
-        log.debug("the model's passes cannot be traced", exc_info=error)
-        return None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from leftover.commands.dry_run.trace import Live
+from leftover.commands.dry_run.trace import Live, try_to_trace
 from leftover.errors import UserError
 from leftover.models.load import torch_dtype
 from leftover.recipe.sections import Recipe, autocast_dtype
@@ -69,7 +69,7 @@ def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe, with_memory: bo
         steps,
         _operations(model, plan, steps * rows / len(plan.train)),
         sum(p.nbytes for p in model.parameters()),
-        _passing(model, plan, autocast_dtype(settings.train)) if with_memory else None,
+        try_to_trace(_passing, model, plan, autocast_dtype(settings.train)) if with_memory else None,
     )
 
 
@@ -82,7 +82,7 @@ def _operations(model: Any, plan: Plan, epochs: float) -> float:
     return 2.0 * weights * epochs * (3 * trained + chosen)
 
 
-def _passing(model: Any, plan: Plan, dtype: str | None) -> int | None:
+def _passing(model: Any, plan: Plan, dtype: str | None) -> int:
     """The peak of a step on the longest rows, or of scoring the rows that choose."""
     args, mode = plan.args, FakeTensorMode()
     compute = None if dtype is None else torch_dtype(dtype)
@@ -97,12 +97,8 @@ def _passing(model: Any, plan: Plan, dtype: str | None) -> int | None:
                 scores.backward()
         return live.peak
 
-    try:
-        with mode:
-            model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-            step = peak(plan.train, args.train_batch_size, True)
-            model.zero_grad()
-            return max(step, peak(plan.choosing, args.eval_batch_size, False))
-    except Exception as error:  # a model's own code may look at values, which tensors without data have not
-        log.debug("a pass of the scorer cannot be traced", exc_info=error)
-        return None
+    with mode:
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        step = peak(plan.train, args.train_batch_size, True)
+        model.zero_grad()
+        return max(step, peak(plan.choosing, args.eval_batch_size, False))

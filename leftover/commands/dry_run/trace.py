@@ -1,6 +1,8 @@
 """The memory of a model's passes, measured by running them on tensors without data."""
 
+import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from leftover.models.logprobs import head_sees_only, selected_logprobs
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
+
+log = logging.getLogger(__name__)
 
 # Attention without a mask, as a causal model computes it for rows from position 0 (`leftover.models.logprobs`). On
 # tensors without data transformers cannot see that no mask is needed, and would make one.
@@ -148,3 +152,12 @@ class Live(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+def try_to_trace(measured: Callable[..., int], *args: object) -> int | None:
+    """What `measured` gives; None if a pass cannot be traced."""
+    try:
+        return measured(*args)
+    except Exception as error:  # a model's own code may look at values, which tensors without data have not
+        log.debug("the model's passes cannot be traced", exc_info=error)
+        return None

@@ -18,7 +18,7 @@ from tests.conftest import scored_rows
 @pytest.fixture
 def said(tmp_path: Path, tiny_recipe: Callable, monkeypatch: Any, capsys: Any) -> Callable[..., str]:
     """`said(*options, rows=None, **sections)`: what the dry run prints, or the error that it exits with."""
-    monkeypatch.setattr("leftover.commands.dry_run.memory._traced", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.memory.try_to_trace", lambda *args: None)
 
     def run(*options: str, rows: Any = None, **sections: Any) -> str:
         content = tiny_recipe(tmp_path, rows=grouped() if rows is None else rows, **sections)
