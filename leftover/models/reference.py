@@ -215,7 +215,11 @@ def model_identity(path: str, hashes: FileHashes | None = None) -> str:
             identity["base"] = model_identity(base_path(path), hashes)
         return digest(identity)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    config = try_to_load_from_cache(path, "config.json")
+    try:
+        config = try_to_load_from_cache(path, "config.json")
+    except HFValidationError:
+        raise UserError(f"{path}: there is no such folder, and no model on the Hub can have that name") from None
     commit = Path(config).parent.name if isinstance(config, str) else "unresolved"
     return f"{path}@{commit}"

@@ -100,7 +100,10 @@ class ValueSection(Section):
     num_prompts: NumPrompts = "auto"
     samples_per_prompt: int = Field(1, gt=0)
     decoding: Literal["sample", "greedy"] = "sample"
-    folds: int = Field(5, gt=1)  # recorded: cross-fitting by prompt
+    # reference_samples: V of a prompt that was sampled for is moved towards the mean of its own samples, by the weight
+    # that explains most of the rows' rewards (prepare/value/own_samples.py). Ask for as many `num_prompts` as train.
+    own_samples: bool = False
+    folds: int = Field(5, gt=1)  # recorded and own_samples: cross-fitting by prompt
     head_epochs: int = Field(30, gt=0)
     head_learning_rate: float = Field(1e-3, gt=0)
     bounds: tuple[_Bound, _Bound] | None = None  # declared bounds of the reward: the value is clipped to them

@@ -7,7 +7,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from leftover.errors import UserError
 from leftover.models.load import save_model
+from leftover.models.reference import model_identity
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -20,3 +22,9 @@ def test_saved_weights_can_be_read_by_whoever_can_read_the_config(
     save_model(model, tokenizer, tmp_path)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert any(name.endswith(".safetensors") for name in modes) and len(set(modes.values())) == 1
+
+
+def test_a_folder_that_is_not_there_is_named():
+    # The Hub's library refuses such a name with an error of its own.
+    with pytest.raises(UserError, match=r"^\.models/nowhere: there is no such folder"):
+        model_identity(".models/nowhere")

@@ -13,6 +13,7 @@ from leftover.errors import UserError
 from leftover.objectives.advantage import beyond_rounding
 from leftover.prepare.value.described import constant_folds, described
 from leftover.prepare.value.fit import FittedValue, Problem, Some, fit_value, held_out_r2, r_squared
+from leftover.prepare.value.own_samples import with_own_samples
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import NONE_ENDED
 
@@ -44,7 +45,14 @@ class Prompts:
         self.family = rows.family[self.first]
         # A user's own splits may cut through a prompt: it counts as seen if any of its rows trains.
         self.is_train = np.bincount(self.of_row, rows.is_train) > 0
+        self.teaches = np.isfinite(rows.reward) & rows.is_train  # of rows
         self._kept: dict[int, Tensor] = {}
+
+    def mean_rewards(self) -> np.ndarray:
+        """The mean reward of every prompt's training rows, NaN without one."""
+        size, reward, group = len(self.first), self.rows.reward[self.teaches], self.of_row[self.teaches]
+        counts = np.bincount(group, minlength=size)
+        return np.bincount(group, reward, minlength=size) / np.where(counts, counts, np.nan)
 
     def keep_hidden(self, prompts: np.ndarray, settings: ValueSection) -> None:
         """Compute the hidden states of the prompts and keep them, if the attention head is to be tried."""
@@ -153,7 +161,11 @@ def _reference_samples(
     fitted = fit_value(problem, settings, seed)
     values = prompts.predict(fitted, np.arange(len(prompts.first)))
     report = {"kind": fitted.kind, "r2": r2, "scores": fitted.scores, "num_prompts": len(chosen)}
-    return values[prompts.of_row], report | {"mean_reward_of_reference": float(np.mean(targets))}
+    report |= {"mean_reward_of_reference": float(np.mean(targets))}
+    if settings.own_samples:
+        values[chosen], own = with_own_samples(problem, prompts.mean_rewards()[chosen], settings, seed)
+        report |= own
+    return values[prompts.of_row], report
 
 
 def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -162,11 +174,8 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
     Training prompts are cross-fitted in folds of whole families; the held-out splits, whose rewards fit nothing,
     get the fit on all training prompts.
     """
-    reward, size = prompts.rows.reward, len(prompts.first)
-    teaches = np.isfinite(reward) & prompts.rows.is_train
-    counts = np.bincount(prompts.of_row[teaches], minlength=size)
-    means = np.bincount(prompts.of_row[teaches], reward[teaches], minlength=size) / np.maximum(counts, 1)
-    scored = np.flatnonzero(counts)
+    size, means = len(prompts.first), prompts.mean_rewards()
+    scored = np.flatnonzero(np.isfinite(means))
     if len(scored) == 0:
         raise UserError("value.targets: recorded needs rewards, and no training row has one")
     families = np.unique(prompts.family[prompts.is_train])
@@ -194,7 +203,7 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         baseline[target] = means[seen].mean()
         kinds.append(fitted.kind)
         if number != -1:
-            rows_by_kind[fitted.kind] += int(np.isin(prompts.of_row[teaches], target).sum())
+            rows_by_kind[fitted.kind] += int(np.isin(prompts.of_row[prompts.teaches], target).sum())
             constants += [fitted.intercept] if fitted.kind == "constant" else []
     r2 = r_squared(means[scored], values[scored], baseline[scored])
     kind = kinds[0] if len(rows_by_kind) == 1 else "mixed"
