@@ -45,6 +45,11 @@ for _command in (compare, generate, judge):
 _RECIPE = click.argument("recipe", type=click.Path())
 _SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be downloaded and computed, and run nothing.")
+_DEVICE = click.option(
+    "--device",
+    metavar="NAME",
+    help="With --dry-run: the time on this GPU (h100, a100, l4, ...) and on 8 and 64.",
+)
 _QUICK = click.option(
     "--quick", is_flag=True, help="A first look: one checkpoint evaluation, 64 test prompts, sampled completions only."
 )
@@ -58,6 +63,7 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 @_QUICK
 @click.option("--rounds", type=click.IntRange(1), help="Set rounds.number: train again on what the policy writes.")
 @_DRY_RUN
+@_DEVICE
 @_PUSH
 @_PRIVATE
 def run(
@@ -66,19 +72,22 @@ def run(
     quick: bool,
     rounds: int | None,
     dry_run: bool,
+    device: str | None,
     push_to_hub: str | None,
     private: bool,
 ) -> None:
     """Prepare, train, evaluate and report. Continues where it stopped."""
+    if device is not None and not dry_run:
+        raise UserError("--device is of --dry-run: it says whose time is told")
     from leftover.publish.hub import targets, with_push
     from leftover.recipe.files import QUICK
 
     overrides = (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
     loaded = with_push(_load(recipe, overrides), push_to_hub, private)
     if loaded.rounds is None:
-        _run_stages(loaded, "report", dry_run)
+        _run_stages(loaded, "report", dry_run, device)
     else:
-        _run_rounds(loaded, dry_run)
+        _run_rounds(loaded, dry_run, device)
     for target in targets(loaded) if dry_run else ():
         click.echo(f"Then '{target.policy}' would be pushed to '{target.hub_id}'.")
 
@@ -135,24 +144,24 @@ def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
     return load_recipe(recipe, list(overrides))
 
 
-def _run_stages(recipe: "Recipe", until: str, dry_run: bool) -> None:
+def _run_stages(recipe: "Recipe", until: str, dry_run: bool, device: str | None = None) -> None:
     set_up_logging()
     if dry_run:
         from leftover.commands.dry_run.show import dry_run as print_estimate
 
-        print_estimate(recipe, until)
+        print_estimate(recipe, until, device)
     else:
         from leftover import pipeline
 
         _show(pipeline.run(recipe, until), recipe.output_dir)
 
 
-def _run_rounds(recipe: "Recipe", dry_run: bool) -> None:
+def _run_rounds(recipe: "Recipe", dry_run: bool, device: str | None) -> None:
     set_up_logging()
     if dry_run:
         from leftover.rounds.dry_run import dry_run as print_estimate
 
-        print_estimate(recipe)
+        print_estimate(recipe, device)
         return
     from leftover.report.write import print_rounds
     from leftover.rounds.run import run

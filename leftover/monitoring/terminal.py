@@ -126,6 +126,14 @@ def adapter_warnings_off() -> Iterator[None]:
         yield
 
 
+def clock(seconds: float) -> str:
+    """`1 h 02 min`, `8 min 36 s` or `7.5 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def size_text(size: float) -> str:
     """A number of bytes in a fitting unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):

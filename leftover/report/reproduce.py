@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.evaluation.tables import Grid
-from leftover.monitoring.terminal import size_text
+from leftover.monitoring.terminal import clock, size_text
 from leftover.recipe.files import dump_recipe
 from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import Manifest, read_json
@@ -98,11 +98,3 @@ def _hardware(machine: Entry) -> str:
     parts += [f"{size_text(machine['memory'])} of memory"] if "memory" in machine else []
     parts += [f"{count} x {name}" for name, count in Counter(map(str, machine["gpus"])).items()]
     return ", ".join(part for part in parts if part)
-
-
-def clock(seconds: float) -> str:
-    """`1 h 02 min`, `8 min 36 s` or `7.5 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

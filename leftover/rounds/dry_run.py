@@ -8,6 +8,7 @@ import numpy as np
 
 from leftover.commands.dry_run.checks import check_here
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.pace import HERE, device_name
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.show import operations_text, plain_table, print_tables, show
 from leftover.commands.dry_run.sources import offline
@@ -18,15 +19,19 @@ from leftover.rounds.recipes import BEST_OF_N, check, first_round, later_round, 
 from leftover.runs.run import Run
 
 
-def dry_run(recipe: Recipe) -> None:
-    """Print the estimate of all rounds. Raises UserError if the run would refuse the recipe."""
+def dry_run(recipe: Recipe, device: str | None = None) -> None:
+    """Print the estimate of all rounds, of the first with its time on a device (by default this machine).
+
+    Raises UserError if the run would refuse the recipe.
+    """
+    device = HERE if device is None else device_name(device)
     check(recipe)
     terminal = console(width=140)
     with offline():
         start = first_round(recipe)
         rows = read(start)
         prompts = rows.prompts("train") if isinstance(rows, Rows) else recipe.data.max_rows
-        first = estimate_run(first_round(recipe, prompts) if prompts else start, rows=rows)
+        first = estimate_run(first_round(recipe, prompts) if prompts else start, rows=rows, device=device)
         show(first, terminal)
         lines = [("round 1", "", _count(rows), _together(first)), *_later_rounds(recipe, first, prompts)]
     known = [operations for *_, operations in lines]

@@ -13,13 +13,14 @@ import pytest
 
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.verdict import caveats, run_caveats
+from leftover.monitoring.terminal import clock
 from leftover.publish.card.facts import results_facts
 from leftover.report import charts
 from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
 from leftover.report.figures import thinned
-from leftover.report.reproduce import clock, machines, stages
+from leftover.report.reproduce import machines, stages
 from leftover.report.svg import printable
 from leftover.report.views import verdict_view, win_shares, with_main
 

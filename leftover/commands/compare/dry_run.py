@@ -11,6 +11,7 @@ from leftover.commands.compare.run import Options, seeds_of
 from leftover.commands.compare.trials import Trials, make_trials, read_grid, trial_policies
 from leftover.commands.dry_run.checks import check_here, check_recorded, checked_reward, training_settings
 from leftover.commands.dry_run.estimate import estimate_run
+from leftover.commands.dry_run.pace import HERE
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.show import MEANING, memory_table, plain_table, print_tables, work_table
 from leftover.commands.dry_run.sources import offline
@@ -40,12 +41,12 @@ def dry_run(recipe: Recipe, options: Options, frontier: bool = False) -> None:
             strengths, policies = strength_policies(shown, trials, recipe)
             trials = {name: list(of_method.values()) for name, of_method in strengths.items()}
             runs = {name: len(tried) * len(seeds) for name, tried in trials.items()}
-            whole = estimate_run(with_policies(recipe, policies, seeds), "train", rows, frontier=True)
+            whole = estimate_run(with_policies(recipe, policies, seeds), "train", rows, frontier=True, device=HERE)
         else:
             # The chosen trial is the run of its seed.
             runs = {entry.name: max(len(trials.get(entry.name, [])) - 1, 0) + len(seeds) for entry in shown}
             own = with_policies(recipe, {entry.name: entry.fields for entry in shown}, seeds)
-            whole = estimate_run(own, rows=rows, num_runs=max(runs.values()))
+            whole = estimate_run(own, rows=rows, num_runs=max(runs.values()), device=HERE)
     what = "Strengths" if frontier else "Trials"
     lines, notes = [], [f"{entry.name}: n/a, {entry.reason}" for entry in entries if entry.reason is not None]
     for entry in shown:

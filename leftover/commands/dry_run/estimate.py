@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from leftover.commands.dry_run.checks import check_recorded, checked_reward, training_settings
+from leftover.commands.dry_run.checks import Settings, check_recorded, checked_reward, training_settings
+from leftover.commands.dry_run.here import measured_pace
 from leftover.commands.dry_run.memory import Holding, Memory, fitting_memory
+from leftover.commands.dry_run.pace import DEVICES, HERE, Pace, exchange
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.scorers import Fitting, fittings
 from leftover.commands.dry_run.shape import Shape, find_config, measure
@@ -35,6 +38,15 @@ class Work:
     amount: str
     operations: float | None
     bound: bool
+    seconds: float | None = None  # on one device
+    exchange: float = 0.0  # seconds for which several devices exchange gradients
+    shared: bool = True  # by several devices
+
+    def seconds_on(self, devices: int) -> float | None:
+        """On several devices that share the same rows."""
+        if self.seconds is None or devices == 1 or not self.shared:
+            return self.seconds
+        return (self.seconds + self.exchange) / devices  # steps of more rows are fewer
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Estimate:
     memory: list[Memory]
     disk: list[tuple[str, float | None]]
     notes: list[str]
+    device: str | None = None  # that the seconds are of; HERE or a name of `pace.DEVICES`
 
 
 def estimate_run(
@@ -59,6 +72,7 @@ def estimate_run(
     num_runs: int | None = None,
     frontier: bool = False,
     with_memory: bool = True,
+    device: str | None = None,
 ) -> Estimate:
     """The estimate of a run up to and including the stage `until`.
 
@@ -67,6 +81,7 @@ def estimate_run(
         num_runs: how often every policy is trained; default: once a seed.
         frontier: the policies are the strengths of a frontier, and their checkpoints are compared.
         with_memory: False leaves memory and disk out, which take most of the time.
+        device: whose time is told: HERE, which is measured, or a name of `pace.DEVICES`; None: no time is told.
 
     Raises UserError for a recipe or rows that the run would refuse before it computes anything.
     """
@@ -83,7 +98,7 @@ def estimate_run(
     policies = [replace(t, runs=num_runs or len(recipe.seeds)) for t in trainings if t.name != "reference"]
     config, shape_from = find_config(section)
     judges = Run(recipe).judges if evaluates or frontier else None
-    scorers = fittings(recipe, {"reward": reward, "judge": judges}, with_memory)
+    scorers = fittings(recipe, {"reward": reward, "judge": judges}, with_memory, device == HERE)
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
@@ -94,8 +109,11 @@ def estimate_run(
         memory = [fitting_memory(scorer) for scorer in scorers if scorer.weight_bytes]
         memory += holding.memory(Traced(model), reward.scores_new_completions, evaluates)
         disk = list(holding.disk(trains))
-    costs = _Costs(shape, sources, sizes)
-    costs.fit(scorers)
+    pace = None
+    if shape is not None and config is not None and device is not None:
+        pace = _pace(device, config, shape, sizes, settings)
+    costs = _Costs(shape, sources, sizes, pace, scorers)
+    costs.fit()
     costs.prepare(reward, references)
     if trains:
         costs.train(policies, reward.scores_new_completions)
@@ -105,7 +123,30 @@ def estimate_run(
         costs.frontier(policies)
     trainings, packages = references + policies, missing_packages(recipe)
     notes = [*_around(costs.lines), *_notes(reward, sizes, sources, trainings)]
-    return Estimate(recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes)
+    return Estimate(
+        recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes, device
+    )
+
+
+def _pace(device: str, config: Any, shape: Shape, sizes: Sizes, settings: dict[str, Settings]) -> Pace:
+    """At the batches of the first training, and rows of the mean length."""
+    recipe, lengths = sizes.recipe, sizes.lengths("train")
+    means = sizes.limits(1) if lengths is None or not len(lengths[0]) else lengths
+    prompt, completion = (max(1, round(float(part.mean()))) for part in means)
+    if device != HERE:
+        return DEVICES[device].pace(shape, prompt + completion)
+    args = next(iter(settings.values())).args if settings else None
+    return measured_pace(
+        config,
+        recipe.model,
+        shape,
+        rows_per_batch=args.per_device_train_batch_size if args else 1,
+        prompt=prompt,
+        completion=completion,
+        generated_at_once=recipe.evaluate.batch_size,
+        compute_dtype=recipe.compute_dtype,
+        checkpointing=bool(args and args.gradient_checkpointing),
+    )
 
 
 def _around(lines: list[Work]) -> Iterator[str]:
@@ -141,15 +182,21 @@ def _notes(reward: SumReward, sizes: Sizes, sources: list[Source], trainings: li
 class _Costs:
     """Collects the lines of the cost table: what each stage computes."""
 
-    def __init__(self, shape: Shape | None, sources: list[Source], sizes: Sizes):
+    def __init__(
+        self, shape: Shape | None, sources: list[Source], sizes: Sizes, pace: Pace | None, scorers: list[Fitting]
+    ):
         self.recipe, self.shape, self.sources, self.sizes = sizes.recipe, shape, sources, sizes
+        self.pace, self.scorers = pace, scorers
         self.lines: list[Work] = []
 
-    def fit(self, scorers: list[Fitting]) -> None:
-        for scorer in scorers:
+    def fit(self) -> None:
+        for scorer in self.scorers:
             known = scorer.steps is not None
             amount = f"at most {scorer.steps:,} steps over {scorer.rows:,} rows" if known else "unknown"
-            self.lines.append(Work(f"fit {scorer.name}", amount, scorer.operations, known))
+            seconds = scorer.seconds
+            if seconds is None and self.pace is not None and scorer.operations is not None:
+                seconds = self.pace.steps(scorer.operations, scorer.steps or 0)
+            self.lines.append(Work(f"fit {scorer.name}", amount, scorer.operations, known, seconds, shared=False))
 
     def prepare(self, reward: SumReward, references: list[Training]) -> None:
         recipe, sizes, value = self.recipe, self.sizes, self.recipe.value_settings
@@ -207,21 +254,35 @@ class _Costs:
         bound = any(training.seen is not None and training.seen.bound for training in trainings)
         qualifiers = {training.qualifier for training in trainings}
         qualifier = next((word for word in ("at most", "about") if word in qualifiers), "")
-        self.lines.append(Work(f"train {what}", f"{qualifier} {steps:,} steps".strip(), operations, bound))
+        seconds = None if self.pace is None else self.pace.steps(operations, steps)
+        exchanged = exchange(self.shape, steps)
+        amount = f"{qualifier} {steps:,} steps".strip()
+        self.lines.append(Work(f"train {what}", amount, operations, bound, seconds, exchanged))
 
-    def _passes(self, what: str, over: Amount | None, times: int = 1, unit: str = "rows") -> None:
-        """`times` forward passes."""
+    def _passes(
+        self, what: str, over: Amount | None, times: int = 1, unit: str = "rows", seconds: float | None = None
+    ) -> None:
+        """`times` forward passes; `seconds`: of one that is more than a pass."""
         if times == 0:
             return
         operations = None if over is None or self.shape is None else times * over.operations(self.shape)
+        if seconds is not None:
+            seconds *= times
+        elif self.pace is not None and operations is not None and over is not None:
+            seconds = self.pace.passes(operations, times * over.tokens)
         repeated = "" if times == 1 else f"{times} x "
         amount = "unknown" if over is None else f"{repeated}{over.rows:,} {unit}"
-        self.lines.append(Work(what, amount, operations, over is not None and over.bound))
+        self.lines.append(Work(what, amount, operations, over is not None and over.bound, seconds))
 
     def _generation(self, what: str, prompts: int | None, times: int, judges: bool = False) -> None:
         """As much as a pass over the completions, and their rewards."""
-        written = None if prompts is None else self.sizes.generated(prompts)
-        self._passes(what, written, times, f"completions of at most {self.recipe.max_new_tokens} tokens")
+        written, seconds = None if prompts is None else self.sizes.generated(prompts), None
+        if written is not None and self.pace is not None and self.shape is not None:
+            tokens, size = self.sizes.written(), self.recipe.evaluate.batch_size
+            # Prompts, and texts that go on in another batch, which reads them again.
+            seconds = self.pace.passes(written.operations(self.shape), written.tokens)
+            seconds += self.pace.decoding(written.rows, tokens, size)
+        self._passes(what, written, times, f"completions of at most {self.recipe.max_new_tokens} tokens", seconds)
         if written is not None and times > 0:
             purposes = ("reward", "judge") if judges else ("reward",)
             self._rewards("  their rewards" + (" and judges" if judges else ""), written, times, purposes)
@@ -233,4 +294,10 @@ class _Costs:
             known = None if over is None or None in models else over.tokens * times
             operations = None if known is None else 2.0 * sum(filter(None, models)) * known
             count = f"{len(models)} model{'s' if len(models) > 1 else ''}"
-            self.lines.append(Work(what, count, operations, over is not None and over.bound))
+            measured = [s.row_seconds for s in self.scorers if s.name.split()[0] in purposes and s.row_seconds]
+            seconds = None
+            if measured and over is not None:
+                seconds = sum(measured) * over.rows * times
+            elif self.pace is not None and operations is not None and known is not None:
+                seconds = self.pace.passes(operations, known)
+            self.lines.append(Work(what, count, operations, over is not None and over.bound, seconds))

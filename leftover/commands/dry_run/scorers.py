@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from leftover.commands.dry_run.here import measured_fit
 from leftover.commands.dry_run.trace import Live, try_to_trace
 from leftover.errors import UserError
 from leftover.models.load import torch_dtype
@@ -32,23 +33,28 @@ class Fitting:
     operations: float | None = None
     weight_bytes: int = 0
     passing: int | None = None  # the peak of a step, beside weights and optimizer states
+    seconds: float | None = None  # of all of it on this machine, if it is measured
+    row_seconds: float | None = None  # of scoring a row with it
 
 
-def fittings(recipe: Recipe, rewards: dict[str, SumReward | None], with_memory: bool) -> list[Fitting]:
+def fittings(
+    recipe: Recipe, rewards: dict[str, SumReward | None], with_memory: bool, with_time: bool = False
+) -> list[Fitting]:
     """One for every scorer that is fine-tuned on rows, of `reward` and `judge`.
 
-    Without memory no pass is traced. Raises UserError for rows that the run would refuse.
+    Without memory no pass is traced; with time each is timed on this machine. Raises UserError for rows that the run
+    would refuse.
     """
     found = []
     for purpose, reward in rewards.items():
         for name, component in ({} if reward is None else reward.components).items():
             scorer = learner(component)
             if isinstance(scorer, FineTunedReward) and scorer.path is None:
-                found.append(_fitting(f"{purpose} {name}", scorer, recipe, with_memory))
+                found.append(_fitting(f"{purpose} {name}", scorer, recipe, with_memory, with_time))
     return found
 
 
-def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe, with_memory: bool) -> Fitting:
+def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe, with_memory: bool, with_time: bool) -> Fitting:
     data = recipe.data if scorer.data is None else scorer.data
     if not all(Path(path).is_file() for path in data.paths):
         return Fitting(name)
@@ -63,13 +69,20 @@ def _fitting(name: str, scorer: FineTunedReward, recipe: Recipe, with_memory: bo
     plan = scorer.plan(Path(), taught, tokenizer, model)
     args, rows = plan.args, plan.args.train_batch_size * plan.args.gradient_accumulation_steps
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * -(-len(plan.train) // rows))
+    epochs, dtype = steps * rows / len(plan.train), autocast_dtype(settings.train)
+    seconds = row_seconds = None
+    if with_time:
+        step_seconds, row_seconds = measured_fit(model, plan, dtype)
+        seconds = steps * step_seconds + epochs * len(plan.choosing) * row_seconds
     return Fitting(
         name,
         len(plan.train),
         steps,
-        _operations(model, plan, steps * rows / len(plan.train)),
+        _operations(model, plan, epochs),
         sum(p.nbytes for p in model.parameters()),
-        try_to_trace(_passing, model, plan, autocast_dtype(settings.train)) if with_memory else None,
+        try_to_trace(_passing, model, plan, dtype) if with_memory else None,
+        seconds,
+        row_seconds,
     )
 
 

@@ -98,6 +98,14 @@ class Sizes:
         new = self.recipe.max_new_tokens
         return Amount(prompts, prompts * (mean + new), prompts * (mean + new) ** 2, prompts * new, True)
 
+    def written(self) -> float:
+        """Tokens until a batch of completions is done: as long as seven rows in eight are, when the rest goes on in
+        other batches."""
+        new = float(self.recipe.max_new_tokens)
+        if self.tokens is None:
+            return new
+        return min(new, float(np.quantile(self.tokens.completions[self.tokens.kept], 7 / 8)))
+
     def limits(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """`num_rows` rows as long as they may be."""
         return np.full(num_rows, self.data.max_prompt_tokens), np.full(num_rows, self.data.max_completion_tokens)

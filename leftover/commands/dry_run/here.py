@@ -1,0 +1,218 @@
+"""The pace of this machine, measured on the recipe's own models with random weights.
+
+A large model is timed with one layer and with a few: what these add is what every further one takes.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+
+from leftover.commands.dry_run.pace import Pace
+from leftover.commands.dry_run.shape import Shape
+from leftover.commands.dry_run.work import Amount, Training
+from leftover.models.generate import generate
+from leftover.models.load import torch_dtype
+from leftover.models.logprobs import completion_logprobs
+from leftover.models.reference import autocast, pass_tokens, reference_pass
+from leftover.models.vocabulary import embedding_rows
+from leftover.recipe.optional_packages import trains_on_cpu
+from leftover.recipe.sections import ModelSection
+from leftover.rewards.fine_tuned import Plan
+from leftover.runs.models import adapter_config
+
+_FEW_LAYERS = 5  # as many are built at most
+_LAYER_WEIGHTS = 2e7  # of all further layers that are built: of a large model one, which is long enough to be timed
+_LONG_ENOUGH = 0.2  # seconds; a call is repeated until they are over, and its fastest time counts
+_REPEATS = 20
+_TOKENS = 8  # that a timed decoding writes
+_FEWER_ROWS = 4  # a fourth of the batch is decoded too
+
+
+def device() -> torch.device:
+    return torch.device("cpu" if trains_on_cpu(False) else "cuda")
+
+
+def measured_pace(
+    config: PretrainedConfig,
+    section: ModelSection,
+    shape: Shape,
+    *,
+    rows_per_batch: int,
+    prompt: int,
+    completion: int,
+    generated_at_once: int,
+    compute_dtype: str | None,
+    checkpointing: bool = False,
+) -> Pace:
+    """Of a causal model, at batches of `rows_per_batch` rows of so many prompt and completion tokens."""
+    passing = max(1, pass_tokens(device()) // (prompt + completion))
+    few = max(1, generated_at_once // _FEWER_ROWS)
+
+    def times(model: Any) -> list[float]:
+        return [
+            _fastest(_step(model, rows_per_batch, prompt, completion, compute_dtype, checkpointing)),
+            _fastest(_pass(model, passing, prompt, completion, compute_dtype)),
+            *(_decoding(model, rows, prompt, compute_dtype) for rows in {generated_at_once: 0, few: 0}),
+        ]
+
+    step, passed, *decoded = by_layers(config, lambda shortened: _causal(shortened, section, checkpointing), times)
+    training = Training("", "", rows_per_batch, seen=_rows(rows_per_batch, prompt, completion))
+    of_row = (decoded[0] - decoded[-1]) / (generated_at_once - few) if len(decoded) > 1 else 0.0
+    of_row = max(0.0, of_row)
+    return Pace(
+        training.operations(shape) / step,
+        _rows(passing, prompt, completion).operations(shape) / passed,
+        max(decoded[0] - generated_at_once * of_row, 0.0),
+        of_row,
+    )
+
+
+def measured_fit(model: Any, plan: Plan, dtype: str | None) -> tuple[float, float]:
+    """Seconds of a training step of a scorer, and of scoring one of its rows."""
+    rows = plan.train[: plan.args.train_batch_size]
+    texts = sum(len(row[0]) for row in rows)
+    widths = [len(text["input_ids"]) for row in plan.train for text in row[0]]
+    width = max(1, round(sum(widths) / len(widths)))
+
+    def times(model: Any) -> list[float]:
+        ids = torch.ones(texts, width, dtype=torch.int64, device=device())
+        optimizer = AdamW(model.parameters())
+
+        def scores() -> Any:
+            with autocast(device(), dtype):
+                return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().sum()
+
+        def step() -> None:
+            model.train()
+            scores().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def score() -> None:
+            with torch.inference_mode():
+                model.eval()
+                scores()
+
+        return [_fastest(step), _fastest(score)]
+
+    def build(config: PretrainedConfig) -> Any:
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).to(device())
+
+    step, scoring = by_layers(model.config, build, times)
+    return step, scoring / texts
+
+
+def by_layers(
+    config: PretrainedConfig, build: Callable[[PretrainedConfig], Any], times: Callable[[Any], list[float]]
+) -> list[float]:
+    """What `times` gives for the model of a config: measured, or continued from one layer and two."""
+    layers = config.get_text_config().num_hidden_layers
+    if layers <= _FEW_LAYERS:
+        return times(build(config))
+    model = build(_shortened(config, 1))
+    first = times(model)
+    of_layer = (_weights(build(_shortened(config, 2))) - _weights(model)) or 1
+    further = int(min(max(_LAYER_WEIGHTS // of_layer, 1), _FEW_LAYERS - 1))
+    rest = times(build(_shortened(config, 1 + further)))
+    return [one + (layers - 1) * max(0.0, more - one) / further for one, more in zip(first, rest, strict=True)]
+
+
+def _weights(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same model of fewer layers."""
+    found = copy.deepcopy(config)
+    text = found.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return found
+
+
+def _causal(config: PretrainedConfig, section: ModelSection, checkpointing: bool) -> Any:
+    options = {} if section.attn_implementation is None else {"attn_implementation": section.attn_implementation}
+    model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(section.dtype), **options)
+    if section.lora is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter_config(section.lora))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    return model.to(device())
+
+
+def _rows(rows: int, prompt: int, completion: int) -> Amount:
+    fed = prompt + completion - 1
+    return Amount(rows, rows * fed, rows * fed**2, rows * completion)
+
+
+def _step(model: Any, rows: int, prompt: int, completion: int, dtype: str | None, checkpointing: bool) -> Callable:
+    where = {"device": device(), "dtype": torch.int64}
+    batch = {
+        "prompt_ids": torch.ones(rows, prompt, **where),
+        "completion_ids": torch.ones(rows, completion, **where),
+        "prompt_mask": torch.ones(rows, prompt, **where),
+        "completion_mask": torch.ones(rows, completion, **where),
+    }
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad])
+
+    def step() -> None:
+        model.train()
+        with autocast(device(), dtype):
+            loss = completion_logprobs(model, batch, overwrite_logits=True).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _pass(model: Any, rows: int, prompt: int, completion: int, dtype: str | None) -> Callable:
+    ids = [{"prompt_ids": [1] * prompt, "completion_ids": [1] * completion} for _ in range(rows)]
+    return lambda: reference_pass(model, _NO_TOKENIZER, ids, features=False, compute_dtype=dtype)
+
+
+def _decoding(model: Any, rows: int, prompt: int, dtype: str | None) -> float:
+    """Seconds of a decoding step of `rows` rows."""
+
+    def write(tokens: int) -> Callable:
+        return lambda: generate(
+            model,
+            _NO_TOKENIZER,
+            [[1] * prompt] * rows,
+            max_new_tokens=tokens,
+            sample=True,
+            batch_size=rows,
+            compute_dtype=dtype,
+        )
+
+    model.generation_config.eos_token_id = embedding_rows(model)  # which no token is
+    return max(0.0, _fastest(write(1 + _TOKENS)) - _fastest(write(1))) / _TOKENS
+
+
+def _fastest(work: Callable) -> float:
+    """Seconds of the fastest of several calls, after one that warms up."""
+    work()
+    found, until = math.inf, time.perf_counter() + _LONG_ENOUGH
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ended = time.perf_counter()
+        found = min(found, ended - started)
+        if ended > until:
+            break
+    return found
+
+
+_NO_TOKENIZER: Any = SimpleNamespace(pad_token_id=0, batch_decode=lambda ids, **_: [""] * len(ids))
