@@ -5,14 +5,21 @@ A large model is timed with one layer and with a few: what these add is what eve
 
 import copy
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from leftover.commands.dry_run.pace import Pace
 from leftover.commands.dry_run.shape import Shape
@@ -29,8 +36,8 @@ from leftover.runs.models import adapter_config
 
 _FEW_LAYERS = 5  # as many are built at most
 _LAYER_WEIGHTS = 2e7  # of all further layers that are built: of a large model one, which is long enough to be timed
-_LONG_ENOUGH = 0.2  # seconds; a call is repeated until they are over, and its fastest time counts
-_REPEATS = 20
+_LONG_ENOUGH = 0.2  # seconds; a call is repeated until they are over
+_MOST_STEPS = 20
 _TOKENS = 8  # that a timed decoding writes
 _FEWER_ROWS = 4  # a fourth of the batch is decoded too
 
@@ -57,8 +64,8 @@ def measured_pace(
 
     def times(model: Any) -> list[float]:
         return [
-            _fastest(_step(model, rows_per_batch, prompt, completion, compute_dtype, checkpointing)),
-            _fastest(_pass(model, passing, prompt, completion, compute_dtype)),
+            _steps(model, rows_per_batch, prompt, completion, compute_dtype),
+            _mean(_pass(model, passing, prompt, completion, compute_dtype)),
             *(_decoding(model, rows, prompt, compute_dtype) for rows in {generated_at_once: 0, few: 0}),
         ]
 
@@ -83,24 +90,15 @@ def measured_fit(model: Any, plan: Plan, dtype: str | None) -> tuple[float, floa
 
     def times(model: Any) -> list[float]:
         ids = torch.ones(texts, width, dtype=torch.int64, device=device())
-        optimizer = AdamW(model.parameters())
 
-        def scores() -> Any:
-            with autocast(device(), dtype):
-                return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().sum()
-
-        def step() -> None:
-            model.train()
-            scores().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        def scores(model: Any) -> Any:
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().sum()
 
         def score() -> None:
-            with torch.inference_mode():
-                model.eval()
-                scores()
+            with torch.inference_mode(), autocast(device(), dtype):
+                scores(model.eval())
 
-        return [_fastest(step), _fastest(score)]
+        return [_trained(model, dtype, scores), _mean(score)]
 
     def build(config: PretrainedConfig) -> Any:
         return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).to(device())
@@ -155,25 +153,47 @@ def _rows(rows: int, prompt: int, completion: int) -> Amount:
     return Amount(rows, rows * fed, rows * fed**2, rows * completion)
 
 
-def _step(model: Any, rows: int, prompt: int, completion: int, dtype: str | None, checkpointing: bool) -> Callable:
-    where = {"device": device(), "dtype": torch.int64}
-    batch = {
-        "prompt_ids": torch.ones(rows, prompt, **where),
-        "completion_ids": torch.ones(rows, completion, **where),
-        "prompt_mask": torch.ones(rows, prompt, **where),
-        "completion_mask": torch.ones(rows, completion, **where),
-    }
-    optimizer = AdamW([p for p in model.parameters() if p.requires_grad])
+def _steps(model: Any, rows: int, prompt: int, completion: int, dtype: str | None) -> float:
+    """Seconds of an optimizer step, as the Trainer takes it."""
+    widths = {"prompt": prompt, "completion": completion}
+    names = [(f"{part}_{what}", width) for part, width in widths.items() for what in ("ids", "mask")]
+    batch = {name: torch.ones(rows, width, dtype=torch.int64, device=device()) for name, width in names}
+    return _trained(model, dtype, lambda model: -completion_logprobs(model, batch, overwrite_logits=True).mean())
 
-    def step() -> None:
-        model.train()
-        with autocast(device(), dtype):
-            loss = completion_logprobs(model, batch, overwrite_logits=True).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step
+def _trained(model: Any, dtype: str | None, loss: Callable[[Any], torch.Tensor]) -> float:
+    """Seconds of an optimizer step of `transformers.Trainer` with this loss."""
+
+    class Timed(Trainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            ended.append(time.perf_counter())  # of the step before
+            with autocast(device(), dtype):
+                return loss(model)
+
+    ended: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder, per_device_train_batch_size=1, max_steps=_MOST_STEPS, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, use_cpu=device().type == "cpu",
+        )  # fmt: skip
+        trainer = Timed(
+            model, args, train_dataset=[0] * _MOST_STEPS, data_collator=lambda rows: {"rows": torch.zeros(1)}
+        )
+        trainer.add_callback(_StopWhenLong())
+        trainer.train()
+    return (ended[-1] - ended[1]) / (len(ended) - 2)  # the first makes the optimizer's states
+
+
+class _StopWhenLong(TrainerCallback):
+    """Ends the training once `_LONG_ENOUGH` is over, after four steps."""
+
+    def __init__(self) -> None:
+        self.until = math.inf
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.until = time.perf_counter() + _LONG_ENOUGH
+        control.should_training_stop = state.global_step > 3 and time.perf_counter() > self.until
 
 
 def _pass(model: Any, rows: int, prompt: int, completion: int, dtype: str | None) -> Callable:
@@ -196,23 +216,19 @@ def _decoding(model: Any, rows: int, prompt: int, dtype: str | None) -> float:
         )
 
     model.generation_config.eos_token_id = embedding_rows(model)  # which no token is
-    return max(0.0, _fastest(write(1 + _TOKENS)) - _fastest(write(1))) / _TOKENS
+    return max(0.0, _mean(write(1 + _TOKENS)) - _mean(write(1))) / _TOKENS
 
 
-def _fastest(work: Callable) -> float:
-    """Seconds of the fastest of several calls, after one that warms up."""
+def _mean(work: Callable) -> float:
+    """Seconds of a call after one that warms up: a mean, since other processes will slow the run down as well."""
     work()
-    found, until = math.inf, time.perf_counter() + _LONG_ENOUGH
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
+    started, calls, seconds = time.perf_counter(), 0, 0.0
+    while calls < _MOST_STEPS and seconds < _LONG_ENOUGH:
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        ended = time.perf_counter()
-        found = min(found, ended - started)
-        if ended > until:
-            break
-    return found
+        calls, seconds = calls + 1, time.perf_counter() - started
+    return seconds / calls
 
 
 _NO_TOKENIZER: Any = SimpleNamespace(pad_token_id=0, batch_decode=lambda ids, **_: [""] * len(ids))

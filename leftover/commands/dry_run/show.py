@@ -16,8 +16,8 @@ from leftover.recipe.sections import Recipe
 
 MEANING = (
     "Floating-point operations: two a multiply-add, without padding.",
-    "Times are without starting, loading and saving. This machine is timed on the recipe's models, with random weights and"
-    " few layers; for another device (`--device h100`) they follow from its published numbers, at 40 % of its arithmetic in"
+    "Times are without starting, loading and saving. This machine is timed on the recipe's models, with random weights"
+    " and few layers; another device (`--device h100`) is told by its published numbers, at 40 % of its arithmetic in"
     " training, 50 % in passes and 60 % of its bandwidth. Several devices share the same rows.",
     "Memory is approximate: tensors alone, without the device's context, its kernels' workspaces and what its allocator"
     " leaves unused; reward models count with their weights. Of small models on a CPU it was 1 to 7 % below the peak of"
