@@ -107,4 +107,8 @@ def scoring_caveats(run: Run) -> list[str]:
     scorers = {f"reward {name}": r for name, r in run.reward.components.items()}
     scorers |= {f"judge {name}": j for name, j in (run.judges.components if run.judges else {}).items()}
     facts = {name: run.manifest.facts(name).get("facts", {}) for name, scorer in scorers.items() if learner(scorer)}
-    return [*dependent_judges(run.recipe), *idle_scorers(facts)]
+    earlier, source = [], run.recipe
+    while source.reward.fitted_in is not None:  # of a later round these are the rounds before
+        source = FinishedRun(source.reward.fitted_in).recipe
+        earlier.append(source.data)
+    return [*dependent_judges(run.recipe, earlier), *idle_scorers(facts)]

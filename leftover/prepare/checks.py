@@ -46,6 +46,13 @@ def check_recipe(recipe: Recipe, reward: SumReward) -> None:
                 f"{called(recipe, name)} ranks rewards among those of the reference's own completions, and recorded "
                 "scores cannot score these: give reward.functions that do"
             )
+    if recipe.value.own_samples and needs_value(recipe):
+        targets = value_targets(recipe, reward)
+        if targets != "reference_samples":
+            raise UserError(
+                f"value.own_samples needs samples of the reference, and value.targets is {targets}: set "
+                "value.targets: reference_samples with a reward that scores new completions, or remove own_samples"
+            )
 
 
 def check_reporting(recipe: Recipe) -> None:

@@ -38,7 +38,9 @@ class FittedIn:
         known = self.run.table.manifest.entries.get("reward", {})
         if not known.get("complete"):
             raise UserError(f"{self.where}: {self.run.folder} has scored no rows: run it first")
-        self._check("reward", {k: v for k, v in known["key"].items() if k not in ("from", "fitted_in")}, settings)
+        self._check(
+            "reward", {k: v for k, v in known["key"].items() if k not in ("from", "fitted_in", "unfinished")}, settings
+        )
         return self.run.table.digest("reward"), read_json(self.run.folder / STATE)
 
     def known_scores(self, name: str, identity: Key) -> dict[tuple[str, str], float]:

@@ -1,7 +1,7 @@
 """The stages that give the table its columns. Each writes one block, or finds it written already."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, check_rows, log_rows
 from leftover.data.splits import assign_splits, count_near_duplicates
 from leftover.data.tokenizer import texts_of, train_tokenizer
-from leftover.data.tokens import Limits, tokenise
+from leftover.data.tokens import Limits, Tokenised, tokenise
 from leftover.errors import UserError
-from leftover.monitoring.ranks import is_main_process
+from leftover.monitoring.ranks import is_main_process, shared
 from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
 from leftover.prepare.reread import reread
 from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
@@ -115,8 +115,11 @@ def tokens(run: Run) -> None:
     names = [name for name in _TEXTS if name in rows.column_names]  # tables of earlier versions lack the last
 
     def compute(shard: Dataset, _: Path, __: int) -> dict[str, Any]:
-        texts = shard.select_columns(names).to_list()
-        done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
+        def by_row(texts: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+            done = tokenise(run.models.chat, texts, limits, skip_faulty=data.on_bad_row == "skip", remedy=_SKIP)
+            return list(zip(*done, strict=True))
+
+        done = Tokenised(*map(list, zip(*shared(by_row, shard.select_columns(names).to_list()), strict=True)))
         ids = pa.list_(pa.int32())
         return done._asdict() | {
             "prompt_ids": pa.array(done.prompt_ids, type=ids),

@@ -20,6 +20,7 @@ from leftover.rewards.facts import component_facts, show_facts
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
+from leftover.rewards.unfinished import settled
 from leftover.runs.names import score_block, slug
 from leftover.runs.run import Run
 from leftover.store.manifest import read_json, write_json
@@ -145,9 +146,12 @@ def sum_rewards(run: Run) -> None:
         "missing": settings.missing,
         "transform": settings.transform,
     } | ({"length": settings.length.model_dump()} if settings.length else {})
+    unended = _unended(run)
+    if unended.any():
+        key |= run.recipe.unfinished_key
     fitted = None
     if settings.fitted_in:
-        own = {name: value for name, value in key.items() if name != "from"}
+        own = {name: value for name, value in key.items() if name not in ("from", "unfinished")}
         key["fitted_in"], fitted = FittedIn(run).reward_state(own)
 
     def total() -> dict[str, Any]:
@@ -159,7 +163,7 @@ def sum_rewards(run: Run) -> None:
         run.reward.state = fitted or run.reward.fit(scores, train, lengths)
         write_json(run.folder / STATE, run.reward.state)
         counted = run.reward.without_length(scores, lengths)
-        reward = run.reward.total(counted)
+        reward = settled(run.reward.total(counted), ~unended, run.recipe.evaluate.unfinished)
         facts = component_facts(run.reward, {n: s[train] for n, s in counted.items()}, reward[train])
         run.note(reward=facts)
         show_facts(facts, run.reward)
@@ -173,6 +177,13 @@ def sum_rewards(run: Run) -> None:
         elif not differ(found):
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
     run.reward.state = read_json(run.folder / STATE)
+
+
+def _unended(run: Run) -> np.ndarray:
+    """[N] bool: rows that a model wrote up to the limit, without an end; `evaluate.unfinished` holds for them too."""
+    rows = run.table.open("rows")
+    has_it = "ended" in rows.column_names  # tables of earlier versions have not
+    return equals(rows, "ended", False) if has_it else np.zeros(len(rows), bool)
 
 
 def _lengths(run: Run) -> np.ndarray:

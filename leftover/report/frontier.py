@@ -1,7 +1,7 @@
 """The frontier of a comparison, from its frontier.json: pictures, tables, sentences, the section of the page."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +11,13 @@ from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
 from leftover.report.charts import Chart
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, standalone
+from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
 
 FRONTIER = "frontier.json"
 _FARTHEST = 20.0  # nats that a picture shows
@@ -30,10 +33,17 @@ def frontier_svg(results: Mapping[str, Any]) -> str:
     return standalone(draw(*painted, width=5.0, height=3.4))
 
 
-def frontier_of(folder: Path) -> dict[str, Any] | None:
-    """The section of the page; None without a frontier."""
-    path = folder / FRONTIER
-    return frontier_view(read_json(path)) if path.is_file() else None
+def frontier_of(run: FinishedRun) -> dict[str, Any] | None:
+    """The section of the page; None without a frontier, or if completions are scored otherwise since."""
+    path = run.folder / FRONTIER
+    if not path.is_file():
+        return None
+    results = read_json(path)
+    scored_by = run.scored_by()
+    if results.get("scored_by", scored_by) != scored_by:  # of earlier versions it is not known
+        log.warning("report: %s is of other rewards or judges: `leftover compare %s --frontier`", path, run.folder)
+        return None
+    return frontier_view(results)
 
 
 def frontier_view(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +92,7 @@ def _chart(results: Mapping[str, Any], measure: str) -> Chart:
     said = "; ".join(
         f"{name} from {curve[measure][0]:.3g} to {curve[measure][-1]:.3g} at KL {curve['kl'][-1]:.1f}"
         for name, curve in results["curves"].items()
+        if None not in (curve[measure][0], curve[measure][-1])
     )
     picture = draw(_painter(results, measure, title=False), height=2.9)
     return Chart(f"{_title(measure)} against KL", picture, f"{_title(measure)} against KL to the reference: {said}.")
@@ -119,7 +130,7 @@ def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) ->
             axis.plot(np.maximum(x[seen], 0), y[seen], color=color, lw=0.9 if color == NEUTRAL else 1.7, **style)
             if np.isfinite(y[seen][-1]):
                 ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])
-        axis.set_xlim(0, 1.03 * max(2.0, *(x for x, _ in ends.values())))
+        axis.set_xlim(0, 1.03 * max([2.0, *(x for x, _ in ends.values())]))
         axis.set_xticks([tick for tick in _TICKS if tick <= axis.get_xlim()[1]], minor=False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.margins(y=0.08)

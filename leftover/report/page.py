@@ -107,7 +107,7 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     rows = rows_of_table(run.table, about_value) if prepared else None
     return {
         "id": name,
-        "frontier": frontier_of(run.folder),
+        "frontier": frontier_of(run),
         "rounds": rounds_view(run.rounds) if run.rounds else None,
         "judge": judge_view(run.folder, run.manifest),
         "leftover": leftover_view(analyse(rows)) if rows else None,

@@ -18,7 +18,8 @@ from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.policy_config import faulty_numbers
 from leftover.rewards.base import Prompt
-from leftover.rewards.classifier import ClassifierReward, framed, tokenize
+from leftover.rewards.classifier import ClassifierReward
+from leftover.rewards.encoding import encode_rows
 from leftover.rewards.examples import Examples, family_share
 from leftover.rewards.features import prompt_text
 from leftover.rewards.fitted import FitSettings, RowsReward
@@ -164,8 +165,8 @@ class FineTunedReward(RowsReward):
         if join == "pair" and not tokenizer.num_special_tokens_to_add(pair=True):
             # As a decoder's, it puts nothing between the texts of a pair.
             join = "{prompt}\n\n{completion}"
-            tokenizer.truncation_side = "left"  # as `ClassifierReward`: the end, where the completion is, stays
         settings = ClassifierSettings(model=str(folder / "model"), join=join, max_length=length)
+        tokenizer.truncation_side = str(settings.truncation_side)
         train, choosing_rows = (
             _encode(tokenizer, settings, part, (part.scores - offset) / scale)
             for part in (examples.take(~choosing), examples.take(choosing))
@@ -202,13 +203,9 @@ class FineTunedReward(RowsReward):
 def _encode(
     tokenizer: PreTrainedTokenizerBase, settings: ClassifierSettings, examples: Examples, labels: np.ndarray
 ) -> list[Item]:
-    """Token ids, as `ClassifierReward` makes them, and labels."""
-    rows = [settings.texts(prompt_text(p), c) for p, c in zip(examples.prompts, examples.completions, strict=True)]
-    sides = [list(side) for side in zip(*rows, strict=True)]
-    if settings.join == "pair":
-        texts = tokenize(tokenizer, *sides, truncation=True, max_length=settings.max_length)
-    else:
-        texts = framed(tokenizer, sides[0], settings.max_length)
+    """What the model will read when it scores, and labels."""
+    prompts = [prompt_text(prompt) for prompt in examples.prompts]
+    texts = encode_rows(settings, tokenizer, settings.max_length, prompts, examples.completions)
     if examples.target == "pairs":
         return [([texts[a], texts[b]], 0.0, examples.where[a]) for a, b in examples.pairs]
     return [([text], label, place) for text, label, place in zip(texts, labels.tolist(), examples.where, strict=True)]

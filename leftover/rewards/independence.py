@@ -1,19 +1,24 @@
 """Whether judges are independent of what was trained on, and whether a fitted scorer is better than chance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from leftover.metrics import FEW_CLUSTERS, Interval
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.sections import Recipe
 
 # What a scorer without any knowledge gets, by the statistic of `leftover.rewards.quality`.
 _CHANCE = {"held_out_auc": 0.5, "held_out_spearman": 0.0, "held_out_pair_accuracy": 0.5}
 
 
-def dependent_judges(recipe: Recipe) -> Iterator[str]:
-    """Judges that are the reward itself, or fitted on rows that policies or the reward were trained on."""
+def dependent_judges(recipe: Recipe, earlier: Sequence[DataSection] = ()) -> Iterator[str]:
+    """Judges that are the reward itself, or fitted on rows that policies or the reward were trained on.
+
+    earlier: rows of runs that this one goes on from.
+    """
     rewards = [_bare(spec) for spec in recipe.reward.functions]
-    taught = [("the policies", recipe.data.model_dump())]
+    taught = [("the policies", data.model_dump()) for data in (recipe.data, *earlier)]
     taught += [("the reward", fit) for spec in rewards if (fit := _fit(spec))]
     for spec in recipe.evaluate.judges:
         name, bare = spec.get("name") or spec.get("type"), _bare(spec)
@@ -23,7 +28,7 @@ def dependent_judges(recipe: Recipe) -> Iterator[str]:
         fit = _fit(bare)
         if bare.get("fit") == "rows":
             yield f"judge '{name}' is fitted on the policies' own rows"
-        if others := [what for what, data in taught if fit and _share_rows(data, fit)]:
+        if others := dict.fromkeys(what for what, data in taught if fit and _share_rows(data, fit)):
             yield f"judge '{name}' is fitted on rows of {' and '.join(others)} (set another `part`)"
 
 
@@ -61,6 +66,7 @@ def _fit(spec: dict[str, Any]) -> dict[str, Any] | None:
 
 def _share_rows(*sections: dict[str, Any]) -> bool:
     """Whether two data sections read a file in common, and overlapping parts of it."""
-    one, other = ({data["path"]} if isinstance(data["path"], str) else set(data["path"]) for data in sections)
+    paths = ([data["path"]] if isinstance(data["path"], str) else data["path"] for data in sections)
+    one, other = ({Path(path).resolve() for path in of_section} for of_section in paths)
     (start, stop), (other_start, other_stop) = (data.get("part") or (0.0, 1.0) for data in sections)
     return bool(one & other) and start < other_stop and other_start < stop

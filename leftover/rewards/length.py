@@ -53,10 +53,15 @@ def fit_length(debias: str, scores: np.ndarray, lengths: np.ndarray) -> dict[str
 
 
 def explained(fitted: dict[str, Any], lengths: np.ndarray) -> np.ndarray:
-    """[N] f(length) - mean f: what `fit_length` found length to add to a score, 0 on average over training rows."""
+    """[N] f(length) - mean f: what `fit_length` found length to add to a score, 0 on average over training rows.
+
+    0 for a text without characters: no row is one, and to take off what a line far below the rows says would pay for
+    silence.
+    """
     if len(fitted["knots"]) < 2:
         return np.zeros(len(lengths))
-    return _basis(np.array(fitted["knots"]), lengths) @ np.array(fitted["values"]) - fitted["mean"]
+    found = _basis(np.array(fitted["knots"]), lengths) @ np.array(fitted["values"]) - fitted["mean"]
+    return np.where(lengths > 0, found, 0.0)
 
 
 def _knots(debias: str, lengths: np.ndarray) -> np.ndarray:

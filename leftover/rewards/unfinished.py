@@ -1,6 +1,7 @@
 """What a completion that ran into the limit of new tokens counts (`evaluate.unfinished`): decided here for everything.
 
-Test evaluation, the checkpoints' evaluations, value targets, reward quantiles and PPO's rollouts all ask `settled`.
+Test evaluation, the checkpoints' evaluations, value targets, reward quantiles, PPO's rollouts and rows that a model has
+written without an end all ask `settled`.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from leftover.runs.names import (
     round_folder,
     trained_policies,
 )
-from leftover.store.manifest import Manifest, read_json
+from leftover.store.manifest import Manifest, digest, read_json
 from leftover.store.table import Table
 
 
@@ -88,6 +88,12 @@ class FinishedRun:
                 if set(found["training"]) <= set(self.recipe.policies) and found["training"]:
                     return found
         return None
+
+    def scored_by(self) -> str:
+        """A digest of what scores completions here: rows and rewards, judges, what one without an end counts."""
+        reward = self.table.digest("reward") if self.table.has("reward") else None
+        section = self.recipe.evaluate.model_dump(include={"judges"})
+        return digest({"reward": reward, **section, **self.recipe.unfinished_key})
 
     def has_current(self, block: str) -> bool:
         """Whether a block of the table is whole, and of the blocks as they are now: a run replaces one by one."""

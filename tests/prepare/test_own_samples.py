@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
+from leftover.errors import UserError
+from leftover.pipeline import run
+from leftover.prepare.value.described import constant_folds, described
 from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.prepare.value.own_samples import explained, own_weight
+from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import ValueSection
 
 SETTINGS = ValueSection(num_prompts=300, candidates=["constant", "ridge"], own_samples=True)
@@ -46,12 +50,13 @@ def test_samples_that_say_nothing_of_the_rows_have_no_weight():
     assert own_weight(rewards, fitted, -rewards) == 0, "worse than nothing is nothing"
     assert own_weight(rewards, fitted, 0.5 * rewards) == 1, "never more than the samples themselves"
     assert own_weight(rewards, fitted, np.ones(4000)) == 0
-    assert own_weight(np.full(4, np.nan), np.zeros(4), np.ones(4)) == 0
+    assert own_weight(np.full(40, np.nan), np.zeros(40), np.ones(40)) == 0
+    assert own_weight(np.arange(9.0), np.zeros(9), np.arange(9.0)) == 0, "too few prompts tell no weight"
 
 
 def test_rows_without_a_reward_take_no_part_in_the_weight():
-    rewards = np.array([1.0, np.nan, 3.0, 2.0])
-    fitted, sampled = np.zeros(4), np.array([2.0, 100.0, 4.0, 3.0])
+    rewards = np.array([np.nan, *range(12)])
+    fitted, sampled = np.zeros(13), np.array([100.0, *range(1, 13)])
     assert own_weight(rewards, fitted, sampled) == 1
     assert explained(rewards, sampled) == 1, "rows on another level are explained nevertheless"
 
@@ -90,5 +95,24 @@ def test_a_row_has_no_say_in_its_own_value_but_through_the_one_weight():
 def test_one_family_has_no_folds():
     rows, _, sample = problem(1, 0.5, num_prompts=12)
     rows = RowConstants(**vars(rows) | {"family": np.zeros(24, int), "is_train": np.ones(24, bool)})
-    found, report = values(rows, sample)
+    found, report = values(rows, sample, num_prompts=300)
     assert np.isfinite(found).all() and 0 <= report["own_samples_weight"] <= 1
+
+
+def test_reports_say_what_v_is():
+    rows, _, sample = problem(1, 0.3)
+    _, report = values(rows, sample)
+    assert report["kind"] == "constant"
+    assert described(report).startswith("the constant estimate, moved by 0.9"), described(report)
+    assert constant_folds(report) is None, "it differs by prompt"
+    assert constant_folds(report | {"own_samples_weight": 0.0}) is not None
+
+
+@pytest.mark.parametrize(
+    "section", [{"targets": "group_loo"}, {"targets": "recorded"}, {}], ids=["group_loo", "recorded", "auto"]
+)
+def test_targets_without_samples_are_refused(section, tmp_path, tiny_recipe):
+    reward = {"functions": [{"type": "column"}]}
+    recipe = make_recipe(tiny_recipe(tmp_path, reward=reward, value={"own_samples": True} | section))
+    with pytest.raises(UserError, match=r"value.own_samples needs samples of the reference, and value.targets is"):
+        run(recipe, until="prepare")

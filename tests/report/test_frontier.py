@@ -68,6 +68,17 @@ def test_the_picture_has_a_panel_a_measure_and_every_name_in_each():
     assert "stroke-neutral" in classes and "stroke-series-3" in classes and "#000" not in classes
 
 
+def test_a_measure_without_numbers_leaves_its_picture_empty():
+    results = made_up(["nll", "dpo"])
+    for curve in results["curves"].values():
+        curve["judge/j"] = [None] * 5
+    for point in results["points"]:
+        point["judge/j"] = None
+    assert "KL to the reference" in frontier_svg(results)
+    chart = frontier_view(results)["charts"][1]
+    assert "nll" not in chart.description and "best of n from" in frontier_view(results)["charts"][0].description
+
+
 def test_a_level_that_is_not_reached_is_a_dash_and_the_farthest_is_told():
     grid = level_grid(made_up(["nll"]), "reward")
     assert grid.header == ["method", "KL 1", "KL 8", "farthest KL"]

@@ -106,7 +106,7 @@ def test_token_types_that_a_generic_tokenizer_gives_do_not_reach_a_model_without
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     typed = reward(path, join="{completion}")
     typed._loaded = dataclasses.replace(typed._loaded, tokenizer=tokenizer)
-    assert "token_type_ids" in typed._encode(["Ada"], ["soon"])[0]
+    assert "token_type_ids" in typed.encode(["Ada"], ["soon"])[0]
     assert typed(["Ada"], ["soon"]) == pytest.approx([logits(classifiers["gpt2"], "soon").sigmoid().item()], abs=1e-5)
 
 
@@ -193,4 +193,4 @@ def test_a_text_that_begins_or_ends_as_the_tokenizer_would_has_that_once(classif
     for join in ("[CLS]{prompt} {completion}", "{prompt} {completion}[SEP]", "[CLS]{prompt} {completion}[SEP]"):
         written = reward(classifiers["bert"], join=join, activation="none")
         assert written(["Ada"], ["soon"]) == pytest.approx(plain, abs=1e-5)
-        assert max(len(row["input_ids"]) for row in written._encode(["Ada " * 90], ["soon"])) == 64
+        assert max(len(row["input_ids"]) for row in written.encode(["Ada " * 90], ["soon"])) == 64

@@ -51,7 +51,7 @@ def test_a_completion_that_leaves_room_for_one_token_of_its_prompt_is_shown_whol
     pair = tokenizer("s", completion)["input_ids"]
     for max_length in (len(pair), len(pair) - 1, len(pair) - 2):
         shown = reward(classifiers["bert"], max_length=max_length)
-        (row,) = shown._encode(["kettle fuses"], [completion])
+        (row,) = shown.encode(["kettle fuses"], [completion])
         assert (row["input_ids"] == pair) == (max_length == len(pair))
         assert len(row["input_ids"]) == max_length
 
@@ -66,7 +66,7 @@ def test_a_long_completion_alone_is_cut_at_its_end(join, classifiers):
 def test_the_shorter_of_the_limits_of_tokenizer_and_model_holds(tmp_path, classifiers):
     path = classifier_models.gpt2(tmp_path / "short", max_length=16)
     shown = reward(path, join=TEMPLATE)
-    assert len(shown._encode(["Ada " * 99], ["soon"])[0]["input_ids"]) == 16
+    assert len(shown.encode(["Ada " * 99], ["soon"])[0]["input_ids"]) == 16
     with pytest.raises(UserError, match="takes 512 tokens, fewer than max_length 513"):
         reward(classifiers["roberta"], max_length=513)(["Ada"], ["soon"])
 

@@ -203,6 +203,28 @@ def test_texts_beyond_the_positions_are_cut(tmp_path, word_tokenizer):
     assert len(reward(*asked(rows[:2]))) == 2
 
 
+@pytest.mark.parametrize("features", ["pair", "completion"])
+@pytest.mark.parametrize("words", [5, 90], ids=["short completions", "long completions"])
+def test_it_is_trained_on_what_it_reads_when_it_scores(features, words, tmp_path, word_tokenizer):
+    # Prompts and completions beyond the length: training kept the beginning of both, scoring the end of the prompt.
+    rng = np.random.default_rng(0)
+    rows = planted_rows("label", 40)
+    known = [word for row in rows for word in row["completion"].split()]
+    rows = [
+        row | {"prompt": " ".join(rng.choice(known, 60)), "completion": " ".join(rng.choice(known, words))}
+        for row in rows
+    ]
+    train = TRAIN | {"max_steps": 1}
+    reward, _ = fitted(
+        tmp_path / "reward", rows, tokenizer=word_tokenizer, train=train, max_length=48, features=features
+    )
+    examples, _ = read_examples(reward.data, None, "auto")
+    plan = reward.plan(tmp_path / "reward", examples, *reward.start())
+    read = {tuple(text["input_ids"]) for text in reward._classifier.encode(*asked(rows))}
+    assert {tuple(texts[0]["input_ids"]) for texts, *_ in (*plan.train, *plan.choosing)} == read
+    assert max(map(len, read)) == (48 if words == 90 or features == "pair" else 7)
+
+
 def test_the_identity_changes_with_the_model_and_the_training(tmp_path, word_tokenizer):
     path = write(tmp_path / "rows.jsonl", planted_rows("label"))
     spec: dict[str, Any] = {"type": "fine_tuned", "fit": {"path": path}, "config": CONFIG, "tokenizer": word_tokenizer}

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from leftover.pipeline import run
+from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import make_recipe
 from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
 
 
-def judged(judge: dict[str, Any], reward_part: tuple = (0.6, 0.8)) -> list[str]:
+def judged(
+    judge: dict[str, Any], reward_part: tuple = (0.6, 0.8), earlier: tuple = (), path: str = "rows.jsonl"
+) -> list:
     def linear(part: Any) -> dict[str, Any]:
         return {"type": "linear", "fit": {"path": "rows.jsonl", "part": list(part)}}
 
@@ -23,11 +26,11 @@ def judged(judge: dict[str, Any], reward_part: tuple = (0.6, 0.8)) -> list[str]:
         "name": "x",
         "output_dir": "x",
         "model": {"path": "x"},
-        "data": {"path": "rows.jsonl", "part": [0.0, 0.6]},
+        "data": {"path": path, "part": [0.0, 0.6]},
         "reward": {"functions": [linear(reward_part) | {"name": "fitted", "weight": 2.0}]},
         "evaluate": {"judges": [judge if "type" in judge else linear(judge["part"]) | {"name": "held_out"}]},
     }
-    return list(dependent_judges(make_recipe(content)))
+    return list(dependent_judges(make_recipe(content), earlier))
 
 
 def test_a_judge_of_another_part_is_independent() -> None:
@@ -48,6 +51,14 @@ def test_a_judge_of_another_part_is_independent() -> None:
 def test_a_judge_that_shares_rows_or_is_the_reward_is_told(judge: dict[str, Any], said: str) -> None:
     (found,) = judged(judge)
     assert said in found
+
+
+def test_rows_of_earlier_runs_and_other_spellings_of_a_path_are_shared_rows() -> None:
+    part = {"part": (0.5, 0.6)}
+    before = (DataSection(path="rows.jsonl", part=(0.0, 0.6)),)
+    assert judged(part, path="samples.jsonl") == []
+    for found in (judged(part, path="samples.jsonl", earlier=before), judged(part, path="./rows.jsonl")):
+        assert found == ["judge 'held_out' is fitted on rows of the policies (set another `part`)"]
 
 
 def test_a_scorer_whose_interval_holds_chance_is_told() -> None:

@@ -58,11 +58,11 @@ def test_neither_leaving_spaces_out_nor_padding_with_them_changes_a_length(other
 
 
 def test_a_line_is_taken_off_and_the_mean_stays() -> None:
-    """Scores 2 x + 1 are all length: what is left is their mean, 2 * 9.5 + 1 = 20; a text of 100 is extrapolated."""
-    x = np.arange(20.0)
-    np.testing.assert_allclose(debiased("linear", 2 * x + 1, x), np.full(20, 20.0))
-    np.testing.assert_allclose(debiased("linear", 2 * x + 1, x, np.array([0.0, 100.0])), [19.0, -181.0])
-    fitted = fit_length("linear", 2 * x + 1, x)
+    """Scores 2 x - 1 are all length: what is left is their mean, 2 * 10.5 - 1 = 20; a text of 101 is extrapolated."""
+    x = np.arange(1.0, 21.0)
+    np.testing.assert_allclose(debiased("linear", 2 * x - 1, x), np.full(20, 20.0))
+    np.testing.assert_allclose(debiased("linear", 2 * x - 1, x, np.array([1.0, 101.0])), [19.0, -181.0])
+    fitted = fit_length("linear", 2 * x - 1, x)
     assert fitted["r2"] == pytest.approx(1) and fitted["slope"] == pytest.approx(200) and fitted["rows"] == 20
 
 
@@ -96,21 +96,29 @@ def test_a_spline_follows_what_levels_off_where_a_line_does_not() -> None:
 
 def test_a_spline_is_straight_beyond_its_knots_so_that_longer_texts_earn_nothing() -> None:
     """Second differences outside the 5 % and 95 % quantiles are 0, and the curve has no step or kink at the knots."""
-    x = np.arange(101.0)
+    x = np.arange(1.0, 102.0)
     fitted = fit_length("spline", np.sqrt(x), x)
-    assert fitted["knots"][0] == 5 and fitted["knots"][-1] == 95
-    outside = np.concatenate([explained(fitted, np.arange(95.0, 300)), explained(fitted, np.arange(0.0, 6))])
+    assert fitted["knots"][0] == 6 and fitted["knots"][-1] == 96
+    outside = np.concatenate([explained(fitted, np.arange(96.0, 301)), explained(fitted, np.arange(1.0, 7))])
     np.testing.assert_allclose(np.delete(np.diff(outside, 2), [203, 204]), 0, atol=1e-12)
-    ends = explained(fitted, np.array([94.99, 95.0, 95.01]))
+    ends = explained(fitted, np.array([95.99, 96.0, 96.01]))
     assert ends[1] - ends[0] == pytest.approx(ends[2] - ends[1], rel=1e-3)
-    assert np.diff(explained(fitted, np.array([95.0, 1000.0])))[0] > 0
+    assert np.diff(explained(fitted, np.array([96.0, 1000.0])))[0] > 0
 
 
 def test_rows_without_a_score_teach_nothing_and_keep_none() -> None:
-    x = np.arange(40.0)
-    scores = np.where(x % 2 == 0, 3 * x, NAN)
+    x = np.arange(1.0, 41.0)
+    scores = np.where(x % 2 == 1, 3 * x, NAN)
     left = debiased("linear", scores, x)
-    assert np.isnan(left[1::2]).all() and left[::2] == pytest.approx(np.full(20, 57.0))
+    assert np.isnan(left[1::2]).all() and left[::2] == pytest.approx(np.full(20, 60.0))
+
+
+@pytest.mark.parametrize("debias", ["linear", "spline"])
+def test_silence_is_not_paid_for(debias: str) -> None:
+    # Far below the rows the line says that a text is worth little, and an empty one would be better than that.
+    x = np.random.default_rng(0).integers(40, 200, 100).astype(float)
+    fitted = fit_length(debias, 0.02 * x, x)
+    assert explained(fitted, np.array([1.0]))[0] < -1 and explained(fitted, np.array([0.0]))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_the_identity_of_a_folder_with_torch_files_changes_with_them(tmp_path):
 def test_oasst_cuts_a_long_conversation_to_its_last_1024_tokens(tmp_path):
     path = classifier_models.neox_reward_model(tmp_path / "rm")
     model = reward("oasst_6.9b", path)
-    assert len(model._encode(["Ada " * 2000], ["soon"])[0]["input_ids"]) == 1024
+    assert len(model.encode(["Ada " * 2000], ["soon"])[0]["input_ids"]) == 1024
     assert model(["kettle " + "Ada " * 2000], ["soon"]) == model(["fuse " + "Ada " * 2000], ["soon"])
 
 

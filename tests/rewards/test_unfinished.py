@@ -21,8 +21,10 @@ from leftover.prepare.value.estimate import RowConstants, estimate_values
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import settled, unfinished_text
+from leftover.runs.claim import open_run
 from leftover.runs.names import read_completions
 from leftover.runs.run import Run
+from leftover.store.table import column
 from leftover.training.run import policy_key
 from leftover.training.settings import training_args
 from tests.conftest import scored_rows
@@ -217,6 +219,23 @@ def test_the_default_is_in_no_key_and_another_rule_is_in_all_that_it_decides(
         key = evaluation.key("reference")
         assert ("unfinished" in key) == there and "unfinished" not in key["settings"]
     assert "unfinished" not in run.table.manifest.entries["value"]["key"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_rows_that_a_model_has_left_without_an_end_count_by_the_rule(
+    rule: Any, tmp_path: Path, tiny_recipe: Callable
+) -> None:
+    rows = [row | {"sampler_logprobs": [], "ended": i % 4 > 0} for i, row in enumerate(scored_rows(60))]
+    content = tiny_recipe(tmp_path, rows, reward={"functions": [{"type": "column"}]}, evaluate={"unfinished": rule})
+    run = open_run(make_recipe(content))
+    try:
+        pipeline.prepare(run, "score")
+    finally:
+        run.close()
+    found = column(run.table.open("reward"), "reward")
+    ended = np.array([row["ended"] for row in rows])
+    assert found == pytest.approx(settled([row["reward"] for row in rows], ended, rule), nan_ok=True)
+    assert ("unfinished" in run.table.manifest.entries["reward"]["key"]) == (rule != "score")
 
 
 # PPO.

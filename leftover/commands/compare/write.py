@@ -42,7 +42,7 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
 
 def write_frontier(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write frontier.json, .csv, .svg and .md; and the page anew where the folder has one with results."""
-    write_json(run.folder / FRONTIER, results)
+    write_json(run.folder / FRONTIER, results | {"scored_by": run.scored_by()})
     write_text(run.folder / "frontier.csv", as_csv(results["points"]))
     write_text(run.folder / "frontier.svg", frontier_svg(results))
     write_text(run.folder / "frontier.md", render("frontier.md.j2", results | {"view": frontier_view(results)}))

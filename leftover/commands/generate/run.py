@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _CHUNK_BATCHES = 4
 _MANY_UNFINISHED = 0.05
 _LIMIT = "data.max_completion_tokens"
+_GENERATE = 0x67656E  # any number that is this command's alone
 
 
 def generate_rows(
@@ -85,8 +86,13 @@ def generate_rows(
         if file.complete and file.counts["rows"]:
             log.info("generate: %s is finished (nothing it depends on has changed)", output)
         else:
-            write_samples(source, decoding, chosen, file)
+            write_samples(source, replace(decoding, seed=_own_seed(seed)), chosen, file)
     log_counts(file, len(chosen), decoding)
+
+
+def _own_seed(seed: int) -> int:
+    """Another than a run takes: its value is fitted to completions of these prompts, which must not be its rows."""
+    return int(np.random.SeedSequence([seed, _GENERATE]).generate_state(1)[0])
 
 
 def write_samples(source: Source, decoding: Decoding, prompts: list[tuple[int, Prompt]], file: RowsFile) -> None:

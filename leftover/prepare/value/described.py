@@ -10,6 +10,8 @@ def kinds_of_rows(about: Mapping[str, Any]) -> dict[str, int]:
 
     `about` is the report of `estimate_values`. Without folds there is one estimate, for all rows.
     """
+    if about.get("own_samples_weight"):
+        return {f"{about['kind']} with own samples": 1}
     folds = about.get("kinds_by_fold")
     # The last is the fit on all training prompts, which only held-out rows get their value from.
     kinds = folds[:-1] if folds else [about.get("kind", "recorded")]
@@ -19,6 +21,8 @@ def kinds_of_rows(about: Mapping[str, Any]) -> dict[str, int]:
 def described(about: Mapping[str, Any]) -> str:
     """`the ridge estimate`; of folds that differ `ridge in 3 of 5 folds (900 rows), the constant in 2 (600 rows)`."""
     found = kinds_of_rows(about)
+    if weight := about.get("own_samples_weight"):
+        return f"the {about['kind']} estimate, moved by {weight:.2f} of the way to the mean of a prompt's own samples"
     if len(found) == 1:
         return f"the {next(iter(found))} estimate"
     rows, folds = about.get("rows_by_kind") or {}, sum(found.values())

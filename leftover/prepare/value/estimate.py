@@ -134,7 +134,7 @@ def estimate_values(
         f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
         report["num_prompts"],
     )
-    if report["kind"] == "constant":
+    if report["kind"] == "constant" and not report.get("own_samples_weight"):
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")
     elif said := constant_folds(report):
         log.warning("value: %s; there V(x) is the mean reward of the other folds", said)

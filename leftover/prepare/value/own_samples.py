@@ -15,6 +15,8 @@ from leftover.recipe.sections import ValueSection
 
 log = logging.getLogger(__name__)
 
+_FEW = 10  # as many as an estimate is chosen by
+
 
 def with_own_samples(
     problem: Problem, rewards: np.ndarray, settings: ValueSection, seed: int
@@ -66,9 +68,11 @@ def own_weight(rewards: np.ndarray, fitted: np.ndarray, sampled: np.ndarray) -> 
         rewards: [N], the mean reward of a prompt's training rows; NaN without one.
         fitted: [N], f, of fits that did not see the prompt.
         sampled: [N], t, the mean reward of the reference's own completions.
+
+    Of fewer than ten prompts with a reward no weight is told: 0.
     """
     known = np.isfinite(rewards)
-    if known.sum() < 2:
+    if known.sum() < _FEW:
         return 0.0
     left, own = (rewards - fitted)[known], (sampled - fitted)[known]
     own = own - own.mean()

@@ -21,6 +21,8 @@ from leftover.errors import UserError
 from leftover.evaluation.frontier import best_of_n_kl
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
+from leftover.report.frontier import frontier_of
+from leftover.runs.finished import FinishedRun
 from tests.commands.compare.test_compare import trained_runs
 from tests.conftest import scored_rows
 from tests.forked import ForkedModule
@@ -130,6 +132,25 @@ def test_the_comparison_before_it_is_left_as_it_was_and_its_page_has_a_section(
     assert list(yaml.safe_load((folder / "recipe.yaml").read_text())["policies"]) == ["nll"]
     assert 'id="run-1-frontier"' in (folder / "report.html").read_text()
     assert (folder / "policies/nll/seed-0/model.safetensors").is_file()
+
+
+def test_a_frontier_of_other_rewards_or_judges_is_in_no_page(
+    finished: Any, content: dict[str, Any], tmp_path: Path, caplog: Any
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert frontier_of(FinishedRun(folder)) is not None
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"name": "renamed"}))
+    assert frontier_of(FinishedRun(folder)) is not None
+    for changed in ({"judges": []}, {"unfinished": "drop"}):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"evaluate": recipe["evaluate"] | changed}))
+        assert frontier_of(FinishedRun(folder)) is None
+        assert "is of other rewards or judges" in caplog.text
+        caplog.clear()
+    earlier = json.loads((folder / "frontier.json").read_text())
+    del earlier["scored_by"]
+    (folder / "frontier.json").write_text(json.dumps(earlier))
+    assert frontier_of(FinishedRun(folder)) is not None, "of an earlier version it is not known"
 
 
 def test_the_same_command_again_computes_nothing_and_others_only_what_is_new(
