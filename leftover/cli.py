@@ -84,6 +84,10 @@ def run(
 
     overrides = (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
     loaded = with_push(_load(recipe, overrides), push_to_hub, private)
+    if quick:
+        from leftover.runs.claim import check_quick
+
+        check_quick(loaded)
     if loaded.rounds is None:
         _run_stages(loaded, "report", dry_run, device)
     else:

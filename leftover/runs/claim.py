@@ -9,7 +9,7 @@ from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.monitoring.ranks import is_main_process, join, wait
 from leftover.objectives import ONLINE
-from leftover.recipe.files import dump_recipe, make_recipe, read_yaml
+from leftover.recipe.files import dump_recipe, load_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
@@ -112,6 +112,18 @@ def check_packages(recipe: Recipe) -> None:
         check_quantization()
     for section, fields in recipe.training_sections.items():
         check_optimizer(str(fields.get("optim")), f"{section}.optim")
+
+
+def check_quick(recipe: Recipe) -> None:
+    """Refuse to replace the policies of a full run by those of a first look (`--quick`)."""
+    folder = Path(recipe.output_dir)
+    if not (folder / "recipe.yaml").is_file() or not trained_policies(folder):
+        return
+    if load_recipe(folder).train.get("eval_steps") != recipe.train.get("eval_steps"):
+        raise UserError(
+            f"--quick: {folder} holds policies of a full run, which a first look would replace; give it another folder: "
+            f"--set output_dir={folder}-quick"
+        )
 
 
 def check_rewards(run: Run) -> None:

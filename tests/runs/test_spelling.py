@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from leftover import cli
 from leftover.commands.fit_reward import fit_reward
 from leftover.errors import UserError
 from leftover.pipeline import run
-from leftover.recipe.files import QUICK, load_recipe, make_recipe
+from leftover.recipe.files import QUICK, dump_recipe, load_recipe, make_recipe
+from leftover.runs.claim import check_quick
 from leftover.runs.run import Run
 from leftover.runs.spelling import same_meaning
 from leftover.training.run import policy_key
@@ -172,6 +175,18 @@ def test_quick_sets_keys_that_a_later_override_may_change() -> None:
     quick = make_recipe(content, overrides=[*QUICK, "evaluate.max_prompts=8"])
     assert (quick.test_prompts, quick.selection_prompts, quick.decodings) == (8, 64, ("sampled",))
     assert quick.train["eval_steps"] == quick.train["save_steps"] and quick.reference.train == {}
+
+
+def test_a_first_look_does_not_replace_a_full_run(tmp_path: Path, tiny_run: Callable) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tiny_run(tmp_path)))
+    for command in (["run"], ["compare", "--methods", "nll"]):
+        result = CliRunner().invoke(cli.cli, [command[0], str(tmp_path / "recipe.yaml"), *command[1:], "--quick"])
+        assert isinstance(result.exception, UserError)
+        assert f"--set output_dir={tmp_path / 'run'}-quick" in str(result.exception)
+    for looked_at in (tmp_path / "run", tmp_path / "other"):  # a first look again, and one of its own
+        quick = load_recipe(tmp_path / "recipe.yaml", [*QUICK, f"output_dir={looked_at}"])
+        (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(quick))
+        check_quick(quick)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def compare(
     from leftover.recipe.files import QUICK, load_recipe
 
     loaded = load_recipe(recipe, [*QUICK * quick, *overrides])
+    if quick:
+        from leftover.runs.claim import check_quick
+
+        check_quick(loaded)
     from leftover.commands.compare.run import Options, compare  # after a fault of the recipe is told: it takes seconds
 
     asked = Options(**options)

@@ -86,7 +86,9 @@ class Sizes:
         if lengths is None:
             return None
         number = len(lengths[0])
-        if most_prompts is not None and self.rows is not None and split is not None:
+        if most_prompts is not None and self.rows is None:
+            number = min(number, most_prompts)  # as if each had one row
+        elif most_prompts is not None and self.rows is not None and split is not None:
             number = round(number * min(1.0, most_prompts / max(1, self.rows.prompts(split))))
         if most_tokens is not None:
             number = max(1, int(((lengths[0] + lengths[1]).cumsum() <= most_tokens).sum()))
