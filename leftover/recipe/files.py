@@ -183,6 +183,8 @@ def _explain(keys: Sequence[str], errors: Sequence[ErrorDetails], root: Any) -> 
     if error["type"] == "union_tag_invalid":
         forms = error["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
         message = f"Input should be {forms}"
+    if error["type"] == "model_type":
+        message = f"Input should be keys with values: {', '.join(_section(keys, root).__pydantic_fields__)}"
     # Not taken as text: YAML reads 2024_01 as 202401, and yes as True.
     if error["type"] == "string_type" and isinstance(error["input"], (int, float, date)):
         message += ": put it in quotes"

@@ -121,7 +121,7 @@ def check_quick(recipe: Recipe) -> None:
         return
     if load_recipe(folder).train.get("eval_steps") != recipe.train.get("eval_steps"):
         raise UserError(
-            f"--quick: {folder} holds policies of a full run, which a first look would replace; give it another folder: "
+            f"--quick: {folder} holds policies of a full run, which a first look would replace; give it another: "
             f"--set output_dir={folder}-quick"
         )
 

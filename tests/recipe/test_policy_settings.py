@@ -92,6 +92,7 @@ def test_names_are_found_whatever_their_case():
             {"model": {"path": "m", "tokenizer": 3}},
             "model.tokenizer: Input should be a valid string: put it in quotes",
         ),
+        ({"reward": {"length": "linear"}}, "reward.length: Input should be keys with values: debias (got 'linear')"),
         ({"data": {"path": [1]}}, "data.path[0]: Input should be a valid string: put it in quotes (got 1)"),
         ({"compare": {"grid": "declred"}}, "compare.grid: Input should be 'none' or 'declared' (got 'declred')"),
         ({"compare": {"grid": {"dpo": 3}}}, "compare.grid.dpo: Input should be a valid list (got 3)"),

@@ -91,7 +91,7 @@ def test_the_dry_run_is_printed_before_anything_is_downloaded(
     monkeypatch.setenv("COLUMNS", "200")
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:  # the costs are told all the same
-        cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--set", f"output_dir={folder}"])
+        cli.main(["run", f"recipes/{name}.yaml", "--dry-run", "--device", "a100", "--set", f"output_dir={folder}"])
     said, refusal = capsys.readouterr()
     assert stopped.value.code == 2 and "data.path" in refusal
     assert "published sizes" in said and "a_lol_ref_free" in said
@@ -105,6 +105,7 @@ def test_the_dry_run_of_rows_that_are_here_counts_them(name: str, capsys: Any, m
     if not all(Path(path).exists() or on_the_hub(path) for path in data_files(recipe.data)):
         pytest.skip("the rows are not here")
     monkeypatch.setattr("leftover.commands.dry_run.memory.try_to_trace", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.estimate.measured_pace", lambda *args, **options: None)
     monkeypatch.setenv("COLUMNS", "200")
     cli.main(["prepare", f"recipes/{name}.yaml", "--dry-run", "--set", "data.max_rows=300"])
     said = capsys.readouterr().out

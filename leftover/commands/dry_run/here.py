@@ -16,10 +16,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.initialization import no_init_weights
 
 from leftover.commands.dry_run.pace import Pace
 from leftover.commands.dry_run.shape import Shape
@@ -36,7 +38,10 @@ from leftover.runs.models import adapter_config
 
 _FEW_LAYERS = 5  # as many are built at most
 _LAYER_WEIGHTS = 2e7  # of all further layers that are built: of a large model one, which is long enough to be timed
-_LONG_ENOUGH = 0.2  # seconds; a call is repeated until they are over
+# Operations that a call takes at most: of a large model fewer and shorter rows are timed.
+_OPERATIONS = {"cpu": 1e11, "cuda": 1e13}
+_WEIGHT = 0.01
+_LONG_ENOUGH = 0.15  # seconds; a call is repeated until they are over
 _MOST_STEPS = 20
 _TOKENS = 8  # that a timed decoding writes
 _FEWER_ROWS = 4  # a fourth of the batch is decoded too
@@ -59,26 +64,51 @@ def measured_pace(
     checkpointing: bool = False,
 ) -> Pace:
     """Of a causal model, at batches of `rows_per_batch` rows of so many prompt and completion tokens."""
-    passing = max(1, pass_tokens(device()) // (prompt + completion))
+    training_tokens = _most_tokens(shape, 6)
+    share = min(1.0, training_tokens / (prompt + completion))
+    prompt, completion = (max(1, round(share * part)) for part in (prompt, completion))
+    rows_per_batch = max(1, min(rows_per_batch, training_tokens // (prompt + completion)))
+    passing = max(1, min(pass_tokens(device()), _most_tokens(shape, 2)) // (prompt + completion))
+    generated_at_once = max(1, min(generated_at_once, _most_tokens(shape, 2) // (prompt + _TOKENS)))
     few = max(1, generated_at_once // _FEWER_ROWS)
 
     def times(model: Any) -> list[float]:
         return [
+            _steps(model, 1, 1, 1, compute_dtype),
             _steps(model, rows_per_batch, prompt, completion, compute_dtype),
             _mean(_pass(model, passing, prompt, completion, compute_dtype)),
             *(_decoding(model, rows, prompt, compute_dtype) for rows in {generated_at_once: 0, few: 0}),
         ]
 
-    step, passed, *decoded = by_layers(config, lambda shortened: _causal(shortened, section, checkpointing), times)
-    training = Training("", "", rows_per_batch, seen=_rows(rows_per_batch, prompt, completion))
+    start, step, passed, *decoded = by_layers(
+        config, lambda shortened: _causal(shortened, section, checkpointing), times
+    )
+    least, most = (
+        Training("", "", rows, seen=_rows(rows, *tokens)).operations(shape)
+        for rows, tokens in ((1, (1, 1)), (rows_per_batch, (prompt, completion)))
+    )
+    rate = (most - least) / (step - start) if step > start else most / step
     of_row = (decoded[0] - decoded[-1]) / (generated_at_once - few) if len(decoded) > 1 else 0.0
     of_row = max(0.0, of_row)
     return Pace(
-        training.operations(shape) / step,
+        rate,
         _rows(passing, prompt, completion).operations(shape) / passed,
         max(decoded[0] - generated_at_once * of_row, 0.0),
         of_row,
+        step_start=max(0.0, step - most / rate),
     )
+
+
+def _most_tokens(shape: Shape, operations: int) -> int:
+    """Tokens of a call with so many operations a weight and token, through the layers that are built."""
+    of_layer = shape.trunk / shape.layers
+    layers = shape.layers if shape.layers <= _FEW_LAYERS else 1 + _further(of_layer)
+    return max(2, int(_OPERATIONS[device().type] / (operations * of_layer * layers)))
+
+
+def _further(of_layer: float) -> int:
+    """How many layers of so many weights are built beside the first."""
+    return int(min(max(_LAYER_WEIGHTS // of_layer, 1), _FEW_LAYERS - 1))
 
 
 def measured_fit(model: Any, plan: Plan, dtype: str | None) -> tuple[float, float]:
@@ -101,7 +131,7 @@ def measured_fit(model: Any, plan: Plan, dtype: str | None) -> tuple[float, floa
         return [_trained(model, dtype, scores), _mean(score)]
 
     def build(config: PretrainedConfig) -> Any:
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).to(device())
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
     step, scoring = by_layers(model.config, build, times)
     return step, scoring / texts
@@ -113,13 +143,23 @@ def by_layers(
     """What `times` gives for the model of a config: measured, or continued from one layer and two."""
     layers = config.get_text_config().num_hidden_layers
     if layers <= _FEW_LAYERS:
-        return times(build(config))
-    model = build(_shortened(config, 1))
+        return times(_ready(build, config))
+    model = _ready(build, _shortened(config, 1))
     first = times(model)
-    of_layer = (_weights(build(_shortened(config, 2))) - _weights(model)) or 1
-    further = int(min(max(_LAYER_WEIGHTS // of_layer, 1), _FEW_LAYERS - 1))
-    rest = times(build(_shortened(config, 1 + further)))
+    with torch.device("meta"):
+        further = _further(_weights(build(_shortened(config, 2))) - _weights(model) or 1)
+    del model
+    rest = times(_ready(build, _shortened(config, 1 + further)))
     return [one + (layers - 1) * max(0.0, more - one) / further for one, more in zip(first, rest, strict=True)]
+
+
+def _ready(build: Callable[[PretrainedConfig], Any], config: PretrainedConfig) -> Any:
+    """The model on the device, all its weights one number: to draw them takes longer than what is timed."""
+    with no_init_weights():
+        model = build(config)
+    for parameter in model.parameters():
+        parameter.data.fill_(_WEIGHT)
+    return model.to(device())
 
 
 def _weights(model: Any) -> int:
@@ -145,7 +185,7 @@ def _causal(config: PretrainedConfig, section: ModelSection, checkpointing: bool
         model = get_peft_model(model, adapter_config(section.lora))
     if checkpointing:
         model.gradient_checkpointing_enable()
-    return model.to(device())
+    return model
 
 
 def _rows(rows: int, prompt: int, completion: int) -> Amount:
@@ -180,12 +220,13 @@ def _trained(model: Any, dtype: str | None, loss: Callable[[Any], torch.Tensor])
             model, args, train_dataset=[0] * _MOST_STEPS, data_collator=lambda rows: {"rows": torch.zeros(1)}
         )
         trainer.add_callback(_StopWhenLong())
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return (ended[-1] - ended[1]) / (len(ended) - 2)  # the first makes the optimizer's states
 
 
 class _StopWhenLong(TrainerCallback):
-    """Ends the training once `_LONG_ENOUGH` is over, after four steps."""
+    """Ends the training once `_LONG_ENOUGH` is over, after three steps."""
 
     def __init__(self) -> None:
         self.until = math.inf
@@ -193,7 +234,7 @@ class _StopWhenLong(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
             self.until = time.perf_counter() + _LONG_ENOUGH
-        control.should_training_stop = state.global_step > 3 and time.perf_counter() > self.until
+        control.should_training_stop = state.global_step > 2 and time.perf_counter() > self.until
 
 
 def _pass(model: Any, rows: int, prompt: int, completion: int, dtype: str | None) -> Callable:

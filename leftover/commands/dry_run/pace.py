@@ -31,16 +31,16 @@ class Pace:
     forward: float  # operations a second of passes without gradients
     decode_step: float  # seconds that a decoding step takes beside its rows
     decode_row: float  # seconds that every row of the batch adds
-    least_step: float = 0.0  # seconds below which no optimizer step takes, however little it computes
-    least_pass: float = 0.0  # seconds below which no batch of a pass takes
+    step_start: float = 0.0  # seconds of an optimizer step beside its rows
+    pass_start: float = 0.0  # seconds of a batch of a pass beside its rows
 
     def steps(self, operations: float, number: int) -> float:
         """Seconds of optimizer steps."""
-        return max(operations / self.training, number * self.least_step)
+        return operations / self.training + number * self.step_start
 
     def passes(self, operations: float, tokens: float) -> float:
         """Seconds of passes without gradients."""
-        return max(operations / self.forward, math.ceil(tokens / _PASS_TOKENS) * self.least_pass)
+        return operations / self.forward + math.ceil(tokens / _PASS_TOKENS) * self.pass_start
 
     def decoding(self, rows: int, tokens: float, batch_size: int) -> float:
         """Seconds to write `rows` completions of `tokens` tokens, in batches; reading the prompts is a pass."""

@@ -55,8 +55,9 @@ def no_network(monkeypatch: Any, tmp_path: Path) -> None:
 
 @pytest.fixture
 def untraced(monkeypatch: Any) -> None:
-    """Memory is left out where a test is about something else: it takes most of the time."""
+    """Memory and time are left out where a test is about something else: they take most of its time."""
     monkeypatch.setattr("leftover.commands.dry_run.memory.try_to_trace", lambda *args: None)
+    monkeypatch.setattr("leftover.commands.dry_run.estimate.measured_pace", lambda *args, **options: None)
 
 
 def write_recipe(folder: Path, content: dict[str, Any]) -> str:
