@@ -5,6 +5,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
-from leftover.errors import PYTHON, UserError
+from leftover.errors import PYTHON, UserError, nearest
 from leftover.evaluation.policy import evaluate_policy, metric_names
 from leftover.models.divergence import FrozenStart
 from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
@@ -69,6 +70,7 @@ class PolicyTrainer(FiniteTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
+        self._check_arguments(kwargs)
         self.args = args or self.config(output_dir=self.default_folder)
         if eval_dataset is None and self.args.eval_strategy != "no":
             raise UserError(f"eval_strategy is {self.args.eval_strategy.value}: pass eval_dataset, or set it to no")
@@ -112,6 +114,14 @@ class PolicyTrainer(FiniteTrainer):
         self._new_adapter = peft_config is not None
         add_completion_tables(self)
         self._begin()
+
+    def _check_arguments(self, given: dict[str, Any]) -> None:
+        """TypeError, before rows are prepared, for arguments that the Trainer does not have."""
+        known, settings = inspect.signature(Trainer.__init__).parameters, {field.name for field in fields(self.config)}
+        for name in given.keys() - known.keys():
+            config = self.config.__name__
+            remedy = f": it belongs in args, {config}({name}=...)" if name in settings else nearest(name, known)
+            raise TypeError(f"{type(self).__name__} has no argument '{name}'{remedy}")
 
     def _prepare(
         self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, train: Rows | None, evaluation: EvaluationRows

@@ -656,3 +656,19 @@ def test_the_normaliser_of_var_under_a_token_budget_is_that_of_the_run(
     drawn = np.array(rows["reward"])[trainer.draw_order.indices]
     found = trainer.with_extras(trainer.model, inputs, batch).extras["log_normaliser"]
     assert float(found) == pytest.approx(np.log(np.exp(drawn).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"columns": {"prompt": "q"}},
+            r"LoLTrainer has no argument 'columns': it belongs in args, LoLConfig\(columns=",
+        ),
+        ({"callback": None}, "no argument 'callback'; did you mean 'callbacks'"),
+        ({"nonsense": 3}, "no argument 'nonsense'$"),
+    ],
+)
+def test_an_unknown_argument_is_refused_before_anything_is_loaded(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        LoLTrainer("no/model", train_dataset=[], **given)
