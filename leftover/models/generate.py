@@ -19,6 +19,7 @@ from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
 from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
+from leftover.recipe.engine import MAX_BATCH_TOKENS
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
 # the next round. Reading them again there costs a step or two, and no batch runs on for a few rows.
@@ -52,6 +53,7 @@ def generate(
     sample: bool = False,
     temperature: float = 1.0,
     batch_size: int = 64,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     seed: int = 0,
     copies: Sequence[int] | None = None,
     compute_dtype: str | None = None,
@@ -62,6 +64,8 @@ def generate(
     Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
     top-k and top-p, or greedily, the most likely token at every step.
 
+    A batch has at most `batch_size` rows and `max_batch_tokens` positions, what may be written included.
+
     A sampled completion depends on the seed, its prompt and its number among those of an equal prompt (`copies`; by
     default as they come), and not on the other rows, their order or the size of a batch (rounding of the logits aside).
     The global random state is not used, so that generating in the middle of training does not change the run.
@@ -70,7 +74,8 @@ def generate(
     """
     copies = copy_numbers(prompt_ids) if copies is None else copies
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sample": sample, "temperature": temperature}
-    options |= {"batch_size": batch_size, "seed": seed, "compute_dtype": compute_dtype, "description": description}
+    options |= {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens, "seed": seed}
+    options |= {"compute_dtype": compute_dtype, "description": description}
 
     def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:
         return list(zip(*_generate(model, tokenizer, prompt_ids, copies, **options), strict=True))
@@ -90,6 +95,7 @@ def _generate(
     sample: bool,
     temperature: float,
     batch_size: int,
+    max_batch_tokens: int,
     seed: int,
     compute_dtype: str | None,
     description: str | None,
@@ -105,9 +111,13 @@ def _generate(
         together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
-            batches, unfinished = list(_batches(lengths, batch_size, together)), []
+            left = {i: max_new_tokens - len(completions[i]) for i in unfinished}
+            batches = list(
+                _batches(lengths, left, 1 if together == "single" else batch_size, max_batch_tokens, together)
+            )
+            unfinished = []
             for batch in batches:
-                budgets = [max_new_tokens - len(completions[i]) for i in batch]
+                budgets = [left[i] for i in batch]
                 begun = [[*prompt_ids[i], *completions[i]] for i in batch]
                 stragglers = round(_STRAGGLERS * len(batch))
                 choosing = _Choose(device)
@@ -165,15 +175,24 @@ def uniforms(seed: int, prompt_ids: Sequence[int], copy: int, count: int) -> lis
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little"))).random(count).tolist()
 
 
-def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator[list[int]]:
-    """The rows in batches of similar length, longest first, as the model can take them together."""
-    size = 1 if together == "single" else size
+def _batches(
+    lengths: dict[int, int], left: dict[int, int], size: int, max_tokens: int, together: Batching
+) -> Iterator[list[int]]:
+    """The rows in batches of similar length, longest first, as the model can take them together.
+
+    A batch has at most `size` rows, and unless it is one row at most `max_tokens` positions: rows times the longest
+    text so far (`lengths`) with the most tokens that may follow (`left`).
+    """
     batch: list[int] = []
+    most = 0
     for row in sorted(lengths, key=lambda i: lengths[i], reverse=True):
-        if len(batch) == size or (batch and together != "any" and lengths[row] != lengths[batch[0]]):
+        positions = lengths[batch[0] if batch else row] + max(most, left[row])
+        full = len(batch) == size or (len(batch) + 1) * positions > max_tokens
+        if batch and (full or (together != "any" and lengths[row] != lengths[batch[0]])):
             yield batch
-            batch = []
+            batch, most = [], 0
         batch.append(row)
+        most = max(most, left[row])
     if batch:
         yield batch
 
