@@ -1,6 +1,5 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +12,15 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCrite
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
+from leftover.models.engines.choice import by_vllm
+from leftover.models.engines.request import Sampling, draw_key
 from leftover.models.load import root_in_place
 from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
 from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
-from leftover.recipe.engine import MAX_BATCH_TOKENS
+from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineSettings
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
 # the next round. Reading them again there costs a step or two, and no batch runs on for a few rows.
@@ -58,13 +59,15 @@ def generate(
     copies: Sequence[int] | None = None,
     compute_dtype: str | None = None,
     description: str | None = None,
+    engine: EngineSettings | None = None,
 ) -> Completions:
     """One completion for each prompt, with the log-probabilities that its tokens were chosen by.
 
     Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
     top-k and top-p, or greedily, the most likely token at every step.
 
-    A batch has at most `batch_size` rows and `max_batch_tokens` positions, what may be written included.
+    A batch has at most `batch_size` rows and `max_batch_tokens` positions, what may be written included. vLLM makes its
+    own batches. `engine`: by default transformers; each draws with random numbers of its own.
 
     A sampled completion depends on the seed, its prompt and its number among those of an equal prompt (`copies`; by
     default as they come), and not on the other rows, their order or the size of a batch (rounding of the logits aside).
@@ -77,12 +80,22 @@ def generate(
     options |= {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens, "seed": seed}
     options |= {"compute_dtype": compute_dtype, "description": description}
 
+    if not len(prompt_ids):
+        return Completions([], [], [])
+    ends = end_ids(model)
+    sampling = Sampling(max_new_tokens, temperature if sample else None, tuple(sorted(ends)))
+    found = by_vllm(engine, model, tokenizer, prompt_ids, copies, sampling, seed=seed, compute_dtype=compute_dtype)
+    if found is not None:
+        ids = [written.ids for written in found]
+        logprobs = [np.array(written.logprobs, np.float32) for written in found]
+        return Completions(ids, decode_completions(tokenizer, ids, ends), logprobs)
+
     def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:
         return list(zip(*_generate(model, tokenizer, prompt_ids, copies, **options), strict=True))
 
     with root_in_place(model):
         rows = shared(complete, prompt_ids, copies, model=model)
-    return Completions(*map(list, zip(*rows, strict=True))) if rows else Completions([], [], [])
+    return Completions(*map(list, zip(*rows, strict=True)))
 
 
 def _generate(
@@ -171,8 +184,8 @@ def copy_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
 
 def uniforms(seed: int, prompt_ids: Sequence[int], copy: int, count: int) -> list[float]:
     """[count] float64 in [0, 1): the random numbers of one completion, by which each of its tokens is drawn."""
-    key = hashlib.blake2b(np.array([seed, copy, *prompt_ids], np.int64).tobytes(), digest_size=16)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little"))).random(count).tolist()
+    key = draw_key(seed, prompt_ids, copy)
+    return np.random.Generator(np.random.Philox(key=key)).random(count).tolist()
 
 
 def _batches(
