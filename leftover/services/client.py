@@ -76,7 +76,7 @@ def ask(
             answer, shown = response.raw, f"status {response.status_code}"
         except requests.RequestException as error:
             cause = next(iter(error.args), None)
-            fault, shown = error, hide(str(getattr(cause, "reason", error)), key and key.token)[:SHOWN]
+            fault, shown = error, hide(str(getattr(cause, "reason", error)), key.token if key else None)[:SHOWN]
             if not retry.total:
                 tried = patience.retries + 1
                 raise UserError(f"{where} {url}: no answer, tried {tried} times: {shown}. {remedy}") from error

@@ -14,6 +14,11 @@ from leftover.store.manifest import digest
 
 # What vLLM takes; it holds room for this rank of every adapter.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# What else an adapter may have and vLLM does not know.
+_UNKNOWN = (
+    "modules_to_save", "use_dora", "lora_bias", "layer_replication", "trainable_token_indices",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "target_parameters",
+)  # fmt: skip
 # Starts of an adapter that change nothing but the adapter.
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
 
@@ -70,9 +75,7 @@ def unsupported(model: Any) -> str | None:
         return f"its adapter is no LoRA but {getattr(config.peft_type, 'value', config.peft_type)}"
     if any(getattr(module, "merged", False) for module in inner.modules()):
         return "its adapter is merged into the weights"
-    further = ("modules_to_save", "use_dora", "lora_bias", "layer_replication", "trainable_token_indices")
-    further += ("alora_invocation_tokens", "use_qalora", "use_bdlora", "target_parameters")
-    if named := [name for name in further if getattr(config, name, None)]:
+    if named := [name for name in _UNKNOWN if getattr(config, name, None)]:
         return f"its adapter has {', '.join(named)}"
     if config.bias != "none":
         return "its adapter trains biases"
