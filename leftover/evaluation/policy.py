@@ -60,9 +60,9 @@ def evaluate_policy(
         prompt_ids,
         max_new_tokens=args.max_completion_length,
         sample=args.eval_decoding == "sample",
-        batch_size=args.per_device_eval_batch_size,
         seed=args.seed,
         compute_dtype=dtype,
+        **args.generation,
     )
     texts, lengths, ended = written.texts, [len(ids) for ids in written.ids], have_ended(model, written.ids)
     asked_of = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]

@@ -10,6 +10,7 @@ import numpy as np
 
 from leftover.data.rows import as_prompt
 from leftover.evaluation.policy import likelihood_metrics, row_metrics, score_columns
+from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity, sequence_logprobs
 from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
@@ -74,10 +75,11 @@ class Evaluation:
         recipe, table = self.run.recipe, self.run.table
         path, artifact, seed = self.subjects[subject]
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings", "unfinished"}
+        ignored |= {"max_batch_tokens", "engine", "vllm"}
         further = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
         if recipe.reference.origin is not None:
             further["origin"] = model_identity(recipe.reference.origin, self.run.hashes)
-        return (further | recipe.unfinished_key) | {
+        return (further | recipe.unfinished_key | recipe.engine.key) | {
             "from": {block: table.digest(block) for block in ("tokens", "split", *available_blocks(recipe, table))},
             "model": self.run.manifest.digest(artifact) if artifact else model_identity(path, self.run.hashes),
             "judges": self.run.judges.identity() if self.run.judges else None,
@@ -104,7 +106,7 @@ class Evaluation:
         completions = [record for decoding in ways for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)
         write_lines(completions_path(run.folder, subject), completions)
-        run.manifest.finish(artifact)
+        run.manifest.finish(artifact, **engine_fact(model))
 
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[CompletionRecord]:
         """One `CompletionRecord` a prompt."""
@@ -118,10 +120,10 @@ class Evaluation:
             max_new_tokens=run.recipe.max_new_tokens,
             sample=sampled,
             temperature=settings.temperature,
-            batch_size=settings.batch_size,
             seed=seed,
             compute_dtype=run.recipe.compute_dtype,
             description=f"{subject}, {decoding}",
+            **run.recipe.generation,
         )
         ids, texts, ended = written.ids, written.texts, have_ended(model, written.ids)
         asked = [as_prompt(row["prompt"], row["conversational"]) for row in prompts]

@@ -1,6 +1,5 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,12 +12,15 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase, StoppingCrite
 from leftover.data.collate import pad
 from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
+from leftover.models.engines.choice import by_vllm
+from leftover.models.engines.request import Sampling, draw_key
 from leftover.models.load import root_in_place
 from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
 from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
+from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineSettings
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
 # the next round. Reading them again there costs a step or two, and no batch runs on for a few rows.
@@ -52,15 +54,20 @@ def generate(
     sample: bool = False,
     temperature: float = 1.0,
     batch_size: int = 64,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     seed: int = 0,
     copies: Sequence[int] | None = None,
     compute_dtype: str | None = None,
     description: str | None = None,
+    engine: EngineSettings | None = None,
 ) -> Completions:
     """One completion for each prompt, with the log-probabilities that its tokens were chosen by.
 
     Completions come from the model's own distribution, whatever its folder asks for: sampled at `temperature` without
     top-k and top-p, or greedily, the most likely token at every step.
+
+    A batch has at most `batch_size` rows and `max_batch_tokens` positions, what may be written included. vLLM makes its
+    own batches. `engine`: by default transformers; each draws with random numbers of its own.
 
     A sampled completion depends on the seed, its prompt and its number among those of an equal prompt (`copies`; by
     default as they come), and not on the other rows, their order or the size of a batch (rounding of the logits aside).
@@ -70,14 +77,25 @@ def generate(
     """
     copies = copy_numbers(prompt_ids) if copies is None else copies
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sample": sample, "temperature": temperature}
-    options |= {"batch_size": batch_size, "seed": seed, "compute_dtype": compute_dtype, "description": description}
+    options |= {"batch_size": batch_size, "max_batch_tokens": max_batch_tokens, "seed": seed}
+    options |= {"compute_dtype": compute_dtype, "description": description}
+
+    if not len(prompt_ids):
+        return Completions([], [], [])
+    ends = end_ids(model)
+    sampling = Sampling(max_new_tokens, temperature if sample else None, tuple(sorted(ends)))
+    found = by_vllm(engine, model, tokenizer, prompt_ids, copies, sampling, seed=seed, compute_dtype=compute_dtype)
+    if found is not None:
+        ids = [written.ids for written in found]
+        logprobs = [np.array(written.logprobs, np.float32) for written in found]
+        return Completions(ids, decode_completions(tokenizer, ids, ends), logprobs)
 
     def complete(prompt_ids: Sequence[Sequence[int]], copies: Sequence[int]) -> list[Any]:
         return list(zip(*_generate(model, tokenizer, prompt_ids, copies, **options), strict=True))
 
     with root_in_place(model):
         rows = shared(complete, prompt_ids, copies, model=model)
-    return Completions(*map(list, zip(*rows, strict=True))) if rows else Completions([], [], [])
+    return Completions(*map(list, zip(*rows, strict=True)))
 
 
 def _generate(
@@ -90,6 +108,7 @@ def _generate(
     sample: bool,
     temperature: float,
     batch_size: int,
+    max_batch_tokens: int,
     seed: int,
     compute_dtype: str | None,
     description: str | None,
@@ -105,9 +124,13 @@ def _generate(
         together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
-            batches, unfinished = list(_batches(lengths, batch_size, together)), []
+            left = {i: max_new_tokens - len(completions[i]) for i in unfinished}
+            batches = list(
+                _batches(lengths, left, 1 if together == "single" else batch_size, max_batch_tokens, together)
+            )
+            unfinished = []
             for batch in batches:
-                budgets = [max_new_tokens - len(completions[i]) for i in batch]
+                budgets = [left[i] for i in batch]
                 begun = [[*prompt_ids[i], *completions[i]] for i in batch]
                 stragglers = round(_STRAGGLERS * len(batch))
                 choosing = _Choose(device)
@@ -161,19 +184,28 @@ def copy_numbers(prompt_ids: Sequence[Sequence[int]]) -> list[int]:
 
 def uniforms(seed: int, prompt_ids: Sequence[int], copy: int, count: int) -> list[float]:
     """[count] float64 in [0, 1): the random numbers of one completion, by which each of its tokens is drawn."""
-    key = hashlib.blake2b(np.array([seed, copy, *prompt_ids], np.int64).tobytes(), digest_size=16)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little"))).random(count).tolist()
+    key = draw_key(seed, prompt_ids, copy)
+    return np.random.Generator(np.random.Philox(key=key)).random(count).tolist()
 
 
-def _batches(lengths: dict[int, int], size: int, together: Batching) -> Iterator[list[int]]:
-    """The rows in batches of similar length, longest first, as the model can take them together."""
-    size = 1 if together == "single" else size
+def _batches(
+    lengths: dict[int, int], left: dict[int, int], size: int, max_tokens: int, together: Batching
+) -> Iterator[list[int]]:
+    """The rows in batches of similar length, longest first, as the model can take them together.
+
+    A batch has at most `size` rows, and unless it is one row at most `max_tokens` positions: rows times the longest
+    text so far (`lengths`) with the most tokens that may follow (`left`).
+    """
     batch: list[int] = []
+    most = 0
     for row in sorted(lengths, key=lambda i: lengths[i], reverse=True):
-        if len(batch) == size or (batch and together != "any" and lengths[row] != lengths[batch[0]]):
+        positions = lengths[batch[0] if batch else row] + max(most, left[row])
+        full = len(batch) == size or (len(batch) + 1) * positions > max_tokens
+        if batch and (full or (together != "any" and lengths[row] != lengths[batch[0]])):
             yield batch
-            batch = []
+            batch, most = [], 0
         batch.append(row)
+        most = max(most, left[row])
     if batch:
         yield batch
 

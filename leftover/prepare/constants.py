@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.metrics import FEW_ROWS, effective_sample_size, mean_of_known
+from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import prompt_hidden, reference_pass
 from leftover.objectives.advantage import advantage, leftover_mask
@@ -42,7 +43,7 @@ class Reference:
     compute_dtype: str | None
     max_new_tokens: int
     seed: int
-    batch_size: int = 64  # of sampling
+    generation: dict[str, Any] = field(default_factory=dict)  # further keywords of `generate`
     unfinished: Unfinished = "score"
     sampled_tokens: int = 0  # so far
 
@@ -54,13 +55,17 @@ class Reference:
             recipe.compute_dtype,
             recipe.max_new_tokens,
             recipe.seed,
-            recipe.evaluate.batch_size,
+            recipe.generation,
             recipe.evaluate.unfinished,
         )
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         return self.load()
+
+    @property
+    def engine_fact(self) -> dict[str, str]:
+        return engine_fact(self._loaded[0])
 
     def read(
         self,
@@ -111,10 +116,10 @@ class Reference:
                 prompt_ids,
                 max_new_tokens=self.max_new_tokens,
                 sample=settings.decoding == "sample",
-                batch_size=self.batch_size,
                 seed=(self.seed if seed is None else seed) + repeat,
                 compute_dtype=self.compute_dtype,
                 description=f"reference samples {repeat + 1}/{repeats}",
+                **self.generation,
             )
             ended = have_ended(self._loaded[0], written.ids)
             rewards[:, repeat] = settled(reward_func(prompts, written.texts), ended, self.unfinished)
@@ -177,7 +182,7 @@ def value(run: Run) -> None:
         "seed": run.seed,
     }
     if targets == "reference_samples":
-        key |= {"max_new_tokens": run.recipe.max_new_tokens} | run.recipe.unfinished_key
+        key |= {"max_new_tokens": run.recipe.max_new_tokens} | run.recipe.unfinished_key | run.recipe.engine.key
 
     def compute() -> dict[str, Any]:
         kept = np.flatnonzero(equals(table, "kept", True))
@@ -197,7 +202,7 @@ def value(run: Run) -> None:
             rows, inside, reference, run.recipe.value_settings, targets, run.reward
         )
         if reference.sampled_tokens:
-            report["sampled_tokens"] = reference.sampled_tokens
+            report |= {"sampled_tokens": reference.sampled_tokens} | reference.engine_fact
         run.note(value=report, leftover=leftover_facts(advantages[rows.is_train]))
         whole = {name: np.full(len(table), np.nan) for name in ("value", "advantage")}
         whole["value"][kept], whole["advantage"][kept] = values, advantages

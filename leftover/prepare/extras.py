@@ -37,12 +37,16 @@ def compute_extras(run: Run) -> None:
 def quantile_block(run: Run) -> None:
     """Block `quantile`: `reference_rewards` [k] and `reward_quantile` of the training rows; NaN for the others."""
     samples, reference = num_reference_samples(run.recipe), Reference.of_run(run)
-    key = {
-        "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
-        "samples": samples,
-        "max_new_tokens": reference.max_new_tokens,
-        "seed": run.seed,
-    } | run.recipe.unfinished_key
+    key = (
+        {
+            "from": {name: run.table.digest(name) for name in ("reference", "reward", "split")},
+            "samples": samples,
+            "max_new_tokens": reference.max_new_tokens,
+            "seed": run.seed,
+        }
+        | run.recipe.unfinished_key
+        | run.recipe.engine.key
+    )
 
     def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
         chosen = training_mask(shard) & np.isfinite(column(shard, "reward"))

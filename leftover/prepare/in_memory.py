@@ -65,7 +65,7 @@ def _needs(args: LoLConfig) -> frozenset[str]:
 
 def reference_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: PolicyConfig) -> Reference:
     load, limit = (lambda: (model, tokenizer)), args.max_completion_length
-    return Reference(load, args.compute_dtype, limit, args.seed, unfinished=args.unfinished)
+    return Reference(load, args.compute_dtype, limit, args.seed, args.generation, args.unfinished)
 
 
 def chat_of(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = ()) -> Chat:

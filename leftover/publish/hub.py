@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
-from leftover.rewards.credentials import hide
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact
+from leftover.services.credentials import hide
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,10 @@
-"""What this machine can do: 4-bit weights (QLoRA, arXiv 2305.14314), optimizers of the same package, a GPU or none."""
+"""What this machine can do: 4-bit weights (QLoRA, arXiv 2305.14314), their optimizers, vLLM, a GPU or none."""
 
 import importlib.util
 import logging
 
 from leftover.errors import UserError
+from leftover.recipe.engine import EngineSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,25 @@ def check_optimizer(name: str, key: str = "optim") -> None:
     """UserError for an optimizer of bitsandbytes if that is missing."""
     if name in BITSANDBYTES_OPTIMIZERS:
         _check_package(f"{key}: {name}")
+
+
+def check_engine(settings: EngineSettings) -> None:
+    """UserError for vLLM without the package or a GPU, unless a server has both."""
+    if settings.name == "vllm" and (fault := missing_for_vllm(settings)):
+        raise UserError(f"evaluate.engine: vllm {fault}")
+
+
+def missing_for_vllm(settings: EngineSettings) -> str | None:
+    """What vLLM lacks here; None if nothing, or if a server has it."""
+    if settings.vllm.address is not None:
+        return None
+    if importlib.util.find_spec("vllm") is None:
+        return "needs the package vllm: pip install 'leftover[vllm]', or name a server in evaluate.vllm.address"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs a GPU, and this machine has none: name a server in evaluate.vllm.address, or take transformers"
+    return None
 
 
 def trains_on_cpu(asked: bool) -> bool:

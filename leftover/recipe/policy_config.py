@@ -3,18 +3,19 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from leftover.errors import PYTHON, UserError, nearest
+from leftover.errors import PYTHON, UserError, nearest, one_line
 from leftover.monitoring.trackers import check_trackers
 from leftover.recipe.data_section import POLICY_KEYS, DataSection
+from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineName, EngineSettings, VllmSection
 from leftover.recipe.eval_metrics import higher_is_better
 from leftover.recipe.forms import Unfinished
-from leftover.recipe.optional_packages import check_optimizer, trains_on_cpu
+from leftover.recipe.optional_packages import check_engine, check_optimizer, trains_on_cpu
 
 _T = TypeVar("_T")
 _UNFINISHED = TypeAdapter[Any](Unfinished)
@@ -82,6 +83,7 @@ class PolicyConfig(TrainingArguments):
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "eval_decoding": ("greedy", "sample"),
+        "eval_engine": get_args(EngineName),
         "on_bad_row": ("error", "skip"),
         "optim": tuple(name.value for name in OptimizerNames),
     }
@@ -89,6 +91,7 @@ class PolicyConfig(TrainingArguments):
     RANGES: ClassVar[dict[str, tuple[float, float]]] = _RANGES | {
         "max_prompt_length": AT_LEAST_1,
         "max_completion_length": AT_LEAST_1,
+        "eval_max_batch_tokens": AT_LEAST_1,
     }
 
     max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
@@ -116,6 +119,15 @@ class PolicyConfig(TrainingArguments):
         "sample",
         "How evaluate() generates the completions that choose the checkpoint: sample or greedy. Greedy rewards are "
         "often at their ceiling from the first checkpoint on, and greedy completions give no KL.",
+    )
+    eval_max_batch_tokens: int = setting(
+        MAX_BATCH_TOKENS,
+        "Positions of the completions that are generated at a time, beside per_device_eval_batch_size.",
+    )
+    eval_engine: str = setting("auto", "What generates completions: transformers, vllm, or auto, vllm where it can.")
+    eval_vllm: dict = field(
+        default_factory=dict,
+        metadata={"help": "How vllm is reached: address of a server, token_env, timeout; gpu_memory_utilization."},
     )
     unfinished: Any = field(
         default="score",
@@ -146,6 +158,7 @@ class PolicyConfig(TrainingArguments):
                 f"unfinished is {self.unfinished!r:.60}: it takes score, drop, or {{'penalty': x}} with x of 0 or more"
             ) from None
         self.data("data_options")  # faults are told now
+        check_engine(self.engine)
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = higher_is_better(self.metric_for_best_model)
         check_optimizer(str(getattr(self.optim, "value", self.optim)))
@@ -170,6 +183,23 @@ class PolicyConfig(TrainingArguments):
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors())
             raise UserError("; ".join(faults)) from None
+
+    @property
+    def engine(self) -> EngineSettings:
+        try:
+            vllm = VllmSection(**self.eval_vllm)
+        except (TypeError, ValidationError) as error:
+            raise UserError(f"eval_vllm: {one_line(error)}") from None
+        return EngineSettings(cast(EngineName, self.eval_engine), vllm)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How completions are generated: keywords of `leftover.models.generate.generate`."""
+        return {
+            "batch_size": self.per_device_eval_batch_size,
+            "max_batch_tokens": self.eval_max_batch_tokens,
+            "engine": self.engine,
+        }
 
     @property
     def compute_dtype(self) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AllowInfNan, Field, PrivateAttr, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
+from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineName, EngineSettings, VllmSection
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform, Unfinished
 
 
@@ -123,7 +124,11 @@ class EvaluateSection(Section):
     decodings: list[Literal["sampled", "greedy"]] | None = Field(None, min_length=1)
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
-    batch_size: int = Field(64, gt=0)
+    batch_size: int = Field(64, gt=0)  # completions that transformers writes at a time
+    max_batch_tokens: int = Field(MAX_BATCH_TOKENS, gt=0)  # and their positions: rows times the longest they may become
+    # What writes completions of tests, checkpoints and the reference; auto: vLLM with leftover[vllm] and a GPU.
+    engine: EngineName = "auto"
+    vllm: VllmSection = VllmSection()
     # score, drop or {penalty: x}: what a completion without an end counts, of every method: in tests, in the choice of
     # checkpoints, in value targets and quantiles from samples of the reference, and in PPO's updates.
     unfinished: Unfinished = "score"
@@ -266,6 +271,23 @@ class Recipe(Section):
             "chat_template_kwargs": self.model.template_options,
             "end_tokens": self.model.end_tokens,
             "per_device_eval_batch_size": self.evaluate.batch_size,
+            "eval_max_batch_tokens": self.evaluate.max_batch_tokens,
+            "eval_engine": self.evaluate.engine,
+            "eval_vllm": self.evaluate.vllm.model_dump(),
+        }
+
+    @property
+    def engine(self) -> EngineSettings:
+        return EngineSettings(self.evaluate.engine, self.evaluate.vllm)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How completions are written: keywords of `leftover.models.generate.generate`."""
+        section = self.evaluate
+        return {
+            "batch_size": section.batch_size,
+            "max_batch_tokens": section.max_batch_tokens,
+            "engine": self.engine,
         }
 
     @property

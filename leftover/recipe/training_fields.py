@@ -22,6 +22,9 @@ _RESERVED = {
     "on_bad_row": "set data.on_bad_row",
     "data_options": "set these keys under data",
     "unfinished": "set evaluate.unfinished, which holds for every method",
+    "eval_engine": "set evaluate.engine",
+    "eval_vllm": "set evaluate.vllm",
+    "eval_max_batch_tokens": "set evaluate.max_batch_tokens",
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",
 } | dict.fromkeys(
     ("hub_strategy", "hub_always_push", "hub_revision"),

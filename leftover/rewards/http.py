@@ -1,7 +1,6 @@
 """A service that scores completions over HTTP."""
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +12,14 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry
 
 from leftover.errors import UserError
 from leftover.rewards.base import STRICT, Prompt
-from leftover.rewards.credentials import check_headers, check_token_settings, check_url, hide, read_token
+from leftover.services.client import RETRIED, Key, Patience, ask, shown
+from leftover.services.credentials import check_headers, check_token_settings, check_url, hide, read_token
 from leftover.store.manifest import digest
 
-log = logging.getLogger(__name__)
-
 _WHERE = "http reward"
-_SHOWN = 200  # characters of an answer in an error
-_LONGEST_BACKOFF = 120.0  # seconds; a service may ask for more by Retry-After
-_RETRIED = (429, *range(500, 600))
 _HINTS = dict.fromkeys((301, 302, 307, 308), " (a redirect: give the address it leads to)") | dict.fromkeys(
     (401, 403), " (the key comes from the variable that token_env names)"
 )
@@ -106,54 +99,27 @@ class HttpReward:
         token = read_token(self.token_env, _WHERE)
         response = self._post({"prompts": prompts, "completions": completions}, token)
         status = response.status_code
-        shown = f"it answered {hide(response.content.decode('utf-8', 'replace'), token)[:_SHOWN]!r}"
+        answered = f"it answered {shown(response, token)}"
         if not 200 <= status < 300:
-            tried = f", tried {self.retries + 1} times" if status in _RETRIED else ""
-            raise UserError(f"{_WHERE} {self.url}: status {status}{tried}{_HINTS.get(status, '')}; {shown}")
+            tried = f", tried {self.retries + 1} times" if status in RETRIED else ""
+            raise UserError(f"{_WHERE} {self.url}: status {status}{tried}{_HINTS.get(status, '')}; {answered}")
         try:
             return read_scores(json.loads(response.content), len(completions))
         except (ValueError, RecursionError) as error:
             reason = error if type(error) is ValueError else "the answer is not JSON"
-            raise UserError(f"{_WHERE} {self.url}: {hide(str(reason), token)}; {shown}") from error
+            raise UserError(f"{_WHERE} {self.url}: {hide(str(reason), token)}; {answered}") from error
 
     def _post(self, payload: dict[str, Any], token: str | None) -> requests.Response:
-        """The last answer to a request that is tried again after a passing fault."""
-
-        def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            scheme = "Bearer " if self.token_header == "Authorization" else ""
-            request.headers[self.token_header] = f"{scheme}{token}"
-            return request
-
-        wait = self.backoff
-        retry = Retry(self.retries, backoff_factor=wait, backoff_jitter=wait, backoff_max=_LONGEST_BACKOFF)
-        while True:
-            answer = fault = None
-            try:
-                response = self._session.post(
-                    self.url,
-                    json=payload,
-                    auth=authorise if token else None,
-                    timeout=self.timeout,
-                    allow_redirects=False,  # a redirected POST becomes a GET
-                )
-                if response.status_code not in _RETRIED or not retry.total:
-                    return response
-                answer, shown = response.raw, f"status {response.status_code}"
-            except requests.RequestException as error:
-                cause = next(iter(error.args), None)
-                fault, shown = error, hide(str(getattr(cause, "reason", error)), token)[:_SHOWN]
-                if not retry.total:
-                    raise UserError(
-                        f"{_WHERE} {self.url}: no answer, tried {self.retries + 1} times: {shown}. Start the service "
-                        "and run again (a run continues where it stopped), or raise timeout or retries"
-                    ) from error
-            asked = answer and answer.headers.get("Retry-After")
-            log.warning("%s: %s; trying again%s", _WHERE, shown, f" in {asked} s, as it asks" if asked else "")
-            retry = retry.increment("POST", self.url, answer, fault)
-            try:
-                retry.sleep(answer)
-            except InvalidHeader:  # Retry-After is neither seconds nor a date
-                retry.sleep()
+        return ask(
+            self._session,
+            "POST",
+            self.url,
+            payload,
+            where=_WHERE,
+            patience=Patience(self.timeout, self.retries, self.backoff),
+            key=Key(token, self.token_header) if token else None,
+            remedy="Start the service and run again (a run continues where it stopped), or raise timeout or retries",
+        )
 
 
 def read_scores(answer: Any, count: int) -> list[float | None]:

@@ -10,7 +10,7 @@ from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.monitoring.ranks import is_main_process, join, wait
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_recipe, make_recipe, read_yaml
-from leftover.recipe.optional_packages import check_optimizer, check_quantization
+from leftover.recipe.optional_packages import check_engine, check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.fitted import RowsReward
@@ -110,6 +110,7 @@ def check_packages(recipe: Recipe) -> None:
     """Refuse what needs a missing package or a missing GPU."""
     if recipe.model.quantization:
         check_quantization()
+    check_engine(recipe.engine)
     for section, fields in recipe.training_sections.items():
         check_optimizer(str(fields.get("optim")), f"{section}.optim")
 

@@ -215,3 +215,30 @@ def test_the_head_gets_no_slice_that_torch_would_multiply_row_by_row(model, toke
     model.requires_grad_(True)
     of_batch = [states for states in seen if states.shape[:2] == (4, 1)]
     assert len(of_batch) == 3 and all(states.is_contiguous() for states in of_batch)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 60, 200, 10**9])
+def test_batches_keep_within_the_budget_of_tokens_and_give_the_same_completions(
+    max_batch_tokens, model, tokenizer, monkeypatch
+):
+    expected = sampled(model, tokenizer)
+    monkeypatch.setattr(generation, "_STRAGGLERS", 0.25)
+    seen = []
+    original = model.generate
+
+    def spy(**options):
+        seen.append((*options["input_ids"].shape, options["max_new_tokens"]))
+        return original(**options)
+
+    monkeypatch.setattr(model, "generate", spy)
+    assert sampled(model, tokenizer, max_batch_tokens=max_batch_tokens) == expected
+    assert all(rows == 1 or rows * (width + new) <= max_batch_tokens for rows, width, new in seen)
+    assert (max(rows for rows, *_ in seen) > 1) == (max_batch_tokens > 1)
+
+
+def test_a_budget_that_holds_all_rows_leaves_the_batches_as_they_are():
+    lengths, left = dict.fromkeys(range(10), 5), dict.fromkeys(range(10), 7)
+    assert [len(batch) for batch in generation._batches(lengths, left, 4, 10**6, "any")] == [4, 4, 2]
+    assert [len(batch) for batch in generation._batches(lengths, left, 4, 36, "any")] == [3, 3, 3, 1]
+    # A row that has written nothing yet may write most, though its text is shorter.
+    assert list(generation._batches({0: 20, 1: 19}, {0: 1, 1: 30}, 4, 99, "any")) == [[0], [1]]

@@ -12,6 +12,7 @@ from leftover.evaluation.frontier import COUNTS
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.policy import evaluated_prompts, score_columns
 from leftover.evaluation.run import judge_columns
+from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity
 from leftover.prepare.readers import selection_rows
@@ -29,6 +30,7 @@ class Checkpoints:
 
     def __init__(self, run: Run):
         self.run = run
+        self._engine: dict[str, str] = {}  # that wrote the samples of the reference
         pairs = product(run.recipe.policies, run.recipe.seeds)
         self.subjects = {policy_subject(name, seed): (name, seed) for name, seed in pairs}
 
@@ -46,7 +48,7 @@ class Checkpoints:
         judges = {"judges": run.judges.identity() if run.judges else None}
         if subject != REFERENCE:
             return judges | {"policy": run.manifest.digest(policy_artifact(*self.subjects[subject]))}
-        return (judges | recipe.unfinished_key) | {
+        return (judges | recipe.unfinished_key | recipe.engine.key) | {
             "from": {block: run.table.digest(block) for block in ("tokens", "split", "reward")},
             "model": model_identity(run.reference_path, run.hashes),
             "prompts": recipe.selection_prompts,
@@ -63,10 +65,11 @@ class Checkpoints:
         manifest = self.run.manifest
         if manifest.begin(_artifact(subject), self.key(subject)).finished:
             return
+        self._engine = {}
         records = self._samples() if subject == REFERENCE else self._written(*self.subjects[subject])
         self._judge(records)
         write_lines(self.path(subject), records)
-        manifest.finish(_artifact(subject))
+        manifest.finish(_artifact(subject), **self._engine)
 
     def read(self, subject: str) -> Records:
         return read_lines(self.path(subject))
@@ -92,11 +95,12 @@ class Checkpoints:
             [row["prompt_ids"] for row in rows],
             max_new_tokens=self._max_new_tokens,
             sample=True,
-            batch_size=run.recipe.evaluate.batch_size,
             seed=run.seed,
             compute_dtype=run.recipe.compute_dtype,
             description=f"{REFERENCE}, {copies} completions a prompt",
+            **run.recipe.generation,
         )
+        self._engine = engine_fact(model)
         ended = have_ended(model, written.ids)
         columns = score_columns(run.reward, _asked(rows), written.texts, ended, run.recipe.evaluate.unfinished)
         return completion_records(rows, "sampled", written.texts, written.ids, ended, columns)

@@ -207,6 +207,7 @@ class Holding:
         """The peak of writing completions in batches of `rows`, of the longest prompts there are."""
         recipe, known = self.recipe, self.sizes.tokens
         longest = recipe.data.max_prompt_tokens if known is None else int(known.prompts[known.kept].max())
+        rows = max(1, min(rows, recipe.evaluate.max_batch_tokens // (longest + recipe.max_new_tokens)))
         sizes = rows, longest, recipe.max_new_tokens
         return try_to_trace(writing_bytes, traced, self.shape, recipe.model.dtype, compute_dtype, *sizes)
 

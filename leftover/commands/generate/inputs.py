@@ -74,15 +74,19 @@ class Source:
         model, reward = self.recipe.model, self.reward
         scores = [reward.identity(), reward.weights, reward.missing, reward.state, self.learnt] if reward else None
         texts = "\0".join(f"{p.prompt}\0{p.tools}\0{p.family}\0{p.split}\0{p.answer}" for p in self.prompts)
-        return {
-            "model": model_identity(self.path, self.hashes),
-            "weights": model.model_dump(include={"dtype", "quantization", "attn_implementation"}),
-            "compute_dtype": self.compute_dtype,
-            "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer), self.tokenizer.chat_template],
-            "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
-            "columns": self.recipe.data.columns.model_dump(),
-            "reward": scores,
-        } | reread_prompts(self.chat, [p.prompt for p in self.prompts if not p.conversational])
+        return (
+            {
+                "model": model_identity(self.path, self.hashes),
+                "weights": model.model_dump(include={"dtype", "quantization", "attn_implementation"}),
+                "compute_dtype": self.compute_dtype,
+                "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer), self.tokenizer.chat_template],
+                "prompts": {"number": len(self.prompts), "hash": text_hash(texts)},
+                "columns": self.recipe.data.columns.model_dump(),
+                "reward": scores,
+            }
+            | self.recipe.engine.key
+            | reread_prompts(self.chat, [p.prompt for p in self.prompts if not p.conversational])
+        )
 
 
 def open_source(

@@ -66,11 +66,11 @@ def draw(
         max_new_tokens=decoding.max_new_tokens,
         sample=decoding.sample,
         temperature=decoding.temperature,
-        batch_size=decoding.batch_size,
         seed=decoding.seed,
         copies=copies,
         compute_dtype=source.compute_dtype,
         description="batches",
+        **(source.recipe.generation | {"batch_size": decoding.batch_size}),
     ).ids
     ends = end_ids(model)
     return [

@@ -1,0 +1,1 @@
+"""Completions by vLLM, in this process or by a server, in place of transformers' own generation."""

@@ -1,0 +1,1 @@
+"""Services over HTTP: their addresses and keys, and requests that are tried again."""
