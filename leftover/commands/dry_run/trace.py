@@ -114,8 +114,7 @@ class Traced:
         return selected_logprobs(logits.flatten(0, 1), torch.zeros_like(positions), True)
 
     def _set_checkpointing(self, asked: bool | dict[str, Any] | str) -> None:
-        model, name = self.model, "activation_checkpointing"  # its name since transformers 5.23
-        name = name if hasattr(model, f"{name}_enable") else "gradient_checkpointing"
+        model, name = self.model, checkpointing_name(self.model)
         adapter = hasattr(model, "get_base_model")
         getattr(model, f"{name}_disable")()
         if adapter:
@@ -124,6 +123,11 @@ class Traced:
             getattr(model, f"{name}_enable")(**{f"{name}_kwargs": None if asked is True else asked})
         if asked and adapter:  # frozen embeddings give no gradient to hold on to
             model.enable_input_require_grads()
+
+
+def checkpointing_name(model: Any) -> str:
+    """What checkpointing of gradients is called in names of a model's methods; another word since transformers 5.23."""
+    return "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
 
 
 class Live(TorchDispatchMode):
