@@ -13,21 +13,14 @@ from transformers import (
 from leftover.errors import UserError
 from leftover.models import generate as generation
 from leftover.models.generate import generate
-from leftover.models.load import align_generation_config, load_model
+from leftover.models.load import load_model
 from leftover.models.probe import batching
+from tests.models.ending import ending_model
 
 
 @pytest.fixture(scope="module")
 def model(tiny_llama_path, tokenizer):
-    """A random model whose completions end at different places: every eleventh token is an end of sequence."""
-    model = load_model(tiny_llama_path)
-    align_generation_config(model, tokenizer)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(10, len(tokenizer), 11)]
-    return model
+    return ending_model(tiny_llama_path, tokenizer)
 
 
 PROMPTS = [[1, 5 + i, *range(20, 20 + 3 * (i % 7))] for i in range(30)]

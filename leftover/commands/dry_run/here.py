@@ -79,7 +79,7 @@ def measured_pace(
             _steps(model, 1, 1, 1, compute_dtype),
             _steps(model, rows_per_batch, prompt, completion, compute_dtype),
             _mean(_pass(model, passing, prompt, completion, compute_dtype)),
-            *(_decoding(model, rows, prompt, compute_dtype) for rows in {generated_at_once: 0, few: 0}),
+            *(_decoding(model, rows, prompt, compute_dtype) for rows in dict.fromkeys((generated_at_once, few))),
         ]
 
     start, step, passed, *decoded = by_layers(
@@ -142,7 +142,7 @@ def measured_fit(model: Any, plan: Plan, dtype: str | None) -> tuple[float, floa
 def by_layers(
     config: PretrainedConfig, build: Callable[[PretrainedConfig], Any], times: Callable[[Any], list[float]]
 ) -> list[float]:
-    """What `times` gives for the model of a config: measured, or continued from one layer and two."""
+    """What `times` gives for the model of a config: measured, or continued from one layer and a few."""
     layers = config.get_text_config().num_hidden_layers
     if layers <= _FEW_LAYERS:
         return times(_ready(build, config))

@@ -1,15 +1,17 @@
 """How fast a device works on a recipe's models, and what a stage takes by it.
 
-A training step and a pass over many rows are bound by arithmetic, or on a small model by the calls that start it: both
-are one rate, in operations a second, at the recipe's own batch. A decoding step is bound by the memory that it reads:
-all weights once, and the cache of every row.
+A training step and a pass over many rows take a rate of operations a second, and what it takes to start them. A
+decoding step is bound by the memory that it reads: all weights once, and the cache of every row.
 """
 
 import math
 from dataclasses import dataclass
 
+import torch
+
 from leftover.commands.dry_run.shape import Shape
 from leftover.errors import UserError, nearest
+from leftover.models.reference import pass_tokens
 
 HERE = "here"  # this machine, which is measured
 
@@ -18,9 +20,9 @@ _TRAINING, _FORWARD, _MEMORY = 0.4, 0.5, 0.6
 # Seconds that a layer takes to start on a GPU, whatever its size: forward (in a pass, or of a decoding step), and there
 # and back. Transformers starts every kernel from Python; a rule of thumb, not published.
 _FORWARD_START, _TRAINING_START = 5e-4, 1.5e-3
-_PASS_TOKENS = 16_384  # of a batch of a pass without gradients
 # Seconds a byte between machines (400 Gb/s), the slowest part of a gradient's way.
 _LINK = 1 / 5e10
+_GPU = torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pace:
 
     def passes(self, operations: float, tokens: float) -> float:
         """Seconds of passes without gradients."""
-        return operations / self.forward + math.ceil(tokens / _PASS_TOKENS) * self.pass_start
+        return operations / self.forward + math.ceil(tokens / pass_tokens(_GPU)) * self.pass_start
 
     def decoding(self, rows: int, tokens: float, batch_size: int) -> float:
         """Seconds to write `rows` completions of `tokens` tokens, in batches; reading the prompts is a pass."""
@@ -49,11 +51,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Device:
-    """Published numbers of an accelerator: dense bfloat16 operations and bytes a second, and bytes of memory."""
+    """Published numbers of an accelerator: dense bfloat16 operations and bytes of memory a second."""
 
     operations: float
     bandwidth: float
-    memory: float
 
     def pace(self, shape: Shape, tokens: float) -> Pace:
         """On a model of this shape; `tokens`: of a row while its completion is written."""
@@ -72,13 +73,13 @@ class Device:
 
 # NVIDIA's data sheets: without sparsity, SXM or the PCIe card named.
 DEVICES = {
-    "a100": Device(312e12, 2.039e12, 80e9),
-    "h100": Device(989e12, 3.35e12, 80e9),
-    "h200": Device(989e12, 4.8e12, 141e9),
-    "b200": Device(2250e12, 8.0e12, 180e9),
-    "l4": Device(121e12, 0.3e12, 24e9),
-    "l40s": Device(362e12, 0.864e12, 48e9),
-    "rtx4090": Device(165e12, 1.008e12, 24e9),
+    "a100": Device(312e12, 2.039e12),
+    "h100": Device(989e12, 3.35e12),
+    "h200": Device(989e12, 4.8e12),
+    "b200": Device(2250e12, 8.0e12),
+    "l4": Device(121e12, 0.3e12),
+    "l40s": Device(362e12, 0.864e12),
+    "rtx4090": Device(165e12, 1.008e12),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from leftover.errors import UserError
 from leftover.objectives.advantage import beyond_rounding
 from leftover.prepare.value.described import constant_folds, described
-from leftover.prepare.value.fit import FittedValue, Problem, Some, fit_value, held_out_r2, r_squared
+from leftover.prepare.value.fit import FittedValue, Problem, Some, family_folds, fit_value, held_out_r2, r_squared
 from leftover.prepare.value.own_samples import with_own_samples
 from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import NONE_ENDED
@@ -186,9 +186,8 @@ def _recorded(prompts: Prompts, settings: ValueSection, seed: int) -> tuple[np.n
         )
     prompts.keep_hidden(scored, settings)
     num_folds = min(settings.folds, len(families))
-    fold_of_family = np.random.default_rng(seed).permutation(len(families)) % num_folds
     fold = np.full(size, -1)
-    fold[prompts.is_train] = fold_of_family[np.searchsorted(families, prompts.family[prompts.is_train])]
+    fold[prompts.is_train] = family_folds(prompts.family[prompts.is_train], num_folds, seed)
     values, baseline = np.empty(size), np.empty(size)
     kinds: list[str] = []
     constants: list[float] = []  # of the training folds that took the constant

@@ -156,6 +156,12 @@ def _ridge(problem: Problem) -> FittedValue:
     return FittedValue("ridge", float(ridge.intercept_ - scaler.mean_ @ coefficients), coefficients)
 
 
+def family_folds(families: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """[N] int: the fold of each prompt, of 0 to `number` - 1; a family is in one."""
+    unique, of_prompt = np.unique(families, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(unique)) % number)[of_prompt]
+
+
 def _held_out(families: np.ndarray, share: float, seed: int) -> np.ndarray:
     """[N] bool: whole families, about `share` of them."""
     unique = np.unique(families)

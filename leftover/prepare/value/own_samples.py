@@ -10,7 +10,7 @@ import logging
 
 import numpy as np
 
-from leftover.prepare.value.fit import Problem, fit_value
+from leftover.prepare.value.fit import Problem, family_folds, fit_value
 from leftover.recipe.sections import ValueSection
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,10 @@ def explained(rewards: np.ndarray, values: np.ndarray) -> float:
 
 def out_of_fold(problem: Problem, settings: ValueSection, seed: int) -> np.ndarray:
     """f(x) of every prompt, [N], by fits of whole families that did not see it."""
-    families = np.unique(problem.families)
-    folds = min(settings.folds, len(families))
+    folds = min(settings.folds, len(np.unique(problem.families)))
     if folds < 2:
         return np.full(len(problem.targets), problem.targets.mean())
-    fold = (np.random.default_rng(seed).permutation(len(families)) % folds)[np.searchsorted(families, problem.families)]
+    fold = family_folds(problem.families, folds, seed)
     values = np.empty(len(problem.targets))
     for number in range(folds):
         rest = problem.take(fold == number)

@@ -17,9 +17,9 @@ from leftover.models.engines import choice
 from leftover.models.engines.choice import engine_fact
 from leftover.models.engines.request import EngineFault, Request, Sampling, fields, request
 from leftover.models.generate import generate
-from leftover.models.load import align_generation_config, load_model
 from leftover.recipe import optional_packages
 from leftover.recipe.engine import EngineSettings, VllmSection
+from tests.models.ending import ending_model
 from tests.models.engines import stand_in
 from tests.models.engines.stand_in import LLM, Server
 
@@ -29,15 +29,7 @@ VLLM, AUTO = EngineSettings("vllm"), EngineSettings("auto")
 
 @pytest.fixture
 def model(tiny_llama_path: str, tokenizer: Any) -> Any:
-    """A random model whose completions end at different places."""
-    model = load_model(tiny_llama_path)
-    align_generation_config(model, tokenizer)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(10, len(tokenizer), 11)]
-    return model
+    return ending_model(tiny_llama_path, tokenizer)
 
 
 @pytest.fixture
