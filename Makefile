@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test bench bench-rows lint typecheck newcomer clean
+.PHONY: demo real test bench bench-rows lint typecheck faults newcomer clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
@@ -44,6 +44,9 @@ lint: $(VENV)/installed
 
 typecheck: $(VENV)/installed
 	$(BIN)/mypy
+
+faults: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults
 
 newcomer:
 	bash tests/as_a_newcomer.sh

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# How mpirun (MPICH, Open MPI, MVAPICH) and srun tell how many they start, in words that torch does not read.
+_OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # One process may fit a reward model while the others wait; if one dies, the launcher ends the others.
 _TIMEOUT = timedelta(hours=24)
 _apart = False  # this process's rows are its own
@@ -38,16 +40,22 @@ def is_main_process() -> bool:
 
 def join() -> None:
     """Meet the other processes of the launch; on machines without a GPU too. Raises UserError if they are not met."""
+    if "WORLD_SIZE" not in os.environ:
+        _refuse_other_launchers()
     if launched() == 1:
         return
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    how: dict[str, Any] = {}
     if not torch.accelerator.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
+        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            how["backend"] = "gloo"
+        else:
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
     try:
-        met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT).num_processes
+        met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT, **how).num_processes
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {launched()} processes of the launch cannot meet: {first_line(error)}") from error
     if met != launched():
@@ -55,6 +63,19 @@ def join() -> None:
             f"the launcher has started {launched()} processes (WORLD_SIZE), and this one sees {met}: start with "
             "`torchrun -m leftover` or `accelerate launch -m leftover`, or unset WORLD_SIZE to run one process"
         )
+
+
+def _refuse_other_launchers() -> None:
+    """Processes that know nothing of each other would write into one folder, or one would do the work of all."""
+    remedy = "start with `torchrun --nproc_per_node N -m leftover`, or set WORLD_SIZE=1 if this process is to run alone"
+    for name in _OTHER_LAUNCHERS:
+        if int(os.environ.get(name, "1")) > 1:
+            raise UserError(
+                f"a launcher has started {os.environ[name]} processes ({name}) and told none of its rank: {remedy}"
+            )
+    # accelerate sets the address where processes meet only for several, but leaves starting them to mpirun on CPUs.
+    if {"ACCELERATE_USE_CPU", "KMP_AFFINITY", "MASTER_ADDR"} <= os.environ.keys():
+        raise UserError(f"accelerate launch was asked for several processes, and has started one: {remedy}")
 
 
 def processes() -> int:

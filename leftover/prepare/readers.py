@@ -15,6 +15,8 @@ from leftover.store.table import Table, column, equals
 # The columns that training reads, if the table has them.
 _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids", "where")
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
+# Of one held-out prompt: a log may hold a hundred thousand completions of a prompt, and each would be read by every model.
+ROWS_OF_A_PROMPT = 64
 # block -> the extra that reads it
 _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio", "features": "soft_value"}
 
@@ -62,9 +64,14 @@ def test_rows(recipe: Recipe, table: Table) -> list[dict[str, Any]]:
 
 
 def _of_some_prompts(rows: Dataset, num_prompts: int, seed: int) -> Dataset:
-    groups = column(rows, "group")
-    chosen = np.random.default_rng(seed).permutation(np.unique(groups))[:num_prompts]
-    return rows.select(np.flatnonzero(np.isin(groups, chosen)))
+    """Rows of prompts drawn at random; of a prompt with more than `ROWS_OF_A_PROMPT` so many, drawn too."""
+    groups, rng = column(rows, "group"), np.random.default_rng(seed)
+    chosen = rng.permutation(np.unique(groups))[:num_prompts]
+    drawn = rng.permutation(np.flatnonzero(np.isin(groups, chosen)))
+    drawn = drawn[np.argsort(groups[drawn], kind="stable")]
+    _, first, of_prompt = np.unique(groups[drawn], return_index=True, return_inverse=True)
+    place = np.arange(len(drawn)) - first[of_prompt]
+    return rows.select(np.sort(drawn[place < ROWS_OF_A_PROMPT]))
 
 
 def training_mask(table: Dataset) -> np.ndarray:

@@ -94,7 +94,7 @@ def score_component(run: Run, name: str) -> None:
     def compute(shard: Dataset, scratch: Path, _: int) -> dict[str, Any]:
         if isinstance(reward, ColumnReward) and (source is None or reward.stand_in is None):
             return {f"reward/{name}": as_array(shard["recorded_reward"][:])}
-        done = [told(_scored_before(scratch) if is_main_process() else None)]
+        done = [told(_scored_before(scratch)[: len(shard)] if is_main_process() else None)]
         if 0 < len(done[0]) < len(shard):
             log.info("score %s: continues at %s", name, shard[len(done[0])]["where"])
         known = source.known_scores(name, reward.identity()) if source else {}
@@ -112,7 +112,7 @@ def score_component(run: Run, name: str) -> None:
 
 
 def _scored_before(scratch: Path) -> np.ndarray:
-    """The scores of an unfinished shard."""
+    """The scores of an unfinished shard; earlier versions kept those of its later rows too."""
     scratch.touch()
     done = np.fromfile(scratch, np.float64)
     done.tofile(scratch)  # a killed write may have left a part of a number

@@ -55,11 +55,10 @@ class Table:
         self._discard(block)
         num_rows, stream = 0, iter(rows() if is_main_process() else ())
         for number, (_, size) in enumerate(shard_bounds()):
-            shard = list(itertools.islice(stream, size))
-            if not shard:
+            parts = _parts(itertools.islice(stream, size))
+            if not (tables := [pa.Table.from_pylist(part, schema=schema) for part in parts]):
                 break
-            self._write_shard(block, number, pa.Table.from_pylist(shard, schema=schema))
-            num_rows += len(shard)
+            num_rows += self._write_shard(block, number, tables)
         self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
         return True
 
@@ -75,10 +74,9 @@ class Table:
     ) -> bool:
         """Write a block computed from `source`, shard by shard; finished shards are kept on resume.
 
-        `compute` gets the source rows of one shard, a path for what it wants to keep of an unfinished shard, which is
-        removed once the shard is written, and the place of the shard's first row; it returns the shard's columns.
-        `conclude` gets the whole block just
-        before it counts as finished.
+        `compute` gets at most SHARD_ROWS source rows, so that memory does not grow with the shards; a path for what it
+        wants to keep of them while their shard is unfinished, removed after that; and the place of the first of these
+        rows. It returns their columns. `conclude` gets the whole block just before it counts as finished.
         """
         if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
             return False
@@ -88,12 +86,17 @@ class Table:
         todo = told([shard for shard in shards if not self._shard(block, shard[0]).is_file()])
         with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
             for number, start, end in todo:
-                scratch = self._shard(block, number).with_suffix(".scratch")
-                scratch.parent.mkdir(parents=True, exist_ok=True)
-                shard = compute(source.select(range(start, end)), scratch, start)
-                self._write_shard(block, number, _arrow_table(shard))
+                (self.folder / block).mkdir(parents=True, exist_ok=True)
+                tables, scratches = list[pa.Table](), list[Path]()
+                for place in range(start, end, SHARD_ROWS):
+                    part = f".{len(tables)}" if tables else ""
+                    scratches.append(self._shard(block, number).with_suffix(f"{part}.scratch"))
+                    rows = source.select(range(place, min(place + SHARD_ROWS, end)))
+                    tables.append(_arrow_table(compute(rows, scratches[-1], place)))
+                self._write_shard(block, number, tables)
                 if is_main_process():
-                    scratch.unlink(missing_ok=True)
+                    for scratch in scratches:
+                        scratch.unlink(missing_ok=True)
                 self.manifest.note_costs()
                 bar.update()
         wait()
@@ -108,9 +111,8 @@ class Table:
             return False
         columns = compute()
         self._discard(block)
-        whole = _arrow_table(columns)
-        self._write_shard(block, 0, whole)
-        self.manifest.finish(block, num_rows=len(whole), columns=list(columns))
+        num_rows = self._write_shard(block, 0, [_arrow_table(columns)])
+        self.manifest.finish(block, num_rows=num_rows, columns=list(columns))
         return True
 
     def open(self, *blocks: str) -> "Dataset":
@@ -148,15 +150,23 @@ class Table:
     def _shard(self, block: str, number: int) -> Path:
         return self.folder / block / f"{number:05d}.arrow"
 
-    def _write_shard(self, block: str, number: int, table: pa.Table) -> None:
+    def _write_shard(self, block: str, number: int, tables: list[pa.Table]) -> int:
+        """Write tables as one; returns its rows. A column may hold nothing but missing values in some of them."""
+        table = pa.concat_tables(tables, promote_options="permissive")
         if not is_main_process():
-            return
+            return len(table)
         path = self._shard(block, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         temporary.replace(path)
+        return len(table)
+
+
+def _parts(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    while part := list(itertools.islice(rows, SHARD_ROWS)):
+        yield part
 
 
 def _num_rows(shard: Path) -> int:

@@ -17,6 +17,9 @@ from leftover.training.released_draws import released_order
 
 log = logging.getLogger(__name__)
 
+# No model could read more in one pass; a log may hold a prompt with a hundred thousand completions.
+MOST_TOKENS_OF_A_GROUP = 2**20
+
 
 class Selection(NamedTuple):
     """The rows that may be drawn, [N] bool, and their drawing weights, [N], 0 outside.
@@ -148,6 +151,19 @@ def by_priority(args: LoLConfig) -> bool:
     return objective.unit == "completion" and (args.draw.startswith("priority") or weighted)
 
 
+def _check_group_sizes(args: LoLConfig, groups: np.ndarray, lengths: np.ndarray) -> None:
+    """Raises UserError if the rows of a prompt are too many for one pass."""
+    _, member_of = np.unique(groups, return_inverse=True)
+    rows, tokens = np.bincount(member_of), np.bincount(member_of, lengths)
+    largest = int(tokens.argmax())
+    if tokens[largest] > MOST_TOKENS_OF_A_GROUP:
+        raise UserError(
+            f"{args.objective} trains on all rows of a prompt at once, and a prompt has {rows[largest]:,} rows, of "
+            f"{tokens[largest]:,.0f} tokens; at most {MOST_TOKENS_OF_A_GROUP:,} can pass: give fewer of its rows, or "
+            "take an objective of single completions without whole_groups"
+        )
+
+
 def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
     """The batches of a whole run and its optimizer steps: `max_steps`, or epochs over the SELECTED rows.
 
@@ -158,6 +174,8 @@ def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: 
     # Only the selected rows of a group are drawn; a single row that is not selected has a weight of 0.
     by_group = args.whole_groups or objective_of(args).unit == "group"
     rows = np.flatnonzero(selected) if by_group else np.arange(len(selected))
+    if by_group:
+        _check_group_sizes(args, columns["group"][rows], columns["length"][rows])
     weights, group = weights[rows], columns["group"][rows] if by_group else None
     per_step = args.gradient_accumulation_steps * args.world_size
     options: dict[str, Any] = {

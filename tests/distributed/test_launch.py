@@ -38,6 +38,32 @@ def test_processes_that_do_not_meet_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, r"has started 4 processes \(OMPI_COMM_WORLD_SIZE\) and told none of its rank"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, r"has started 2 processes \(SLURM_STEP_NUM_TASKS\)"),
+        (
+            # accelerate launch --cpu --num_processes 2
+            {"ACCELERATE_USE_CPU": "True", "KMP_AFFINITY": "compact", "MASTER_ADDR": "127.0.0.1"},
+            "accelerate launch was asked for several processes, and has started one",
+        ),
+    ],
+    ids=["mpirun", "srun", "accelerate on CPUs"],
+)
+def test_launchers_that_tell_no_rank_are_refused_before_anything_is_written(
+    variables: dict[str, str], said: str, monkeypatch: Any, tmp_path: Path, tiny_recipe: Any
+) -> None:
+    content = tiny_recipe(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"{said}.*: start with `torchrun .* set WORLD_SIZE=1"):
+        open_run(make_recipe(content))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    open_run(make_recipe(content)).close()
+
+
 def test_an_error_of_another_process_names_it(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")

@@ -238,7 +238,7 @@ def test_shards_grow_with_the_table_and_smaller_ones_of_an_earlier_version_are_n
     compute = Doubler()
     write_doubled(table, compute)
     assert table.open("doubled")["doubled"][:] == [2 * n for n in range(21)]
-    assert [len(call) for call in compute.calls] == [4, 4, 8, 5], "all anew"
+    assert [len(call) for call in compute.calls] == [4, 4, 4, 4, 4, 1], "all anew, never more than four rows at once"
 
 
 def test_a_shard_of_nothing_but_missing_values_joins_the_others(tmp_path):
@@ -246,6 +246,27 @@ def test_a_shard_of_nothing_but_missing_values_joins_the_others(tmp_path):
     compute = lambda shard, *_: {"score": [None if n < 4 else float(n) for n in shard["number"][:]]}  # noqa: E731
     table.write_columns("scores", {}, table.open("rows"), compute)
     assert table.open("scores")["score"][:] == [None] * 4 + [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+
+
+def test_parts_of_a_large_shard_keep_what_they_have_while_it_is_unfinished(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftover.store.table, "_OF_A_SIZE", 1)
+    table, kept = make_table(tmp_path, 12), []  # shards of 4 and 8 rows
+
+    def compute(part, scratch, start):
+        kept.append((start, scratch.name, scratch.read_text() if scratch.is_file() else None))
+        scratch.write_text(f"from {start}")
+        if start == 8 and len(kept) < 4:
+            raise RuntimeError("killed")
+        return {"none_at_first": [None if start == 4 else float(n) for n in part["number"][:]]}
+
+    write = lambda: table.write_columns("scores", {}, table.open("rows"), compute)  # noqa: E731
+    with pytest.raises(RuntimeError, match="killed"):
+        write()
+    write()
+    assert kept[:3] == [(0, "00000.scratch", None), (4, "00001.scratch", None), (8, "00001.1.scratch", None)]
+    assert kept[3:] == [(4, "00001.scratch", "from 4"), (8, "00001.1.scratch", "from 8")]
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["00000.arrow", "00001.arrow"]
+    assert table.open("scores")["none_at_first"][:] == [0.0, 1, 2, 3, None, None, None, None, 8, 9, 10, 11]
 
 
 def test_digests_follow_the_key(tmp_path):

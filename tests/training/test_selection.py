@@ -8,7 +8,7 @@ from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES
 from leftover.objectives.requirements import check_requirements
 from leftover.recipe.lol_config import LoLConfig
-from leftover.training.selection import draw_weights, select_rows, selection, total_weights, training_columns
+from leftover.training.selection import draw_weights, run_order, select_rows, selection, total_weights, training_columns
 
 NAN = float("nan")
 A_LOL, WBC, NLL = OBJECTIVES["a_lol"], OBJECTIVES["wbc"], OBJECTIVES["nll"]
@@ -168,3 +168,15 @@ def test_the_weight_of_a_row_in_a_run_is_how_often_it_is_drawn_times_its_weight_
     args = LoLConfig(output_dir="unused", use_cpu=True, **settings)
     found = total_weights(args, columns, selection(args, columns).weights)
     np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("settings", [{"objective": "grpo_offline"}, {"objective": "nll", "whole_groups": True}])
+def test_a_prompt_of_more_tokens_than_can_pass_is_refused(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"reward": np.array([0.0, 1, 0, 1]), "group": np.array([0, 0, 1, 1]), "length": np.array([6, 7, 3, 3])}
+    args = LoLConfig(output_dir="unused", max_steps=1, per_device_train_batch_size=1, **settings)
+    chosen = selection(args, columns)
+    monkeypatch.setattr("leftover.training.selection.MOST_TOKENS_OF_A_GROUP", 13)
+    run_order(args, columns, chosen.selected, chosen.weights)
+    monkeypatch.setattr("leftover.training.selection.MOST_TOKENS_OF_A_GROUP", 12)
+    with pytest.raises(UserError, match=r"a prompt has 2 rows, of 13 tokens; at most 12 can pass: give fewer"):
+        run_order(args, columns, chosen.selected, chosen.weights)
