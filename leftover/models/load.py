@@ -44,7 +44,8 @@ def load_model(
     try:
         base = base_path(path)
         refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
-        model = AutoModelForCausalLM.from_pretrained(base, **options)
+        with not_in_parts():
+            model = AutoModelForCausalLM.from_pretrained(base, **options)
         if base == path:
             return model
         from peft import PeftConfig, PeftModel
@@ -81,8 +82,26 @@ def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "flo
     """The causal LM of a config with random weights."""
     from transformers import AutoModelForCausalLM
 
-    with seeded(seed):
+    with seeded(seed), not_in_parts():
         return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+
+
+@contextlib.contextmanager
+def not_in_parts() -> Iterator[None]:
+    """Inside, models are made whole on every process.
+
+    After a training under ZeRO-3 transformers would part them all, and only what trains has the hooks that gather it.
+    """
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref  # no public name tells it
+    config = reference and reference()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
@@ -203,7 +222,8 @@ def whole_weights(model: Any, accelerator: "Accelerator") -> dict[str, Any] | No
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return accelerator.get_state_dict(model)
+    engine = accelerator.deepspeed_engine_wrapped  # of ZeRO-3, the only one that gathers
+    return accelerator.get_state_dict(model if engine is None else engine.engine)
 
 
 @contextlib.contextmanager

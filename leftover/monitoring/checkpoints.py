@@ -11,8 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 log = logging.getLogger(__name__)
 
-# What torch.save wrote (a zip archive), one of each: without its state an optimizer would begin anew, unnoticed.
-_TORCH_FILES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# What a training reads of its own, each by one of these names: without its state an optimizer would begin anew,
+# unnoticed. FSDP writes the second or third, DeepSpeed the fourth, each process a part.
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_*/.metadata", "global_step*/*optim_states.pt")
+_STATES = (_OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",))
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
@@ -48,12 +50,12 @@ def _faults(checkpoint: Path) -> Iterator[str]:
         yield "trainer_state.json, which is written last, is missing or damaged"
         return
     yield from _faults_of_weights(checkpoint)
-    for pattern in _TORCH_FILES:
-        found = list(checkpoint.glob(pattern))
+    for patterns in _STATES:
+        found = [path for pattern in patterns for path in checkpoint.glob(pattern)]
         if not found:
-            yield f"{pattern} is missing"
+            yield f"{patterns[0]} is missing"
         for path in found:
-            if not zipfile.is_zipfile(path):
+            if path.suffix and not zipfile.is_zipfile(path):  # what torch.save wrote
                 yield f"{path.name} is damaged"
     if best and (name := Path(best).name) != checkpoint.name:  # its path is that of the folder before a move
         yield from (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _T = TypeVar("_T")
-_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 # How mpirun (MPICH, Open MPI, MVAPICH) and srun tell how many they start, in words that torch does not read.
 _OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # One process may fit a reward model while the others wait; if one dies, the launcher ends the others.

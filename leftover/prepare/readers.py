@@ -15,7 +15,7 @@ from leftover.store.table import Table, column, equals
 # The columns that training reads, if the table has them.
 _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids", "where")
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
-# Of one held-out prompt: a log may hold a hundred thousand completions of a prompt, and each would be read by every model.
+# Of one held-out prompt: a log may hold a hundred thousand of one, and every model would read each.
 ROWS_OF_A_PROMPT = 64
 # block -> the extra that reads it
 _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio", "features": "soft_value"}

@@ -156,6 +156,12 @@ def keep_total_batch(args: LoLConfig | PPOConfig, checkpoints: Path, unfinished:
     begun = told(read_json(path) if is_main_process() and unfinished and path.is_file() else None)
     if begun:
         batches = begun["processes"] * begun["gradient_accumulation_steps"]
+        if args.deepspeed_plugin is not None and begun["processes"] != args.world_size:
+            raise UserError(
+                f"{unfinished} was begun by {begun['processes']} processes, each with a part of DeepSpeed's optimizer "
+                f"states, which {args.world_size} cannot read: start {begun['processes']}, or remove {checkpoints} to "
+                "train it anew"
+            )
         if batches % args.world_size:
             fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
             raise UserError(

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,29 @@ DAMAGED: list[tuple[str, int | bytes | None, str]] = [
     ("trainer_state.json", b"\xff\xfe", "trainer_state.json"),
     ("trainer_state.json", None, "trainer_state.json"),
 ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["optimizer.bin"],  # FSDP, whole
+        ["optimizer_0/.metadata", "optimizer_0/__0_0.distcp"],  # FSDP, in parts
+        ["global_step3/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step3/bf16_zero_pp_rank_1_optim_states.pt"],
+    ],
+    ids=["fsdp", "fsdp in parts", "deepspeed"],
+)
+def test_states_that_processes_wrote_in_parts_are_whole(names: list[str], tmp_path: Path, caplog: Any) -> None:
+    checkpoint = write_checkpoint(tmp_path, 3)
+    (checkpoint / "optimizer.pt").unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+    for name in names:
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        torch.save({"state": torch.arange(1000)}, checkpoint / name)
+    assert last_whole_checkpoint(tmp_path) == str(checkpoint)
+    if names[-1].endswith((".pt", ".bin")):
+        damage(checkpoint, names[-1], 300)
+        assert last_whole_checkpoint(tmp_path) is None
+        assert f"{Path(names[-1]).name} is damaged" in caplog.text
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
