@@ -67,7 +67,8 @@ def test_states_that_processes_wrote_in_parts_are_whole(names: list[str], tmp_pa
     assert last_whole_checkpoint(tmp_path) is None
     for name in names:
         (checkpoint / name).parent.mkdir(exist_ok=True)
-        torch.save({"state": torch.arange(1000)}, checkpoint / name)
+        with (checkpoint / name).open("wb") as file:
+            torch.save({"state": torch.arange(1000)}, file)
     assert last_whole_checkpoint(tmp_path) == str(checkpoint)
     if names[-1].endswith((".pt", ".bin")):
         damage(checkpoint, names[-1], 300)
