@@ -45,7 +45,12 @@ lint: $(VENV)/installed
 typecheck: $(VENV)/installed
 	$(BIN)/mypy
 
-faults: $(VENV)/installed
+# Apart from the rest, since transformers imports it wherever it is installed. Its torch is that of the environment.
+$(VENV)/deepspeed: $(VENV)/installed
+	DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $@ \
+	  deepspeed hjson py-cpuinfo einops msgpack ninja
+
+faults: $(VENV)/installed $(VENV)/deepspeed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults
 
 newcomer:

@@ -221,7 +221,9 @@ def whole_weights(model: Any, accelerator: "Accelerator") -> dict[str, Any] | No
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):  # FSDP2, by accelerate or by hand
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        tied = getattr(unwrapped(model), "all_tied_weights_keys", {})
+        return {name: value for name, value in whole.items() if name not in tied}  # else both would be stored
     engine = accelerator.deepspeed_engine_wrapped  # of ZeRO-3, the only one that gathers
     return accelerator.get_state_dict(model if engine is None else engine.engine)
 

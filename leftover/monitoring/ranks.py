@@ -5,6 +5,7 @@ alone writes files and talks (`is_main_process`), and the others read what it wr
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -14,6 +15,8 @@ from leftover.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
@@ -54,6 +57,8 @@ def join() -> None:
             how["backend"] = "gloo"
         else:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
+        if parse_flag_from_env("ACCELERATE_USE_FSDP") and "ACCELERATE_TORCH_DEVICE" not in os.environ:
+            log.warning("without a GPU accelerate leaves FSDP out: each process keeps the whole weights")
     try:
         met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT, **how).num_processes
     except (ValueError, RuntimeError) as error:
@@ -125,8 +130,8 @@ def shared(work: Callable[..., Sequence[_T]], *columns: "Sequence | np.ndarray",
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether FSDP, FSDP2 (DTensor) or ZeRO-3 (`ds_id`) keeps a part of the weights on each process."""
-    if model is None or processes() == 1:
+    """Whether FSDP, FSDP2 (DTensor) or ZeRO-3 (`ds_id`) keeps a part of the weights on each process, be it one."""
+    if model is None:
         return False
     fsdp = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     return fsdp or any(hasattr(p, "ds_id") or type(p).__name__ == "DTensor" for p in model.parameters())

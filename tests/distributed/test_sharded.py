@@ -1,14 +1,23 @@
 """Weights of which each process holds a part (FSDP2): all pass together, and what is saved is whole."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from leftover.models.generate import generate
 from leftover.models.load import load_model, save_model, whole_weights
 from leftover.models.reference import reference_pass
 from leftover.monitoring import ranks
+from leftover.pipeline import run
+from leftover.recipe.files import make_recipe
+from tests.distributed.fsdp_on_cpu import allow
+from tests.distributed.test_run import recipe
 from tests.forked import as_ranks
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
@@ -63,3 +72,42 @@ def test_a_sharded_adapter_is_saved_as_an_adapter(tmp_path: Path, tiny_llama_pat
     as_ranks(2, _sharded, tiny_llama_path, tmp_path / "adapter", expected, True)
     ids, _ = _numbers(load_model(str(tmp_path / "adapter")), tokenizer)
     assert ids == expected[0] and not (tmp_path / "adapter" / "model.safetensors").exists()
+
+
+def _whole_run(content: dict[str, Any], kept: dict[str, str]) -> None:
+    from accelerate.state import AcceleratorState
+
+    os.environ |= kept
+    allow()
+    run(make_recipe(content), until="evaluate")
+    assert AcceleratorState().distributed_type.value == "FSDP"
+    assert ranks.processes() == 2
+
+
+def variables_of(configuration: str) -> dict[str, str]:
+    """What `accelerate launch --config_file` tells its processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments = launch_command_parser().parse_args(["--config_file", configuration, "--num_processes", "2", "x"])
+    before = dict(os.environ)
+    found = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in found.items() if before.get(name) != value}
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["full", "adapter"])
+def test_a_run_under_fsdp2_is_that_of_one_process(lora: dict | None, tmp_path: Path, tiny_recipe: Callable) -> None:
+    model = {"lora": lora}
+    one, two = (recipe(tiny_recipe, tmp_path / n, steps, model=model) for n, steps in (("one", 2), ("two", 1)))
+    run(make_recipe(one), until="evaluate")
+    as_ranks(2, _whole_run, two, variables_of("recipes/accelerate/fsdp2.yaml"))
+    for folder in ("reference", "policies/a_lol_seq/seed-0"):
+        name = "adapter_model.safetensors" if lora else "model.safetensors"
+        weights = [load_file(tmp_path / of / "run" / folder / name) for of in ("one", "two")]
+        assert weights[0].keys() == weights[1].keys(), "of tied weights one is stored"
+        for key, values in weights[0].items():
+            torch.testing.assert_close(weights[1][key], values, atol=1e-5, rtol=0)
+    written = [(tmp_path / of / "run/evaluation/a_lol_seq-seed-0.jsonl").read_text() for of in ("one", "two")]
+    assert [line.split('"logprob"')[0] for line in written[0].splitlines()] == [
+        line.split('"logprob"')[0] for line in written[1].splitlines()
+    ]
