@@ -3,8 +3,8 @@
 Random weights, HH lengths. Prints one table: completion tokens and all tokens a second, the share of the measured
 bf16 matrix rate that the unavoidable products are done at, and peak memory.
 
-`--real FOLDER_OR_HUB_ID` runs the recipe hha_135m on that model instead (`benchmarks.reproduction`). `--tiny --device
-cpu` tries either out without a GPU.
+`--real FOLDER_OR_HUB_ID` runs the recipe hha_135m on that model instead (`benchmarks.reproduction`), `--check` the same
+small run by every launcher (`benchmarks.launches`). `--tiny --device cpu` tries any of them out without a GPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import reproduction
+from benchmarks import launches, reproduction
 from benchmarks.models import SHAPES, matrix_rate, training_flops
 from benchmarks.setting import Setting
 from benchmarks.steps import Entry, completion_rate, run_worker
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="a small model and few steps, to try it out")
     parser.add_argument("--batch", type=int, help="rows a step (32)")
+    parser.add_argument("--check", action="store_true", help="a small run by DDP, FSDP2, DeepSpeed, vLLM and QLoRA")
     reproduction.add_arguments(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -80,6 +81,8 @@ def main() -> None:
         sys.exit("no GPU here; --tiny --device cpu tries the script out")
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if args.check:
+        sys.exit(0 if launches.check(args.device) else 1)
     if args.real is not None:
         reproduction.reproduce(args)
         return

@@ -30,8 +30,8 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
     """
     # The same messages with other tools are another prompt.
     names = [name for name in ("prompt", "tools") if name in rows.column_names]
-    groups = unique_ids(f"{row['prompt']}\0{row.get('tools') or ''}" for row in rows.select_columns(names))
-    families = unique_ids(rows["family"])
+    asked = (f"{row['prompt']}\0{row.get('tools') or ''}" for row in rows.select_columns(names))
+    groups, families = unique_ids(asked, len(rows)), unique_ids(rows["family"], len(rows))
     given = np.fromiter((-1 if name is None else SPLITS.index(name) for name in rows["user_split"]), np.int8)
     known = given >= 0
     column = data.columns.split
@@ -65,9 +65,9 @@ def assign_splits(rows: Dataset, data: DataSection, seed: int) -> dict[str, np.n
     return {"group": groups, "family_id": families, "split": splits}
 
 
-def unique_ids(values: Iterable[str]) -> np.ndarray:
-    """[N] int64: integers in order of first appearance; equal strings share one."""
-    hashes = np.fromiter((text_hash(value) for value in values), np.uint64)
+def unique_ids(values: Iterable[str], count: int = -1) -> np.ndarray:
+    """[N] int64: integers in order of first appearance; equal strings share one. `count`: N, where it is known."""
+    hashes = np.fromiter((text_hash(value) for value in values), np.uint64, count)
     # As np.unique does it, with three arrays of N at once in place of five.
     order = np.argsort(hashes, kind="stable")
     hashes = hashes[order]
@@ -88,8 +88,9 @@ def _ranks(keys: np.ndarray) -> np.ndarray:
 def _split_families(rows: Dataset, families: np.ndarray, data: DataSection, seed: int) -> np.ndarray:
     first_row = np.unique(families, return_index=True)[1]
     names = rows.select_columns(["family"]).select(first_row)["family"]
-    keys = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names]
-    ranks = _ranks(np.array(keys))
+    digests = (hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in names)
+    keys = np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64, len(first_row))
+    ranks = _ranks(keys)
     num_test, num_validation = (round(share * len(keys)) for share in (data.test_size, data.validation_size))
     side = np.full(len(keys), "train", object)  # a reference for every row, and three texts
     side[ranks < num_test + num_validation] = "validation"

@@ -129,6 +129,16 @@ def shared(work: Callable[..., Sequence[_T]], *columns: "Sequence | np.ndarray",
     return [parts[i % number][i // number] for i in range(len(columns[0]))]
 
 
+def parted_by() -> str | None:
+    """What accelerate was told to keep weights in parts with; None if each process has them whole."""
+    from accelerate.utils import parse_flag_from_env
+
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return "FSDP"
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    return "ZeRO-3" if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and stage == "3" else None
+
+
 def is_sharded(model: Any) -> bool:
     """Whether FSDP, FSDP2 (DTensor) or ZeRO-3 (`ds_id`) keeps a part of the weights on each process, be it one."""
     if model is None:

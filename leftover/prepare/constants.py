@@ -133,9 +133,7 @@ def reference_columns(run: Run) -> None:
     key = {"from": {"tokens": run.table.digest("tokens")}} | logprobs_key(run)
     reference, description = Reference.of_run(run), "reference log-probabilities"
     table = run.table.open("tokens", "rows", "split")
-    kept = np.flatnonzero(equals(table, "kept", True))
-    first = np.zeros(len(table), bool)
-    first[kept[np.unique(column(table, "group")[kept], return_index=True)[1]]] = True
+    first = _first_of_prompts(table)
 
     def compute(shard: Dataset, _: Path, start: int) -> dict[str, Any]:
         where = np.flatnonzero(equals(shard, "kept", True))
@@ -165,6 +163,14 @@ def reference_columns(run: Run) -> None:
 
     source = table.select_columns(["kept", "prompt_ids", "completion_ids", "where"])
     run.table.write_columns("reference", key, source, compute, description=description, conclude=conclude)
+
+
+def _first_of_prompts(table: Dataset) -> np.ndarray:
+    """[N] bool: the first kept row of every prompt."""
+    kept = np.flatnonzero(equals(table, "kept", True))
+    first = np.zeros(len(table), bool)
+    first[kept[np.unique(column(table, "group")[kept], return_index=True)[1]]] = True
+    return first
 
 
 def value(run: Run) -> None:

@@ -208,8 +208,8 @@ def make_sum_reward(**settings: Any) -> SumReward:
 
 
 def as_array(scores: Sequence[float | None] | np.ndarray) -> np.ndarray:
-    """Scores as float64, None as NaN."""
-    return np.array(scores, np.float64)
+    """Scores as float64, None as NaN; an array of that kind as it is."""
+    return np.asarray(scores, np.float64)
 
 
 def _unfitted(what: str, transform: Transform | None) -> UserError:

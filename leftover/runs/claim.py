@@ -7,7 +7,7 @@ from leftover.data.formats import check_files
 from leftover.errors import UserError, first_line, located, looked_for
 from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
-from leftover.monitoring.ranks import is_main_process, join, wait
+from leftover.monitoring.ranks import is_main_process, join, parted_by, wait
 from leftover.objectives import ONLINE
 from leftover.recipe.files import dump_recipe, load_recipe, make_recipe, read_yaml
 from leftover.recipe.optional_packages import check_engine, check_optimizer, check_quantization
@@ -31,6 +31,7 @@ def open_run(recipe: Recipe) -> Run:
     for what the recipe alone shows to be impossible.
     """
     check_one_round(recipe)
+    check_launch(recipe)
     join()
     run = Run(recipe)
     _check_folder(run)
@@ -52,6 +53,15 @@ def check_one_round(recipe: Recipe) -> None:
     """Refuse a recipe of several rounds, each of which is a run of its own."""
     if recipe.rounds is not None:
         raise UserError(f"{recipe.where}: rounds are for `leftover run` alone: leave them out here (--set rounds=null)")
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Refuse 4-bit weights in parts: bitsandbytes packs them in a form that neither FSDP nor ZeRO-3 can part."""
+    if recipe.model.quantization and (kind := parted_by()):
+        raise UserError(
+            f"{recipe.where}: model.quantization: {kind} cannot part 4-bit weights: launch whole models "
+            "(recipes/accelerate/ddp.yaml or zero2.yaml), or remove model.quantization"
+        )
 
 
 def claim(run: Run) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ import torch
 from click.testing import CliRunner
 
 import benchmarks
-from benchmarks import dry_run_memory, end_to_end, gpu, others, report, reproduction, rows, steps
+from benchmarks import dry_run_memory, end_to_end, gpu, launches, others, report, reproduction, rows, steps
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import SHAPES, build_llama, write_tiny
 from benchmarks.setting import Setting, scored_rows
@@ -117,6 +118,25 @@ def smoke_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 def small_work(entry: steps.Entry, seed: int) -> dict[str, Any]:
     return {"seconds": [1.0], "lengths": [[(6, 4)]], "peak_mib": 500.0}
+
+
+def test_the_check_of_launches_tells_weights_that_are_not_those_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inside(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        cli.main(command[command.index("leftover") + 1 :], standalone_mode=False)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    ways = [("one process", [], None, {}), ("again", [], None, {}), ("half the rows", ["torchrun"], None, {})]
+    monkeypatch.setattr(launches, "ways", lambda *_: [*ways, ("nothing", [], "is not installed", {})])
+    monkeypatch.setattr(launches.subprocess, "run", inside)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "benchmarks.gpu", "--check", "--device", "cpu")
+    told = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert "| again | weights within 0.0e+00 of one process |" in told
+    assert re.search(r"\| half the rows \| FAILED: weights are \d\.\de-0\d away from those of one process \|", told)
+    assert "| nothing | is not installed |" in told
 
 
 def test_the_reproduction_on_a_gpu_tried_out_on_a_cpu(

@@ -10,7 +10,7 @@ from leftover import cli
 from leftover.errors import UserError
 from leftover.monitoring import ranks
 from leftover.recipe.files import make_recipe
-from leftover.runs.claim import open_run
+from leftover.runs.claim import check_launch, open_run
 
 CONFIGURATIONS = sorted(Path("recipes/accelerate").glob("*.yaml"))
 
@@ -62,6 +62,30 @@ def test_launchers_that_tell_no_rank_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     open_run(make_recipe(content)).close()
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, None),
+    ],
+)
+def test_four_bit_weights_in_parts_are_refused(
+    variables: dict[str, str], kind: str | None, monkeypatch: Any, tmp_path: Path, tiny_recipe: Any
+) -> None:
+    content = tiny_recipe(tmp_path)
+    content["model"] |= {"quantization": "nf4", "lora": {}}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    recipe = make_recipe(content)
+    if kind is None:
+        check_launch(recipe)
+        return
+    with pytest.raises(UserError, match=rf"model\.quantization: {kind} cannot part 4-bit weights: launch whole models"):
+        open_run(recipe)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_another_process_names_it(monkeypatch: Any, capsys: Any) -> None:

@@ -12,6 +12,7 @@ from leftover.evaluation.frontier import BEST_OF_N, LEVELS, Curve, Resamples, be
 from leftover.evaluation.gather import REFERENCE
 from leftover.evaluation.measures import part_names
 from leftover.metrics import mean_of_known, sampled_kl
+from leftover.rewards.text import LengthReward
 from leftover.runs.names import policy_subject
 from leftover.runs.records import Records
 from leftover.runs.run import Run
@@ -57,8 +58,14 @@ def gather_curves(
             measure: {name: [curve.at(level, measure, resamples) for level in LEVELS] for name, curve in curves.items()}
             for measure in measures
         },
-        "over_optimised": {judge: _turns(curves, judge, resamples) for judge in part_names(measures, "judge/")},
+        "over_optimised": {judge: _turns(curves, judge, resamples) for judge in _of_quality(run, measures)},
     }
+
+
+def _of_quality(run: Run, measures: list[str]) -> list[str]:
+    """The judges; not those that count words, since a shorter text is no worse one."""
+    judges = run.judges.components if run.judges else {}
+    return [name for name in part_names(measures, "judge/") if not isinstance(judges[name[6:]], LengthReward)]
 
 
 def _turns(curves: Mapping[str, Curve], judge: str, resamples: Resamples) -> dict[str, Any]:

@@ -34,7 +34,8 @@ POLICIES += ["a_lol_kl", "a_lol_kl/beta-0.03", "a_lol_kl/beta-0.3"]
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable) -> dict[str, Any]:
-    judges = [{"type": "text", "function": "length", "name": "long"}]
+    kinds = {"long": "length", "varied": "ngram_diversity"}
+    judges = [{"type": "text", "function": function, "name": name} for name, function in kinds.items()]
     return tiny_recipe(
         tmp_path_factory.mktemp("frontier"),
         rows=scored_rows(160),
@@ -69,7 +70,8 @@ def test_every_strength_of_every_method_has_its_checkpoints_as_points(finished: 
     manifest = json.loads((folder / "manifest.json").read_text())
     rates = [manifest[f"policy {policy}, seed 0"]["key"]["settings"]["learning_rate"] for policy in POLICIES[:3]]
     assert rates == pytest.approx([0.03, 0.009, 0.09])
-    assert results["measures"] == ["reward", "judge/long", "length"] and results["prompts"] == 16
+    assert results["measures"] == ["reward", "judge/long", "judge/varied", "length"] and results["prompts"] == 16
+    assert list(results["over_optimised"]) == ["judge/varied"], "a shorter text is no worse one"
 
 
 def test_a_point_is_what_its_checkpoint_wrote(finished: Any) -> None:
@@ -122,7 +124,7 @@ def test_the_files_tell_the_same(finished: Any) -> None:
     assert cells[1].startswith(f"{mean:.3f} [") and cells[2] == cells[3] == "–"
     assert json.loads((folder / "frontier.json").read_text())["curves"] == results["curves"]
     svg = (folder / "frontier.svg").read_text()
-    assert "prefers-color-scheme: dark" in svg and svg.count("KL to the reference") == 3
+    assert "prefers-color-scheme: dark" in svg and svg.count("KL to the reference") == 4
 
 
 def test_the_comparison_before_it_is_left_as_it_was_and_its_page_has_a_section(
