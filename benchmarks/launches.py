@@ -27,9 +27,8 @@ FOLDERS = ("reference", "policies/a_lol_seq/seed-0")
 def check(device: str) -> bool:
     """Print a line for every way; whether none of them failed."""
     number = torch.cuda.device_count() if device == "cuda" else 2
-    print(
-        f"{number} processes on {device}, torch {torch.__version__}\n\n| launch | result | seconds |\n| --- | --- | --- |"
-    )
+    print(f"{number} processes on {device}, torch {torch.__version__}\n")
+    print("| launch | result | seconds |\n| --- | --- | --- |")
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
