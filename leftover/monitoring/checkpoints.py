@@ -65,7 +65,7 @@ def _faults(checkpoint: Path) -> Iterator[str]:
 
 def _faults_of_weights(checkpoint: Path) -> Iterator[str]:
     found = list(checkpoint.glob("*.safetensors"))
-    if not any("model" in path.name for path in found):
+    if not any("model" in path.name for path in found) and not list(checkpoint.glob("pytorch_model_fsdp_*/.metadata")):
         yield "the weights are missing"
     for path in found:
         try:

@@ -95,12 +95,19 @@ def variables_of(configuration: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if before.get(name) != value}
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["full", "adapter"])
-def test_a_run_under_fsdp2_is_that_of_one_process(lora: dict | None, tmp_path: Path, tiny_recipe: Callable) -> None:
+@pytest.mark.parametrize(
+    ("lora", "checkpoints"),
+    [(None, "FULL_STATE_DICT"), ({"r": 2}, "FULL_STATE_DICT"), (None, "SHARDED_STATE_DICT")],
+    ids=["full", "adapter", "checkpoints in parts"],
+)
+def test_a_run_under_fsdp2_is_that_of_one_process(
+    lora: dict | None, checkpoints: str, tmp_path: Path, tiny_recipe: Callable
+) -> None:
     model = {"lora": lora}
     one, two = (recipe(tiny_recipe, tmp_path / n, steps, model=model) for n, steps in (("one", 2), ("two", 1)))
     run(make_recipe(one), until="evaluate")
-    as_ranks(2, _whole_run, two, variables_of("recipes/accelerate/fsdp2.yaml"))
+    kept = variables_of("recipes/accelerate/fsdp2.yaml")
+    as_ranks(2, _whole_run, two, kept | {"FSDP_STATE_DICT_TYPE": checkpoints})
     for folder in ("reference", "policies/a_lol_seq/seed-0"):
         name = "adapter_model.safetensors" if lora else "model.safetensors"
         weights = [load_file(tmp_path / of / "run" / folder / name) for of in ("one", "two")]

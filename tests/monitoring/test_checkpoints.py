@@ -70,6 +70,11 @@ def test_states_that_processes_wrote_in_parts_are_whole(names: list[str], tmp_pa
         with (checkpoint / name).open("wb") as file:
             torch.save({"state": torch.arange(1000)}, file)
     assert last_whole_checkpoint(tmp_path) == str(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    (checkpoint / "pytorch_model_fsdp_0/.metadata").touch()
+    assert last_whole_checkpoint(tmp_path) == str(checkpoint)
     if names[-1].endswith((".pt", ".bin")):
         damage(checkpoint, names[-1], 300)
         assert last_whole_checkpoint(tmp_path) is None
