@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 
 bench-rows: $(VENV)/installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.many_rows
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.shapes
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

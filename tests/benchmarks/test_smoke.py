@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from pyarrow import parquet
 
 import benchmarks
-from benchmarks import dry_run_memory, end_to_end, gpu, launches, others, report, reproduction, rows, steps
+from benchmarks import dry_run_memory, end_to_end, gpu, launches, others, report, reproduction, rows, shapes, steps
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import SHAPES, build_llama, write_tiny
 from benchmarks.setting import Setting, scored_rows
@@ -244,12 +245,27 @@ def smoke_many_rows(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
     assert "| 1,000 | " in capsys.readouterr().out
 
 
+def smoke_shapes(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    def measured(shape: str, size: int) -> dict[str, float]:
+        folder = tmp_path / shape
+        folder.mkdir()
+        return shapes.whole_run(shape, size, folder)
+
+    monkeypatch.setattr(shapes, "apart", measured)
+    monkeypatch.setattr(shapes, "LONG_WORDS", 40)
+    run(monkeypatch, "benchmarks.shapes", "--rows", "400")
+    told = capsys.readouterr().out
+    assert all(f"| {shape} | {40 if 'long' in shape else 400} | " in told for shape in shapes._SHAPES)
+    assert parquet.ParquetFile(tmp_path / "row groups/rows.parquet").num_row_groups == 200
+
+
 SMOKE: dict[str, Callable[..., None]] = {
     "__main__.py": smoke_all,
     "dry_run_memory.py": smoke_dry_run_memory,
     "end_to_end.py": smoke_end_to_end,
     "gpu.py": smoke_gpu,
     "many_rows.py": smoke_many_rows,
+    "shapes.py": smoke_shapes,
     "worker.py": smoke_worker,
 }
 
