@@ -1,7 +1,7 @@
 """Rows of odd shapes through a whole run with a tiny model: `python -m benchmarks.shapes [--rows 100000]`.
 
-Each in a process of its own: nine rows in ten of one prompt; prompts that differ in one word of twenty; a Parquet file of 200
-row groups; completions of 4,000 words (of these a thousandth as many rows).
+Each in a process of its own: nine rows in ten of one prompt; prompts that differ in one word of twenty; a Parquet file
+of 200 row groups; completions of 4,000 words (of these a thousandth as many rows).
 """
 
 import argparse
