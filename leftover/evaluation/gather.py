@@ -58,9 +58,11 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
         return None
     tables, records = _tables(recipe, run.folder, seeds)
     main, *controls = seeds
-    for decoding, found in tables.items():
-        found["main_against"] = {n: compare(records[main], records[n], decoding) for n in controls}
-        found["by_source"] = {name: by_source(of, decoding) for name, of in records.items()}
+    for decoding in filter(tables.__contains__, DECODINGS):
+        tables[decoding] |= {
+            "main_against": {n: compare(records[main], records[n], decoding) for n in controls},
+            "by_source": {name: by_source(of, decoding) for name, of in records.items()},
+        }
     return {
         "name": recipe.name,
         "main": main,
