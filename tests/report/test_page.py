@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from leftover import cli
 from leftover.commands.compare.run import Options, compare
@@ -231,6 +232,18 @@ def test_of_an_unfinished_run_the_page_shows_what_there_is_and_nothing_else_is_w
     for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
         shown = heading in (*sections, "Reproduce")
         assert (f"<h2>{heading}</h2>" in text) == shown, heading
+
+
+def test_an_unfinished_run_that_treats_completions_without_an_end_has_a_page(folder: Path, tmp_path: Path) -> None:
+    """How it treats them is among its tables, and was taken for a decoding."""
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors", "report.*"))
+    killed_while("report", copy)
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["evaluate"]["unfinished"] = {"penalty": 0.5}
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    cli.main(["report", str(copy)])
+    assert "<h2>Results</h2>" in (copy / "report.html").read_text(encoding="utf-8")
 
 
 def test_results_of_another_training_are_not_taken_for_those_of_the_folder(folder: Path, tmp_path: Path) -> None:

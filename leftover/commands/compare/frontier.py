@@ -1,6 +1,7 @@
 """`leftover compare --frontier`: every method at several strengths; all checkpoints are points of its curve."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,10 +23,10 @@ from leftover.recipe.training_fields import check_policy
 from leftover.rewards import SumReward
 from leftover.runs.claim import claim, open_run
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import slug
+from leftover.runs.names import policy_artifact, slug
 from leftover.runs.run import Run
-from leftover.store.manifest import write_text
-from leftover.training.settings import effective, policy_settings, training_args
+from leftover.store.manifest import read_json, write_text
+from leftover.training.settings import effective, policy_settings, settings_key, training_args
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def make_strengths(entries: list[Entry], options: tuple[str, ...], recipe: Recip
 def strength_policies(
     entries: list[Entry], trials: Trials, recipe: Recipe
 ) -> tuple[Strengths, dict[str, dict[str, Any]]]:
-    """Every strength as a policy NAME/SETTING-VALUE, and NAME, which a run of the recipe has trained already.
+    """Every strength as a policy NAME/SETTING-VALUE, and NAME, which a run of the recipe has trained already; with
+    other settings (a budget may change them) it is NAME/frontier, and the run's own stays.
 
     A strength that changes nothing of an earlier one is left out. Raises UserError for a setting that its method does
     not have.
@@ -136,18 +138,31 @@ def strength_policies(
             check_policy(fields, recipe.train, f"compare: the strengths of '{entry.name}'")
             if fields not in seen:
                 seen.append(fields)
-                policy = _policy(entry.name, trial, recipe)
+                policy = _policy(entry.name, trial, fields, recipe)
                 strengths[entry.name][policy] = trial
                 policies[policy] = fields
     return strengths, policies
 
 
-def _policy(name: str, trial: dict[str, Any], recipe: Recipe) -> str:
+def _policy(name: str, trial: dict[str, Any], fields: dict[str, Any], recipe: Recipe) -> str:
     values = {key.rpartition(".")[2]: value for key, value in trial.items()}
     named = (f"{key}-{value:g}" if isinstance(value, float) else f"{key}-{value}" for key, value in values.items())
+    if label := slug("_".join(named)):
+        return f"{name}/{label}"
     earlier = f"{name}/default"  # so called by an earlier version
-    unchanged = earlier if (Path(recipe.output_dir) / "policies" / earlier).is_dir() else name
-    return f"{name}/{label}" if (label := slug("_".join(named))) else unchanged
+    if (Path(recipe.output_dir) / "policies" / earlier).is_dir():
+        return earlier
+    return f"{name}/frontier" if _trained_otherwise(name, fields, recipe) else name
+
+
+def _trained_otherwise(name: str, fields: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether the run has trained a policy of this name with other settings, such as before the budget changed them."""
+    path = Path(recipe.output_dir) / "manifest.json"
+    known = read_json(path) if path.is_file() else {}
+    settings = settings_key(policy_settings(with_policies(recipe, {name: fields}), name))
+    settings = json.loads(json.dumps(settings))  # as they are stored
+    trained = (known.get(policy_artifact(name, seed)) for seed in recipe.seeds)
+    return any(entry["key"]["settings"] != settings for entry in trained if entry)
 
 
 def check_frontier(recipe: Recipe, reward: SumReward, policies: Iterable[dict[str, Any]]) -> None:

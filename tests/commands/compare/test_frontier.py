@@ -24,7 +24,7 @@ from leftover.recipe.files import make_recipe
 from leftover.report.frontier import frontier_of
 from leftover.runs.finished import FinishedRun
 from tests.commands.compare.test_compare import trained_runs
-from tests.conftest import scored_rows
+from tests.conftest import scored_rows, write_rows
 from tests.forked import ForkedModule
 
 METHODS = "nll,a_lol_kl"
@@ -184,6 +184,27 @@ def test_what_a_run_has_trained_is_a_strength_already(
     (tmp_path / "run/policies/nll/default").mkdir()  # as an earlier version called it
     _, policies = strength_policies(resolve("nll", mine), {"nll": [{}]}, mine)
     assert list(policies) == ["nll/default"]
+
+
+def test_a_policy_of_the_run_stays_where_the_budget_gives_its_method_other_settings(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of dpo trains on whole prompts, and gets fewer of them."""
+    rows = scored_rows(80)
+    others = [row | {"completion": rows[i - 1]["completion"], "reward": 0.0} for i, row in enumerate(rows)]
+    own = {"output_dir": str(tmp_path / "run"), "seeds": [0], "policies": {"dpo": {"objective": "dpo"}}}
+    own |= {"data": content["data"] | {"path": write_rows(tmp_path / "rows.jsonl", rows + others)}}
+    mine = make_recipe(content | own)
+    run(mine, until="train")
+    weights = tmp_path / "run/policies/dpo/seed-0/model.safetensors"
+    before, trained = weights.read_bytes(), trained_runs(monkeypatch)
+    results, _ = frontier(mine, Options(methods="dpo"))
+    assert ("dpo/frontier", 0) in trained and ("dpo", 0) not in trained
+    assert weights.read_bytes() == before
+    assert next(iter(results["methods"]["dpo"]["strengths"])) == "dpo/frontier"
+    trained.clear()
+    frontier(mine, Options(methods="dpo"))
+    assert not trained
 
 
 def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
