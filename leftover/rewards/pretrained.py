@@ -18,7 +18,7 @@ from transformers import (
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
-from leftover.models.load import max_positions, torch_dtype
+from leftover.models.load import max_positions, not_in_parts, torch_dtype
 from leftover.models.vocabulary import check_vocabulary, embedding_rows
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
@@ -58,6 +58,7 @@ def load(settings: ClassifierSettings) -> Classifier:
     )
 
 
+@not_in_parts()
 def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     """Tokenizer and model of a folder or Hub id, on the CPU. No code that came with it runs, nothing is unpickled.
 
@@ -84,6 +85,7 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
+@not_in_parts()
 def untrained_classifier(
     path: str | None, config: dict[str, Any] | None, tokenizer_path: str | None, weights: bool = True
 ) -> tuple[Any, Any]:

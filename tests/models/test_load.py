@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.integrations import deepspeed
 
 from leftover.errors import UserError
-from leftover.models.load import save_model
+from leftover.models.load import load_model, save_model
 from leftover.models.reference import model_identity
+from leftover.rewards import load_reward
+from leftover.rewards.pretrained import untrained_classifier
+from tests.rewards.classifier_models import roberta
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -28,3 +32,26 @@ def test_a_folder_that_is_not_there_is_named():
     # The Hub's library refuses such a name with an error of its own.
     with pytest.raises(UserError, match=r"^\.models/nowhere: there is no such folder"):
         model_identity(".models/nowhere")
+
+
+@pytest.mark.parametrize("kind", ["policy", "scorer", "new scorer"])
+def test_after_a_training_under_zero_3_models_are_still_loaded_whole(
+    kind: str, tmp_path: Path, tiny_llama_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would part them, for which it imports DeepSpeed."""
+
+    class Zero3:
+        def is_zero3(self) -> bool:
+            raise AssertionError("transformers asks whether to part the model")
+
+    current = Zero3()
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    path = roberta(tmp_path / "scorer")
+    deepspeed.set_hf_deepspeed_config(current)
+    if kind == "policy":
+        load_model(tiny_llama_path)
+    elif kind == "scorer":
+        assert load_reward({"type": "classifier", "model": path})(["p"], ["c"])
+    else:
+        untrained_classifier(path, None, None)
+    assert deepspeed._hf_deepspeed_config_weak_ref() is current
