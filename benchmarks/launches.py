@@ -1,7 +1,7 @@
 """The same small run by every way to start it: `python -m benchmarks.gpu --check`, in about five minutes.
 
-Reference and policy of each launch must have the weights of one process with as many rows a step; what a way of writing
-completions gives must be what the model itself would write.
+Reference and policy of each launch must have the weights of one process with as many rows a step. (What vLLM writes is
+compared with the model's own log-probabilities wherever it writes.)
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.models import write_tiny
+from benchmarks.others import write_rows
 from benchmarks.process import ROOT
 
 WITHIN = 1e-4  # of a weight; kernels of a GPU add up in other orders
@@ -95,11 +96,9 @@ def distance(one: Path, other: Path) -> float:
 
 
 def write_recipe(folder: Path, model: str, settings: dict[str, Any], accumulation: int) -> Path:
-    from leftover.demo.grammar import make_rows
-
     folder.mkdir()
     rows, path = folder / "rows.jsonl", folder / "recipe.yaml"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows(200, seed=0)), encoding="utf-8")
+    write_rows(rows, 200, recorded=False)
     steps = {"max_steps": 4, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
     steps |= {"gradient_accumulation_steps": accumulation}
     content: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """The results of a run, gathered from its folder: what `results.json` holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,20 @@ REFERENCE = "reference"
 
 def gather(run: Run) -> dict[str, Any]:
     """The content of results.json, from the files of the run only."""
-    main, *controls = run.recipe.policies
-    results, records = gather_tables(run, dict.fromkeys(run.recipe.policies, run.recipe.seeds))
+    policies = list(run.recipe.policies)
+    results, records = gather_tables(run, dict.fromkeys(policies, run.recipe.seeds))
+    return plain({"name": run.recipe.name, "main": policies[0]} | _compared(results, records, policies))
+
+
+def _compared(results: dict[str, Any], records: BySeed, policies: Sequence[str]) -> dict[str, Any]:
+    """The results, with the first policy against every other and all subjects by source, for every decoding."""
+    main, *controls = policies
     for decoding in decodings(results):
         results[decoding] |= {
             "main_against": {name: compare(records[main], records[name], decoding) for name in controls},
             "by_source": {name: by_source(seeds, decoding) for name, seeds in records.items()},
         }
-    return plain({"name": run.recipe.name, "main": main} | results)
+    return results
 
 
 def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:
@@ -57,21 +63,16 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
     if not seeds or not run.is_evaluated(REFERENCE):
         return None
     tables, records = _tables(recipe, run.folder, seeds)
-    main, *controls = seeds
-    for decoding in filter(tables.__contains__, DECODINGS):
-        tables[decoding] |= {
-            "main_against": {n: compare(records[main], records[n], decoding) for n in controls},
-            "by_source": {name: by_source(of, decoding) for name, of in records.items()},
-        }
-    return {
+    results = {
         "name": recipe.name,
-        "main": main,
+        "main": next(iter(seeds)),
         "primary": recipe.evaluate.primary,
         "can_score_new_completions": any("reward" in record for record in records[REFERENCE][recipe.seed]),
         "prepare": run.prepared,
         "scoring_caveats": [],
         "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
     } | tables
+    return _compared(results, records, list(seeds))
 
 
 def _tables(

@@ -57,7 +57,7 @@ def join() -> None:
             how["backend"] = "gloo"
         else:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each process for the only one
-        if parse_flag_from_env("ACCELERATE_USE_FSDP") and "ACCELERATE_TORCH_DEVICE" not in os.environ:
+        if parted_by() == "FSDP" and "ACCELERATE_TORCH_DEVICE" not in os.environ:
             log.warning("without a GPU accelerate leaves FSDP out: each process keeps the whole weights")
     try:
         met = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_TIMEOUT, **how).num_processes

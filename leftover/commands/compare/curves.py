@@ -64,8 +64,9 @@ def gather_curves(
 
 def _of_quality(run: Run, measures: list[str]) -> list[str]:
     """The judges; not those that count words, since a shorter text is no worse one."""
-    judges = run.judges.components if run.judges else {}
-    return [name for name in part_names(measures, "judge/") if not isinstance(judges[name[6:]], LengthReward)]
+    functions = run.judges.components if run.judges else {}
+    lengths = {f"judge/{name}" for name, function in functions.items() if isinstance(function, LengthReward)}
+    return [name for name in part_names(measures, "judge/") if name not in lengths]
 
 
 def _turns(curves: Mapping[str, Curve], judge: str, resamples: Resamples) -> dict[str, Any]:

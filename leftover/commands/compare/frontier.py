@@ -1,7 +1,6 @@
 """`leftover compare --frontier`: every method at several strengths; all checkpoints are points of its curve."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from leftover.runs.claim import claim, open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact, slug
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json, write_text
+from leftover.store.manifest import Manifest, as_json, write_text
 from leftover.training.settings import effective, policy_settings, settings_key, training_args
 
 log = logging.getLogger(__name__)
@@ -157,10 +156,8 @@ def _policy(name: str, trial: dict[str, Any], fields: dict[str, Any], recipe: Re
 
 def _trained_otherwise(name: str, fields: dict[str, Any], recipe: Recipe) -> bool:
     """Whether the run has trained a policy of this name with other settings, such as before the budget changed them."""
-    path = Path(recipe.output_dir) / "manifest.json"
-    known = read_json(path) if path.is_file() else {}
-    settings = settings_key(policy_settings(with_policies(recipe, {name: fields}), name))
-    settings = json.loads(json.dumps(settings))  # as they are stored
+    known = Manifest(Path(recipe.output_dir)).entries
+    settings = as_json(settings_key(policy_settings(with_policies(recipe, {name: fields}), name)))
     trained = (known.get(policy_artifact(name, seed)) for seed in recipe.seeds)
     return any(entry["key"]["settings"] != settings for entry in trained if entry)
 
