@@ -13,7 +13,7 @@ from leftover.evaluation.policy import likelihood_metrics, row_metrics, score_co
 from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity, sequence_logprobs
-from leftover.prepare.readers import available_blocks, test_rows, unique_prompts
+from leftover.prepare.readers import available_blocks, rows_of_a_prompt, test_rows, unique_prompts
 from leftover.rewards.base import Prompt
 from leftover.rewards.sum import SumReward, as_array
 from leftover.runs.names import (
@@ -59,7 +59,8 @@ class Evaluation:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        return test_rows(self.run.recipe, self.run.table)
+        most = rows_of_a_prompt(self.run.reward.scores_new_completions)
+        return test_rows(self.run.recipe, self.run.table, most)
 
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":

@@ -17,6 +17,8 @@ _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids",
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
 # Of one held-out prompt: a log may hold a hundred thousand of one, and every model would read each.
 ROWS_OF_A_PROMPT = 64
+# The same where new completions are scored. The rows then tell likelihood alone, and each is read with its prompt.
+ROWS_BESIDE_COMPLETIONS = 2
 # block -> the extra that reads it
 _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio", "features": "soft_value"}
 
@@ -50,28 +52,33 @@ def available_blocks(recipe: Recipe, table: Table, policy: str | None = None) ->
     return tuple(block for block in ("reward", "reference", *own) if table.has(block))
 
 
-def selection_rows(recipe: Recipe, table: Table) -> Dataset:
+def rows_of_a_prompt(scores_new_completions: bool) -> int:
+    """How many rows of a held-out prompt policies read at most."""
+    return ROWS_BESIDE_COMPLETIONS if scores_new_completions else ROWS_OF_A_PROMPT
+
+
+def selection_rows(recipe: Recipe, table: Table, most_of_a_prompt: int = ROWS_OF_A_PROMPT) -> Dataset:
     """Rows of the prompts that choose the checkpoint: validation split, which trained neither value nor policy."""
     rows = split_rows(table, "validation", available_blocks(recipe, table), extras=("family_id", "source"))
-    return _of_some_prompts(rows, recipe.selection_prompts, recipe.seed)
+    return _of_some_prompts(rows, recipe.selection_prompts, most_of_a_prompt, recipe.seed)
 
 
-def test_rows(recipe: Recipe, table: Table) -> list[dict[str, Any]]:
+def test_rows(recipe: Recipe, table: Table, most_of_a_prompt: int = ROWS_OF_A_PROMPT) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
     extras = ("completion", "family_id", "source")
     rows = split_rows(table, "test", available_blocks(recipe, table), extras=extras)
-    return list(_of_some_prompts(rows, recipe.test_prompts, recipe.seed))
+    return list(_of_some_prompts(rows, recipe.test_prompts, most_of_a_prompt, recipe.seed))
 
 
-def _of_some_prompts(rows: Dataset, num_prompts: int, seed: int) -> Dataset:
-    """Rows of prompts drawn at random; of a prompt with more than `ROWS_OF_A_PROMPT` so many, drawn too."""
+def _of_some_prompts(rows: Dataset, num_prompts: int, most_of_a_prompt: int, seed: int) -> Dataset:
+    """Rows of prompts drawn at random; of a prompt with more than `most_of_a_prompt` so many, drawn too."""
     groups, rng = column(rows, "group"), np.random.default_rng(seed)
     chosen = rng.permutation(np.unique(groups))[:num_prompts]
     drawn = rng.permutation(np.flatnonzero(np.isin(groups, chosen)))
     drawn = drawn[np.argsort(groups[drawn], kind="stable")]
     _, first, of_prompt = np.unique(groups[drawn], return_index=True, return_inverse=True)
     place = np.arange(len(drawn)) - first[of_prompt]
-    return rows.select(np.sort(drawn[place < ROWS_OF_A_PROMPT]))
+    return rows.select(np.sort(drawn[place < most_of_a_prompt]))
 
 
 def training_mask(table: Dataset) -> np.ndarray:

@@ -22,7 +22,7 @@ from leftover.evaluation.frontier import COUNTS
 from leftover.models.load import torch_dtype
 from leftover.pipeline import STAGES
 from leftover.prepare.checks import needs_value, value_targets
-from leftover.prepare.readers import extra_blocks, num_reference_samples
+from leftover.prepare.readers import extra_blocks, num_reference_samples, rows_of_a_prompt
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.names import logprob_columns
@@ -112,11 +112,11 @@ def estimate_run(
     pace = None
     if shape is not None and config is not None and device is not None:
         pace = _pace(device, config, shape, sizes, settings)
-    costs = _Costs(shape, sources, sizes, pace, scorers)
+    costs = _Costs(shape, sources, sizes, pace, scorers, reward)
     costs.fit()
-    costs.prepare(reward, references)
+    costs.prepare(references)
     if trains:
-        costs.train(policies, reward.scores_new_completions)
+        costs.train(policies)
     if evaluates:
         costs.evaluate()
     if frontier:
@@ -183,10 +183,16 @@ class _Costs:
     """Collects the lines of the cost table: what each stage computes."""
 
     def __init__(
-        self, shape: Shape | None, sources: list[Source], sizes: Sizes, pace: Pace | None, scorers: list[Fitting]
+        self,
+        shape: Shape | None,
+        sources: list[Source],
+        sizes: Sizes,
+        pace: Pace | None,
+        scorers: list[Fitting],
+        reward: SumReward,
     ):
         self.recipe, self.shape, self.sources, self.sizes = sizes.recipe, shape, sources, sizes
-        self.pace, self.scorers = pace, scorers
+        self.pace, self.scorers, self.reward = pace, scorers, reward
         self.lines: list[Work] = []
 
     def fit(self) -> None:
@@ -198,7 +204,7 @@ class _Costs:
                 seconds = self.pace.steps(scorer.operations, scorer.steps or 0)
             self.lines.append(Work(f"fit {scorer.name}", amount, scorer.operations, known, seconds, shared=False))
 
-    def prepare(self, reward: SumReward, references: list[Training]) -> None:
+    def prepare(self, references: list[Training]) -> None:
         recipe, sizes, value = self.recipe, self.sizes, self.recipe.value_settings
         rows = sizes.amount(None)
         self._rewards("rewards of the rows", rows)
@@ -207,7 +213,7 @@ class _Costs:
             validation = sizes.amount("validation", most_tokens=VALIDATION_TOKENS)
             self._passes("validation of the reference", validation, reference.evaluations)
         self._passes("reference log-probabilities", rows)
-        if needs_value(recipe) and value_targets(recipe, reward) == "reference_samples":
+        if needs_value(recipe) and value_targets(recipe, self.reward) == "reference_samples":
             assert isinstance(value.num_prompts, int)
             prompts = sizes.prompts("train", value.num_prompts)
             self._generation("value: samples of the reference", prompts, value.num_samples)
@@ -218,12 +224,12 @@ class _Costs:
         if "mismatched" in blocks:
             self._passes("mismatched log-probabilities", training_rows)
 
-    def train(self, policies: list[Training], scores_new_completions: bool) -> None:
+    def train(self, policies: list[Training]) -> None:
         self._training("policies", policies)
         most = self.recipe.selection_prompts
         evaluations = sum(training.evaluations * training.runs for training in policies)
-        self._passes("validation: likelihood", self.sizes.amount("validation", most), evaluations)
-        if scores_new_completions:
+        self._passes("validation: likelihood", self._held_out("validation", most), evaluations)
+        if self.reward.scores_new_completions:
             prompts = self.sizes.prompts("validation", most)
             self._generation("validation: completions", prompts, evaluations)
             self._passes("validation: their KL", self.sizes.generated(prompts), evaluations, "completions")
@@ -232,11 +238,16 @@ class _Costs:
         recipe, sizes, most = self.recipe, self.sizes, self.recipe.test_prompts
         policies, ways = len(recipe.policies) * len(recipe.seeds), len(recipe.decodings)
         prompts = sizes.prompts("test", most)
-        self._passes("test: likelihood", sizes.amount("test", most), policies)  # the table has the reference's
+        self._passes("test: likelihood", self._held_out("test", most), policies)  # the table has the reference's
         self._generation("test: completions", prompts, (1 + policies) * ways, judges=True)
         # Each has its own from the sampling. For the KL at another temperature than 1 the reference reads once more.
         passes = len(logprob_columns(recipe)) - 1 + (recipe.evaluate.temperature != 1)
         self._passes("test: log-probabilities of completions", sizes.generated(prompts * policies * ways), passes)
+
+    def _held_out(self, split: str, most_prompts: int) -> Amount | None:
+        """The rows of at most so many prompts that a policy reads."""
+        most = rows_of_a_prompt(self.reward.scores_new_completions)
+        return self.sizes.amount(split, most_prompts, most_of_a_prompt=most)
 
     def frontier(self, policies: list[Training]) -> None:
         """Best-of-n of the reference, and the judges of all completions."""

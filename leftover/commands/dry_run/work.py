@@ -79,7 +79,11 @@ class Sizes:
         return most if self.rows is None else min(most, self.rows.prompts(split))
 
     def amount(
-        self, split: str | None, most_prompts: int | None = None, most_tokens: int | None = None
+        self,
+        split: str | None,
+        most_prompts: int | None = None,
+        most_tokens: int | None = None,
+        most_of_a_prompt: int | None = None,
     ) -> Amount | None:
         """Rows of a split (None: of all), at most those of `most_prompts`, or of `most_tokens`; None if unknown."""
         lengths = self.lengths(split)
@@ -89,7 +93,9 @@ class Sizes:
         if most_prompts is not None and self.rows is None:
             number = min(number, most_prompts)  # as if each had one row
         elif most_prompts is not None and self.rows is not None and split is not None:
-            number = round(number * min(1.0, most_prompts / max(1, self.rows.prompts(split))))
+            of_prompt = np.unique(self.rows.group[self.rows.where(split)], return_counts=True)[1]
+            read = np.minimum(of_prompt, most_of_a_prompt or len(of_prompt)).sum() / of_prompt.sum()
+            number = round(number * read * min(1.0, most_prompts / max(1, len(of_prompt))))
         if most_tokens is not None:
             number = max(1, int(((lengths[0] + lengths[1]).cumsum() <= most_tokens).sum()))
         return _amount(lengths[0][:number], lengths[1][:number], bound=self.tokens is None)
