@@ -1,5 +1,6 @@
 """`leftover inspect`: how good is my data? The leftover section of the report alone, before any training."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from leftover import pipeline
-from leftover.data.chat import readable
 from leftover.data.formats import check_files, read_rows
-from leftover.data.rows import Rejects, as_prompt, check_rows, log_rows, text_hash
+from leftover.data.rows import ROWS_SCHEMA, Rejects, as_prompt, check_rows, log_rows
 from leftover.data.splits import unique_ids
 from leftover.errors import UserError
 from leftover.monitoring.terminal import console
@@ -17,13 +17,14 @@ from leftover.prepare.value.described import described
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.analysis.analysis import analyse
-from leftover.report.analysis.rows import ScoredRows, rows_of_table, value_of_words
+from leftover.report.analysis.rows import ScoredRows, prompts_of, rows_of_table, scored_rows, value_of_words
 from leftover.report.page import write_inspection
 from leftover.rewards import SumReward, load_reward
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.folders import check_output, make_folder
+from leftover.store.table import Stored, Table, column
 
 
 def inspect(
@@ -50,7 +51,7 @@ def inspect(
         found = rows_of_table(run.table, run.prepared.get("value"))
         if found is None:
             raise UserError(f"'{path}' has no scored training row: `leftover prepare {path} --only score` makes them")
-        rows, target = found, Path(output or run.folder / "inspect.html")
+        analysis, target = analyse(found), Path(output or run.folder / "inspect.html")
     else:
         target = Path(output or f"{path.name}.inspect.html")
         content = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": table}}
@@ -58,8 +59,9 @@ def inspect(
         check_files(data)
         scores = fresh_reward(load_reward(reward)) if reward else None
         make_folder(target.parent, "the folder of --output:")
-        rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"))
-    analysis = analyse(rows)
+        with tempfile.TemporaryDirectory(prefix=".leftover-inspect-", dir=target.parent) as stored:
+            rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"), Path(stored))
+            analysis = analyse(rows)
     return analysis, write_inspection(path.name or table, analysis, target)
 
 
@@ -100,23 +102,25 @@ def show(analysis: dict[str, Any], path: Path) -> None:
     terminal.print(f"Page: {path}", soft_wrap=True)
 
 
-def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path) -> ScoredRows:
-    """The rows of a data file with their recorded rewards, or with those that `reward` gives."""
+def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, stored: Path) -> ScoredRows:
+    """The rows of a data file, stored in a folder, with their recorded rewards, or with those that `reward` gives."""
     stats, rejected = dict[str, Any](), Rejects(rejects)
     remedy = None if reward else "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward"
-    rows = list(check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy))
+    table = Table(stored)
+    table.write_rows(
+        "rows", {}, lambda: check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy), ROWS_SCHEMA
+    )
+    rows = table.open("rows")
     log_rows(stats, rejected)
-    completions = [row["completion"] for row in rows]
     if reward is not None:
-        prompts = [as_prompt(row["prompt"], row["conversational"]) for row in rows]
-        rewards = np.asarray(reward(prompts, completions))
+        asked = Stored(rows, "prompt", "conversational", of=lambda row: as_prompt(row["prompt"], row["conversational"]))
+        rewards = np.asarray(reward(list(asked), rows["completion"][:]))
     else:
-        rewards = np.array([row["recorded_reward"] for row in rows], np.float64)  # None becomes NaN
+        rewards = column(rows, "recorded_reward").astype(np.float64)
     if not np.isfinite(rewards).any():
         raise UserError(f"--reward gives none of the {len(rows)} rows of {data.path} a score")
-    texts = [readable(row) for row in rows]
-    group = unique_ids(f"{row['prompt']}\0{row['tools'] or ''}" for row in rows)
-    family = np.array([text_hash(row["family"]) for row in rows], np.uint64)
-    value, about = value_of_words(texts, group, family, rewards)
-    sources, where = [row["source"] for row in rows], [row["where"] for row in rows]
-    return ScoredRows(texts, completions, sources, where, rewards, value, about)
+    group = unique_ids(
+        Stored(rows, "prompt", "tools", of=lambda row: f"{row['prompt']}\0{row['tools'] or ''}"), len(rows)
+    )
+    value, about = value_of_words(prompts_of(rows), group, unique_ids(Stored(rows, "family"), len(rows)), rewards)
+    return scored_rows(rows, rewards, value, about)

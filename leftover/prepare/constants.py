@@ -27,7 +27,7 @@ from leftover.recipe.sections import ValueSection
 from leftover.rewards.unfinished import settled
 from leftover.runs.keys import logprobs_key
 from leftover.runs.run import Run
-from leftover.store.table import Lists, column, equals, float_lists, read_rows
+from leftover.store.table import Stored, column, equals, float_lists, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def value(run: Run) -> None:
             column(inside, "reward"),
             equals(inside, "split", "train"),
             prompt_features(inside),
-            Lists(inside, "prompt_ids"),
+            Stored(inside, "prompt_ids"),
         )
         if not np.isfinite(rows.reward).any():
             raise UserError("no row has a score: there is no value to fit (such rows can train the reference only)")

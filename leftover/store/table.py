@@ -6,6 +6,7 @@ table/<block>/00000.arrow    some thousand rows (`shard_bounds`); written under 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -242,17 +243,21 @@ def read_rows(rows: "Dataset | dict[str, Any]", names: list[str], chosen: np.nda
     return rows.select_columns(names).select(chosen)[:]
 
 
-class Lists(Sequence):
-    """A column of lists of any length, each read when it is asked for."""
+class Stored(Sequence):
+    """A column, or what `of` makes of several, of which no row is held: it is read when it is asked for."""
 
-    def __init__(self, dataset: "Dataset", name: str):
-        self._rows, self._name = dataset.select_columns([name]), name
+    def __init__(self, dataset: "Dataset", *names: str, of: Callable[[dict[str, Any]], Any] | None = None):
+        self._rows, self._of = dataset.select_columns(list(names)), of or itemgetter(*names)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: Any) -> Any:
-        return self._rows[row][self._name]
+        return self._of(self._rows[int(row)])
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), SHARD_ROWS):
+            yield from map(self._of, self._rows.select(range(start, min(start + SHARD_ROWS, len(self)))).to_list())
 
 
 class SomeLists:

@@ -69,6 +69,9 @@ def test_rows_like_no_other_are_not_compared_and_few_of_many_are_drawn() -> None
     drawn = neighbour_disagreement(["same words"] * 50, ["here"] * 50, np.arange(50.0), max_rows=10)
     assert drawn["num_compared"] == len(drawn["rows"]) == 10
     assert set(drawn["neighbours"].ravel()) <= set(drawn["rows"])
+    rewards = np.where(np.arange(50) % 2, np.arange(50.0), np.nan)
+    odd = neighbour_disagreement(["same words"] * 50, ["here"] * 50, rewards, among=np.arange(1, 50, 2))
+    assert odd["num_compared"] == 25 and set(odd["rows"] % 2) == set((odd["neighbours"] % 2).ravel()) == {1}
 
 
 def test_calibration_puts_rows_of_like_value_together() -> None:
@@ -133,6 +136,17 @@ def test_the_value_of_words_never_sees_its_own_prompt() -> None:
     assert again[group == 7] == pytest.approx(value[group == 7]), "their own rewards do not move their value"
     with pytest.raises(UserError, match="same prompt"):
         value_of_words(prompts[:2], np.zeros(2), np.zeros(2), np.ones(2))
+
+
+def test_the_words_of_some_prompts_serve_all_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0).permutation(np.arange(400) % 200)  # the rows of a prompt stand anywhere
+    prompts = [f"{'good' if n % 2 else 'bad'} question number {n}" for n in numbers]
+    reward = numbers % 2 + np.random.default_rng(0).normal(0, 0.1, 400)
+    monkeypatch.setattr("leftover.report.analysis.rows._FITTED", 60)
+    monkeypatch.setattr("leftover.report.analysis.rows._CHUNK", 7)
+    value, about = value_of_words(prompts, 1000 - numbers, numbers, reward)
+    assert about["kind"] == "ridge" and about["r2"] > 0.5
+    assert np.abs(value - numbers % 2).mean() < 0.2, "every row has the value of its own prompt"
 
 
 def rows(reward: list[float], value: list[float]) -> ScoredRows:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import leftover.store.table
-from leftover.store.table import Table, column, float_lists, shard_bounds
+from leftover.store.table import Stored, Table, column, float_lists, shard_bounds
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
 
@@ -283,3 +283,14 @@ def test_a_column_of_moved_rows_keeps_their_order_over_several_parts(tmp_path):
     assert column(table.open("rows").select(moved), "number").tolist() == moved.tolist()
     assert column(table.open("rows"), "number").tolist() == list(range(30))
     assert column(table.open("rows").select([]), "number").tolist() == []
+
+
+@pytest.mark.parametrize("chosen", [range(10), [7, 2, 5]])
+def test_stored_rows_are_read_one_by_one_and_all_in_order(tmp_path, chosen):
+    table = make_table(tmp_path).open("rows").select(chosen)
+    texts = Stored(table, "text")
+    assert len(texts) == len(chosen)
+    assert list(texts) == [texts[np.int64(i)] for i in range(len(chosen))] == [f"row {i}" for i in chosen]
+    assert list(texts) == list(texts), "read anew by every loop"
+    both = Stored(table, "number", "text", of=lambda row: (row["text"], row["number"]))
+    assert list(both) == [(f"row {i}", i) for i in chosen]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from leftover.data.splits import unique_ids
 from leftover.metrics import effective_sample_size
 from leftover.objectives.advantage import differ
 from leftover.prepare.value.described import kinds_of_rows
@@ -115,16 +116,17 @@ def leftover_by_source(
     the `max_sources` largest are merged into one named None.
     """
     known = np.isfinite(advantages)
-    names, rewards, advantages = np.array(sources, str)[known], rewards[known], advantages[known]
-    found, member, counts = np.unique(names, return_inverse=True, return_counts=True)
-    if len(found) < 2:
+    places: dict[str, int] = {}
+    member = np.fromiter((places.setdefault(str(source), len(places)) for source in sources), np.int64)[known]
+    rewards, advantages = rewards[known], advantages[known]
+    found, counts = list(places), np.bincount(member, minlength=len(places))
+    kept = sorted(np.flatnonzero(counts), key=lambda i: (-counts[i], found[i]))
+    if len(kept) < 2:
         return []
-    kept = np.argsort(-counts, kind="stable")
-    if len(found) > max_sources:
-        kept = kept[: max_sources - 1]
-    parts: list[tuple[str | None, np.ndarray]] = [(str(found[i]), member == i) for i in kept]
-    if len(kept) < len(found):
-        parts.append((None, ~np.isin(member, kept)))
+    most = kept if len(kept) <= max_sources else kept[: max_sources - 1]
+    parts: list[tuple[str | None, np.ndarray]] = [(found[i], member == i) for i in most]
+    if len(most) < len(kept):
+        parts.append((None, ~np.isin(member, most)))
     weights = np.square(np.clip(advantages, 0.0, None))
     table = []
     for name, inside in parts:
@@ -197,19 +199,17 @@ def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards:
 
 def _ids(texts: Sequence[str]) -> np.ndarray:
     """[N] int64: equal texts share an integer."""
-    known: dict[str, int] = {}
-    return np.array([known.setdefault(" ".join(text.casefold().split()), len(known)) for text in texts], np.int64)
+    return unique_ids((" ".join(text.casefold().split()) for text in texts), len(texts))
 
 
 def _disagreement(rows: ScoredRows, known: np.ndarray) -> dict[str, Any]:
     """Rows ordered by how far their reward is from their neighbours', each with its nearest neighbour."""
-    reward = rows.reward[known]
-    found = neighbour_disagreement([rows.prompts[i] for i in known], [rows.completions[i] for i in known], reward)
-    gap, correlation = reward[found["rows"]] - found["expected"], found["correlation"]
+    found = neighbour_disagreement(rows.prompts, rows.completions, rows.reward, among=known)
+    gap, correlation = rows.reward[found["rows"]] - found["expected"], found["correlation"]
     return {
         "rows": [
-            _row(rows, known[found["rows"][i]])
-            | {"expected": float(found["expected"][i]), "neighbour": _row(rows, known[found["neighbours"][i][0]])}
+            _row(rows, found["rows"][i])
+            | {"expected": float(found["expected"][i]), "neighbour": _row(rows, found["neighbours"][i][0])}
             for i in np.argsort(-np.abs(gap) * found["similarity"], kind="stable")[:_ROWS_SHOWN]
         ],
         "correlation": correlation if np.isfinite(correlation) else None,

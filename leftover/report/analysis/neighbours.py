@@ -14,6 +14,7 @@ def neighbour_disagreement(
     completions: Sequence[str],
     rewards: np.ndarray,
     *,
+    among: np.ndarray | None = None,
     num_neighbours: int = 10,
     max_rows: int = 4000,
 ) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def neighbour_disagreement(
     of the prompts and of the completions. A row that repeats another (similarity 1) counts as its neighbour.
 
     Args:
-        rewards: [N], finite.
+        rewards: [N], finite where rows are compared.
+        among: indices of the rows that are compared; None: of all.
         max_rows: of more rows this many are drawn, since the cost grows with their square.
 
     Returns:
@@ -34,7 +36,8 @@ def neighbour_disagreement(
         correlation: between reward and expectation over the rows; NaN if either is constant.
         num_compared: how many rows were drawn.
     """
-    chosen = np.sort(np.random.default_rng(0).permutation(len(prompts))[:max_rows])
+    among = np.arange(len(prompts)) if among is None else among
+    chosen = np.sort(np.random.default_rng(0).permutation(among)[:max_rows])
     num_neighbours = max(0, min(num_neighbours, len(chosen) - 1))
     texts = [[column[i] for i in chosen.tolist()] for column in (prompts, completions)]
     nearest, similarity = _nearest(texts, num_neighbours)

@@ -1,27 +1,33 @@
 """Scored rows as arrays: from the table of a run, or from a data file, whose value is fitted on words."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leftover.data.chat import readable
 from leftover.errors import UserError
 from leftover.objectives.advantage import advantage
-from leftover.store.table import Table, column, equals
+from leftover.store.table import Stored, Table, column, equals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _NUM_FEATURES = 100
+# So many prompts teach which words there are and their directions; the rest is read a part at a time.
+_FITTED, _CHUNK = 100_000, 4096
 
 
 @dataclass
 class ScoredRows:
-    """Texts [N], and arrays [N] in which NaN means that a row has no such number."""
+    """Texts [N], of which none need be in memory, and arrays [N] in which NaN means that a row has no such number."""
 
-    prompts: list[str]
-    completions: list[str]
-    sources: list[str | None]
-    where: list[str]
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    sources: Sequence[str | None]
+    where: Sequence[str]
     reward: np.ndarray
     value: np.ndarray
     about_value: dict[str, Any]  # targets, kind, r2 (None if it could not be measured)
@@ -46,15 +52,21 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
     reward = column(rows, "reward") if len(rows) else np.empty(0)
     if not np.isfinite(reward).any():
         return None
-    pairs = zip(rows["prompt"][:], rows["conversational"][:], strict=True)
-    prompts = [readable({"prompt": text, "conversational": of_messages}) for text, of_messages in pairs]
     if "value" in rows.column_names:
         value = column(rows, "value")
     else:
-        value, about_value = value_of_words(prompts, column(rows, "group"), column(rows, "family_id"), reward)
-    return ScoredRows(
-        prompts, rows["completion"][:], rows["source"][:], rows["where"][:], reward, value, about_value or {}
-    )
+        value, about_value = value_of_words(prompts_of(rows), column(rows, "group"), column(rows, "family_id"), reward)
+    return scored_rows(rows, reward, value, about_value or {})
+
+
+def scored_rows(rows: "Dataset", reward: np.ndarray, value: np.ndarray, about_value: dict[str, Any]) -> ScoredRows:
+    """The texts of stored rows, with these numbers."""
+    texts = (Stored(rows, name) for name in ("completion", "source", "where"))
+    return ScoredRows(prompts_of(rows), *texts, reward, value, about_value)
+
+
+def prompts_of(rows: "Dataset") -> Sequence[str]:
+    return Stored(rows, "prompt", "conversational", of=readable)
 
 
 def value_of_words(
@@ -66,30 +78,50 @@ def value_of_words(
     model's states; the constant if nothing beats it. Rows of one prompt family never serve their own value.
     """
     from leftover.prepare.value.estimate import RowConstants, estimate_values
+    from leftover.prepare.value.fit import Some
     from leftover.recipe.sections import ValueSection
 
     if len(np.unique(family[np.isfinite(reward)])) < 2:
         raise UserError("all scored rows have the same prompt (or family): there is nothing to compare its reward with")
-    features = _word_features(prompts)
-    rows = RowConstants(group, family, reward, np.ones(len(reward), bool), features, [[]] * len(reward))
+    _, first, of_row = np.unique(group, return_index=True, return_inverse=True)
+    is_first = np.zeros(len(group), bool)
+    is_first[first] = True
+    features = _word_features(_Some(prompts, is_first), len(first))
+    of_row = np.searchsorted(np.sort(first), first)[of_row]
+    rows = RowConstants(group, family, reward, np.ones(len(reward), bool), Some(features, of_row), [[]] * len(reward))
     settings = ValueSection(candidates=["constant", "ridge"])
     value, about = estimate_values(rows, settings, "recorded", seed=0)
     return value, about | {"features": "words of the prompt"}
 
 
-def _word_features(prompts: Sequence[str]) -> np.ndarray:
-    """[N, at most 100] float32; computed once for each distinct prompt."""
+@dataclass
+class _Some:
+    """Texts where a mask [N] holds, in their order; read anew by every loop."""
+
+    texts: Iterable[str]
+    mask: np.ndarray
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.compress(self.texts, self.mask)
+
+
+def _word_features(prompts: Iterable[str], count: int) -> np.ndarray:
+    """[N, at most 100] float16 of N = `count` prompts, by the words and directions of 100,000 that are drawn."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    drawn = np.zeros(count, bool)
+    drawn[np.random.default_rng(0).permutation(count)[:_FITTED]] = True
     try:
-        vectors = TfidfVectorizer(sublinear_tf=True, min_df=min(2, len(place)), max_features=50_000)
-        matrix = vectors.fit_transform(place)
+        words = TfidfVectorizer(sublinear_tf=True, min_df=min(2, count), max_features=50_000)
+        matrix = words.fit_transform(_Some(prompts, drawn))
     except ValueError:  # no word that two prompts share
-        return np.zeros((len(prompts), 1), np.float32)
-    num_features = min(_NUM_FEATURES, matrix.shape[1] - 1, len(place) - 1)
+        return np.zeros((count, 1), np.float16)
+    num_features = min(_NUM_FEATURES, matrix.shape[1] - 1, matrix.shape[0] - 1)
     if num_features < 1:
-        return np.zeros((len(prompts), 1), np.float32)
-    features = TruncatedSVD(num_features, random_state=0).fit_transform(matrix)
-    return features[[place[prompt] for prompt in prompts]].astype(np.float32)
+        return np.zeros((count, 1), np.float16)
+    directions = TruncatedSVD(num_features, random_state=0).fit(matrix)
+    stream, parts = iter(prompts), list[np.ndarray]()
+    while part := list(itertools.islice(stream, _CHUNK)):
+        parts.append(directions.transform(words.transform(part)).astype(np.float16))
+    return np.concatenate(parts)
