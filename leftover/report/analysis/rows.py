@@ -61,8 +61,8 @@ def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRow
 
 def scored_rows(rows: "Dataset", reward: np.ndarray, value: np.ndarray, about_value: dict[str, Any]) -> ScoredRows:
     """The texts of stored rows, with these numbers."""
-    texts = (Stored(rows, name) for name in ("completion", "source", "where"))
-    return ScoredRows(prompts_of(rows), *texts, reward, value, about_value)
+    completions, sources, where = (Stored(rows, name) for name in ("completion", "source", "where"))
+    return ScoredRows(prompts_of(rows), completions, sources, where, reward, value, about_value)
 
 
 def prompts_of(rows: "Dataset") -> Sequence[str]:
