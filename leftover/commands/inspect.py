@@ -24,7 +24,7 @@ from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.folders import check_output, make_folder
-from leftover.store.table import Stored, Table, column
+from leftover.store.table import Stored, column, on_disk
 
 
 def inspect(
@@ -106,11 +106,8 @@ def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, sto
     """The rows of a data file, stored in a folder, with their recorded rewards, or with those that `reward` gives."""
     stats, rejected = dict[str, Any](), Rejects(rejects)
     remedy = None if reward else "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward"
-    table = Table(stored)
-    table.write_rows(
-        "rows", {}, lambda: check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy), ROWS_SCHEMA
-    )
-    rows = table.open("rows")
+    read = check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy)
+    rows = on_disk(stored, read, ROWS_SCHEMA)
     log_rows(stats, rejected)
     if reward is not None:
         asked = Stored(rows, "prompt", "conversational", of=lambda row: as_prompt(row["prompt"], row["conversational"]))

@@ -54,14 +54,18 @@ class Table:
             return False
         # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
-        num_rows, stream = 0, iter(rows() if is_main_process() else ())
+        num_rows = self._write_stream(block, rows() if is_main_process() else (), schema)
+        self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
+        return True
+
+    def _write_stream(self, block: str, rows: Iterable[dict], schema: pa.Schema) -> int:
+        num_rows, stream = 0, iter(rows)
         for number, (_, size) in enumerate(shard_bounds()):
             parts = _parts(itertools.islice(stream, size))
             if not (tables := [pa.Table.from_pylist(part, schema=schema) for part in parts]):
                 break
             num_rows += self._write_shard(block, number, tables)
-        self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
-        return True
+        return num_rows
 
     def write_columns(
         self,
@@ -163,6 +167,13 @@ class Table:
             writer.write_table(table)
         temporary.replace(path)
         return len(table)
+
+
+def on_disk(folder: Path, rows: Iterable[dict], schema: pa.Schema) -> "Dataset":
+    """Rows of a stream as a data set that is mapped from files in the folder."""
+    table = Table(folder)
+    table._write_stream("rows", rows, schema)
+    return table._open_block("rows")
 
 
 def _parts(rows: Iterator[dict]) -> Iterator[list[dict]]:
