@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.md")
-PARTS = Path(__file__).with_name("parts")
 REAL = ".models/smollm2-135m-instruct"
 
 
@@ -29,13 +28,13 @@ def main() -> None:
     if args.only in (None, "steps"):
         for measured in steps.take_turns(steps.ENTRIES, turns):
             # After every turn, so that a run that is ended early is not lost.
-            keep("steps", report.steps_section(measured), args.quick)
+            keep(report.steps_section(measured), args.quick)
     if args.only in (None, "others"):
         lines = [others.reference_pass_rate(), others.value_head_rate(), others.generation_rate()]
         sizes = (1_000, 10_000) if args.quick else (1_000, 10_000, 100_000)
         many = [others.many_rows_apart(size) for size in sizes]
         section = report.others_section([line for line in lines if line], others.import_times(), many)
-        keep("others", section, args.quick)
+        keep(section, args.quick)
     if args.only in (None, "real"):
         if not (Path(args.real) / "config.json").is_file():
             print(
@@ -47,20 +46,17 @@ def main() -> None:
             steps.take_turns(steps.real_entries(args.real), turns), end_to_end.take_turns(args.real, turns), strict=True
         )
         for measured, (finished, source) in both:
-            keep("real", report.real_section(args.real, measured, finished, source), args.quick)
+            keep(report.real_section(args.real, measured, finished, source), args.quick)
 
 
-def keep(part: str, section: str, quick: bool) -> None:
-    """Print a section; unless in a hurry, store it and write results.md of all that are stored."""
+def keep(section: str, quick: bool) -> None:
+    """Print a section; unless in a hurry, put it into results.md in place of the earlier one."""
     from benchmarks import report
 
     print(section, flush=True)
-    if quick:
-        return
-    PARTS.mkdir(exist_ok=True)
-    (PARTS / f"{part}.md").write_text(section, encoding="utf-8")
-    stored = [PARTS / f"{name}.md" for name in ("steps", "real", "others")]
-    RESULTS.write_text(report.page([p.read_text(encoding="utf-8") for p in stored if p.is_file()]), encoding="utf-8")
+    if not quick:
+        before = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else ""
+        RESULTS.write_text(report.page(before, section), encoding="utf-8")
 
 
 if __name__ == "__main__":

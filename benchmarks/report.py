@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ END_NAMES = NAMES | {"trl_dpo": "TRL DPO"}  # TRL's own default there: not preco
 SPEED_BAR, END_TO_END_BAR = 5.0, 3.0  # on a real model
 
 
-def page(parts: list[str]) -> str:
-    head = [
-        "# Benchmarks",
-        "",
-        f"`make bench`, {datetime.date.today().isoformat()}, {machine()}, one thread. "
-        "A GPU: `benchmarks/gpu.py` has not been run on one yet.",
-        "",
-    ]
-    return "\n".join(head) + "\n" + "\n\n".join(parts) + "\n"
+HEADINGS = ("## Training step", "## A real model", "## Everything else")
+HEAD = "# Benchmarks\n\n`make bench`. A GPU: `benchmarks/gpu.py` has not been run on one yet."
+
+
+def page(before: str, section: str) -> str:
+    """results.md with one section anew, which says when and where it was measured; the others are as they were."""
+    heading, _, rest = section.partition("\n")
+    measured = f"{datetime.date.today().isoformat()}, {machine()}, one thread."
+    found = [*re.split(r"\n(?=## )", before)[1:], f"{heading}\n\n{measured}\n{rest}"]
+    parts = {next(name for name in HEADINGS if text.startswith(name)): text.strip() for text in found}
+    return "\n\n".join([HEAD, *(parts[name] for name in HEADINGS if name in parts)]) + "\n"
 
 
 def machine() -> str:

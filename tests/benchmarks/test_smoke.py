@@ -223,7 +223,6 @@ def smoke_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     numbers = dict.fromkeys(("reference", "policy"), dict.fromkeys(end_to_end.NAMES, 1.0))
     monkeypatch.setattr("benchmarks.process.result_of", lambda *_: {"numbers": numbers, "peak_mib": 1.0})
     monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path / "results.md")
-    monkeypatch.setattr("benchmarks.__main__.PARTS", tmp_path / "parts")
     run(monkeypatch, "benchmarks.__main__", "--turns", "1", "--real", str(tmp_path))
     written = (tmp_path / "results.md").read_text()
     assert "tiny rows" in written and "reference pass" in written and "100,000" in written
@@ -232,6 +231,10 @@ def smoke_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     run(monkeypatch, "benchmarks.__main__", "--turns", "1", "--only", "real", "--real", write_tiny(tmp_path / "model"))
     written = (tmp_path / "results.md").read_text()
     assert "A real model: model" in written and "end to end against TRL DPO" in written and "100,000" in written
+    assert re.findall("^## (.*?)(?::.*)?$", written, re.M) == ["Training step", "A real model", "Everything else"]
+    assert written.count(", one thread.") == 3, "each says where it was measured"
+    run(monkeypatch, "benchmarks.__main__", "--turns", "1", "--only", "others")
+    assert len((tmp_path / "results.md").read_text().splitlines()) == len(written.splitlines())
 
 
 def smoke_many_rows(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
