@@ -38,8 +38,9 @@ def page(before: str, section: str) -> str:
     heading, _, rest = section.partition("\n")
     measured = f"{datetime.date.today().isoformat()}, {machine()}, one thread."
     found = [*re.split(r"\n(?=## )", before)[1:], f"{heading}\n\n{measured}\n{rest}"]
-    parts = {next(name for name in HEADINGS if text.startswith(name)): text.strip() for text in found}
-    return "\n\n".join([HEAD, *(parts[name] for name in HEADINGS if name in parts)]) + "\n"
+    parts = {next((h for h in HEADINGS if text.startswith(h)), text): text.strip() for text in found}
+    order = [*HEADINGS, *(name for name in parts if name not in HEADINGS)]
+    return "\n\n".join([HEAD, *(parts[name] for name in order if name in parts)]) + "\n"
 
 
 def machine() -> str:

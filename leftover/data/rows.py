@@ -207,7 +207,7 @@ def _check_any_left(data: DataSection, stats: dict[str, Any], rejects: Rejects |
         few = f": no document is long enough{documents_remedy(data)}" if data.format == "documents" else ""
         but = f" except dropped ones: {reasons}" if reasons else ""
         raise UserError(f"{data.path}{data.names.path} holds no row{but}{few}")
-    if read == stats["other_parts"]:
+    if read == stats["other_parts"] + stats["rejected"]:
         raise UserError(f"none of the {read} rows of {data.path} is in data.part {list(data.part)}: widen it")
 
 

@@ -111,13 +111,7 @@ _MEASURES = (
         "perplexity of its own, reference",
         meaning="of its completions under the reference",
     ),
-    Measure(
-        "perplexity_of_test_completions",
-        "perplexity of test rows",
-        ",.2f",
-        "lower",
-        "of the data's completions, two a prompt at most",
-    ),
+    Measure("perplexity_of_test_completions", "perplexity of test rows", ",.2f", "lower", "of the data's completions"),
     Measure(
         "kl",
         "KL",

@@ -59,6 +59,11 @@ class Evaluation:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
+        return test_rows(self.run.recipe, self.run.table)
+
+    @cached_property
+    def _rows_read(self) -> list[dict[str, Any]]:
+        """Those whose likelihood is measured."""
         most = rows_of_a_prompt(self.run.reward.scores_new_completions)
         return test_rows(self.run.recipe, self.run.table, most)
 
@@ -78,6 +83,8 @@ class Evaluation:
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings", "unfinished"}
         ignored |= {"max_batch_tokens", "engine", "vllm"}
         further = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
+        if len(self._rows_read) < len(self._rows):  # earlier versions read all
+            further["rows_of_a_prompt"] = str(rows_of_a_prompt(self.run.reward.scores_new_completions))
         if recipe.reference.origin is not None:
             further["origin"] = model_identity(recipe.reference.origin, self.run.hashes)
         return (further | recipe.unfinished_key | recipe.engine.key) | {
@@ -100,9 +107,9 @@ class Evaluation:
             return
         model = self._scorers["reference_logprob"] if subject == "reference" else run.models.load(path)
         if subject == "reference":  # the table has its log-probabilities
-            metrics = likelihood_metrics([np.array(row["reference_logprobs"]) for row in self._rows])
+            metrics = likelihood_metrics([np.array(row["reference_logprobs"]) for row in self._rows_read])
         else:
-            metrics = row_metrics(model, run.models.tokenizer, self._rows, run.recipe.compute_dtype)
+            metrics = row_metrics(model, run.models.tokenizer, self._rows_read, run.recipe.compute_dtype)
         ways = run.recipe.decodings
         completions = [record for decoding in ways for record in self._complete(subject, model, decoding, seed)]
         write_json(metrics_path(run.folder, subject), metrics)

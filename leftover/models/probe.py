@@ -1,6 +1,7 @@
 """What a language model must be able to do, found by running it on a few tokens."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
@@ -115,7 +116,8 @@ def batching(model: Any, pad_token_id: int) -> Batching:
             mask[1, : len(long) - len(row)] = 0
             alone = _continued(model, row[None], mask[:1, : len(row)], token, pad_token_id)[0]
             first, second = _continued(model, torch.stack([long, in_batch]), mask, token, pad_token_id)
-            return _mean_difference(alone, second) <= rounding * _mean_difference(alone, first)
+            by_batch, by_text = _mean_difference(alone, second), _mean_difference(alone, first)
+            return by_batch <= rounding * by_text and math.isfinite(by_batch)
 
         # Padding would stand between the virtual tokens of an adapter and the text.
         together = not virtual_tokens(model) and agree(short, torch.cat([padding, short]))
@@ -177,8 +179,8 @@ def _difference(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _mean_difference(one: Tensor, other: Tensor) -> float:
-    """The root mean square over the vocabulary; two probabilities of 0 are equal."""
-    return float((one - other).nan_to_num(0.0).square().mean().sqrt())
+    """The root mean square over the vocabulary; two probabilities of 0 are equal, no numbers are not."""
+    return float(torch.where(one == other, 0.0, one - other).square().mean().sqrt())
 
 
 def _rounding(model: Any, of_16_bit: float) -> float:

@@ -17,7 +17,8 @@ _COLUMNS = ("prompt", "conversational", "group", "prompt_ids", "completion_ids",
 _CONSTANTS = ("reward", "value", "advantage", "reference_logprobs")
 # Of one held-out prompt: a log may hold a hundred thousand of one, and every model would read each.
 ROWS_OF_A_PROMPT = 64
-# The same where new completions are scored. The rows then tell likelihood alone, and each is read with its prompt.
+# The same where new completions are scored: these say which checkpoint and policy is best, and each row that is read
+# beside them, for its likelihood and its place in the log-ratio's order, is read with its whole prompt.
 ROWS_BESIDE_COMPLETIONS = 2
 # block -> the extra that reads it
 _EXTRA = {"quantile": "reward_quantile", "mismatched": "mismatched_logratio", "features": "soft_value"}

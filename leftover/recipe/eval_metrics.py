@@ -40,5 +40,11 @@ def produced_metric(metric: str, names: Sequence[str], key: str = "metric_for_be
     raise UserError(f"{key}: an evaluation of these rows gives no '{metric}'{close or ';'} it gives {listed}")
 
 
+def is_of_rows(metric: str | None) -> bool:
+    """Whether a metric tells of given completions, not of new ones."""
+    asked = (metric or "").removeprefix("eval_")
+    return any(asked in (name, _short(name)) for name in ROW_METRICS)
+
+
 def _short(name: str) -> str:
     return re.sub(r"(logratio|rewards|logps)/", "", name)

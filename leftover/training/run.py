@@ -22,6 +22,7 @@ from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
 from leftover.prepare.checks import check_selection
 from leftover.prepare.readers import available_blocks, rows_of_a_prompt, selection_rows, split_rows
+from leftover.recipe.eval_metrics import is_of_rows
 from leftover.recipe.lol_config import LoLConfig, objective_and_settings
 from leftover.recipe.needs import labels_are_rewards, trains_on_chosen
 from leftover.recipe.ppo_config import PPOConfig
@@ -113,7 +114,8 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     """Train one policy with one seed from the reference; its chosen checkpoint is written to its folder."""
     can_score = run.reward.scores_new_completions
     args = training_args(run, name, seed)
-    validation = selection_rows(run.recipe, run.table, rows_of_a_prompt(can_score))
+    by_completions = can_score and not is_of_rows(args.metric_for_best_model)
+    validation = selection_rows(run.recipe, run.table, rows_of_a_prompt(by_completions))
     check_selection(run.recipe, run.reward, run.table)
     r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
     return _train(

@@ -15,7 +15,7 @@ from leftover.evaluation.run import judge_columns
 from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity
-from leftover.prepare.readers import rows_of_a_prompt, selection_rows
+from leftover.prepare.readers import selection_rows
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder, policy_subject, slug
 from leftover.runs.records import Records, completion_records
 from leftover.runs.run import Run
@@ -37,8 +37,7 @@ class Checkpoints:
     @cached_property
     def prompts(self) -> list[dict[str, Any]]:
         """A row for each of the selection prompts."""
-        most = rows_of_a_prompt(self.run.reward.scores_new_completions)
-        return evaluated_prompts(selection_rows(self.run.recipe, self.run.table, most))
+        return evaluated_prompts(selection_rows(self.run.recipe, self.run.table))
 
     def path(self, subject: str) -> Path:
         return self.run.folder / "frontier" / f"{slug(subject)}.jsonl"
@@ -108,7 +107,8 @@ class Checkpoints:
 
     def _judge(self, records: Records) -> None:
         """Add the judges' scores to records of any of the prompts."""
-        rows = {row["group"]: row for row in self.prompts}
+        # Of two groups whose prompts are the same tokens a policy has completed either, by the rows that it had.
+        rows = {row["group"]: row for row in selection_rows(self.run.recipe, self.run.table)}
         asked = _asked([rows[record["group"]] for record in records])
         columns = judge_columns(self.run.judges, asked, [record["text"] for record in records])
         for i, record in enumerate(records):

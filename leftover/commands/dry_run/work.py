@@ -94,8 +94,9 @@ class Sizes:
             number = min(number, most_prompts)  # as if each had one row
         elif most_prompts is not None and self.rows is not None and split is not None:
             of_prompt = np.unique(self.rows.group[self.rows.where(split)], return_counts=True)[1]
-            read = np.minimum(of_prompt, most_of_a_prompt or len(of_prompt)).sum() / of_prompt.sum()
-            number = round(number * read * min(1.0, most_prompts / max(1, len(of_prompt))))
+            kept = of_prompt * (number / of_prompt.sum())
+            read = np.minimum(kept, most_of_a_prompt or number).sum()
+            number = round(read * min(1.0, most_prompts / len(of_prompt)))
         if most_tokens is not None:
             number = max(1, int(((lengths[0] + lengths[1]).cumsum() <= most_tokens).sum()))
         return _amount(lengths[0][:number], lengths[1][:number], bound=self.tokens is None)
