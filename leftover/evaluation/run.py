@@ -13,7 +13,7 @@ from leftover.evaluation.policy import likelihood_metrics, row_metrics, score_co
 from leftover.models.engines.choice import engine_fact
 from leftover.models.generate import generate, have_ended
 from leftover.models.reference import model_identity, sequence_logprobs
-from leftover.prepare.readers import available_blocks, rows_of_a_prompt, test_rows, unique_prompts
+from leftover.prepare.readers import available_blocks, rows_of_a_prompt, test_rows, test_set, unique_prompts
 from leftover.rewards.base import Prompt
 from leftover.rewards.sum import SumReward, as_array
 from leftover.runs.names import (
@@ -61,11 +61,19 @@ class Evaluation:
     def _rows(self) -> list[dict[str, Any]]:
         return test_rows(self.run.recipe, self.run.table)
 
+    @property
+    def _most_of_a_prompt(self) -> int:
+        """Rows whose likelihood is measured."""
+        return rows_of_a_prompt(self.run.reward.scores_new_completions)
+
     @cached_property
     def _rows_read(self) -> list[dict[str, Any]]:
-        """Those whose likelihood is measured."""
-        most = rows_of_a_prompt(self.run.reward.scores_new_completions)
-        return test_rows(self.run.recipe, self.run.table, most)
+        return test_rows(self.run.recipe, self.run.table, self._most_of_a_prompt)
+
+    @cached_property
+    def _reads_all(self) -> bool:
+        recipe, table = self.run.recipe, self.run.table
+        return len(test_set(recipe, table, self._most_of_a_prompt)) == len(test_set(recipe, table))
 
     @cached_property
     def _scorers(self) -> "dict[str, PreTrainedModel]":
@@ -83,8 +91,8 @@ class Evaluation:
         ignored = {"primary", "num_examples", "judges", "max_selection_prompts", "decodings", "unfinished"}
         ignored |= {"max_batch_tokens", "engine", "vllm"}
         further = {"kl": "at the temperature"} if recipe.evaluate.temperature != 1 else {}
-        if len(self._rows_read) < len(self._rows):  # earlier versions read all
-            further["rows_of_a_prompt"] = str(rows_of_a_prompt(self.run.reward.scores_new_completions))
+        if not self._reads_all:  # earlier versions did
+            further["rows_of_a_prompt"] = str(self._most_of_a_prompt)
         if recipe.reference.origin is not None:
             further["origin"] = model_identity(recipe.reference.origin, self.run.hashes)
         return (further | recipe.unfinished_key | recipe.engine.key) | {

@@ -66,9 +66,14 @@ def selection_rows(recipe: Recipe, table: Table, most_of_a_prompt: int = ROWS_OF
 
 def test_rows(recipe: Recipe, table: Table, most_of_a_prompt: int = ROWS_OF_A_PROMPT) -> list[dict[str, Any]]:
     """Rows of at most `evaluate.max_prompts` unique prompts of the test split, drawn by the recipe's seed."""
+    return list(test_set(recipe, table, most_of_a_prompt))
+
+
+def test_set(recipe: Recipe, table: Table, most_of_a_prompt: int = ROWS_OF_A_PROMPT) -> Dataset:
+    """`test_rows`, none of which is read yet."""
     extras = ("completion", "family_id", "source")
     rows = split_rows(table, "test", available_blocks(recipe, table), extras=extras)
-    return list(_of_some_prompts(rows, recipe.test_prompts, most_of_a_prompt, recipe.seed))
+    return _of_some_prompts(rows, recipe.test_prompts, most_of_a_prompt, recipe.seed)
 
 
 def _of_some_prompts(rows: Dataset, num_prompts: int, most_of_a_prompt: int, seed: int) -> Dataset:

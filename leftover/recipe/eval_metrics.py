@@ -31,10 +31,10 @@ def produced_metric(metric: str, names: Sequence[str], key: str = "metric_for_be
 
     Raises UserError with the names, which begins with `key`, if it is not among them.
     """
-    asked = metric.removeprefix("eval_")
-    meant = [name for name in names if asked in (name, _short(name))]
+    meant = _meant(metric, names)
     if len(meant) == 1:
         return meant[0]
+    asked = metric.removeprefix("eval_")
     listed = ", ".join(f"eval_{name}" for name in names) or "none"
     close = nearest(asked, names)
     raise UserError(f"{key}: an evaluation of these rows gives no '{metric}'{close or ';'} it gives {listed}")
@@ -42,8 +42,13 @@ def produced_metric(metric: str, names: Sequence[str], key: str = "metric_for_be
 
 def is_of_rows(metric: str | None) -> bool:
     """Whether a metric tells of given completions, not of new ones."""
-    asked = (metric or "").removeprefix("eval_")
-    return any(asked in (name, _short(name)) for name in ROW_METRICS)
+    return metric is not None and bool(_meant(metric, ROW_METRICS))
+
+
+def _meant(metric: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that `metric` may stand for, with or without `eval_` and their group."""
+    asked = metric.removeprefix("eval_")
+    return [name for name in names if asked in (name, _short(name))]
 
 
 def _short(name: str) -> str:

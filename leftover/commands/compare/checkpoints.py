@@ -35,9 +35,13 @@ class Checkpoints:
         self.subjects = {policy_subject(name, seed): (name, seed) for name, seed in pairs}
 
     @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return list(selection_rows(self.run.recipe, self.run.table))
+
+    @cached_property
     def prompts(self) -> list[dict[str, Any]]:
         """A row for each of the selection prompts."""
-        return evaluated_prompts(selection_rows(self.run.recipe, self.run.table))
+        return evaluated_prompts(self._rows)
 
     def path(self, subject: str) -> Path:
         return self.run.folder / "frontier" / f"{slug(subject)}.jsonl"
@@ -108,7 +112,7 @@ class Checkpoints:
     def _judge(self, records: Records) -> None:
         """Add the judges' scores to records of any of the prompts."""
         # Of two groups whose prompts are the same tokens a policy has completed either, by the rows that it had.
-        rows = {row["group"]: row for row in selection_rows(self.run.recipe, self.run.table)}
+        rows = {row["group"]: row for row in self._rows}
         asked = _asked([rows[record["group"]] for record in records])
         columns = judge_columns(self.run.judges, asked, [record["text"] for record in records])
         for i, record in enumerate(records):

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class ScoredRows:
     value: np.ndarray
     about_value: dict[str, Any]  # targets, kind, r2 (None if it could not be measured)
 
-    @property
+    @cached_property
     def advantage(self) -> np.ndarray:
         return advantage(self.reward, self.value)
 
