@@ -1,11 +1,12 @@
 """`leftover inspect`: how good is my data? The leftover section of the report alone, before any training."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from leftover import pipeline
 from leftover.data.formats import check_files, read_rows
@@ -20,11 +21,12 @@ from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import ScoredRows, prompts_of, rows_of_table, scored_rows, value_of_words
 from leftover.report.page import write_inspection
 from leftover.rewards import SumReward, load_reward
+from leftover.rewards.base import Prompt
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.folders import check_output, make_folder
-from leftover.store.table import Stored, column, on_disk
+from leftover.store.table import SHARD_ROWS, Stored, column, on_disk
 
 
 def inspect(
@@ -102,6 +104,12 @@ def show(analysis: dict[str, Any], path: Path) -> None:
     terminal.print(f"Page: {path}", soft_wrap=True)
 
 
+def _texts(rows: Dataset) -> Iterator[tuple[list[Prompt], list[str]]]:
+    """Prompts and completions, some thousand at a time."""
+    for part in rows.select_columns(["prompt", "conversational", "completion"]).iter(batch_size=SHARD_ROWS):
+        yield list(map(as_prompt, part["prompt"], part["conversational"])), part["completion"]
+
+
 def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, stored: Path) -> ScoredRows:
     """The rows of a data file, stored in a folder, with their recorded rewards, or with those that `reward` gives."""
     stats, rejected = dict[str, Any](), Rejects(rejects)
@@ -110,8 +118,7 @@ def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, sto
     rows = on_disk(stored, read, ROWS_SCHEMA)
     log_rows(stats, rejected)
     if reward is not None:
-        asked = Stored(rows, "prompt", "conversational", of=lambda row: as_prompt(row["prompt"], row["conversational"]))
-        rewards = np.asarray(reward(list(asked), rows["completion"][:]))
+        rewards = np.concatenate([reward(*texts) for texts in _texts(rows)])
     else:
         rewards = column(rows, "recorded_reward").astype(np.float64)
     if not np.isfinite(rewards).any():

@@ -10,6 +10,7 @@ import pytest
 
 from leftover import cli
 from leftover.commands.inspect import inspect
+from leftover.demo import grammar
 from leftover.errors import UserError
 from leftover.report.analysis.analysis import (
     analyse,
@@ -210,6 +211,18 @@ def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_f
     analysis, page = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)
     expected = sorted(row["reward"] for row in scored_rows(20))
     assert sorted(analysis["reward"]) == pytest.approx(expected) and page == Path(output)
+
+
+def test_inspect_scores_rows_a_part_at_a_time(tmp_path: Path, rows_file: Callable, monkeypatch: Any) -> None:
+    monkeypatch.setattr("leftover.commands.inspect.SHARD_ROWS", 16)
+    sizes = list[int]()
+    scores = grammar.score_answers
+    monkeypatch.setattr(grammar, "score_answers", lambda asked, said: sizes.append(len(said)) or scores(asked, said))
+    bare = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(40)]
+    (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
+    analysis, _ = inspect(rows_file(bare), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html"))
+    expected = sorted(row["reward"] for row in scored_rows(40))
+    assert sorted(analysis["reward"]) == pytest.approx(expected) and sizes == [16, 16, 8]
 
 
 def test_inspect_takes_a_recipe_before_any_training(tmp_path: Path, tiny_recipe: Callable) -> None:
