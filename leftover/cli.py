@@ -5,6 +5,7 @@ what they need, so that `--help` answers at once.
 """
 
 import faulthandler
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
 from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
+from leftover.monitoring.signals import Interrupted, stop_on_sigterm
 from leftover.monitoring.terminal import harmless, set_up_logging
 
 if TYPE_CHECKING:
@@ -140,6 +142,21 @@ def train(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 def evaluate(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Prepare, train, and evaluate the reference and every policy on held-out prompts."""
     _run_stages(_load(recipe, overrides), "evaluate", dry_run)
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.pass_context
+def check(context: click.Context, run: str) -> None:
+    """Check every file of a run's folder against what was written; status 1 if one is damaged. Writes nothing."""
+    from leftover.commands.check import check, lines
+
+    found = check(run)
+    for folder, checked in found:
+        for line in lines(folder, checked):
+            click.echo(harmless(line))
+    if any(checked.faults for _, checked in found):
+        context.exit(1)
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
@@ -280,6 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the entry point of the `leftover` script."""
     if not faulthandler.is_enabled():
         faulthandler.enable(2)  # a user's function, or a library, that crashes the process is named on stderr
+    stop_on_sigterm()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -291,8 +309,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes any for Ctrl-D; it is a defect of ours
             raise error.__cause__ from None
-        click.echo("stopped; the same command continues", err=True)
-        sys.exit(130)
+        found = error if isinstance(error, Interrupted) else error.__cause__  # click has its own word for both
+        stopped = found if isinstance(found, Interrupted) else Interrupted(signal.SIGINT)
+        click.echo(f"{stopped.where or 'stopped'}; the same command continues", err=True)
+        sys.exit(stopped.status)
     except Exception as error:
         message = remedy_of(error)
         if debug or message is None:

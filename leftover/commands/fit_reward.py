@@ -12,9 +12,10 @@ from leftover.runs.spelling import rewritten
 from leftover.store.folders import LOCK, held, make_folder, remove
 from leftover.store.manifest import Key, Manifest
 
+_OF_MANIFEST = {f"{name}{end}" for name in ("manifest.json", "manifest.copy.json") for end in ("", ".tmp")}
 # What the folder of a reward holds, finished or not.
 _FILES = {
-    "manifest.json", "manifest.json.tmp", "reward.json", "rejected_rows.jsonl", LOCK,
+    *_OF_MANIFEST, "reward.json", "rejected_rows.jsonl", LOCK,
     "vocabulary.json", "arrays.npz",
     "model", "checkpoints", "metrics.jsonl", "scoring.json",
 }  # fmt: skip
@@ -37,7 +38,9 @@ def fit_reward(
         _check_folder(folder, key)  # again: another process may have written until now
         manifest = Manifest(folder, meaning=rewritten)
         if not manifest.begin("reward", key, lambda: _clear(folder)).finished:
-            manifest.finish("reward", facts=reward.fit(folder))
+            facts = reward.fit(folder)
+            wrote = [path for path in folder.iterdir() if path.name in _FILES - _OF_MANIFEST - {LOCK}]
+            manifest.finish("reward", wrote=wrote, facts=facts)
     return spec, manifest.facts("reward")["facts"]
 
 

@@ -13,7 +13,6 @@ from leftover.runs.finished import FinishedRun
 from leftover.runs.names import DECODINGS, decodings, policy_artifact, policy_subject, read_completions, read_metrics
 from leftover.runs.records import BySeed
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json
 
 REFERENCE = "reference"
 
@@ -43,7 +42,7 @@ def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[st
         "name": run.recipe.name,
         "primary": run.recipe.evaluate.primary,
         "can_score_new_completions": run.reward.scores_new_completions,
-        "prepare": read_json(run.folder / "prepare.json"),
+        "prepare": run.noted,
         "scoring_caveats": scoring_caveats(run),
         "training": {p: {s: run.manifest.facts(policy_artifact(p, s)) for s in of} for p, of in seeds.items()},
     } | tables, records

@@ -27,7 +27,8 @@ from leftover.runs.names import (
 )
 from leftover.runs.records import ORIGIN, SAMPLER_COLUMNS, CompletionRecord, completion_records
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, write_json, write_lines
+from leftover.store.files import write_json, write_lines
+from leftover.store.manifest import Key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,9 +121,10 @@ class Evaluation:
             metrics = row_metrics(model, run.models.tokenizer, self._rows_read, run.recipe.compute_dtype)
         ways = run.recipe.decodings
         completions = [record for decoding in ways for record in self._complete(subject, model, decoding, seed)]
-        write_json(metrics_path(run.folder, subject), metrics)
-        write_lines(completions_path(run.folder, subject), completions)
-        run.manifest.finish(artifact, **engine_fact(model))
+        wrote = metrics_path(run.folder, subject), completions_path(run.folder, subject)
+        write_json(wrote[0], metrics)
+        write_lines(wrote[1], completions)
+        run.manifest.finish(artifact, wrote=wrote, **engine_fact(model))
 
     def _complete(self, subject: str, model: "PreTrainedModel", decoding: str, seed: int) -> list[CompletionRecord]:
         """One `CompletionRecord` a prompt."""

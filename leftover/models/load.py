@@ -15,8 +15,8 @@ from leftover.errors import UserError, first_line
 from leftover.monitoring.ranks import is_main_process, is_sharded
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
+from leftover.store.files import read_json
 from leftover.store.folders import readable_weights
-from leftover.store.manifest import read_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -17,7 +17,8 @@ from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
 from leftover.monitoring.ranks import shared
 from leftover.monitoring.terminal import progress_bar
-from leftover.store.manifest import FileHashes, digest, file_hash
+from leftover.store.manifest import FileHashes, file_hash
+from leftover.store.sealed import digest
 
 # Why a model gives no finite numbers, and what helps.
 DIVERGED = (

@@ -11,6 +11,9 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from leftover.errors import UserError
+from leftover.monitoring.continuation import Continuation
+from leftover.monitoring.ranks import processes
+from leftover.monitoring.signals import Interrupted, asked_by_signals
 
 _ROWS_NAMED = 8
 
@@ -24,22 +27,45 @@ class FiniteTrainer(Trainer):
 
     args: Any
     optimizer: Any
+    sums: Any = None  # of a PolicyTrainer: what is logged of its steps
+    _evaluates = False
     accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False
+        self.resumed_from: str | None = None
+        self.continuation = Continuation(self)
+        self.add_callback(self.continuation)
         self._step_losses: list[Tensor] = []  # of the micro-batches of the optimizer step in progress
 
     def rows_of_step(self, micro_batch: int | None = None) -> Sequence[str]:
         """Where the rows of the optimizer step in progress come from (of one micro-batch of this process)."""
         return ()
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`. SIGTERM and Ctrl-C end it after a step, which is saved, by raising `Interrupted`."""
         self._step_losses = []
-        result = super().train(*args, **kwargs)
+        self.remove_callback(self.continuation)
+        self.add_callback(self.continuation)  # as the last
+        self.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        with asked_by_signals(getattr(self.args, "save_on_signal", True)) as self.continuation.asked:
+            try:
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
+            except Interrupted as error:
+                if not error.where and self._evaluates and self.state.global_step:
+                    self.continuation.save_during_evaluation(error)
+                raise
         self.check_weights()
         return result
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # What an evaluation has measured is lost with it, so that it is not waited for. Several processes could not
+        # leave it together.
+        self._evaluates = self.continuation.asked.at_once = processes() == 1
+        found = super()._evaluate(*args, **kwargs)
+        self._evaluates = self.continuation.asked.at_once = False
+        return found
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -60,6 +86,11 @@ class FiniteTrainer(Trainer):
             self._stop(f"the norm of the gradient is {size}", self.rows_of_step())
         return norm
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs and self.continuation.took_up:  # the Trainer's is of the steps since it went on
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+        super().log(logs, start_time)
+
     def check_weights(self) -> None:
         """Raises UserError if a trained weight is not finite."""
         if self.optimizer is None:
@@ -75,6 +106,8 @@ class FiniteTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_weights()
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.continuation.write(Path(self._get_output_dir(None)) / folder)
         super()._save_checkpoint(*args, **kwargs)
 
     def _stop(self, what: str, rows: Sequence[str] = ()) -> NoReturn:

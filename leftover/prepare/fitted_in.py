@@ -8,9 +8,18 @@ from leftover.runs.finished import FinishedRun
 from leftover.runs.names import score_block, slug
 from leftover.runs.run import Run
 from leftover.runs.spelling import rewritten
-from leftover.store.manifest import Key, as_json, changes, read_json
+from leftover.store.manifest import Key, as_json, changes
+from leftover.store.sealed import read_sealed
 
 STATE = "reward_state.json"
+
+
+def reward_state(folder: Path) -> dict[str, Any]:
+    """The normalisations, means and transform by which a run scores new completions."""
+    found = read_sealed(folder / STATE)
+    if found is None:
+        raise UserError(f"{folder / STATE} is missing: remove {folder / 'table' / 'reward'}, and run again")
+    return found
 
 
 class FittedIn:
@@ -41,7 +50,7 @@ class FittedIn:
         self._check(
             "reward", {k: v for k, v in known["key"].items() if k not in ("from", "fitted_in", "unfinished")}, settings
         )
-        return self.run.table.digest("reward"), read_json(self.run.folder / STATE)
+        return self.run.table.digest("reward"), reward_state(self.run.folder)
 
     def known_scores(self, name: str, identity: Key) -> dict[tuple[str, str], float]:
         """(prompt, completion) -> the score that a component of the reward gave it in that run."""

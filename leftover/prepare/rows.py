@@ -96,7 +96,7 @@ def fit_tokenizer(run: Run) -> None:
     check_random_weights(run.recipe.model, tokenizer)
     if is_main_process():
         tokenizer.save_pretrained(folder)
-    run.manifest.finish("tokenizer", vocabulary=len(tokenizer))
+    run.manifest.finish("tokenizer", wrote=[folder], vocabulary=len(tokenizer))
     log.info("tokenizer: %d tokens, from the training rows", len(tokenizer))
 
 

@@ -13,7 +13,7 @@ from leftover.monitoring.ranks import alone, is_main_process, shared, told
 from leftover.monitoring.terminal import progress_bar
 from leftover.objectives.advantage import differ
 from leftover.prepare.checks import check_rewards
-from leftover.prepare.fitted_in import STATE, FittedIn
+from leftover.prepare.fitted_in import STATE, FittedIn, reward_state
 from leftover.prepare.readers import training_mask
 from leftover.rewards import ColumnReward, Reward, learner, text_lengths
 from leftover.rewards.facts import component_facts, show_facts
@@ -23,7 +23,7 @@ from leftover.rewards.sum import as_array
 from leftover.rewards.unfinished import settled
 from leftover.runs.names import score_block, slug
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json, write_json
+from leftover.store.sealed import write_sealed
 from leftover.store.table import SHARD_ROWS, column, equals
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def fit_rewards(run: Run) -> None:
                 if is_main_process():
                     with alone():
                         found = reward.fit(folder, run.table.open("rows", "split"))
-                run.manifest.finish(artifact, facts=found)
+                run.manifest.finish(artifact, wrote=[folder], facts=found)
                 facts = run.manifest.facts(artifact)["facts"]
                 log.info("%s: %s", artifact, facts_text(facts))
                 for doubt in idle_scorers({artifact: facts}):
@@ -161,7 +161,7 @@ def sum_rewards(run: Run) -> None:
         train = training_mask(table) if settings.length else equals(table, "split", "train")
         lengths = _lengths(run) if settings.length else np.empty(0)
         run.reward.state = fitted or run.reward.fit(scores, train, lengths)
-        write_json(run.folder / STATE, run.reward.state)
+        write_sealed(run.folder / STATE, run.reward.state)
         counted = run.reward.without_length(scores, lengths)
         reward = settled(run.reward.total(counted), ~unended, run.recipe.evaluate.unfinished)
         facts = component_facts(run.reward, {n: s[train] for n, s in counted.items()}, reward[train])
@@ -176,7 +176,7 @@ def sum_rewards(run: Run) -> None:
             log.warning("reward: no row has a score; only the reference can be trained from these rows")
         elif not differ(found):
             log.warning("reward: all rewards are equal (%g); no row can be better than its value", found[0])
-    run.reward.state = read_json(run.folder / STATE)
+    run.reward.state = reward_state(run.folder)
 
 
 def _unended(run: Run) -> np.ndarray:

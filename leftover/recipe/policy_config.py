@@ -94,6 +94,7 @@ class PolicyConfig(TrainingArguments):
         "eval_max_batch_tokens": AT_LEAST_1,
     }
 
+    save_on_signal: bool = setting(True, "SIGTERM and Ctrl-C save a checkpoint before they end a training.")
     max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
     max_completion_length: int = setting(128, "In tokens, with the end of sequence.")
     chat_template_kwargs: dict = field(

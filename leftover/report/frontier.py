@@ -12,7 +12,7 @@ from leftover.evaluation.tables import Grid
 from leftover.report.charts import Chart
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, standalone
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import read_json
+from leftover.store.sealed import read_sealed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +36,9 @@ def frontier_svg(results: Mapping[str, Any]) -> str:
 def frontier_of(run: FinishedRun) -> dict[str, Any] | None:
     """The section of the page; None without a frontier, or if completions are scored otherwise since."""
     path = run.folder / FRONTIER
-    if not path.is_file():
+    results = read_sealed(path)
+    if results is None:
         return None
-    results = read_json(path)
     scored_by = run.scored_by()
     if results.get("scored_by", scored_by) != scored_by:  # of earlier versions it is not known
         log.warning("report: %s is of other rewards or judges: `leftover compare %s --frontier`", path, run.folder)

@@ -8,7 +8,8 @@ from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
 from leftover.report import charts
 from leftover.runs.names import evaluation_artifact, judge_folder
-from leftover.store.manifest import Manifest, digest, read_json
+from leftover.store.manifest import Manifest
+from leftover.store.sealed import digest, read_sealed
 
 _SHARES = ("win", "tie", "loss", "win_rate")
 _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [95 %]"]
@@ -19,7 +20,7 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
 
     `outdated` names those that are skipped because their completions have been regenerated since.
     """
-    results = [read_json(path) for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
+    results = [read_sealed(path) or {} for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
     if not results:
         return None
     now = {name: digest(entry["key"]) for name, entry in manifest.entries.items()}

@@ -28,8 +28,8 @@ from leftover.report.rounds import rounds_view
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings, policy_artifact
+from leftover.store.files import write_text
 from leftover.store.folders import check_output
-from leftover.store.manifest import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -9,7 +9,8 @@ from leftover.evaluation.tables import Grid
 from leftover.monitoring.terminal import clock, size_text
 from leftover.recipe.files import dump_recipe
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import Manifest, read_json
+from leftover.store.files import read_json
+from leftover.store.manifest import Manifest
 
 Entry = Mapping[str, Any]  # of a manifest, or the cost in it
 

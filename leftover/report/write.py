@@ -22,7 +22,8 @@ from leftover.report.page import TEMPLATES, run_view, write_page
 from leftover.report.rounds import draw_rounds
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import ROUNDS_PICTURE
-from leftover.store.manifest import write_json, write_text
+from leftover.store.files import write_text
+from leftover.store.sealed import write_sealed
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,7 +42,7 @@ def write_report(run: FinishedRun, results: dict[str, Any], *folders: Path) -> N
 
 
 def _write_report(run: FinishedRun, results: dict[str, Any], view: dict[str, Any], folder: Path) -> None:
-    write_json(folder / "results.json", results)
+    write_sealed(folder / "results.json", results, copied=False)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     values = {
         "runs": results["training"],

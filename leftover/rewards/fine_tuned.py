@@ -26,8 +26,8 @@ from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.pretrained import num_positions, untrained_classifier
 from leftover.rewards.reward_trainer import Item, RewardTrainer
+from leftover.store.files import read_json, write_json
 from leftover.store.folders import readable_weights, remove
-from leftover.store.manifest import read_json, write_json
 
 _CHOOSING_SHARE = 0.1  # of the families to learn from: their loss chooses the checkpoint
 

@@ -21,8 +21,10 @@ from leftover.rewards.examples import (
     run_examples,
 )
 from leftover.rewards.quality import held_out_facts
+from leftover.store.files import read_json, write_json
 from leftover.store.folders import LOCK
-from leftover.store.manifest import digest, file_hash, read_json, write_json
+from leftover.store.manifest import Manifest, file_hash
+from leftover.store.sealed import digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,6 +129,7 @@ class RowsReward(ABC):
     def load(self, folder: Path) -> None:
         """Read what `fit` wrote into `folder`, or into `path` if that is set."""
         folder = folder if self.path is None else Path(self.path)
+        Manifest(folder).check("reward")  # that of `leftover fit-reward`
         described = self._describe(folder)
         self.target, self.settings = described["target"], self.Settings.model_construct(**described["settings"])
         self.restore(folder)

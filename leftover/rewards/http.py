@@ -17,7 +17,7 @@ from leftover.errors import UserError
 from leftover.rewards.base import STRICT, Prompt
 from leftover.services.client import RETRIED, Key, Patience, ask, shown
 from leftover.services.credentials import check_headers, check_token_settings, check_url, hide, read_token
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 _WHERE = "http reward"
 _HINTS = dict.fromkeys((301, 302, 307, 308), " (a redirect: give the address it leads to)") | dict.fromkeys(

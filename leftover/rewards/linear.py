@@ -11,7 +11,7 @@ from leftover.rewards.base import Prompt
 from leftover.rewards.examples import Examples
 from leftover.rewards.features import Kind, TextFeatures
 from leftover.rewards.fitted import FitSettings, RowsReward
-from leftover.store.manifest import read_json, write_json
+from leftover.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -14,7 +14,7 @@ from leftover.errors import UserError
 from leftover.metrics import distinct_n
 from leftover.rewards.answers import AnswerReward, NumericAnswerReward
 from leftover.rewards.base import STRICT, Prompt, Reward, TextReward, check_name, compile_pattern, make, not_fitted
-from leftover.store.manifest import read_json, write_json
+from leftover.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,7 @@ from leftover.rounds.samples import artifact, samples_path
 from leftover.runs.names import policy_artifact, policy_subject, read_completions, read_metrics
 from leftover.runs.records import Records, ResultRow
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json, read_lines
+from leftover.store.files import read_lines
 
 Chains = Mapping[str, Sequence[Run]]  # policy -> its rounds, from the first on
 
@@ -72,7 +72,7 @@ def _costs(policy: str, runs: Sequence[Run], seed: int) -> ResultRow:
             names.append(artifact(policy))
             tokens += run.manifest.facts(artifact(policy))["tokens"]
         if with_value:
-            tokens += (read_json(run.folder / "prepare.json").get("value") or {}).get("sampled_tokens", 0)
+            tokens += (run.noted.get("value") or {}).get("sampled_tokens", 0)
         costs = [run.manifest.cost(name) for name in names]
         costs += [run.table.manifest.cost(name) for name in run.table.manifest.entries]
         seconds += sum(cost.get("seconds") or 0.0 for cost in costs)

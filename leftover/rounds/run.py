@@ -18,7 +18,7 @@ from leftover.rounds.samples import sample, training_prompts, write_first_rows
 from leftover.runs.claim import claim
 from leftover.runs.finished import FinishedRun
 from leftover.runs.run import Run
-from leftover.store.manifest import write_json
+from leftover.store.sealed import write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _run_rounds(whole: Run) -> dict[str, Any] | None:
     if not is_main_process():
         return None
     results = gather(recipe, chains)
-    write_json(written, results)
+    write_sealed(written, results, copied=False)
     _publish(whole, chains[recipe.main_policy][-1])
     return results
 

@@ -18,7 +18,7 @@ from leftover.recipe.sections import Recipe
 from leftover.rounds.recipes import COLUMNS, FIRST_ROWS, HELD_OUT, rounds_of, trains_on
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import write_lines
+from leftover.store.files import write_lines
 from leftover.store.table import column, equals
 
 
@@ -107,11 +107,11 @@ def sample(recipe: Recipe, run: Run, policy: str, number: int, prompts: list[Pro
         for file in (path, path.with_name(path.name + ".state.json")):
             file.unlink(missing_ok=True)
 
-    if run.manifest.begin(artifact(policy), key, discard).finished and path.is_file():
+    if run.manifest.begin(artifact(policy), key, discard).finished:
         return path
     file = RowsFile(path, key, overwrite=False)
     if not file.complete:
         write_samples(source, decoding, list(enumerate(prompts)), file)
     log_counts(file, len(prompts), decoding, scored_later=True)
-    run.manifest.finish(artifact(policy), **file.counts)
+    run.manifest.finish(artifact(policy), wrote=[path], **file.counts)
     return path

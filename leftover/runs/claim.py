@@ -17,8 +17,8 @@ from leftover.rewards.fitted import RowsReward
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import is_run, round_folder, slug, trained_policies
 from leftover.runs.run import Run
+from leftover.store.files import write_text
 from leftover.store.folders import LOCK, hold, make_folder
-from leftover.store.manifest import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,6 +10,7 @@ from leftover.errors import UserError, looked_for
 from leftover.recipe.files import load_recipe
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import (
+    PREPARED,
     evaluation_artifact,
     policy_artifact,
     policy_folder,
@@ -17,7 +18,8 @@ from leftover.runs.names import (
     round_folder,
     trained_policies,
 )
-from leftover.store.manifest import Manifest, digest, read_json
+from leftover.store.manifest import Manifest
+from leftover.store.sealed import digest, read_sealed
 from leftover.store.table import Table
 
 
@@ -50,14 +52,13 @@ class FinishedRun:
     @cached_property
     def prepared(self) -> dict[str, Any]:
         """The counts in `prepare.json`; empty if nothing was prepared."""
-        path = self.folder / "prepare.json"
-        return read_json(path) if path.is_file() else {}
+        return read_sealed(self.folder / PREPARED) or {}
 
     @cached_property
     def rounds(self) -> dict[str, Any] | None:
         """The content of rounds.json, if this is the last of several rounds."""
         path = self.folder.parent.parent / "rounds.json"
-        found = read_json(path) if self.folder.parent.name == "rounds" and path.is_file() else None
+        found = read_sealed(path) if self.folder.parent.name == "rounds" else None
         return found if found and self.folder == round_folder(path.parent, found["number"]) else None
 
     def policy(self, name: str | None) -> str:
@@ -74,6 +75,7 @@ class FinishedRun:
         if policy_folder(self.folder, name, seed) not in trained:
             listed = ", ".join(str(path.relative_to(self.folder)) for path in trained) or "none"
             raise UserError(f"no trained policy '{name}' with seed {seed} in '{self.folder}' (trained: {listed})")
+        self.manifest.check(policy_artifact(name, seed))
         return name, seed
 
     def results(self) -> dict[str, Any] | None:
@@ -82,9 +84,10 @@ class FinishedRun:
         None if neither is about the policies of the recipe.
         """
         for name in ("comparison.json", "results.json"):
-            path = self.folder / name
-            if path.is_file():
-                found = read_json(path)
+            found = read_sealed(self.folder / name)
+            if found is not None:
+                if "training" not in found:
+                    raise UserError(f"{self.folder / name} is damaged: remove it, and run the recipe again")
                 if set(found["training"]) <= set(self.recipe.policies) and found["training"]:
                     return found
         return None

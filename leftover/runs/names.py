@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leftover.errors import UserError
 from leftover.recipe.sections import Recipe, TokenizerSection
 from leftover.runs.records import ORIGIN, Records
-from leftover.store.manifest import read_json, read_lines
+from leftover.store.files import read_json, read_lines
+from leftover.store.sealed import read_sealed
 
 DECODINGS = ("sampled", "greedy")
+PREPARED = "prepare.json"  # counts of the preparation
 ROUNDS_PICTURE = "rounds.png"
 
 
@@ -108,10 +111,10 @@ def is_run(folder: Path) -> bool:
     """Whether a folder holds what a run computes: a manifest as we write it, not just any file of that name."""
     for path in (folder / "manifest.json", folder / "table" / "manifest.json"):
         try:
-            entries = read_json(path)
-        except (OSError, ValueError):
+            entries = read_sealed(path) or {}
+        except (OSError, UserError):
             continue
-        if isinstance(entries, dict) and any(isinstance(e, dict) and "complete" in e for e in entries.values()):
+        if any(isinstance(e, dict) and "complete" in e for e in entries.values()):
             return True
     return False
 

@@ -10,10 +10,11 @@ from leftover.data.rows import Rejects
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.models import Models
-from leftover.runs.names import reference_folder
+from leftover.runs.names import PREPARED, reference_folder
 from leftover.runs.spelling import same_meaning
 from leftover.store.folders import give_back, remove
-from leftover.store.manifest import FileHashes, Manifest, read_json, write_json
+from leftover.store.manifest import FileHashes, Manifest
+from leftover.store.sealed import read_sealed, write_sealed
 from leftover.store.table import Table
 
 
@@ -92,5 +93,9 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Add counts of the preparation to `prepare.json`, for the report."""
-        path = self.folder / "prepare.json"
-        write_json(path, (read_json(path) if path.is_file() else {}) | facts)
+        write_sealed(self.folder / PREPARED, self.noted | facts)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What stages have noted."""
+        return read_sealed(self.folder / PREPARED) or {}

@@ -5,30 +5,26 @@ that the numbers do not depend on, so a change recomputes what depends on it and
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from leftover.errors import UserError
 from leftover.monitoring.costs import StageCost, StageMeter
-from leftover.monitoring.finite import json_line
 from leftover.monitoring.ranks import is_main_process, told, wait
-from leftover.store.folders import regular
+from leftover.store.files import read_json, write_json
+from leftover.store.sealed import digest, faults, read_sealed, set_aside, sha256, sums, write_sealed
 
 log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
-
-
-def digest(key: Any) -> str:
-    """A short hash of anything that JSON can hold, whatever the order of dictionary keys."""
-    text = json.dumps(key, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+_FILES = "files"  # of an entry: path -> SHA-256 of what was written
+_OURS = ("key", "complete", "cost", _FILES)  # all other entries of an entry are facts
 
 
 def as_json(key: Key) -> Key:
@@ -53,48 +49,14 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [prefix.removeprefix("from.")] if prefix.startswith("from.") else [f"{prefix}: {old} -> {new}"]
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` does, numbers that are not finite as None (`leftover.monitoring.finite`)."""
-    write_text(path, json_line(value, indent=2, ensure_ascii=False, default=str))
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, written as `write_text` does."""
-    write_text(path, "".join(json_line(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def read_lines(path: Path) -> list[Any]:
-    """What `write_lines` wrote."""
-    # Not `splitlines`, which also splits at characters that JSON leaves in texts, such as U+2028.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """Write UTF-8 under a temporary name and rename it, so that a killed run leaves the old file or the new one.
-
-    Of several processes the first writes. A link is written through. Raises UserError for what no file may take the
-    place of: a folder, a device, a pipe.
-    """
-    if not is_main_process():
-        return
-    path = regular(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
-    temporary.replace(path)
-
-
 @dataclass(frozen=True)
 class Status:
-    """`reused`: finished under this key. `resumed`: begun under it. `stale`: of another key. `new`: no entry."""
+    """`reused`: finished under this key. `resumed`: begun under it. `damaged`: of this key, but its files are not as
+    they were written. `stale`: of another key. `new`: no entry."""
 
     action: str
     reason: str = ""
+    damaged: tuple[str, ...] = ()  # paths
 
     @property
     def finished(self) -> bool:
@@ -102,8 +64,8 @@ class Status:
 
     @property
     def discard(self) -> bool:
-        """Whatever is in the artifact's place has another key, or no known one, and must be removed."""
-        return self.action in ("stale", "new")
+        """Whatever is in the artifact's place has another key, or no known one, or is damaged, and must be removed."""
+        return self.action in ("stale", "new", "damaged")
 
 
 class Manifest:
@@ -118,13 +80,13 @@ class Manifest:
         self, folder: Path, label: str = "", *, shared: bool = False, meaning: Callable[[Key], Key] | None = None
     ):
         self.label, self.shared, self.meaning = label, shared, meaning
-        self.path = folder / "manifest.json"
+        self.folder, self.path = folder, folder / "manifest.json"
         self._meters: dict[str, StageMeter] = {}  # of what this process has begun and not finished
         self.reload()
 
     def reload(self) -> None:
         """Read what other processes have written."""
-        self.entries: dict[str, dict[str, Any]] = read_json(self.path) if self.path.is_file() else {}
+        self.entries: dict[str, dict[str, Any]] = read_sealed(self.path) or {}
 
     def status(self, name: str, key: Key) -> Status:
         key = as_json(key)
@@ -133,61 +95,103 @@ class Manifest:
             return Status("new")
         if not self._alike(entry["key"], key):
             return Status("stale", ", ".join(changes(entry["key"], key)) or "key")
+        if found := self.faults(name):
+            return Status(
+                "damaged", "; ".join(f"{self.folder / path} {what}" for path, what in found.items()), tuple(found)
+            )
         if entry["complete"]:
             return Status("reused", "nothing it depends on has changed")
         return Status("resumed", "it was begun before")
 
+    def faults(self, name: str) -> dict[str, str]:
+        """What is wrong with the files of an artifact; of those of earlier versions nothing is known."""
+        return faults(self.folder, self.entries.get(name, {}).get(_FILES, {}))
+
+    def check(self, name: str) -> None:
+        """Raises UserError if a file of a finished artifact is not as it was written."""
+        if self.is_complete(name) and (found := self.faults(name)):
+            path, what = next(iter(found.items()))
+            raise UserError(
+                f"{self.folder / path} {what}: run the recipe again, which sets it aside and computes that part anew"
+            )
+
     def _alike(self, old: Key, new: Key) -> bool:
         return old == new or (self.meaning is not None and self.meaning(old) == self.meaning(new))
 
-    def begin(self, name: str, key: Key, discard: Callable[[], None] = lambda: None) -> Status:
+    def begin(
+        self, name: str, key: Key, discard: Callable[[], None] = lambda: None, *, in_parts: bool = False
+    ) -> Status:
         """The status of `name` under `key`, which is logged; unless finished, it is marked as begun.
 
         `discard` removes what is in the artifact's place. It is called before the new key is written, so that a run
-        killed in between finds the old key again and discards again.
+        killed in between finds the old key again and discards again. Damaged files are set aside first; `in_parts`:
+        of an artifact whose other files need not be made again.
 
         Of several processes the first decides, discards and writes; the others wait for its answer.
         """
-        status = told(self._begin(name, key, discard) if is_main_process() else None)
+        status = told(self._begin(name, key, discard, in_parts) if is_main_process() else None)
         if not is_main_process():
             self.reload()
         return status
 
-    def _begin(self, name: str, key: Key, discard: Callable[[], None]) -> Status:
+    def _begin(self, name: str, key: Key, discard: Callable[[], None], in_parts: bool) -> Status:
         key = as_json(key)
         status = self.status(name, key)
         if status.finished:
             log.info("%s%s: reused (%s)", self.label, name, status.reason)
             return status
-        if status.action != "new":
+        if status.action == "damaged":
+            log.warning("%s%s: computed again: %s", self.label, name, status.reason)
+            set_aside(self.folder, status.damaged)
+        elif status.action != "new":
             log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
-        if status.discard:
+        discards = status.discard and not (in_parts and status.action == "damaged")
+        if discards:
             discard()
-        cost = {} if status.discard else self.cost(name)
+        cost = {} if discards else self.cost(name)
         self._meters.pop(name, None)
         self._meters[name] = StageMeter(cost)
-        self._write(name, {"key": key, "complete": False} | ({"cost": cost} if cost else {}))
+        entry: dict[str, Any] = {"key": key, "complete": False} | ({"cost": cost} if cost else {})
+        if discards:
+            entry[_FILES] = {}
+        elif _FILES in self.entries[name]:  # earlier versions noted none
+            known = self.entries[name][_FILES]
+            entry[_FILES] = {path: found for path, found in known.items() if path not in status.damaged}
+        self._write(name, entry)
         return status
 
-    def finish(self, name: str, **facts: Any) -> None:
-        """Mark `name` as finished, with what the first process found; the others wait until it is."""
+    def finish(self, name: str, *, wrote: Iterable[Path] = (), **facts: Any) -> None:
+        """Mark `name` as finished, with what the first process found; the others wait until it is.
+
+        wrote: its files, and folders with nothing but its files, inside the manifest's own: they are checked before
+        they are reused.
+        """
         if is_main_process():
             meter = self._meters.pop(name, None)
             cost = {"cost": meter.read()} if meter else {}
-            self._write(name, self.entries[name] | {"complete": True, **cost, **facts})
+            files = sums(self.folder, wrote)
+            self._write(name, self.entries[name] | {"complete": True, **cost, **facts, _FILES: files})
             log.info("%s%s: done", self.label, name)
         wait()
         if not is_main_process():
             self.reload()
 
-    def note_costs(self) -> None:
-        """Write down what the stage begun last took so far, in case the process is killed.
+    def note_costs(self, wrote: Iterable[Path] = ()) -> None:
+        """Write down what the stage begun last took and wrote so far, in case the process is killed.
 
         Work that is lost then, and done again, counts nowhere.
         """
         if self._meters:
             name, meter = next(reversed(self._meters.items()))
-            self._write(name, self.entries[name] | {"cost": meter.read()})
+            entry = self.entries[name] | {"cost": meter.read()}
+            if _FILES in entry:
+                entry[_FILES] = entry[_FILES] | sums(self.folder, wrote)
+            self._write(name, entry)
+
+    def is_known(self, name: str, path: Path) -> bool:
+        """Whether an unfinished artifact's file was whole when it was noted; that of earlier versions is believed."""
+        known = self.entries.get(name, {}).get(_FILES)
+        return known is None or str(path.relative_to(self.folder)) in known
 
     def cost(self, name: str) -> StageCost:
         """What `name` took; empty if that was not recorded."""
@@ -200,7 +204,7 @@ class Manifest:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What was recorded when `name` was finished."""
-        return {k: v for k, v in self.entries.get(name, {}).items() if k not in ("key", "complete", "cost")}
+        return {k: v for k, v in self.entries.get(name, {}).items() if k not in _OURS}
 
     def is_complete(self, name: str) -> bool:
         return bool(self.entries.get(name, {}).get("complete"))
@@ -211,13 +215,12 @@ class Manifest:
             if self.shared:
                 self.reload()
             self.entries[name] = entry
-            write_json(self.path, self.entries)
+            write_sealed(self.path, self.entries)
 
 
 def file_hash(path: Path) -> str:
     """The start of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256(path)[:16]
 
 
 class FileHashes:
@@ -225,7 +228,10 @@ class FileHashes:
 
     def __init__(self, folder: Path):
         self.path = folder / "hashes.json"
-        self.known: dict[str, list] = read_json(self.path) if self.path.is_file() else {}
+        try:
+            self.known: dict[str, list] = read_json(self.path) if self.path.is_file() else {}
+        except UserError:  # they are computed anew
+            self.known = {}
 
     def of(self, path: str | Path) -> str:
         """The hash of a file, or of all files of a folder with their names."""

@@ -55,7 +55,7 @@ class Table:
         # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
         num_rows = self._write_stream(block, rows() if is_main_process() else (), schema)
-        self.manifest.finish(block, num_rows=num_rows, columns=schema.names)
+        self.manifest.finish(block, wrote=self._shards(block), num_rows=num_rows, columns=schema.names)
         return True
 
     def _write_stream(self, block: str, rows: Iterable[dict], schema: pa.Schema) -> int:
@@ -83,12 +83,12 @@ class Table:
         wants to keep of them while their shard is unfinished, removed after that; and the place of the first of these
         rows. It returns their columns. `conclude` gets the whole block just before it counts as finished.
         """
-        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
+        if self.manifest.begin(block, key, lambda: self._discard(block), in_parts=True).finished:
             return False
         bounds = itertools.takewhile(lambda shard: shard[0] < len(source), shard_bounds())
         shards = [(n, start, min(start + size, len(source))) for n, (start, size) in enumerate(bounds)]
         self._discard_other_bounds(block, shards)
-        todo = told([shard for shard in shards if not self._shard(block, shard[0]).is_file()])
+        todo = told([shard for shard in shards if not self._is_written(block, shard[0])])
         with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
             for number, start, end in todo:
                 (self.folder / block).mkdir(parents=True, exist_ok=True)
@@ -102,12 +102,12 @@ class Table:
                 if is_main_process():
                     for scratch in scratches:
                         scratch.unlink(missing_ok=True)
-                self.manifest.note_costs()
+                self.manifest.note_costs([self._shard(block, number)])
                 bar.update()
         wait()
         whole = self._open_block(block)
         conclude(whole)
-        self.manifest.finish(block, num_rows=len(source), columns=whole.column_names)
+        self.manifest.finish(block, wrote=self._shards(block), num_rows=len(source), columns=whole.column_names)
         return True
 
     def write_whole(self, block: str, key: Key, compute: Callable[[], Mapping[str, Column]]) -> bool:
@@ -117,13 +117,15 @@ class Table:
         columns = compute()
         self._discard(block)
         num_rows = self._write_shard(block, 0, [_arrow_table(columns)])
-        self.manifest.finish(block, num_rows=num_rows, columns=list(columns))
+        self.manifest.finish(block, wrote=self._shards(block), num_rows=num_rows, columns=list(columns))
         return True
 
     def open(self, *blocks: str) -> "Dataset":
-        """The named blocks side by side as one memory-mapped `datasets.Dataset`."""
+        """The named blocks side by side as one memory-mapped `datasets.Dataset`. UserError if a shard is damaged."""
         import datasets
 
+        for block in set(blocks) - self._opened.keys() if is_main_process() else ():
+            self.manifest.check(block)
         parts = [self._opened.get(block) or self._open_block(block) for block in blocks]
         self._opened |= {name: part for name, part in zip(blocks, parts, strict=True) if self.has(name)}
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts, axis=1)
@@ -140,8 +142,8 @@ class Table:
 
     def _discard_other_bounds(self, block: str, shards: list[tuple[int, int, int]]) -> None:
         """Discard an unfinished block of more than 64 shards that a version without larger ones began."""
-        later = [(self._shard(block, number), end - start) for number, start, end in shards[_OF_A_SIZE:]]
-        if any(_num_rows(path) != rows for path, rows in later if path.is_file()):
+        later = [(n, end - start) for n, start, end in shards[_OF_A_SIZE:] if self._is_written(block, n)]
+        if any(_num_rows(self._shard(block, number)) != rows for number, rows in later):
             self._discard(block)
 
     def _open_block(self, block: str) -> "Dataset":
@@ -149,8 +151,16 @@ class Table:
         from datasets.table import MemoryMappedTable, concat_tables
 
         # Joined as tables: a data set of every shard would take eight times as long.
-        shards = sorted((self.folder / block).glob("*.arrow"))
-        return datasets.Dataset(concat_tables([MemoryMappedTable.from_file(str(shard)) for shard in shards]))
+        return datasets.Dataset(
+            concat_tables([MemoryMappedTable.from_file(str(shard)) for shard in self._shards(block)])
+        )
+
+    def _shards(self, block: str) -> list[Path]:
+        return sorted((self.folder / block).glob("*.arrow"))
+
+    def _is_written(self, block: str, number: int) -> bool:
+        path = self._shard(block, number)
+        return path.is_file() and self.manifest.is_known(block, path)
 
     def _shard(self, block: str, number: int) -> Path:
         return self.folder / block / f"{number:05d}.arrow"

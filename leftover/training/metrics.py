@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,24 @@ class MetricSums:
                 out[name] = float(total / count) if count else float("nan")
         self.values.clear()
         return out
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON has it, for a checkpoint."""
+        values = {name: [(float(value), count) for value, count in entries] for name, entries in self.values.items()}
+        return {"values": values, "num_tokens": self.num_tokens}
+
+    def restore(self, states: Sequence[dict[str, Any]], rank: int, number: int) -> None:
+        """Go on from what the processes of a checkpoint had; if they were not as many, their entries are dealt out."""
+        self.num_tokens = states[0]["num_tokens"]
+        for name in sorted({name for state in states for name in state["values"]}):
+            if len(states) == number:
+                mine = states[rank]["values"].get(name, [])
+            else:
+                all_entries = [entry for state in states for entry in state["values"].get(name, [])]
+                # Every process must have one, or it would not meet the others: one that counts for nothing.
+                spare = (0.0 if name == "num_tokens" else all_entries[0][0], 0)
+                mine = all_entries[rank::number] or [spare]
+            self.values[name] = [(torch.tensor(value, dtype=torch.float64), count) for value, count in mine]
 
     def tokens_of_this_process(self) -> int:
         """Tokens of the batches that this process has trained on since it started. Waits for a GPU between logs."""

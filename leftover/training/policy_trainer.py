@@ -13,7 +13,6 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.data.collate import Collator
 from leftover.data.tokenizer import load_tokenizer
@@ -115,13 +114,6 @@ class PolicyTrainer(FiniteTrainer):
         self._new_adapter = peft_config is not None
         add_completion_tables(self)
         self._begin()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # transformers asks each process whether the folder of the best checkpoint is there. FSDP writes its parts
-        # later: at the end the processes would load an earlier checkpoint, or not the same one.
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        super()._save_checkpoint(model, trial)
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
         """TypeError, before rows are prepared, for arguments that the Trainer does not have."""

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from leftover.errors import UserError, located
 from leftover.models.load import save_model, whole_weights
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
-from leftover.monitoring.checkpoints import last_whole_checkpoint
+from leftover.monitoring.checkpoints import CheckpointSums, last_whole_checkpoint
 from leftover.monitoring.memory import give_back, peak_memory
 from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.monitoring.trackers import own_run
@@ -30,7 +30,8 @@ from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, read_json, write_json
+from leftover.store.files import read_json, write_json
+from leftover.store.manifest import Key
 from leftover.store.table import Table, list_lengths
 from leftover.training.extras import row_columns
 from leftover.training.ppo.trainer import PPOTrainer
@@ -71,7 +72,12 @@ def fit_reference(run: Run) -> None:
         validation.select(_sample(validation, VALIDATION_TOKENS, run.seed)),
         stops_early=True,
     )
-    run.manifest.finish("reference", **facts)
+    run.manifest.finish("reference", wrote=model_files(folder), **facts)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What a trained model is made of: no log, which would not be worth training it again."""
+    return [path for path in folder.iterdir() if path.suffix != ".jsonl"] if is_main_process() else []
 
 
 def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
@@ -94,7 +100,8 @@ def train_one(run: Run, name: str, seed: int) -> None:
     """One policy with one seed; nothing if it is trained already."""
     artifact, folder = policy_artifact(name, seed), policy_folder(run.folder, name, seed)
     if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(run.discard, folder)).finished:
-        run.manifest.finish(artifact, **train_policy(run, name, seed))
+        facts = train_policy(run, name, seed)
+        run.manifest.finish(artifact, wrote=model_files(folder), **facts)
 
 
 def policy_key(run: Run, name: str, seed: int) -> Key:
@@ -117,7 +124,7 @@ def train_policy(run: Run, name: str, seed: int) -> dict[str, Any]:
     by_completions = can_score and not is_of_rows(args.metric_for_best_model)
     validation = selection_rows(run.recipe, run.table, rows_of_a_prompt(by_completions))
     check_selection(run.recipe, run.reward, run.table)
-    r2 = (read_json(run.folder / "prepare.json").get("value") or {}).get("r2")
+    r2 = (run.noted.get("value") or {}).get("r2")
     return _train(
         run,
         policy_folder(run.folder, name, seed),
@@ -193,7 +200,7 @@ def _train(
     `stops_early`: once an evaluation is worse than the best one.
     """
     trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs)]
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs), CheckpointSums()]
     if reward_func is not None:
         callbacks.append(EvaluationsFile(evaluations_path(folder)))
     if stops_early and args.load_best_model_at_end:

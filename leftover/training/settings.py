@@ -12,12 +12,12 @@ from leftover.recipe.ppo_config import PPOConfig, own_settings
 from leftover.recipe.sections import Recipe
 from leftover.runs.names import policy_folder
 from leftover.runs.run import Run
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 # Settings that change what is printed, where, or with how much memory, not what is computed: they are in no key.
 _SILENT = {
     "report_to", "run_name", "logging_steps", "logging_dir", "disable_tqdm", "log_level", "dataloader_num_workers",
-    "dataloader_pin_memory", "save_total_limit", "project", "trackio_space_id", "trackio_bucket_id",
+    "dataloader_pin_memory", "save_total_limit", "save_on_signal", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
     "activation_checkpointing_kwargs", *HUB_KEYS,

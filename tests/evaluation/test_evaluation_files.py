@@ -2,7 +2,7 @@
 
 from leftover.data.rows import Rejects
 from leftover.runs.names import read_completions
-from leftover.store.manifest import write_lines
+from leftover.store.files import write_lines
 
 ODD = "one\u2028two\x85three\rfour\x0cfive"
 

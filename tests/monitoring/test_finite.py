@@ -4,7 +4,7 @@ import json
 import math
 
 from leftover.monitoring.finite import json_line, plain
-from leftover.store.manifest import read_json, write_json
+from leftover.store.files import read_json, write_json
 
 
 def test_what_json_cannot_hold_is_none_and_what_it_was_stands_beside_it():

@@ -1,6 +1,5 @@
 """The features of prompts: once a prompt, in 16 bits, and those of tables of earlier versions."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from leftover.models.reference import reference_pass
 from leftover.prepare.features import PROMPT_FEATURES, half, prompt_features
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
+from leftover.store.sealed import read_sealed, write_sealed
 from leftover.store.table import column, equals, list_lengths
 from tests.conftest import scored_rows
 
@@ -56,9 +56,9 @@ def test_dro_reads_them_in_every_row_and_takes_those_of_an_earlier_table(tmp_pat
     })  # fmt: skip
     with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_stream(sink, old.schema) as writer:
         writer.write_table(old)
-    entries = json.loads((run.folder / "table" / "manifest.json").read_text())
-    del entries["features"]
-    (run.folder / "table" / "manifest.json").write_text(json.dumps(entries))
+    entries = read_sealed(run.folder / "table" / "manifest.json")
+    del entries["features"], entries["reference"]["files"]  # which that version did not note
+    write_sealed(run.folder / "table" / "manifest.json", entries)
     shutil.rmtree(run.folder / "table" / "features")
     again = open_run(run.recipe)
     pipeline.prepare(again)

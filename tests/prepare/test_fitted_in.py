@@ -14,7 +14,7 @@ from leftover.prepare.scores import STATE
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json
+from leftover.store.files import read_json
 from leftover.store.table import column
 from tests.conftest import scored_rows
 

@@ -19,7 +19,7 @@ from leftover.rewards.base import REWARDS
 from leftover.rewards.facts import component_facts
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json
+from leftover.store.files import read_json
 from leftover.store.table import column, equals
 from tests.conftest import scored_rows
 

@@ -13,7 +13,8 @@ from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.report.judge import judge_view
 from leftover.report.write import render
-from leftover.store.manifest import Manifest, write_json
+from leftover.store.files import write_json
+from leftover.store.manifest import Manifest
 from tests.commands.judge.judge_service import JudgeService, prefers
 from tests.conftest import scored_rows
 

@@ -25,7 +25,7 @@ from leftover.report.completions import side_by_side
 from leftover.report.page import run_view, write_page, write_report_page
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import read_completions
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest, read_sealed, write_sealed
 from tests.browser import one, texts, visit, width
 from tests.conftest import scored_rows
 
@@ -191,7 +191,7 @@ def killed_while(stage: str, folder: Path) -> None:
     later = ["prepare", "train", "evaluate", "report"]
     later = later[later.index(stage) :]
     (folder / "results.json").unlink()
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest = read_sealed(folder / "manifest.json")
     if "evaluate" in later:
         del manifest["evaluation of nll-seed-0"]
         manifest[f"evaluation of {MAIN}-seed-0"]["complete"] = "train" not in later
@@ -202,10 +202,10 @@ def killed_while(stage: str, folder: Path) -> None:
             log.write('{"step": 9, "lo')
     if "prepare" in later:
         manifest = {}
-        table = json.loads((folder / "table/manifest.json").read_text("utf-8"))
+        table = read_sealed(folder / "table/manifest.json")
         table["reward"]["complete"] = False
-        (folder / "table/manifest.json").write_text(json.dumps(table), encoding="utf-8")
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        write_sealed(folder / "table/manifest.json", table)
+    write_sealed(folder / "manifest.json", manifest)
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ def test_results_of_another_training_are_not_taken_for_those_of_the_folder(folde
     copy = tmp_path / "run"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
     assert FinishedRun(copy).unfinished() == []
-    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest = read_sealed(copy / "manifest.json")
     manifest["policy nll, seed 0"]["key"]["settings"]["learning_rate"] = 7.0
-    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(copy / "manifest.json", manifest)
     assert FinishedRun(copy).unfinished() == ["evaluation of nll-seed-0"]
     manifest["policy nll, seed 0"]["best_step"] = 77
     manifest["evaluation of nll-seed-0"]["key"]["model"] = digest(manifest["policy nll, seed 0"]["key"])
-    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(copy / "manifest.json", manifest)
     assert FinishedRun(copy).unfinished() == ["results"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from leftover.rewards import load_reward
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 ROWS = {"path": "rows.jsonl", "part": [0.0, 0.5]}
 

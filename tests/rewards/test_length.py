@@ -21,7 +21,7 @@ from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
 from leftover.runs.names import read_completions
 from leftover.runs.run import Run
-from leftover.store.manifest import read_json
+from leftover.store.files import read_json
 from leftover.store.table import column
 
 NAN = float("nan")

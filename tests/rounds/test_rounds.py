@@ -26,7 +26,7 @@ from leftover.prepare.readers import unique_prompts
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import read_json
+from leftover.store.files import read_json
 from leftover.store.table import equals
 from tests.conftest import scored_rows
 from tests.forked import forked

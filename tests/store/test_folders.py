@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from leftover.errors import UserError
+from leftover.store.files import write_text
 from leftover.store.folders import (
     LOCK,
     check_output,
@@ -21,7 +22,6 @@ from leftover.store.folders import (
     regular,
     remove,
 )
-from leftover.store.manifest import write_text
 
 _HOLDER = """
 import sys, time

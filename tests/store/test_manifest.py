@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-from leftover.store.manifest import FileHashes, Manifest, changes, digest, write_json
+from leftover.store.files import write_json
+from leftover.store.manifest import FileHashes, Manifest, changes
+from leftover.store.sealed import digest
 
 KEY = {"from": {"rows": "aaaa", "split": "bbbb"}, "seed": 0, "settings": {"folds": 5, "bounds": [0.0, 1.0]}}
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 import leftover.store.table
+from leftover.store.sealed import read_sealed, write_sealed
 from leftover.store.table import Stored, Table, column, float_lists, shard_bounds
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string())])
@@ -233,6 +234,10 @@ def test_shards_grow_with_the_table_and_smaller_ones_of_an_earlier_version_are_n
     assert [len(list(tmp_path.glob(f"rows/{n:05d}.arrow"))) for n in range(5)] == [1, 1, 1, 1, 0]
     with pytest.raises(RuntimeError, match="killed"):
         write_doubled(table, Doubler(fail_at=16))
+    entries = read_sealed(tmp_path / "manifest.json")
+    del entries["doubled"]["files"]  # which earlier versions did not note
+    write_sealed(tmp_path / "manifest.json", entries)
+    table = Table(tmp_path)
     third = tmp_path / "doubled" / "00002.arrow"
     third.write_bytes((tmp_path / "doubled" / "00001.arrow").read_bytes())  # 4 rows, where 8 are due
     compute = Doubler()

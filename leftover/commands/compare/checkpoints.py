@@ -19,7 +19,8 @@ from leftover.prepare.readers import selection_rows
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder, policy_subject, slug
 from leftover.runs.records import Records, completion_records
 from leftover.runs.run import Run
-from leftover.store.manifest import Key, read_lines, write_lines
+from leftover.store.files import read_lines, write_lines
+from leftover.store.manifest import Key
 
 
 class Checkpoints:
@@ -73,7 +74,7 @@ class Checkpoints:
         records = self._samples() if subject == REFERENCE else self._written(*self.subjects[subject])
         self._judge(records)
         write_lines(self.path(subject), records)
-        manifest.finish(_artifact(subject), **self._engine)
+        manifest.finish(_artifact(subject), wrote=[self.path(subject)], **self._engine)
 
     def read(self, subject: str) -> Records:
         return read_lines(self.path(subject))

@@ -24,7 +24,8 @@ from leftover.runs.claim import claim, open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import policy_artifact, slug
 from leftover.runs.run import Run
-from leftover.store.manifest import Manifest, as_json, write_text
+from leftover.store.files import write_text
+from leftover.store.manifest import Manifest, as_json
 from leftover.training.settings import effective, policy_settings, settings_key, training_args
 
 log = logging.getLogger(__name__)

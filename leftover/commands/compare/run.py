@@ -17,7 +17,8 @@ from leftover.recipe.sections import Recipe
 from leftover.runs.claim import claim, open_run
 from leftover.runs.finished import FinishedRun
 from leftover.runs.run import Run
-from leftover.store.manifest import Manifest, read_json
+from leftover.store.manifest import Manifest
+from leftover.store.sealed import read_sealed
 from leftover.training.settings import effective, policy_settings, training_args
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def _compare(
 def _warn_of_lost(folder: Path, results: dict[str, Any]) -> None:
     """Warn of methods and seeds that only the comparison before had, whose files are replaced."""
     path = folder / "comparison.json"
-    before = read_json(path) if path.is_file() else {"methods": {}, "seeds": []}
+    before = read_sealed(path) or {"methods": {}, "seeds": []}
     gone = {what: [str(one) for one in before[what] if one not in results[what]] for what in ("methods", "seeds")}
     if lost := [f"{what} {', '.join(names)}" for what, names in gone.items() if names]:
         log.warning(

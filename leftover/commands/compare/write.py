@@ -19,7 +19,8 @@ from leftover.report.page import run_view, write_page, write_report_page
 from leftover.report.write import as_csv, render
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings
-from leftover.store.manifest import write_json, write_text
+from leftover.store.files import write_text
+from leftover.store.sealed import write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write the tables and pictures of a comparison into the run's folder."""
     results = plain(results)
     rows = flat_rows(results)
-    write_json(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE})
+    write_sealed(run.folder / "comparison.json", results | {"rows": rows, "rule": RULE}, copied=False)
     write_text(run.folder / "comparison.csv", as_csv(rows))
     pictures = {
         "Reward against diversity": draw_reward_diversity(run.folder, results),
@@ -42,7 +43,7 @@ def write_comparison(run: FinishedRun, results: dict[str, Any]) -> None:
 
 def write_frontier(run: FinishedRun, results: dict[str, Any]) -> None:
     """Write frontier.json, .csv, .svg and .md; and the page anew where the folder has one with results."""
-    write_json(run.folder / FRONTIER, results | {"scored_by": run.scored_by()})
+    write_sealed(run.folder / FRONTIER, results | {"scored_by": run.scored_by()}, copied=False)
     write_text(run.folder / "frontier.csv", as_csv(results["points"]))
     write_text(run.folder / "frontier.svg", frontier_svg(results))
     write_text(run.folder / "frontier.md", render("frontier.md.j2", results | {"view": frontier_view(results)}))

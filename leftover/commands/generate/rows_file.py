@@ -11,7 +11,8 @@ from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
 from leftover.monitoring.ranks import is_main_process, told
 from leftover.runs.spelling import rewritten
-from leftover.store.manifest import as_json, changes, read_json, write_json
+from leftover.store.files import read_json, write_json
+from leftover.store.manifest import as_json, changes
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from leftover.errors import UserError
 from leftover.recipe.files import set_key
 from leftover.services.credentials import check_token_settings, check_url, hide, read_token
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 if TYPE_CHECKING:
     import httpx

@@ -18,8 +18,9 @@ from leftover.commands.judge.summary import Values, cohen_kappa, krippendorff_al
 from leftover.errors import UserError
 from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
+from leftover.store.files import read_json, write_json, write_text
 from leftover.store.folders import check_output
-from leftover.store.manifest import digest, read_json, write_json, write_text
+from leftover.store.sealed import digest
 
 log = logging.getLogger(__name__)
 

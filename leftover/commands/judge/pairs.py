@@ -15,7 +15,7 @@ from leftover.errors import UserError
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import completions_path, evaluation_artifact, policy_subject, read_completions
 from leftover.runs.records import Records
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 from leftover.store.table import Table, column, equals
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ def evaluated_completions(run: FinishedRun, subject: str, decoding: str) -> Reco
         raise UserError(f"the rows of '{run.folder}' have changed since '{subject}' was evaluated: {evaluate}")
     path = completions_path(run.folder, subject)
     if not path.is_file():
-        raise UserError(f"{path} is missing: put it back, or run the recipe again with another output_dir")
+        raise UserError(f"{path} is missing: put it back, or run the recipe again")
+    run.manifest.check(artifact)
     return [record for record in read_completions(run.folder, subject) if record["decoding"] == decoding]
 
 

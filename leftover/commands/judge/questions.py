@@ -12,7 +12,7 @@ from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.pairs import Pair
 from leftover.errors import UserError, nearest, one_line
 from leftover.recipe.files import read_yaml
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 Verdict = Literal["A", "B", "tie"]
 

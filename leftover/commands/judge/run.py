@@ -14,7 +14,7 @@ from leftover.commands.judge.pairs import Comparison
 from leftover.commands.judge.questions import Criterion, Question, judged_pairs, make_questions, outstanding
 from leftover.commands.judge.summary import Prices, count_tokens, estimate, of_judge
 from leftover.runs.names import judge_folder
-from leftover.store.manifest import digest, write_json
+from leftover.store.sealed import digest, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Judgement:
         # The readable part leaves things out; the digest gives every comparison and judge a separate file.
         whole = digest([self.comparison.name, self.settings.key(""), self.criteria])
         path = judge_folder(self.folder) / "results" / f"{readable}-{whole[:8]}.json"
-        write_json(path, results)
+        write_sealed(path, results, copied=False)
         return results, path, failures
 
     def estimate(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leftover.models.load import unwrapped
 from leftover.monitoring.ranks import is_sharded
-from leftover.store.manifest import digest
+from leftover.store.sealed import digest
 
 # What vLLM takes; it holds room for this rank of every adapter.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -24,7 +24,7 @@ from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
 from leftover.prepare.own_rows import Rows
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.rewards.unfinished import settled
-from leftover.store.manifest import read_json, write_json
+from leftover.store.files import read_json, write_json
 from leftover.training.policy_trainer import PolicyTrainer, row_name
 from leftover.training.ppo.policy import VALUE_HEAD, attach_value_head, score_tokens, token_outputs
 from leftover.training.ppo.rollouts import Rollouts, shaped_rewards, targets

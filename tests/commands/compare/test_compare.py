@@ -28,6 +28,7 @@ from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.run import Run
+from leftover.store.sealed import read_sealed, write_sealed
 from leftover.training.settings import cadence
 from tests.forked import forked
 
@@ -70,11 +71,11 @@ def finished(content: dict[str, Any]) -> tuple[Path, dict[str, Any], dict[Job, s
 def elsewhere(content: dict[str, Any], run: Path, folder: Path, policies: tuple[str, ...] = ()) -> dict[str, Any]:
     """The recipe with the prepared run in another folder, of its policies only those named."""
     shutil.copytree(run, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json")
     for name in list(manifest):
         if name.startswith(("policy", "evaluation")) and not any(policy in name for policy in policies):
             del manifest[name]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "manifest.json", manifest)
     for path in folder.glob("policies/*"):
         if path.name not in policies:
             shutil.rmtree(path)
@@ -139,7 +140,7 @@ def test_only_named_methods_are_refused_loudly_and_before_the_reference(
 
 def test_one_prepared_table_serves_all_runs(finished: Any) -> None:
     folder, _, _ = finished
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json")
     assert all(entry["complete"] for entry in manifest.values())
     keys = {name: entry["key"]["from"] for name, entry in manifest.items() if name.startswith("policy")}
     value = keys["policy a_lol_seq, seed 0"]["value"]
@@ -285,7 +286,7 @@ def test_processes_give_the_same_numbers_and_a_failure_does_not_lose_the_others(
     assert "max_initial_logratio" in (tmp_path / "run/logs/broken-seed-0.log").read_text()
     subject = "a_lol_seq-seed-0"
     assert completions(tmp_path / "run", subject) == completions(folder, subject)
-    entries = json.loads((tmp_path / "run/manifest.json").read_text())
+    entries = read_sealed(tmp_path / "run/manifest.json")
     incomplete = [name for name, entry in entries.items() if not entry["complete"]]
     assert incomplete == ["policy broken, seed 0"] and "policy a_lol_seq, seed 0" in entries
 
@@ -325,7 +326,7 @@ def test_settings_are_chosen_on_the_selection_prompts_alone(
     results, _ = compare(recipe, Options(methods="nll,a_lol_seq", seeds=2, grid=("learning_rate=1e-3,3e-2",)))
     assert events[0] == "chosen" and "test rows" in events
     assert results["num_trials"] == 2
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    manifest = read_sealed(tmp_path / "run/manifest.json")
     for name, method in results["methods"].items():
         scores = [trial["selection"] for trial in method["trials"]]
         assert scores == [manifest[f"policy {name}/trial-{i}, seed 0"]["best_metric"] for i in (0, 1)]

@@ -23,6 +23,7 @@ from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.report.frontier import frontier_of
 from leftover.runs.finished import FinishedRun
+from leftover.store.sealed import read_sealed, write_sealed
 from tests.commands.compare.test_compare import trained_runs
 from tests.conftest import scored_rows, write_rows
 from tests.forked import ForkedModule
@@ -67,7 +68,7 @@ def test_every_strength_of_every_method_has_its_checkpoints_as_points(finished: 
         (policy, "0", step) for policy in POLICIES for step in ("2", "4")
     ]
     assert {row["policy"]: row["objective_settings.beta"] for row in rows}["a_lol_kl/beta-0.3"] == "0.3"
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json")
     rates = [manifest[f"policy {policy}, seed 0"]["key"]["settings"]["learning_rate"] for policy in POLICIES[:3]]
     assert rates == pytest.approx([0.03, 0.009, 0.09])
     assert results["measures"] == ["reward", "judge/long", "judge/varied", "length"] and results["prompts"] == 16
@@ -122,7 +123,7 @@ def test_the_files_tell_the_same(finished: Any) -> None:
     cells = next(line for line in said.splitlines() if line.startswith("| best of n |")).split(" | ")
     mean = results["table"]["reward"]["best of n"][0]["mean"]
     assert cells[1].startswith(f"{mean:.3f} [") and cells[2] == cells[3] == "–"
-    assert json.loads((folder / "frontier.json").read_text())["curves"] == results["curves"]
+    assert read_sealed(folder / "frontier.json")["curves"] == results["curves"]
     svg = (folder / "frontier.svg").read_text()
     assert "prefers-color-scheme: dark" in svg and svg.count("KL to the reference") == 4
 
@@ -149,9 +150,9 @@ def test_a_frontier_of_other_rewards_or_judges_is_in_no_page(
         assert frontier_of(FinishedRun(folder)) is None
         assert "is of other rewards or judges" in caplog.text
         caplog.clear()
-    earlier = json.loads((folder / "frontier.json").read_text())
+    earlier = read_sealed(folder / "frontier.json")
     del earlier["scored_by"]
-    (folder / "frontier.json").write_text(json.dumps(earlier))
+    write_sealed(folder / "frontier.json", earlier)
     assert frontier_of(FinishedRun(folder)) is not None, "of an earlier version it is not known"
 
 
@@ -212,9 +213,9 @@ def test_a_file_that_is_gone_is_named_and_the_other_methods_are_drawn(
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run/policies/nll/seed-0/evaluations.jsonl").unlink()
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    manifest = read_sealed(tmp_path / "run/manifest.json")
     del manifest["checkpoints of nll-seed-0"]
-    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    write_sealed(tmp_path / "run/manifest.json", manifest)
     results, failed = frontier(make_recipe(content | {"output_dir": str(tmp_path / "run")}), Options(methods=METHODS))
     assert [str(job) for job in failed] == list(results["failed"]) == ["nll-seed-0"]
     assert re.search(r"evaluations\.jsonl is missing.*output_dir", results["failed"]["nll-seed-0"])
@@ -228,10 +229,10 @@ def test_what_is_missing_is_made_in_processes_of_their_own_and_gives_the_same_nu
     monkeypatch.setattr("leftover.commands.compare.jobs.Popen", ForkedModule)
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/frontier")
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    manifest = read_sealed(tmp_path / "run/manifest.json")
     lost = ("checkpoints of reference", "checkpoints of nll-seed-0", "policy nll, seed 0")
     kept = {name: entry for name, entry in manifest.items() if name not in lost}
-    (tmp_path / "run/manifest.json").write_text(json.dumps(kept))
+    write_sealed(tmp_path / "run/manifest.json", kept)
     for path in finished[0].glob("frontier/*"):
         if path.name not in ("reference.jsonl", "nll-seed-0.jsonl"):
             (tmp_path / "run/frontier").mkdir(exist_ok=True)

@@ -18,7 +18,8 @@ from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.runs.finished import FinishedRun
-from leftover.store.manifest import Manifest, write_json
+from leftover.store.files import write_json
+from leftover.store.manifest import Manifest
 from tests.commands.judge.judge_service import JudgeService, prefers, says
 from tests.commands.judge.test_human import parse
 from tests.conftest import scored_rows
