@@ -1,7 +1,7 @@
 """`leftover inspect`: how good is my data? The leftover section of the report alone, before any training."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import ScoredRows, prompts_of, rows_of_table, scored_rows, value_of_words
 from leftover.report.page import write_inspection
-from leftover.rewards import SumReward, load_reward
-from leftover.rewards.base import Prompt
-from leftover.rewards.sum import fresh_reward
+from leftover.rewards import ColumnReward, SumReward, learner, load_reward, text_lengths
+from leftover.rewards.python import check_finite
+from leftover.rewards.sum import as_array
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.folders import check_output, make_folder
@@ -59,12 +59,20 @@ def inspect(
         content = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": table}}
         data = make_recipe(content, where="leftover inspect", overrides=overrides).data
         check_files(data)
-        scores = fresh_reward(load_reward(reward)) if reward else None
+        scores = _unfitted_reward(reward) if reward else None
         make_folder(target.parent, "the folder of --output:")
         with tempfile.TemporaryDirectory(prefix=".leftover-inspect-", dir=target.parent) as stored:
             rows = rows_of_file(data, scores, target.with_suffix(".rejected_rows.jsonl"), Path(stored))
             analysis = analyse(rows)
     return analysis, write_inspection(path.name or table, analysis, target)
+
+
+def _unfitted_reward(path: str) -> SumReward:
+    """The functions of a file of rewards. UserError for one that learns from rows, which must not be these."""
+    reward = load_reward(path)
+    if learning := [name for name, component in reward.components.items() if learner(component)]:
+        raise UserError(f"{', '.join(learning)}: fitted on the rows of a recipe; inspect that recipe")
+    return reward
 
 
 def _scored_run(path: Path, overrides: Sequence[str]) -> FinishedRun:
@@ -104,10 +112,24 @@ def show(analysis: dict[str, Any], path: Path) -> None:
     terminal.print(f"Page: {path}", soft_wrap=True)
 
 
-def _texts(rows: Dataset) -> Iterator[tuple[list[Prompt], list[str]]]:
-    """Prompts and completions, some thousand at a time."""
-    for part in rows.select_columns(["prompt", "conversational", "completion"]).iter(batch_size=SHARD_ROWS):
-        yield list(map(as_prompt, part["prompt"], part["conversational"])), part["completion"]
+def _rewards(rows: Dataset, reward: SumReward) -> np.ndarray:
+    """[N] float64, NaN without a score: as `leftover prepare` scores rows, with all of them to fit on."""
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in reward.components}
+    lengths = list[np.ndarray]()
+    columns = ["prompt", "conversational", "completion", "recorded_reward", "where"]
+    for part in rows.select_columns(columns).iter(batch_size=SHARD_ROWS):
+        prompts = list(map(as_prompt, part["prompt"], part["conversational"]))
+        lengths.append(text_lengths(part["completion"]))
+        for name, component in reward.components.items():
+            if isinstance(component, ColumnReward):
+                found = part["recorded_reward"]
+            else:
+                found = component(prompts, part["completion"])
+                check_finite(f"reward function '{name}'", found, part["where"])
+            scores[name].append(as_array(found))
+    whole = {name: np.concatenate(parts) for name, parts in scores.items()}
+    reward.fit(whole, lengths=np.concatenate(lengths))
+    return reward.total(reward.without_length(whole, np.concatenate(lengths)))
 
 
 def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, stored: Path) -> ScoredRows:
@@ -117,10 +139,7 @@ def rows_of_file(data: DataSection, reward: SumReward | None, rejects: Path, sto
     read = check_rows(read_rows(data), data, rejected, stats, score_remedy=remedy)
     rows = on_disk(stored, read, ROWS_SCHEMA)
     log_rows(stats, rejected)
-    if reward is not None:
-        rewards = np.concatenate([reward(*texts) for texts in _texts(rows)])
-    else:
-        rewards = column(rows, "recorded_reward").astype(np.float64)
+    rewards = _rewards(rows, reward) if reward is not None else column(rows, "recorded_reward").astype(np.float64)
     if not np.isfinite(rewards).any():
         raise UserError(f"--reward gives none of the {len(rows)} rows of {data.path} a score")
     group = unique_ids(

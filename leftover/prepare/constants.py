@@ -32,6 +32,7 @@ from leftover.store.table import Stored, column, equals, float_lists, read_rows
 log = logging.getLogger(__name__)
 
 # Nats a token below which an instruct model plainly does not write such completions.
+_ROWS_TOLD = 2048  # whose mean log-probability is told
 _FAR_FROM_ROWS = -3.0
 
 
@@ -151,7 +152,8 @@ def reference_columns(run: Run) -> None:
         return {"reference_logprobs": float_lists(by_row), PROMPT_FEATURES: halves}
 
     def conclude(block: Dataset) -> None:
-        per_token = float(np.mean(np.concatenate(block.with_format("numpy")[:2048]["reference_logprobs"])))
+        first = np.flatnonzero(equals(source, "kept", True))[:_ROWS_TOLD]
+        per_token = float(np.mean(np.concatenate(block.select(first).with_format("numpy")[:]["reference_logprobs"])))
         run.note(reference={"mean_logprob_per_token": per_token})
         log.info("reference: %.3f nats per completion token on the first rows", -per_token)
         if run.recipe.reference.source == "as_is" and per_token < _FAR_FROM_ROWS:

@@ -237,9 +237,12 @@ def reads_scores(reward: SumReward) -> list[str]:
 
 
 def fresh_reward(reward: SumReward) -> SumReward | None:
-    """A reward outside a run; None if the scores are recorded. UserError for one that is fitted on rows."""
-    if not reward.scores_new_completions:
+    """A reward outside a run; None if all scores are recorded. UserError if some are, or if it is fitted on rows."""
+    recorded = reward.only_recorded
+    if len(recorded) == len(reward.components):
         return None
+    if recorded:
+        raise UserError(f"{', '.join(recorded)}: recorded, so that new completions have no such score: leave it out")
     if fitted := fitted_parts(reward):
         raise UserError(f"{', '.join(fitted)}: fitted on the rows of a recipe; give that recipe with --recipe")
     return reward

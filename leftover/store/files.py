@@ -1,7 +1,8 @@
 """Files of JSON and text, written under a temporary name and renamed."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, written as `write_text` does."""
-    write_text(path, "".join(json_line(record, ensure_ascii=False) + "\n" for record in records))
+    """JSON lines, one after the other, written as `write_text` does."""
+    if is_main_process():
+        with _renamed(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(json_line(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -47,10 +50,16 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     Of several processes the first writes. A link is written through. Raises UserError for what no file may take the
     place of: a folder, a device, a pipe.
     """
-    if not is_main_process():
-        return
+    if is_main_process():
+        with _renamed(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """A temporary path beside this one, whose file takes its place at the end."""
     path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
+    yield temporary
     temporary.replace(path)

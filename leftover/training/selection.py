@@ -167,7 +167,7 @@ def _check_group_sizes(args: LoLConfig, groups: np.ndarray, lengths: np.ndarray)
 def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: np.ndarray) -> tuple[DrawOrder, int]:
     """The batches of a whole run and its optimizer steps: `max_steps`, or epochs over the SELECTED rows.
 
-    On several processes each takes as many batches as the others; an incomplete last round is dropped.
+    Epochs end with a whole step: the batches of one that would be incomplete are left out, unless it is the only one.
     """
     if args.released_code:
         return released_order(args, objective_of(args), columns, selected, weights, by_priority(args))
@@ -177,7 +177,7 @@ def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: 
     if by_group:
         _check_group_sizes(args, columns["group"][rows], columns["length"][rows])
     weights, group = weights[rows], columns["group"][rows] if by_group else None
-    per_step = args.gradient_accumulation_steps * args.world_size
+    world, per_step = args.world_size, args.gradient_accumulation_steps * args.world_size
     options: dict[str, Any] = {
         "lengths": columns["length"][rows] if args.length_bucketing or args.max_tokens_per_batch else None,
         "groups": group,
@@ -189,7 +189,8 @@ def run_order(args: LoLConfig, columns: Columns, selected: np.ndarray, weights: 
     if args.max_steps <= 0:
         num_units = int(selected.sum()) if group is None else len(np.unique(group))
         order = draw_batches(weights, int(np.ceil(args.num_train_epochs * num_units)), **options)
-        num_batches = order.num_batches - order.num_batches % args.world_size
+        # Whole steps alone, so that the run is the same whatever number of processes shares its steps.
+        num_batches = order.num_batches - order.num_batches % (per_step if order.num_batches >= per_step else world)
         max_steps = -(-num_batches // per_step)
     else:
         max_steps, num_batches = args.max_steps, args.max_steps * per_step

@@ -213,6 +213,24 @@ def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_f
     assert sorted(analysis["reward"]) == pytest.approx(expected) and page == Path(output)
 
 
+def test_inspect_adds_recorded_scores_to_those_of_functions_and_leaves_out_rows_without_one(
+    tmp_path: Path, rows_file: Callable, monkeypatch: Any
+) -> None:
+    rows = scored_rows(40)
+
+    def length(text: str) -> int | None:
+        return None if len(text) % 3 == 0 else len(text)
+
+    monkeypatch.setattr(grammar, "score_answers", lambda asked, said: list(map(length, said)))
+    functions = [{"type": "column", "weight": 2.0}]
+    functions.append({"type": "python", "function": "leftover.demo.grammar:score_answers"})
+    (tmp_path / "reward.yaml").write_text(json.dumps(functions))
+    found, _ = inspect(rows_file(rows), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html"))
+    expected = [2 * row["reward"] + n for row in rows if (n := length(row["completion"])) is not None]
+    assert sorted(found["reward"]) == pytest.approx(sorted(expected)) and 0 < len(expected) < 40
+    assert found["without_advantage"] == 40 - len(expected)
+
+
 def test_inspect_scores_rows_a_part_at_a_time(tmp_path: Path, rows_file: Callable, monkeypatch: Any) -> None:
     monkeypatch.setattr("leftover.commands.inspect.SHARD_ROWS", 16)
     sizes = list[int]()

@@ -1,5 +1,7 @@
 """Which rows may be drawn, and with what weight, from five rows whose columns are written out."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -180,3 +182,20 @@ def test_a_prompt_of_more_tokens_than_can_pass_is_refused(settings: dict, monkey
     monkeypatch.setattr("leftover.training.selection.MOST_TOKENS_OF_A_GROUP", 12)
     with pytest.raises(UserError, match=r"a prompt has 2 rows, of 13 tokens; at most 12 can pass: give fewer"):
         run_order(args, columns, chosen.selected, chosen.weights)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 2), (2, 5), (0.25, 1)])
+def test_the_steps_of_a_run_are_the_same_for_any_number_of_processes(epochs: float, steps: int) -> None:
+    """Ten rows, two a batch and two batches a step: the odd batch of an epoch could not be shared by two."""
+    columns = {"length": np.full(10, 5), "group": np.arange(10), "reward": np.ones(10)}
+    everything = np.ones(10, bool)
+    found = []
+    for processes in (1, 2):
+        args = LoLConfig(
+            "unused", objective="nll", num_train_epochs=epochs, per_device_train_batch_size=2,
+            gradient_accumulation_steps=2 // processes,
+        )  # fmt: skip
+        with mock.patch.object(LoLConfig, "world_size", processes):
+            found.append(run_order(args, columns, everything, everything.astype(float)))
+    assert [number for _, number in found] == [steps, steps]
+    assert found[0][0].indices.tolist() == found[1][0].indices.tolist()

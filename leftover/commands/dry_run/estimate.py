@@ -1,8 +1,9 @@
 """What a recipe would download, compute and hold: everything that the dry run prints."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ class Work:
     seconds: float | None = None  # on one device
     exchange: float = 0.0  # seconds for which several devices exchange gradients
     shared: bool = True  # by several devices
+    waits: Callable[[int], float] = lambda devices: 0.0  # those of the seconds that decoding steps take, whatever rows
 
     def seconds_on(self, devices: int) -> float | None:
         """On several devices that share the same rows."""
         if self.seconds is None or devices == 1 or not self.shared:
             return self.seconds
-        return (self.seconds + self.exchange) / devices  # steps of more rows are fewer
+        work = self.seconds - self.waits(1) + self.exchange  # steps of more rows are fewer
+        return work / devices + self.waits(devices)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _pace(device: str, config: Any, shape: Shape, sizes: Sizes, settings: dict[s
         rows_per_batch=args.per_device_train_batch_size if args else 1,
         prompt=prompt,
         completion=completion,
-        generated_at_once=recipe.evaluate.batch_size,
+        generated_at_once=sizes.at_once(recipe.evaluate.batch_size),
         compute_dtype=recipe.compute_dtype,
         checkpointing=bool(args and args.gradient_checkpointing),
     )
@@ -265,35 +268,56 @@ class _Costs:
         bound = any(training.seen is not None and training.seen.bound for training in trainings)
         qualifiers = {training.qualifier for training in trainings}
         qualifier = next((word for word in ("at most", "about") if word in qualifiers), "")
-        seconds = None if self.pace is None else self.pace.steps(operations, steps)
+        online = [(t.runs * t.rollout_steps, *self._decoding(t.rollouts, t.rollout_batch)) for t in trainings]
+        seconds = None
+        if self.pace is not None:
+            seconds = self.pace.steps(operations, steps) + sum(times * decoding for times, _, decoding in online)
         exchanged = exchange(self.shape, steps)
         amount = f"{qualifier} {steps:,} steps".strip()
-        self.lines.append(Work(f"train {what}", amount, operations, bound, seconds, exchanged))
+
+        def waits(devices: int) -> float:
+            return sum(times * waiting(devices) for times, waiting, _ in online)
+
+        self.lines.append(Work(f"train {what}", amount, operations, bound, seconds, exchanged, waits=waits))
+        for training in trainings:
+            if written := training.rollouts * training.rollout_steps:
+                self._rewards("  rewards of its own completions", self.sizes.generated(written), training.runs)
 
     def _passes(
-        self, what: str, over: Amount | None, times: int = 1, unit: str = "rows", seconds: float | None = None
+        self,
+        what: str,
+        over: Amount | None,
+        times: int = 1,
+        unit: str = "rows",
+        waits: Callable[[int], float] = lambda devices: 0.0,
+        decoding: float = 0.0,
     ) -> None:
-        """`times` forward passes; `seconds`: of one that is more than a pass."""
+        """`times` forward passes, and what decoding takes beside each of them, with its share that waits."""
         if times == 0:
             return
         operations = None if over is None or self.shape is None else times * over.operations(self.shape)
-        if seconds is not None:
-            seconds *= times
-        elif self.pace is not None and operations is not None and over is not None:
-            seconds = self.pace.passes(operations, times * over.tokens)
+        seconds = None
+        if self.pace is not None and operations is not None and over is not None:
+            seconds = self.pace.passes(operations, times * over.tokens) + times * decoding
         repeated = "" if times == 1 else f"{times} x "
         amount = "unknown" if over is None else f"{repeated}{over.rows:,} {unit}"
-        self.lines.append(Work(what, amount, operations, over is not None and over.bound, seconds))
+        bound = over is not None and over.bound
+        self.lines.append(Work(what, amount, operations, bound, seconds, waits=lambda devices: times * waits(devices)))
+
+    def _decoding(self, rows: int, batch_size: int) -> tuple[Callable[[int], float], float]:
+        """Seconds to write `rows` completions that several devices wait for, and those of one device in all."""
+        if self.pace is None:
+            return (lambda devices: 0.0), 0.0
+        pace, tokens, size = self.pace, self.sizes.written(), self.sizes.at_once(batch_size)
+        return partial(pace.decode_waits, rows, tokens, size), pace.decoding(rows, tokens, size)
 
     def _generation(self, what: str, prompts: int | None, times: int, judges: bool = False) -> None:
         """As much as a pass over the completions, and their rewards."""
-        written, seconds = None if prompts is None else self.sizes.generated(prompts), None
-        if written is not None and self.pace is not None and self.shape is not None:
-            tokens, size = self.sizes.written(), self.recipe.evaluate.batch_size
-            # Prompts, and texts that go on in another batch, which reads them again.
-            seconds = self.pace.passes(written.operations(self.shape), written.tokens)
-            seconds += self.pace.decoding(written.rows, tokens, size)
-        self._passes(what, written, times, f"completions of at most {self.recipe.max_new_tokens} tokens", seconds)
+        written = None if prompts is None else self.sizes.generated(prompts)
+        # The pass reads prompts, and texts that go on in another batch.
+        waits, decoding = self._decoding(written.rows if written else 0, self.recipe.evaluate.batch_size)
+        unit = f"completions of at most {self.recipe.max_new_tokens} tokens"
+        self._passes(what, written, times, unit, waits, decoding)
         if written is not None and times > 0:
             purposes = ("reward", "judge") if judges else ("reward",)
             self._rewards("  their rewards" + (" and judges" if judges else ""), written, times, purposes)

@@ -178,9 +178,9 @@ class Holding:
             return None
         ids = amount.tokens + amount.rows  # the last token of a row is not fed
         # Reward, value, advantage; group, family, split, place.
-        facts = 8 * (len(self.recipe.reward.functions) + 3) + 100
-        row = 8 * self.shape.hidden + facts
-        return round(rows.text_bytes + 4 * ids + 4 * amount.completion_tokens + amount.rows * row)
+        facts = amount.rows * (8 * (len(self.recipe.reward.functions) + 3) + 100)
+        features = len(np.unique(rows.group)) * 4 * self.shape.hidden  # two vectors a prompt, in 16 bits
+        return round(rows.text_bytes + 4 * ids + 4 * amount.completion_tokens + facts + features)
 
     def _alike(self) -> list[list[str]]:
         """Names of the trainings, those whose memory depends on the same together."""

@@ -48,6 +48,10 @@ class Pace:
         """Seconds to write `rows` completions of `tokens` tokens, in batches; reading the prompts is a pass."""
         return tokens * (math.ceil(rows / batch_size) * self.decode_step + rows * self.decode_row)
 
+    def decode_waits(self, rows: int, tokens: float, batch_size: int, devices: int) -> float:
+        """Seconds of the decoding steps of each of several devices that share the rows, without those rows."""
+        return tokens * math.ceil(math.ceil(rows / devices) / batch_size) * self.decode_step
+
 
 @dataclass(frozen=True)
 class Device:

@@ -1,12 +1,14 @@
 """The rows of a recipe, if they can be read: counted exactly, and of many rows a sample is tokenised."""
 
 import random
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from leftover.commands.dry_run.published_sizes import ROWS
@@ -14,7 +16,7 @@ from leftover.commands.dry_run.shape import find_config
 from leftover.commands.dry_run.sources import on_the_hub
 from leftover.data.chat import Chat
 from leftover.data.formats import data_files, read_rows
-from leftover.data.rows import check_rows, text_hash
+from leftover.data.rows import ROWS_SCHEMA, check_rows, text_hash
 from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
@@ -23,10 +25,12 @@ from leftover.models.vocabulary import check_vocabulary_of
 from leftover.prepare.checks import NAME_SCORES, NONE_CHOSEN, all_too_long
 from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
+from leftover.store.table import column, equals, on_disk
 
 # Rows that are tokenised; the error of the totals is printed beside them.
 SAMPLE_ROWS = 2000
 _Z95 = 1.96
+_COLUMNS = ("prompt", "family", "tools", "user_split", "is_chosen", "recorded_reward")  # that splits depend on
 
 
 @dataclass
@@ -108,25 +112,29 @@ def read(recipe: Recipe) -> Rows | str:
         published = f" (published records: {splits})" if splits else ""
         return f"unknown until downloaded: '{absent}' is on the Hub{published}"
     stats: dict[str, Any] = {}
-    names = ("family", "tools", "user_split", "is_chosen", "recorded_reward")
-    columns: dict[str, list[Any]] = {name: [] for name in ("prompt", *names)}
     sample, draws, text_bytes = list[dict[str, Any]](), random.Random(0), 0
     remedy = NAME_SCORES if records_scores(recipe) else None
-    for row in check_rows(read_rows(data), data, None, stats, score_remedy=remedy):
-        # A simple random sample of the stream (Vitter's algorithm R), in its order if all of it fits.
-        if len(sample) < SAMPLE_ROWS:
-            sample.append(row)
-        elif (place := draws.randrange(len(columns["prompt"]) + 1)) < SAMPLE_ROWS:
-            sample[place] = row
-        columns["prompt"].append(str(text_hash(row["prompt"])))  # equal for equal prompts, and short
-        for name in names:
-            columns[name].append(row[name])
-        text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
-    sides = assign_splits(datasets.Dataset.from_dict(columns), data, recipe.seed)
-    chosen = np.array(columns["is_chosen"], bool)  # None becomes False
+
+    def read_through() -> Iterator[dict[str, Any]]:
+        nonlocal text_bytes
+        for number, row in enumerate(check_rows(read_rows(data), data, None, stats, score_remedy=remedy)):
+            # A simple random sample of the stream (Vitter's algorithm R), in its order if all of it fits.
+            if len(sample) < SAMPLE_ROWS:
+                sample.append(row)
+            elif (place := draws.randrange(number + 1)) < SAMPLE_ROWS:
+                sample[place] = row
+            text_bytes += sum(len(row[name].encode()) for name in ("prompt", "completion", "family"))
+            prompt = str(text_hash(row["prompt"]))  # equal for equal prompts, and short
+            yield {name: prompt if name == "prompt" else row[name] for name in _COLUMNS}
+
+    with tempfile.TemporaryDirectory(prefix="leftover-dry-run-") as folder:
+        schema = pa.schema([ROWS_SCHEMA.field(name) for name in _COLUMNS])
+        rows = on_disk(Path(folder), read_through(), schema)
+        sides = assign_splits(rows, data, recipe.seed)
+        chosen = equals(rows, "is_chosen", True)
+        recorded = column(rows, "recorded_reward").astype(np.float64)
     if data.train_on == "chosen" and not chosen.any():
         raise UserError(NONE_CHOSEN)
-    recorded = np.array(columns["recorded_reward"], np.float64)  # None becomes NaN
     arrays = (sides["group"], sides["family_id"], sides["split"], chosen, recorded)
     return Rows(stats, *arrays, text_bytes, _lengths(recipe, sample, len(chosen)))
 

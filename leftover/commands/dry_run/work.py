@@ -49,6 +49,9 @@ class Training:
     further_passes: int = 0  # forward, at every step: of checkpointing, or without gradients
     runs: int = 1  # seeds
     saves: int | None = None  # checkpoints that it writes; None: unknown
+    rollouts: int = 0  # completions that it writes before a round of steps
+    rollout_steps: int = 0  # such rounds
+    rollout_batch: int = 1  # completions that are written together
 
     def operations(self, shape: Shape) -> float:
         """Of all steps of one run, once its rows are known: forward once, backward twice (once to frozen weights)."""
@@ -115,6 +118,12 @@ class Sizes:
             return new
         return min(new, float(np.quantile(self.tokens.completions[self.tokens.kept], 7 / 8)))
 
+    def at_once(self, batch_size: int) -> int:
+        """Completions that are written together: a batch, or as many as `evaluate.max_batch_tokens` allows."""
+        prompt = self.data.max_prompt_tokens if self.tokens is None else float(self.tokens.prompts.mean())
+        longest = round(prompt) + self.recipe.max_new_tokens
+        return max(1, min(batch_size, self.recipe.evaluate.max_batch_tokens // longest))
+
     def limits(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """`num_rows` rows as long as they may be."""
         return np.full(num_rows, self.data.max_prompt_tokens), np.full(num_rows, self.data.max_completion_tokens)
@@ -167,6 +176,8 @@ def estimate_training(name: str, args: LoLConfig | PPOConfig, sizes: Sizes) -> T
         qualifier = "" if sizes.tokens is not None and sizes.tokens.exact else "about"
     bound = qualifier == "at most" or sizes.tokens is None
     seen = _amount(prompts[order.indices], completions[order.indices], bound)
+    if args.max_tokens_per_batch or by_group or args.whole_groups:
+        rows_per_step = round(len(order.indices) / steps)
     mismatched = "mismatched_logratio" in objective.needs(objective_settings(args))
     further = bool(args.gradient_checkpointing) + mismatched
     evaluations, saves = _times(args, "eval", steps), _times(args, "save", steps)
@@ -183,7 +194,10 @@ def _estimate_online(name: str, args: PPOConfig, sizes: Sizes) -> Training:
     seen = sizes.generated(num_ppo_steps * args.rollouts_per_step * (args.ppo_epochs + 1))
     further = int(bool(args.gradient_checkpointing))
     evaluations, saves = _times(args, "eval", steps), _times(args, "save", steps)
-    return Training(name, selected, args.rows_per_update, steps, "", seen, evaluations, further, saves=saves)
+    return Training(
+        name, selected, args.rows_per_update, steps, "", seen, evaluations, further, saves=saves,
+        rollouts=args.rollouts_per_step, rollout_steps=num_ppo_steps, rollout_batch=args.rollout_batch_size,
+    )  # fmt: skip
 
 
 def _selected(args: LoLConfig, objective: Objective) -> tuple[float, str]:

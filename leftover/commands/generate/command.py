@@ -20,7 +20,9 @@ from leftover.monitoring.terminal import set_up_logging
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a recipe key, such as data.columns.prompt=q."
 )
 @click.option("--reward", type=click.Path(), help="YAML list as under reward.functions; default: the recipe's.")
-@click.option("--n", type=click.IntRange(1), help="Completions per prompt; default: 8, or 1 with --greedy.")
+@click.option(
+    "--n", "--completions", "n", type=click.IntRange(1), help="Completions per prompt; default: 8, or 1 with --greedy."
+)
 @click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True))
 @click.option("--greedy", is_flag=True, help="Take the most likely token at every step.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Default: data.max_completion_tokens.")

@@ -141,6 +141,7 @@ class PPOTrainer(PolicyTrainer):
             sample=True,
             temperature=args.temperature,
             batch_size=args.rollout_batch_size,
+            max_batch_tokens=args.eval_max_batch_tokens,
             seed=seed,
             compute_dtype=args.compute_dtype,
         )

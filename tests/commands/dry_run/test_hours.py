@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,22 @@ def test_several_devices_share_all_but_fits() -> None:
     assert [training.seconds_on(n) for n in (1, 8)] == [80, 11]
     assert dataclasses.replace(training, shared=False).seconds_on(8) == 80
     assert dataclasses.replace(training, seconds=None).seconds_on(8) is None
+    # A token needs its decoding step on any number of devices: ten tokens of one batch at 2 s, and 130 rows at .5 s.
+    pace = Pace(1, 1, 2, 0.5)
+    written = Work("samples", "", None, True, pace.decoding(130, 10, 64), waits=partial(pace.decode_waits, 130, 10, 64))
+    assert [written.seconds_on(n) for n in (1, 8)] == [10 * (3 * 2 + 65), 10 * (2 + 65 / 8)]
+
+
+def test_the_hours_count_smaller_batches_of_completions_and_those_of_ppo(tiny_recipe: Callable, tmp_path: Path) -> None:
+    def seconds(**settings: Any) -> dict[str, float | None]:
+        found = estimate_run(make_recipe(tiny_recipe(tmp_path, **settings)), with_memory=False, device="h100")
+        return {line.what: line.seconds for line in found.work}
+
+    many, one = seconds(), seconds(evaluate={"max_batch_tokens": 40})
+    assert one["value: samples of the reference"] > 10 * many["value: samples of the reference"]
+    ppo = {"ppo": {"objective": "ppo", "max_steps": 4, "rollout_batch_size": 8}}
+    quick, slow = seconds(policies=ppo), seconds(policies=ppo, evaluate={"max_batch_tokens": 40})
+    assert slow["train policies"] > 2 * quick["train policies"]
 
 
 def test_the_tables_name_the_device(tiny_recipe: Callable, tmp_path: Path, monkeypatch: Any) -> None:
