@@ -38,6 +38,7 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
 
 def prepare(run: Run, only: str | None = None) -> None:
     """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step."""
+    check_settings(run)  # before anything is computed for them
     checks.check_recipe(run.recipe, run.reward)
     checks.check_reporting(run.recipe)
     check_models(run)
@@ -45,6 +46,16 @@ def prepare(run: Run, only: str | None = None) -> None:
         step(run)
         if name == only:
             return
+
+
+def check_settings(run: Run) -> None:
+    """Refuse what transformers refuses of the settings of a training."""
+    from leftover.training.settings import reference_args, training_args
+
+    if run.recipe.reference.source == "fit":
+        reference_args(run.recipe, run.folder)
+    for name in run.recipe.policies:
+        training_args(run, name, run.recipe.seeds[0])
 
 
 def tokens(run: Run) -> None:

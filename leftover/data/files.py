@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # Columns of numbers or truth values.
 _SCORES = {"chosen_score", "chosen_reward", "rejected_score", "rejected_reward", "is_chosen"}
 _DELIMITERS = (";", "\t", "|", ",")
+LONGEST_LINE = 64 * 2**20  # bytes of a text file, as they are unpacked; a row is no longer than that
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
 
@@ -39,7 +40,9 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{path}:{number}: a line of more than {LONGEST_LINE // 2**20} MiB: no data file?")
                 # Some editors begin a file with a byte-order mark.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -59,6 +62,8 @@ def read_jsonl(source: Source, data: DataSection) -> Iterator[Located]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             row = {FAULT: f"malformed JSON: {error.msg} at column {error.colno}"}
+        except (ValueError, RecursionError) as error:
+            row = {FAULT: f"malformed JSON: {_beyond(error)}"}
         if not isinstance(row, dict):
             row = {FAULT: f"expected one JSON object a line, found a {type(row).__name__}"}
         yield f"{source.path}:{number}", row | ({"line": line.rstrip("\r\n")} if FAULT in row else {})
@@ -69,7 +74,7 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
     first = next((line for _, line in read_lines(source.path) if line.strip()), "")
     try:
         lines = isinstance(content := json.loads(first), dict) and not _is_mapping(content)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         lines = False
     if lines:
         yield from read_jsonl(source, data)
@@ -81,6 +86,8 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
             f"{source.path}:{error.lineno}: malformed JSON: {error.msg} at column {error.colno}; if every line is "
             f"a record, set {data.names.data}.format: jsonl"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source.path}: malformed JSON: {_beyond(error)}") from error
     if _is_mapping(content):
         content = [{"id": name} | row for name, row in content.items()]
     if not isinstance(content, list):
@@ -89,6 +96,11 @@ def read_json(source: Source, data: DataSection) -> Iterator[Located]:
         if not isinstance(row, dict):
             row = {FAULT: f"expected a JSON object, found a {type(row).__name__}", "record": row}
         yield f"{source.path} record {number}", row
+
+
+def _beyond(error: ValueError | RecursionError) -> str:
+    """What Python's reader of JSON refuses beside faulty syntax."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _is_mapping(content: object) -> TypeGuard[dict[str, Row]]:

@@ -21,6 +21,7 @@ from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
 from leftover.monitoring.ranks import is_main_process
 from leftover.recipe.data_section import DataSection
+from leftover.store.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,14 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def _stage_of(line: str) -> str | None:
+    """Which stage rejected a row; None of half a line, which a full disk or a killed run leaves."""
+    try:
+        return str(json.loads(line)["stage"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 class Rejects:
     """Dropped rows, with the reason, in `rejected_rows.jsonl` of the run."""
 
@@ -66,9 +75,9 @@ class Rejects:
     def start(self, stage: str) -> None:
         """Forget what an earlier pass of this stage rejected."""
         if is_main_process() and self.path.is_file():
-            with self.path.open(encoding="utf-8", newline="\n") as lines:  # ends of lines are line feeds alone
-                kept = [line for line in lines if json.loads(line)["stage"] != stage]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            with self.path.open(encoding="utf-8", errors="replace", newline="\n") as lines:  # line feeds alone end one
+                kept = [line for line in lines if _stage_of(line) not in (stage, None)]
+            write_text(self.path, "".join(kept))
 
     def add(self, stage: str, where: str, reason: str, row: Row) -> None:
         if not is_main_process():

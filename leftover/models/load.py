@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from leftover.data.tokenizer import num_tokens
-from leftover.errors import UserError, first_line
+from leftover.errors import UserError, first_line, one_line
 from leftover.monitoring.ranks import is_main_process, is_sharded
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
@@ -82,8 +82,12 @@ def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "flo
     """The causal LM of a config with random weights."""
     from transformers import AutoModelForCausalLM
 
-    with seeded(seed), not_in_parts():
-        return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+    try:
+        with seeded(seed), not_in_parts():
+            return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+    except Exception as error:  # and torch another
+        kind = config.model_type
+        raise UserError(f"model.config: no {kind} can be made of these sizes: {one_line(error, 200)}") from error
 
 
 @contextlib.contextmanager
@@ -129,8 +133,8 @@ def make_config(settings: dict[str, Any]) -> Any:
         raise UserError("model.config needs 'model_type' (for example: llama)")
     try:
         config = AutoConfig.for_model(**settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model.config is refused by transformers: {first_line(error)}") from error
+    except Exception as error:  # transformers raises a different type for every cause
+        raise UserError(f"model.config is refused by transformers: {one_line(error, 200)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model.config: '{config.model_type}' has no causal language model: take llama or gpt2")
     return config

@@ -33,6 +33,9 @@ QUICK = (
 )  # fmt: skip
 
 
+_MOST_NODES = 100_000  # in a file of YAML
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader; 1e-5 is the number it is (YAML 1.1 wants 1.0e-5), and a key given twice is an error."""
 
@@ -58,8 +61,31 @@ for _class in (_Loader, _Dumper):
 
 
 def load_yaml(text: str) -> Any:
-    """YAML as plain Python values; nothing is constructed or executed."""
-    return yaml.load(text, _Loader)
+    """YAML as plain Python values; nothing is constructed or executed. Raises yaml.YAMLError for what is none."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _MOST_NODES:
+            raise yaml.YAMLError(f"its anchors and aliases spell more than {_MOST_NODES:,} values")
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # of tags and numbers
+        raise yaml.YAMLError(f"a value is none of its kind: {one_line(error, 80)}") from error
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values that a node spells, those of aliases counted every time."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES + 1  # if it holds itself
+        inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = [] if isinstance(node, yaml.ScalarNode) else inside
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from leftover.errors import PYTHON, UserError, nearest, one_line
@@ -29,6 +30,7 @@ def setting(default: _T, text: str) -> _T:
 
 AT_LEAST_0, ABOVE_0, AT_LEAST_1 = (0.0, math.inf), (math.ulp(0.0), math.inf), (1.0, math.inf)
 
+_LARGEST = 2**31 - 1  # of a whole number
 # What numbers of TrainingArguments may be, both ends included; transformers takes any, and hangs or trains on.
 _RANGES = {
     "per_device_train_batch_size": AT_LEAST_1, "per_device_eval_batch_size": AT_LEAST_1,
@@ -53,6 +55,7 @@ def faulty_numbers(
         if value is None or name not in ranges or (name == "max_steps" and value == -1):  # transformers' "not set"
             continue
         low, high = ranges[name]
+        high = min(high, _LARGEST) if "int" in kinds[name] else high
         if isinstance(value, (str, bool)) or not isinstance(value, (int, float)):
             yield name, f"is a number, got {value!r:.60}"
         elif not (math.isfinite(value) and low <= value <= high):
@@ -86,6 +89,7 @@ class PolicyConfig(TrainingArguments):
         "eval_engine": get_args(EngineName),
         "on_bad_row": ("error", "skip"),
         "optim": tuple(name.value for name in OptimizerNames),
+        "lr_scheduler_type": tuple(name.value for name in SchedulerType),
     }
 
     RANGES: ClassVar[dict[str, tuple[float, float]]] = _RANGES | {

@@ -96,7 +96,7 @@ _Bound = Annotated[float, AllowInfNan(True)]  # a reward may be bounded on one s
 class ValueSection(Section):
     # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
-    candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
+    candidates: list[Literal["constant", "ridge", "head"]] = Field(["constant", "ridge", "head"], min_length=1)
     # reference_samples: how many training prompts are sampled for; auto: 2,000, with `model.path` 500.
     num_prompts: NumPrompts = "auto"
     samples_per_prompt: int = Field(1, gt=0)
@@ -108,6 +108,13 @@ class ValueSection(Section):
     head_epochs: int = Field(30, gt=0)
     head_learning_rate: float = Field(1e-3, gt=0)
     bounds: tuple[_Bound, _Bound] | None = None  # declared bounds of the reward: the value is clipped to them
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_are_in_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError("give the lower and the higher bound of the reward, as [0, 1] (.inf for none)")
+        return bounds
 
     @property
     def num_samples(self) -> int:
@@ -122,7 +129,7 @@ class EvaluateSection(Section):
     primary: Literal["sampled", "greedy"] = "sampled"  # whose completions the result table shows first
     # Which completions of the test prompts are written; default: the primary ones alone.
     decodings: list[Literal["sampled", "greedy"]] | None = Field(None, min_length=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=100)
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
     batch_size: int = Field(64, gt=0)  # completions that transformers writes at a time
     max_batch_tokens: int = Field(MAX_BATCH_TOKENS, gt=0)  # and their positions: rows times the longest they may become
@@ -201,6 +208,13 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     compare: CompareSection = CompareSection()
     rounds: RoundsSection | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the same seed stands twice: one training is no second sample")
+        return seeds
 
     @field_validator("policies")
     @classmethod

@@ -2,7 +2,10 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from enum import Enum
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from leftover.errors import UserError, closest, nearest
 from leftover.objectives import OBJECTIVES, ONLINE
@@ -13,6 +16,7 @@ from leftover.recipe.ppo_config import ONE_RULE, PPOConfig
 from leftover.recipe.sections import Recipe
 
 Fields = Mapping[str, Any]
+_IN_WORDS = {"bool": "true or false", "bool | None": "true or false", "str": "a text", "str | None": "a text"}
 
 _RESERVED = {
     "output_dir": "the run's own folder is used",
@@ -25,6 +29,10 @@ _RESERVED = {
     "eval_engine": "set evaluate.engine",
     "eval_vllm": "set evaluate.vllm",
     "eval_max_batch_tokens": "set evaluate.max_batch_tokens",
+    "resume_from_checkpoint": "a run goes on from its own checkpoints",
+    "local_rank": "the launcher tells it to each process",
+    "enable_jit_checkpoint": "set save_on_signal, which is on by default",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command says what is done"),
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",
 } | dict.fromkeys(
     ("hub_strategy", "hub_always_push", "hub_revision"),
@@ -89,8 +97,24 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
             refuse(name, f"is a number, got the text {value!r}")
         for _, fault in faulty_numbers({name: value}, config):
             refuse(name, fault)
+        if name not in config.CHOICES and name not in config.RANGES and (fault := _faulty_type(config, name, value)):
+            refuse(name, fault)
     if policy is not None and config is LoLConfig:
         objective_and_settings(policy, f"{where}: {prefix}objective_settings")
+
+
+def _faulty_type(config: type[PolicyConfig], name: str, value: object) -> str | None:
+    """What is wrong with a value that the config's own annotation does not allow; None of any other."""
+    kind = get_type_hints(config)[name]
+    for choices in (part for part in get_args(kind) if isinstance(part, type) and issubclass(part, Enum)):
+        names = [str(choice.value) for choice in choices]
+        return None if value in names else f"is {value!r:.60}{nearest(str(value), names)}; choices: {', '.join(names)}"
+    try:
+        TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError:
+        plain = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind).replace("typing.", "")
+        return f"is {value!r:.60}: it must be {_IN_WORDS.get(str(plain), plain)}"
+    return None
 
 
 def _hint(prefix: str, name: str, value: object, objective: str, valid: Collection[str], is_policy: bool) -> str:

@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 
 from leftover.errors import UserError
 from leftover.rewards.base import STRICT, Prompt
-from leftover.services.client import RETRIED, Key, Patience, ask, shown
+from leftover.services.client import RETRIED, Answer, Key, Patience, ask, shown
 from leftover.services.credentials import check_headers, check_token_settings, check_url, hide, read_token
 from leftover.store.sealed import digest
 
@@ -37,7 +37,7 @@ class HttpReward:
     Args:
         url: of the service, without credentials.
         batch_size: completions per request.
-        timeout: seconds to wait for a connection, and for the next part of an answer.
+        timeout: seconds to wait for a connection, and for the whole of an answer.
         retries: how often a request is tried again; 0 for never.
         backoff: seconds before the third try, doubled for each that follows (at most two minutes), plus a random part
             of up to as many; the second try is immediate.
@@ -109,7 +109,7 @@ class HttpReward:
             reason = error if type(error) is ValueError else "the answer is not JSON"
             raise UserError(f"{_WHERE} {self.url}: {hide(str(reason), token)}; {answered}") from error
 
-    def _post(self, payload: dict[str, Any], token: str | None) -> requests.Response:
+    def _post(self, payload: dict[str, Any], token: str | None) -> Answer:
         return ask(
             self._session,
             "POST",

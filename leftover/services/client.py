@@ -1,6 +1,8 @@
 """One request over HTTP, tried again after a passing fault."""
 
 import logging
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +17,16 @@ log = logging.getLogger(__name__)
 
 SHOWN = 200  # characters of an answer in an error
 RETRIED = (429, *range(500, 600))
-_LONGEST_BACKOFF = 120.0  # seconds; a service may ask for more by Retry-After
+_LONGEST_WAIT = 120.0  # seconds before a request is tried again, also where a service asks for more by Retry-After
+LONGEST_ANSWER = 64 * 2**20  # bytes, as they are unpacked
+
+
+class Answer(NamedTuple):
+    """What a service has answered, read whole."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Patience(NamedTuple):
@@ -50,8 +61,10 @@ def ask(
     patience: Patience,
     key: Key | None,
     remedy: str,
-) -> requests.Response:
+) -> Answer:
     """The last answer to a request that is tried again after lost connections, time-outs, and the statuses `RETRIED`.
+
+    Raises UserError if none comes, or one of more than 64 MiB.
 
     Args:
         payload: sent as JSON; None: nothing is.
@@ -59,36 +72,54 @@ def ask(
         remedy: what to do if no answer comes.
     """
     wait = patience.backoff
-    retry = Retry(patience.retries, backoff_factor=wait, backoff_jitter=wait, backoff_max=_LONGEST_BACKOFF)
+    retry = Retry(patience.retries, backoff_factor=wait, backoff_jitter=wait, backoff_max=_LONGEST_WAIT)
     while True:
         answer = fault = None
         try:
-            response = session.request(
+            until = time.monotonic() + patience.timeout
+            with session.request(
                 method,
                 url,
                 json=payload,
                 auth=key,
                 timeout=patience.timeout,
                 allow_redirects=False,  # a redirected POST becomes a GET
-            )
-            if response.status_code not in RETRIED or not retry.total:
-                return response
-            answer, shown = response.raw, f"status {response.status_code}"
+                stream=True,
+            ) as response:
+                found = Answer(response.status_code, response.headers, _whole(response, until, f"{where} {url}"))
+            if found.status_code not in RETRIED or not retry.total:
+                return found
+            answer, shown = response.raw, f"status {found.status_code}"
         except requests.RequestException as error:
             cause = next(iter(error.args), None)
             fault, shown = error, hide(str(getattr(cause, "reason", error)), key.token if key else None)[:SHOWN]
             if not retry.total:
                 tried = patience.retries + 1
                 raise UserError(f"{where} {url}: no answer, tried {tried} times: {shown}. {remedy}") from error
-        asked = answer and answer.headers.get("Retry-After")
-        log.warning("%s: %s; trying again%s", where, shown, f" in {asked} s, as it asks" if asked else "")
         retry = retry.increment(method, url, answer, fault)
         try:
-            retry.sleep(answer)
-        except InvalidHeader:  # Retry-After is neither seconds nor a date
-            retry.sleep()
+            asked = retry.get_retry_after(answer) if answer else None
+        except InvalidHeader:  # neither seconds nor a date
+            asked = None
+        wait = retry.get_backoff_time() if asked is None else min(asked, _LONGEST_WAIT)
+        reason = "" if asked is None else f" in {wait:.0f} s (it asks for {asked:.0f})"
+        log.warning("%s: %s; trying again%s", where, shown, reason)
+        time.sleep(wait)
 
 
-def shown(response: requests.Response, token: str | None) -> str:
+def _whole(response: requests.Response, until: float, where: str) -> bytes:
+    """The body of an answer, which must be here by a time of the monotonic clock."""
+    parts, size = list[bytes](), 0
+    for part in response.iter_content(2**16):
+        size += len(part)
+        if size > LONGEST_ANSWER:
+            raise UserError(f"{where}: an answer of more than {LONGEST_ANSWER // 2**20} MiB: a wrong address?")
+        if time.monotonic() > until:
+            raise requests.ReadTimeout("the answer had begun, and was not whole in time")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def shown(response: Answer, token: str | None) -> str:
     """The beginning of an answer, for messages, without the key."""
     return repr(hide(response.content.decode("utf-8", "replace"), token)[:SHOWN])

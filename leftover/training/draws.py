@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from leftover.errors import UserError
 from leftover.objectives.groups import members_of
 
 # Batches are formed inside windows of this many batches, so that rows of similar length meet while the order of the run
 # stays random. Which rows are drawn is settled before: bucketing changes no row's expected count.
 _WINDOW_BATCHES = 64
+MOST_DRAWS = 10**9  # two arrays of as many numbers are held
 
 
 class DrawOrder(NamedTuple):
@@ -82,6 +84,11 @@ def draw_batches(
         raise ValueError(f"give at least one of weights, lengths, groups, all of one length; got lengths {sizes}")
     if batch_size is None and max_tokens is None:
         raise ValueError("draw_batches needs batch_size, max_tokens or both")
+    if num_units > MOST_DRAWS:
+        raise UserError(
+            f"a run of {num_units:,} draws: at most {MOST_DRAWS:,} can be drawn; lower max_steps (num_train_epochs) or "
+            "the batches"
+        )
     if max_tokens is not None and lengths is None:
         raise ValueError("max_tokens needs lengths")
     rng, num_rows = np.random.default_rng(seed), sizes.pop()

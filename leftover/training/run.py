@@ -89,8 +89,6 @@ def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
 
 def train_all(run: Run) -> None:
     """Every policy of the recipe with every seed."""
-    for name in run.recipe.policies:  # faulty settings are refused before an earlier policy is discarded
-        training_args(run, name, run.recipe.seeds[0])
     for name in run.recipe.policies:
         for seed in run.recipe.seeds:
             train_one(run, name, seed)

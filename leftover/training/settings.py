@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from leftover.errors import UserError
+from leftover.errors import UserError, one_line
 from leftover.objectives import ONLINE
 from leftover.publish.hub import HUB_KEYS
 from leftover.recipe.lol_config import REFERENCE_DEFAULTS, LoLConfig, objective_settings
@@ -98,4 +98,5 @@ def _config(
     try:
         return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:
-        raise UserError(f"training settings are refused: {error}") from error
+        what = subject(run_folder, folder)
+        raise UserError(f"the training settings of {what} are refused: {one_line(error)}") from error

@@ -16,7 +16,7 @@ from leftover.models.engines.request import EngineFault, Model, Request, Samplin
 from leftover.models.engines.weights import Weights
 from leftover.monitoring.ranks import is_main_process, told
 from leftover.recipe.engine import VllmSection
-from leftover.services.client import Key, Patience, ask, shown
+from leftover.services.client import Answer, Key, Patience, ask, shown
 from leftover.services.credentials import read_token
 
 _WHERE = "evaluate.vllm.address"
@@ -132,14 +132,14 @@ class ServerEngine:
         except (ValueError, RecursionError):
             raise EngineFault(f"{_WHERE} {self.address}: the answer is not JSON: is it vLLM's server?") from None
 
-    def _expect(self, response: requests.Response, otherwise: str) -> None:
+    def _expect(self, response: Answer, otherwise: str) -> None:
         if not 200 <= response.status_code < 300:
             answer = shown(response, read_token(self.token_env, _WHERE))
             raise EngineFault(
                 f"{_WHERE} {self.address}: {otherwise} (status {response.status_code}, it answered {answer})"
             )
 
-    def _ask(self, method: str, path: str, payload: Any = None) -> requests.Response:
+    def _ask(self, method: str, path: str, payload: Any = None) -> Answer:
         token = read_token(self.token_env, _WHERE)
         try:
             return ask(
