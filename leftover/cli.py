@@ -19,6 +19,7 @@ from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
 from leftover.monitoring.signals import Interrupted, stop_on_sigterm
 from leftover.monitoring.terminal import harmless, set_up_logging
+from leftover.trust import allow_code
 
 if TYPE_CHECKING:
     from leftover.recipe.sections import Recipe
@@ -30,9 +31,10 @@ _EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--allow-code", is_flag=True, help="Let code run that the recipe of a run's folder names.")
 @click.version_option(package_name="leftover")
 @click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
     """Turn scored text into a better language model (A-LoL)."""
     if launched() > 1 and context.invoked_subcommand not in _SHARED:
         raise UserError(
@@ -300,9 +302,10 @@ def main(arguments: list[str] | None = None) -> None:
     stop_on_sigterm()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    allow_code("--allow-code" in given)
     try:
-        # Taken out here, so that it may stand before the verb or after it.
-        cli.main(args=[argument for argument in given if argument != "--debug"], standalone_mode=False)
+        # Taken out here, so that they may stand before the verb or after it.
+        cli.main(args=[word for word in given if word not in ("--debug", "--allow-code")], standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -64,7 +64,7 @@ def load_with(settings: ModelSection, path: str, compute_dtype: str | None = Non
         path,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=settings.remote_code,
         quantization=nf4_options(compute_dtype) if settings.quantization else None,
     )
     return model.to("cuda") if torch.cuda.is_available() and not settings.quantization else model

@@ -57,7 +57,7 @@ def _export(run: FinishedRun, policy: str, seed: int, target: Path, merge: bool,
     source = policy_folder(run.folder, policy, seed)
     merge = merge or (hub_id is not None and _lost_elsewhere(source))
     tokenizer, options = load_tokenizer(str(source)), section.template_options
-    model = load_model(str(source), dtype=section.dtype, trust_remote_code=section.trust_remote_code)
+    model = load_model(str(source), dtype=section.dtype, trust_remote_code=section.remote_code)
     rows = _few_rows(run, model)
     expected = _logprobs(model, tokenizer, rows)
     if is_adapter(source) and merge:
@@ -104,7 +104,7 @@ def _compare(
     target: Path, section: ModelSection, rows: list[dict[str, Any]], expected: np.ndarray, *, rounded: bool
 ) -> None:
     """Load an export back; remove it, and raise UserError, unless it gives the rows the expected log-probabilities."""
-    model = load_model(str(target), dtype=section.dtype, trust_remote_code=section.trust_remote_code)
+    model = load_model(str(target), dtype=section.dtype, trust_remote_code=section.remote_code)
     found = _logprobs(model, load_tokenizer(str(target)), rows)
     difference = float(np.abs(found - expected).mean())
     # Merging rounds to the dtype of the weights.

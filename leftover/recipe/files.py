@@ -116,7 +116,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
         raise UserError(f"no recipe at '{path}'{looked_for(path)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, found {type(content).__name__}")
-    return make_recipe(content, str(path), overrides, saved=saved)
+    return make_recipe(content, str(path), overrides, saved=saved).marked(of_folder=saved)
 
 
 def make_recipe(

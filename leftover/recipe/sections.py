@@ -8,6 +8,7 @@ from pydantic import AllowInfNan, Field, PrivateAttr, field_validator, model_val
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineName, EngineSettings, VllmSection
 from leftover.recipe.forms import BY_FORM, MAPPING, TEXT, Grid, OneOrMore, Section, Transform, Unfinished
+from leftover.trust import check_code, code_is_closed
 
 
 class LoraSection(Section):
@@ -26,6 +27,8 @@ class TokenizerSection(Section):
 
 
 class ModelSection(Section):
+    _of_folder: bool = PrivateAttr(False)  # it is that of a run's folder
+
     # A folder or Hub id to start from; or a `config` (model_type and its settings) for random weights.
     path: str | None = None
     config: dict[str, Any] | None = None
@@ -39,6 +42,13 @@ class ModelSection(Section):
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     lora: LoraSection | None = None
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether a model's own code may run. UserError if a run's folder asks for it and nobody allowed it."""
+        if self.trust_remote_code:
+            check_code("trust_remote_code", "model", of_folder=self._of_folder)
+        return self.trust_remote_code and not code_is_closed()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -227,6 +237,16 @@ class Recipe(Section):
             if not _FOLDER_NAME.fullmatch(name):
                 raise ValueError(f"{name[:100]!r} cannot name a policy, whose folder is called so: {NAME_RULE}")
         return policies
+
+    @property
+    def is_of_folder(self) -> bool:
+        """Whether it is the recipe of a run's folder, which may be anybody's, or made of one."""
+        return self.model._of_folder
+
+    def marked(self, of_folder: bool) -> Self:
+        """Itself, marked as the recipe of a run's folder or as the user's own."""
+        self.model._of_folder = of_folder
+        return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()

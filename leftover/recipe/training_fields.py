@@ -97,8 +97,9 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
             refuse(name, f"is a number, got the text {value!r}")
         for _, fault in faulty_numbers({name: value}, config):
             refuse(name, fault)
-        if name not in config.CHOICES and name not in config.RANGES and (fault := _faulty_type(config, name, value)):
-            refuse(name, fault)
+        checked = name in config.CHOICES or name in config.RANGES
+        if not checked and (wrong := _faulty_type(config, name, value)):
+            refuse(name, wrong)
     if policy is not None and config is LoLConfig:
         objective_and_settings(policy, f"{where}: {prefix}objective_settings")
 

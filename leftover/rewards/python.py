@@ -1,8 +1,10 @@
 """A user's own function as a reward."""
 
+import ast
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import itertools
 import math
@@ -15,6 +17,7 @@ from typing import Any, NoReturn
 from leftover.data.checks import LARGEST_REWARD
 from leftover.errors import PYTHON, RECIPE, SettingNames, UserError
 from leftover.rewards.base import Prompt
+from leftover.trust import code_is_closed
 
 
 class PythonReward:
@@ -31,23 +34,62 @@ class PythonReward:
         module_name, _, name = function.partition(":")
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
+        self.function, self.settings = function, settings
+        if code_is_closed():
+            self.callable: Callable[..., Any] = _not_run
+            self._file: Path | None = _file_with(module_name, name)
+            return
         try:
             with _os_exit_raises():
-                self.module = importlib.import_module(module_name)
-            self.callable = getattr(self.module, name)
+                module = importlib.import_module(module_name)
+            self._file = Path(module.__file__) if module.__file__ else None
+            self.callable = getattr(module, name)
         except (Exception, SystemExit) as error:  # the user's module may fail in any way, or call sys.exit
             raise UserError(f"python reward '{function}' cannot be loaded: {type(error).__name__}: {error}") from error
         if not callable(self.callable):
             raise UserError(f"python reward '{function}' is not a function")
-        self.function, self.settings = function, settings
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         return call_reward(self.callable, f"python reward '{self.function}'", prompts, completions, **self.settings)
 
     def identity(self) -> dict[str, Any]:
-        source = Path(self.module.__file__ or "").read_bytes() if self.module.__file__ else b""
+        source = self._file.read_bytes() if self._file else b""
         digest = hashlib.sha256(source).hexdigest()[:16]
         return {"type": "python", "function": self.function, "source": digest, **self.settings}
+
+
+def _not_run(*args: Any) -> NoReturn:
+    raise AssertionError("no code runs here")
+
+
+def _file_with(module: str, name: str) -> Path:
+    """The file of a function, of which nothing is run. UserError if there is none, or it has no such name."""
+    where, (first, *rest) = f"python reward '{module}:{name}' cannot be loaded", module.split(".")
+    found = importlib.util.find_spec(first)
+    origin = None if found is None or found.origin is None else Path(found.origin)
+    if origin is not None and rest:
+        inner = origin.parent.joinpath(*rest)
+        origin = next((path for path in (inner.with_suffix(".py"), inner / "__init__.py") if path.is_file()), None)
+    if origin is None:
+        raise UserError(f"{where}: there is no module {module}")
+    if origin.suffix != ".py":
+        return origin  # compiled: only a run can tell
+    try:
+        tree = ast.parse(origin.read_bytes())
+    except (SyntaxError, ValueError, OSError) as error:
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    text = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    text |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    text |= {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if hasattr(node, "names")
+        for alias in node.names
+        if isinstance(alias, ast.alias)
+    }
+    if name not in text and "*" not in text:
+        raise UserError(f"{where}: {origin} has no '{name}'")
+    return origin
 
 
 @contextlib.contextmanager

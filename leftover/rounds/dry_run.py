@@ -17,8 +17,10 @@ from leftover.monitoring.terminal import console
 from leftover.recipe.sections import Recipe
 from leftover.rounds.recipes import BEST_OF_N, check, first_round, later_round, rounds_of
 from leftover.runs.run import Run
+from leftover.trust import no_code
 
 
+@no_code()
 def dry_run(recipe: Recipe, device: str | None = None) -> None:
     """Print the estimate of all rounds, of the first with its time on a device (by default this machine).
 

@@ -119,4 +119,4 @@ def _made(recipe: Recipe, policies: dict[str, dict[str, Any]], folder: Path, **s
     own = {"policies": {name: local(fields) for name, fields in policies.items()}, "train": local(recipe.train)}
     content = recipe.model_dump() | own | {"rounds": None, "output_dir": str(folder)} | sections
     # Its names were checked when it was read.
-    return make_recipe(content, where=recipe.where, saved=True)
+    return make_recipe(content, where=recipe.where, saved=True).marked(recipe.is_of_folder)

@@ -196,7 +196,7 @@ def check_tokenizer(run: Run) -> None:
     model, reference = run.recipe.model, run.recipe.reference
     if isinstance(model.tokenizer, TokenizerSection):  # it is trained on the rows
         return
-    options = {"trust_remote_code": model.trust_remote_code}
+    options = {"trust_remote_code": model.remote_code}
     for path in filter(None, (model.path, reference.path)):
         check_vocabulary_at(path, run.models.tokenizer, key="model.tokenizer", **options)
     check_random_weights(model, run.models.tokenizer)
@@ -225,7 +225,7 @@ def model_positions(model: ModelSection) -> int | None:
             "what `leftover export` writes"
         )
     try:
-        found = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=model.remote_code)
     except (OSError, ValueError) as error:
         looked = "" if Path(path).exists() else looked_for(path)
         raise UserError(f"no model at '{path}' (key model.path{looked}): {first_line(error)}") from error

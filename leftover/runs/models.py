@@ -30,7 +30,7 @@ class Models:
         return load_tokenizer(
             self._tokenizer_path,
             chat_template=section.chat_template,
-            trust_remote_code=section.trust_remote_code,
+            trust_remote_code=section.remote_code,
         )
 
     @cached_property

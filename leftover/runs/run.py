@@ -16,6 +16,7 @@ from leftover.store.folders import give_back, remove
 from leftover.store.manifest import FileHashes, Manifest
 from leftover.store.sealed import read_sealed, write_sealed
 from leftover.store.table import Table
+from leftover.trust import check_code, functions_in_python
 
 
 class Run:
@@ -66,13 +67,19 @@ class Run:
     def reward(self) -> SumReward:
         section = self.recipe.reward
         where = f"{self.recipe.where}: reward.functions"
+        self._check_code(section.functions, where)
         return SumReward(section.functions, section.transform, section.missing, where, section.length)
 
     @cached_property
     def judges(self) -> SumReward | None:
         """Held-out scorers: reported, never trained on."""
         judges, where = self.recipe.evaluate.judges, f"{self.recipe.where}: evaluate.judges"
+        self._check_code(judges, where)
         return SumReward(judges, where=where) if judges else None
+
+    def _check_code(self, functions: list[dict[str, Any]], where: str) -> None:
+        for name in functions_in_python(functions):
+            check_code(f"the function {name}", where, of_folder=self.recipe.is_of_folder)
 
     @cached_property
     def models(self) -> Models:

@@ -38,7 +38,8 @@ def with_policies(recipe: Recipe, policies: dict[str, dict[str, Any]], seeds: li
     """The recipe with other policies; their keys are checked as those of any recipe."""
     changed = {"policies": policies} | ({"seeds": seeds} if seeds is not None else {})
     # Its names were checked when it was read; those of trials are not for users.
-    return make_recipe(recipe.model_dump() | changed, where=recipe.where, saved=True)
+    made = make_recipe(recipe.model_dump() | changed, where=recipe.where, saved=True)
+    return made.marked(recipe.is_of_folder)
 
 
 def with_policy(run: Run, entry: Entry) -> Run:

@@ -20,10 +20,12 @@ from leftover.monitoring.terminal import console
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe
+from leftover.trust import no_code
 
 _COLUMNS = ("method", "settings from", "rows", "updates a run", "tokens a run", "trials", "runs")
 
 
+@no_code()
 def dry_run(recipe: Recipe, options: Options, frontier: bool = False) -> None:
     """Print methods, updates, trials (of a frontier: strengths), costs and refusals.
 

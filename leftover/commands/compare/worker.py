@@ -29,7 +29,9 @@ def main() -> None:
     from leftover.monitoring.terminal import set_up_logging
     from leftover.recipe.files import load_recipe
     from leftover.runs.run import Run
+    from leftover.trust import allow_code
 
+    allow_code()  # the command that started this one has looked at whose recipe it is
     set_up_logging()
     log = logging.getLogger("leftover")
     try:

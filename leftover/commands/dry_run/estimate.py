@@ -29,6 +29,7 @@ from leftover.rewards import SumReward
 from leftover.runs.names import logprob_columns
 from leftover.runs.run import Run
 from leftover.training.run import VALIDATION_TOKENS
+from leftover.trust import no_code
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Estimate:
     device: str | None = None  # that the seconds are of; HERE or a name of `pace.DEVICES`
 
 
+@no_code()
 def estimate_run(
     recipe: Recipe,
     until: str = "report",

@@ -146,7 +146,7 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
         return None
     config, _ = find_config(model)
     if config is not None and not isinstance(model.tokenizer, TokenizerSection):
-        name, remote = "the model" if model.path else "model.config", model.trust_remote_code
+        name, remote = "the model" if model.path else "model.config", model.remote_code
         check_vocabulary_of(config, tokenizer, name, trust_remote_code=remote, key="model.tokenizer")
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
     done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
@@ -168,7 +168,7 @@ def _tokenizer(model: ModelSection, sample: list[dict[str, Any]]) -> PreTrainedT
         return tokenizer
     path = model.tokenizer or str(model.path)
     try:
-        return load_tokenizer(path, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code)
+        return load_tokenizer(path, chat_template=model.chat_template, trust_remote_code=model.remote_code)
     except UserError:
         if Path(path).exists():
             raise

@@ -45,7 +45,7 @@ def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
     if model.path is None:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
-        options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "local_files_only": True}
+        options: dict[str, Any] = {"trust_remote_code": model.remote_code, "local_files_only": True}
         found = AutoConfig.from_pretrained(model.path, **options)
     except (OSError, ValueError) as error:
         if (Path(model.path) / "config.json").is_file():
@@ -64,7 +64,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
     if isinstance(model.tokenizer, TokenizerSection):
         return {"vocab_size": model.tokenizer.vocab_size}
     if model.tokenizer is not None and Path(model.tokenizer).is_dir():
-        return {"vocab_size": num_tokens(load_tokenizer(model.tokenizer, trust_remote_code=model.trust_remote_code))}
+        return {"vocab_size": num_tokens(load_tokenizer(model.tokenizer, trust_remote_code=model.remote_code))}
     return {}
 
 

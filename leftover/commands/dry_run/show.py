@@ -13,6 +13,7 @@ from leftover.commands.dry_run.sources import DOWNLOAD, Source, offline
 from leftover.data.checks import SPLITS
 from leftover.monitoring.terminal import clock, console, size_text
 from leftover.recipe.sections import Recipe
+from leftover.trust import no_code
 
 MEANING = (
     "Floating-point operations: two a multiply-add, without padding.",
@@ -28,6 +29,7 @@ _LONG_WORD = 24
 _DEVICE_COUNTS = [1, 8, 64]
 
 
+@no_code()
 def dry_run(recipe: Recipe, until: str, device: str | None = None) -> None:
     """Print the estimate of a run up to the stage `until`, with its time on a device; by default on this machine.
 

@@ -123,9 +123,9 @@ def open_source(
         tokenizer = load_tokenizer(
             made.model.tokenizer if isinstance(made.model.tokenizer, str) else _tokenizer_path(path),
             chat_template=made.model.chat_template,
-            trust_remote_code=made.model.trust_remote_code,
+            trust_remote_code=made.model.remote_code,
         )
-        check_vocabulary_at(path, tokenizer, trust_remote_code=made.model.trust_remote_code, key="model.tokenizer")
+        check_vocabulary_at(path, tokenizer, trust_remote_code=made.model.remote_code, key="model.tokenizer")
         return Source(path, made, tokenizer, read_prompts(made.data, rejects), fresh_reward(given or Run(made).reward))
     # `overrides` hold for this command alone: the run, whose rows and rewards are used, keeps its recipe.
     saved, settings = load_recipe(recipe), load_recipe(recipe, overrides)
@@ -141,7 +141,7 @@ def _of_recipe(
 ) -> Source:
     """The source of a recipe whose run is opened: what its rows and rewards need is computed in its folder."""
     saved, tokenizer = run.recipe, run.models.tokenizer
-    check_vocabulary_at(path, tokenizer, trust_remote_code=saved.model.trust_remote_code, key="model.tokenizer")
+    check_vocabulary_at(path, tokenizer, trust_remote_code=saved.model.remote_code, key="model.tokenizer")
     same_path = settings.data.path == saved.data.path
     if prompts is not None:
         # The recipe's format is that of its own file.
