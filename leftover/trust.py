@@ -39,8 +39,8 @@ def check_code(what: str, where: str, *, of_folder: bool) -> None:
     """Refuse code that a run's folder names, unless it was allowed."""
     if of_folder and not _allowed and not _closed:
         raise UserError(
-            f"{where}: {what} would run code that this folder names: add --allow-code if you trust the folder, or give a "
-            "recipe of yours"
+            f"{where}: {what} would run code that this folder names: add --allow-code if you trust it, or give "
+            "your own recipe"
         )
 
 

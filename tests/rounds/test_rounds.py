@@ -27,6 +27,7 @@ from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.files import read_json
+from leftover.store.sealed import read_sealed
 from leftover.store.table import equals
 from tests.conftest import scored_rows
 from tests.forked import forked
@@ -313,7 +314,7 @@ def test_killed_in_training_in_sampling_and_before_the_results_it_ends_as_undist
         assert in_a_child(made["killed"], at, said) == -signal.SIGKILL
         assert not (tmp_path / "killed/run/rounds.json").exists()
     assert [in_a_child(recipe, None, said) for recipe in made.values()] == [0, 0], said.read_text()
-    rows = {name: read_json(tmp_path / name / "run/rounds.json") for name in made}
+    rows = {name: read_sealed(tmp_path / name / "run/rounds.json") for name in made}
     for row in (row for results in rows.values() for row in results["rows"]):
         row.pop("seconds", None)
     assert rows["killed"] == rows["undisturbed"]

@@ -18,6 +18,7 @@ from leftover.errors import UserError
 from leftover.pipeline import run
 from leftover.recipe.files import make_recipe
 from leftover.runs.finished import FinishedRun
+from leftover.runs.names import evaluation_artifact
 from leftover.store.files import write_json
 from leftover.store.manifest import Manifest
 from tests.commands.judge.judge_service import JudgeService, prefers, says
@@ -64,6 +65,7 @@ def write(folder: Path, subject: str, text: Callable[[dict], str]) -> None:
     path = folder / "evaluation" / f"{subject}.jsonl"
     records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     path.write_text("".join(json.dumps(r | {"text": text(r)}, ensure_ascii=False) + "\n" for r in records))
+    Manifest(folder).finish(evaluation_artifact(subject), wrote=[path])
 
 
 def judge(folder: Path, service: JudgeService, *options: str) -> int:
