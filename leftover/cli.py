@@ -148,8 +148,7 @@ def evaluate(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path())
-@click.pass_context
-def check(context: click.Context, run: str) -> None:
+def check(run: str) -> None:
     """Check every file of a run's folder against what was written; status 1 if one is damaged. Writes nothing."""
     from leftover.commands.check import check, lines
 
@@ -158,7 +157,7 @@ def check(context: click.Context, run: str) -> None:
         for line in lines(folder, checked):
             click.echo(harmless(line))
     if any(checked.faults for _, checked in found):
-        context.exit(1)
+        sys.exit(1)
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":

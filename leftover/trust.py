@@ -10,6 +10,7 @@ from typing import Any
 
 from leftover.errors import UserError
 
+_OURS = ("leftover.demo.grammar:score_answers",)  # of the demonstration
 _allowed = False
 _closed = False
 
@@ -48,7 +49,8 @@ def functions_in_python(spec: Any) -> Iterator[str]:
     """The functions that the specification of a reward names, at any depth."""
     if isinstance(spec, dict):
         if spec.get("type") == "python":
-            yield str(spec.get("function"))
+            if spec.get("function") not in _OURS:
+                yield str(spec.get("function"))
         spec = list(spec.values())
     for part in spec if isinstance(spec, list) else ():
         yield from functions_in_python(part)

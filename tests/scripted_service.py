@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -12,6 +12,8 @@ Step = Callable[[dict[str, Any]], tuple[int, dict[str, str], Any]]
 
 class ScriptedService:
     """`plan` holds what the next requests get, then `then`: request -> (status, headers, body), JSON unless bytes.
+
+    A generator's parts are sent one by one, to the end of the connection.
 
     Subclasses say where it answers, which headers every answer has, and what a request is to a test (`received`).
     """
@@ -36,17 +38,21 @@ class ScriptedService:
                     service.times.append(time.monotonic())
                     step = service.plan.pop(0) if service.plan else service.then
                 status, headers, answer = step(request)
-                sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                parts = isinstance(answer, Generator)
+                sent = answer if isinstance(answer, bytes) else b"" if parts else json.dumps(answer).encode()
                 try:
                     self.send_response(status)
-                    whole = {**service.answer_headers, "Content-Length": str(len(sent)), **headers}
+                    length = {"Connection": "close"} if parts else {"Content-Length": str(len(sent))}
+                    whole = {**service.answer_headers, **length, **headers}
                     for name, value in whole.items():
                         self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(sent)
+                    for part in answer if parts else ():
+                        self.wfile.write(part)
                 except OSError:  # the client has given up, as it should
                     self.close_connection = True
-                if headers.get("Connection") == "close":
+                if parts or headers.get("Connection") == "close":
                     self.close_connection = True
 
             def log_message(self, *_: Any) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from leftover.errors import UserError
 from leftover.monitoring.checkpoints import faults_of_checkpoint
-from leftover.prepare.fitted_in import STATE
 from leftover.report.frontier import FRONTIER
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import PREPARED
+from leftover.runs.names import PREPARED, REWARD_STATE
 from leftover.store.manifest import Manifest
 from leftover.store.sealed import read_sealed
 
-_NOTES = (PREPARED, STATE)
+_NOTES = (PREPARED, REWARD_STATE)
 _RESULTS = ("results.json", "comparison.json", FRONTIER)
 
 

@@ -5,20 +5,18 @@ from typing import Any
 
 from leftover.errors import UserError
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import score_block, slug
+from leftover.runs.names import REWARD_STATE, score_block, slug
 from leftover.runs.run import Run
 from leftover.runs.spelling import rewritten
 from leftover.store.manifest import Key, as_json, changes
 from leftover.store.sealed import read_sealed
 
-STATE = "reward_state.json"
-
 
 def reward_state(folder: Path) -> dict[str, Any]:
     """The normalisations, means and transform by which a run scores new completions."""
-    found = read_sealed(folder / STATE)
+    found = read_sealed(folder / REWARD_STATE)
     if found is None:
-        raise UserError(f"{folder / STATE} is missing: remove {folder / 'table' / 'reward'}, and run again")
+        raise UserError(f"{folder / REWARD_STATE} is missing: remove {folder / 'table' / 'reward'}, and run again")
     return found
 
 

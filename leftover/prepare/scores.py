@@ -13,7 +13,7 @@ from leftover.monitoring.ranks import alone, is_main_process, shared, told
 from leftover.monitoring.terminal import progress_bar
 from leftover.objectives.advantage import differ
 from leftover.prepare.checks import check_rewards
-from leftover.prepare.fitted_in import STATE, FittedIn, reward_state
+from leftover.prepare.fitted_in import FittedIn, reward_state
 from leftover.prepare.readers import training_mask
 from leftover.rewards import ColumnReward, Reward, learner, text_lengths
 from leftover.rewards.facts import component_facts, show_facts
@@ -21,7 +21,7 @@ from leftover.rewards.independence import dependent_judges, facts_text, idle_sco
 from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
 from leftover.rewards.unfinished import settled
-from leftover.runs.names import score_block, slug
+from leftover.runs.names import REWARD_STATE, score_block, slug
 from leftover.runs.run import Run
 from leftover.store.sealed import write_sealed
 from leftover.store.table import SHARD_ROWS, column, equals
@@ -161,7 +161,7 @@ def sum_rewards(run: Run) -> None:
         train = training_mask(table) if settings.length else equals(table, "split", "train")
         lengths = _lengths(run) if settings.length else np.empty(0)
         run.reward.state = fitted or run.reward.fit(scores, train, lengths)
-        write_sealed(run.folder / STATE, run.reward.state)
+        write_sealed(run.folder / REWARD_STATE, run.reward.state)
         counted = run.reward.without_length(scores, lengths)
         reward = settled(run.reward.total(counted), ~unended, run.recipe.evaluate.unfinished)
         facts = component_facts(run.reward, {n: s[train] for n, s in counted.items()}, reward[train])

@@ -97,7 +97,7 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
             refuse(name, f"is a number, got the text {value!r}")
         for _, fault in faulty_numbers({name: value}, config):
             refuse(name, fault)
-        checked = name in config.CHOICES or name in config.RANGES
+        checked = name in config.CHOICES or name in config.RANGES or name == "objective_settings"
         if not checked and (wrong := _faulty_type(config, name, value)):
             refuse(name, wrong)
     if policy is not None and config is LoLConfig:

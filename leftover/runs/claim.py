@@ -15,10 +15,11 @@ from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
 from leftover.rewards.fitted import RowsReward
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import is_run, round_folder, slug, trained_policies
+from leftover.runs.names import PREPARED, REWARD_STATE, is_run, round_folder, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.files import write_text
 from leftover.store.folders import LOCK, hold, make_folder
+from leftover.store.sealed import mend_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +75,8 @@ def claim(run: Run) -> None:
     run.made += make_folder(run.folder, "output_dir")
     if run.lock is None:
         run.lock = hold(run.folder)
+        for name in ("manifest.json", "table/manifest.json", PREPARED, REWARD_STATE):
+            mend_sealed(run.folder / name)
     write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
     wait()
 

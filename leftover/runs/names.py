@@ -13,6 +13,7 @@ from leftover.store.sealed import read_sealed
 
 DECODINGS = ("sampled", "greedy")
 PREPARED = "prepare.json"  # counts of the preparation
+REWARD_STATE = "reward_state.json"  # normalisations, means and transform that new completions are scored with
 ROUNDS_PICTURE = "rounds.png"
 
 

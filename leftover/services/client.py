@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import requests
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
 from leftover.errors import UserError
@@ -102,7 +102,8 @@ def ask(
         except InvalidHeader:  # neither seconds nor a date
             asked = None
         wait = retry.get_backoff_time() if asked is None else min(asked, _LONGEST_WAIT)
-        reason = "" if asked is None else f" in {wait:.0f} s (it asks for {asked:.0f})"
+        meant = "" if asked is None else "as it asks" if wait == asked else f"where it asks for {asked:.0f}"
+        reason = f" in {wait:.0f} s, {meant}" if meant else ""
         log.warning("%s: %s; trying again%s", where, shown, reason)
         time.sleep(wait)
 
@@ -110,13 +111,18 @@ def ask(
 def _whole(response: requests.Response, until: float, where: str) -> bytes:
     """The body of an answer, which must be here by a time of the monotonic clock."""
     parts, size = list[bytes](), 0
-    for part in response.iter_content(2**16):
-        size += len(part)
-        if size > LONGEST_ANSWER:
-            raise UserError(f"{where}: an answer of more than {LONGEST_ANSWER // 2**20} MiB: a wrong address?")
-        if time.monotonic() > until:
-            raise requests.ReadTimeout("the answer had begun, and was not whole in time")
-        parts.append(part)
+    try:
+        for part in iter(lambda: response.raw.read1(2**16, decode_content=True), b""):  # as soon as there is some
+            size += len(part)
+            parts.append(part)
+            if size > LONGEST_ANSWER or time.monotonic() > until:
+                break
+    except HTTPError as error:
+        raise requests.ConnectionError(error) from error
+    if size > LONGEST_ANSWER:
+        raise UserError(f"{where}: an answer of more than {LONGEST_ANSWER // 2**20} MiB: a wrong address?")
+    if time.monotonic() > until:
+        raise requests.ReadTimeout("the answer had begun, and was not whole in time")
     return b"".join(parts)
 
 

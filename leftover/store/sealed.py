@@ -10,6 +10,7 @@ from typing import Any
 
 from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
+from leftover.monitoring.ranks import is_main_process
 from leftover.store.files import read_json, write_text
 
 log = logging.getLogger(__name__)
@@ -48,22 +49,46 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         if not candidate.is_file():
             continue
         try:
-            content = read_json(candidate)
-            if not isinstance(content, dict):
-                raise UserError(f"{candidate} is damaged (it holds no mapping)")
-            checksum = content.pop(CHECKSUM, None)
-            of_before = checksum is None and not copy_of(path).is_file()  # earlier versions wrote neither
-            if not of_before and checksum != digest(content):
-                raise UserError(f"{candidate} is damaged (its checksum is of another content)")
+            content = _opened(candidate, path)
         except UserError as error:
             faults.append(str(error))
             continue
         if candidate != path:
             log.warning("%s: its copy %s is read", faults[0] if faults else f"{path} is missing", candidate.name)
+        content.pop(CHECKSUM, None)
         return content
     if faults:
         raise UserError(f"{'; '.join(faults)}: put back a whole one, or remove it to compute anew what it tells of")
     return None
+
+
+def _opened(candidate: Path, path: Path) -> dict[str, Any]:
+    """The content of a sealed file or of its copy, with the checksum. UserError if it is damaged."""
+    content = read_json(candidate)
+    if not isinstance(content, dict):
+        raise UserError(f"{candidate} is damaged (it holds no mapping)")
+    of_before = CHECKSUM not in content and not copy_of(path).is_file()  # earlier versions wrote neither
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    if not of_before and content.get(CHECKSUM) != digest(rest):
+        raise UserError(f"{candidate} is damaged (its checksum is of another content)")
+    return content
+
+
+def mend_sealed(path: Path) -> None:
+    """Make a sealed file and its copy whole again, from the one that is. The damaged one is set aside."""
+    if not is_main_process() or not copy_of(path).is_file():
+        return
+    content, damaged = None, list[Path]()
+    for candidate in (path, copy_of(path)):
+        try:
+            found = _opened(candidate, path)
+            content = found if content is None else content
+        except (UserError, OSError):
+            damaged.append(candidate)
+    if content is not None and damaged:
+        log.warning("%s is made anew from the other of two", ", ".join(map(str, damaged)))
+        set_aside(path.parent, [candidate.name for candidate in damaged])
+        write_sealed(path, {name: value for name, value in content.items() if name != CHECKSUM})
 
 
 def sha256(path: Path) -> str:

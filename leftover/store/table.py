@@ -146,7 +146,8 @@ class Table:
             self._discard(block)
 
     def _map(self, block: str) -> pa.Table:
-        return pa.concat_tables([_mapped(shard) for shard in self._shards(block)])
+        # A column may hold nothing but missing values in some shards, and so be of no type.
+        return pa.concat_tables([_mapped(shard) for shard in self._shards(block)], promote_options="permissive")
 
     def _shards(self, block: str) -> list[Path]:
         return sorted((self.folder / block).glob("*.arrow"))

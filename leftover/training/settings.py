@@ -98,5 +98,4 @@ def _config(
     try:
         return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
     except (TypeError, ValueError) as error:
-        what = subject(run_folder, folder)
-        raise UserError(f"the training settings of {what} are refused: {one_line(error)}") from error
+        raise UserError(f"training settings are refused: {one_line(error)}") from error

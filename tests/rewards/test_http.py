@@ -1,5 +1,6 @@
 """The HTTP reward against a real server: answers, faults, retries, keys, and what a failed run keeps."""
 
+import gzip
 import json
 import logging
 import socket
@@ -131,6 +132,51 @@ def test_the_time_that_the_service_names_is_waited_for_and_said(service, caplog)
     assert reward(service)(["a"], ["bc"]) == [2.0]
     assert 1 <= service.times[1] - service.times[0] < 3
     assert "http reward: status 429; trying again in 1 s, as it asks" in caplog.text
+
+
+def test_a_service_that_asks_for_a_day_is_asked_sooner(service, caplog, monkeypatch):
+    monkeypatch.setattr("leftover.services.client._LONGEST_WAIT", 0.2)
+    service.plan = [answer({}, 429, Retry_After="3600")]
+    assert reward(service)(["a"], ["bc"]) == [2.0]
+    assert "trying again in 0 s, where it asks for 3600" in caplog.text
+
+
+def drip(body):
+    """An answer that begins, and does not end."""
+
+    def parts():
+        for _ in range(100):
+            yield b" "
+            time.sleep(0.1)
+
+    return 200, {}, parts()
+
+
+def endless(body):
+    def parts():
+        while True:
+            yield b" " * 2**16
+
+    return 200, {}, parts()
+
+
+def test_an_answer_must_be_whole_in_time(service):
+    service.plan = [drip]
+    assert reward(service, timeout=0.5)(["a"], ["bc"]) == [2.0], "it is asked again"
+    service.then = drip
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no answer, tried 1 times: the answer had begun, and was not whole in time"):
+        reward(service, timeout=0.5, retries=0)(["a"], ["bc"])
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("step", [endless, answer(gzip.compress(b" " * 2**24), Content_Encoding="gzip")])
+def test_an_answer_without_end_or_one_that_unpacks_to_too_much_is_refused(step, service, monkeypatch):
+    monkeypatch.setattr("leftover.services.client.LONGEST_ANSWER", 2**20)
+    service.then = step
+    with pytest.raises(UserError, match=r"http reward http.*an answer of more than 1 MiB"):
+        reward(service)(["a"], ["bc"])
+    assert len(service.requests) == 1
 
 
 def test_a_time_that_cannot_be_read_is_ignored(service):

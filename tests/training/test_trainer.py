@@ -615,17 +615,19 @@ def test_under_a_token_budget_every_row_weighs_alike_whatever_its_length(
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
-    # Three epochs, whose last step is a partial one; each draw weighs 1 over the mean number of rows in a step.
+    # Three epochs, without the last step, which is a partial one; each draw weighs 1 over the mean number of rows in one.
     settings = {"objective": objective, "whole_groups": whole, "max_steps": -1, "num_train_epochs": 3}
     settings |= {"max_tokens_per_batch": 160 * copies, "gradient_accumulation_steps": accumulation}
     rows = rows_of_two_lengths(30, copies)
     weights, trainer = weights_of_rows(tiny_llama_path, tokenizer, rows, tmp_path, monkeypatch, **settings)
     order = trainer.draw_order
-    assert order.num_batches % 4 and len(set(np.diff(order.offsets))) > 1
-    drawn = 3 * 60 * (copies if whole else 1)
-    expected = 3 * (copies if whole else 1) / (drawn / order.num_batches * accumulation)
+    assert len(set(np.diff(order.offsets))) > 1 and order.num_batches % accumulation == 0
+    most = 3 * (copies if whole else 1)  # draws of a row (dpo: a group)
+    draws = np.array(list(weights.values())) * trainer.expected_units
     assert len(weights) == 60
-    assert list(weights.values()) == pytest.approx([expected] * 60)
+    assert draws == pytest.approx(draws.round(), abs=1e-4) and draws.max() == pytest.approx(most)
+    assert draws.sum() == pytest.approx(len(order.indices) / (copies if objective == "dpo" else 1))
+    assert draws.sum() > (0.999 if accumulation == 1 else 0.9) * 60 * most
 
 
 def test_a_resumed_run_under_a_token_budget_weighs_rows_as_a_whole_one(

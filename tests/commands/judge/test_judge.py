@@ -21,6 +21,7 @@ from leftover.runs.finished import FinishedRun
 from leftover.runs.names import evaluation_artifact
 from leftover.store.files import write_json
 from leftover.store.manifest import Manifest
+from leftover.store.sealed import write_sealed
 from tests.commands.judge.judge_service import JudgeService, prefers, says
 from tests.commands.judge.test_human import parse
 from tests.conftest import scored_rows
@@ -310,7 +311,7 @@ def test_without_a_judge_or_a_page_the_model_is_asked_for(folder, capsys):
 def test_an_evaluation_of_other_rows_is_not_judged(folder):
     manifest = Manifest(folder / "table")
     manifest.entries["tokens"]["key"]["changed"] = True
-    write_json(manifest.path, manifest.entries)
+    write_sealed(manifest.path, manifest.entries)
     with pytest.raises(UserError, match="have changed since 'nll-seed-0' was evaluated: run `leftover evaluate"):
         compare_sides(FinishedRun(folder), "data")
 
