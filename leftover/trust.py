@@ -48,9 +48,8 @@ def check_code(what: str, where: str, *, of_folder: bool) -> None:
 def functions_in_python(spec: Any) -> Iterator[str]:
     """The functions that the specification of a reward names, at any depth."""
     if isinstance(spec, dict):
-        if spec.get("type") == "python":
-            if spec.get("function") not in _OURS:
-                yield str(spec.get("function"))
+        if spec.get("type") == "python" and spec.get("function") not in _OURS:
+            yield str(spec.get("function"))
         spec = list(spec.values())
     for part in spec if isinstance(spec, list) else ():
         yield from functions_in_python(part)

@@ -15,6 +15,7 @@ from leftover.evaluation.measures import (
     part,
     part_names,
 )
+from leftover.monitoring.terminal import visible
 from leftover.rewards.facts import length_text
 from leftover.rewards.unfinished import unfinished_text
 from leftover.runs.records import ResultRow
@@ -31,8 +32,8 @@ class Markdown(str):
 
 
 def escape(text: object) -> str:
-    """A text on one line, its Markdown escaped."""
-    return text if isinstance(text, Markdown) else _MARKUP.sub(r"\\\1", " ".join(str(text).split()))
+    """A text on one line, its Markdown escaped, and its control marks written out."""
+    return text if isinstance(text, Markdown) else _MARKUP.sub(r"\\\1", visible(" ".join(str(text).split())))
 
 
 def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

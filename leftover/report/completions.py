@@ -5,6 +5,7 @@ from typing import Any
 
 from leftover.data.chat import readable
 from leftover.evaluation.measures import part_names
+from leftover.monitoring.terminal import visible
 from leftover.runs.records import BySeed
 
 DATA = "data"
@@ -36,7 +37,7 @@ def side_by_side(
     prompts = {
         row["group"]: {
             "id": int(row["group"]),
-            "source": row["source"],
+            "source": row["source"] and visible(row["source"]),
             "prompt": readable(row, "\n\n"),
             "data": [row["completion"], row.get("reward")],
             **{decoding: {} for decoding in decodings},

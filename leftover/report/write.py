@@ -61,8 +61,13 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet would take a text that begins so for a formula."""
+    return f"'{visible(value)}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from leftover.evaluation.statistics import reward_length_correlation
+from leftover.evaluation.tables import escape
 from leftover.evaluation.verdict import caveats, run_caveats
 from leftover.monitoring.terminal import clock
 from leftover.publish.card.facts import results_facts
@@ -23,6 +24,7 @@ from leftover.report.figures import thinned
 from leftover.report.reproduce import machines, stages
 from leftover.report.svg import printable
 from leftover.report.views import verdict_view, win_shares, with_main
+from leftover.report.write import as_csv
 
 HOSTILE = "</script><!--<script>x & y\u2028\u2029\ud800"
 
@@ -320,3 +322,9 @@ def test_what_is_true_of_the_whole_run_is_told_of_a_comparison_too() -> None:
     found = run_caveats(given)
     assert len(found) == 2 and "constant" in found[0] and "20 test prompts" in found[1]
     assert caveats(given)[:2] == found
+
+
+def test_no_control_mark_reaches_markdown_and_no_formula_a_table() -> None:
+    assert escape("\x1b]0;owned\x07 \u202egnp <b>") == r"\\x1b]0;owned\\x07 \\u202egnp \<b\>"
+    written = as_csv([{"policy": "=cmd|' /C calc'!A0", "reward": -0.5}, {"policy": "@sum", "reward": 1.0}])
+    assert written.splitlines()[1:] == ["'=cmd|' /C calc'!A0,-0.5", "'@sum,1.0"]

@@ -615,7 +615,7 @@ def test_under_a_token_budget_every_row_weighs_alike_whatever_its_length(
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
-    # Three epochs, without the last step, which is a partial one; each draw weighs 1 over the mean number of rows in one.
+    # Three epochs without the last step, a partial one; each draw weighs 1 over the mean number of rows in a step.
     settings = {"objective": objective, "whole_groups": whole, "max_steps": -1, "num_train_epochs": 3}
     settings |= {"max_tokens_per_batch": 160 * copies, "gradient_accumulation_steps": accumulation}
     rows = rows_of_two_lengths(30, copies)
