@@ -34,7 +34,7 @@ def side_by_side(
     """
     shown = {_apart(n): seeds[seed] if seed in seeds else seeds[min(seeds)] for n, seeds in records.items()}
     parts = _components(shown["reference"])
-    prompts = {
+    prompts: dict[Any, dict[str, Any]] = {
         row["group"]: {
             "id": int(row["group"]),
             "source": row["source"] and visible(row["source"]),

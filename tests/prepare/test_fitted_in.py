@@ -10,9 +10,9 @@ import pytest
 from leftover import pipeline
 from leftover.demo.grammar import score_answers
 from leftover.errors import UserError
-from leftover.prepare.scores import STATE
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
+from leftover.runs.names import REWARD_STATE
 from leftover.runs.run import Run
 from leftover.store.files import read_json
 from leftover.store.table import column
@@ -47,13 +47,13 @@ def rewards(run: Run, name: str = "reward", block: str = "reward") -> np.ndarray
 def test_state_and_fitted_scorers_are_those_of_the_other_run(tmp_path: Path, tiny_recipe: Callable) -> None:
     functions = [LENGTH, LINEAR | {"weight": 0.5}]
     first = scored(tmp_path / "a", tiny_recipe, scored_rows(60), functions)
-    state = read_json(first.folder / STATE)
+    state = read_json(first.folder / REWARD_STATE)
     rows = scored_rows(60, seed=5)
     alone = scored(tmp_path / "b", tiny_recipe, rows, functions)
     taken = scored(tmp_path / "c", tiny_recipe, rows, functions, fitted_in=str(first.folder))
     # A third run takes it from the second, which has fitted nothing itself.
     third = scored(tmp_path / "d", tiny_recipe, rows, functions, fitted_in=str(taken.folder))
-    assert read_json(taken.folder / STATE) == state != read_json(alone.folder / STATE)
+    assert read_json(taken.folder / REWARD_STATE) == state != read_json(alone.folder / REWARD_STATE)
     lengths = rewards(taken, "reward/length", "score-length")
     scorer = first.reward.components["fitted"]
     by_hand = scorer([row["prompt"] for row in rows], [row["completion"] for row in rows])

@@ -12,12 +12,13 @@ from leftover import pipeline
 from leftover.cli import main
 from leftover.data.rows import text_hash
 from leftover.errors import UserError
-from leftover.prepare.scores import STATE, score_block
+from leftover.prepare.scores import score_block
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.rewards import SumReward
 from leftover.rewards.base import REWARDS
 from leftover.rewards.facts import component_facts
 from leftover.runs.claim import open_run
+from leftover.runs.names import REWARD_STATE
 from leftover.runs.run import Run
 from leftover.store.files import read_json
 from leftover.store.table import column, equals
@@ -182,7 +183,7 @@ def test_rows_that_a_function_has_no_score_for_have_no_reward_or_the_mean(tmp_pa
     train = equals(table, "split", "train")
     mean = np.nanmean(column(table, "reward/half")[train])
     np.testing.assert_allclose(column(table, "reward")[odd], mean)
-    assert read_json(tmp_path / "run" / STATE)["components"]["half"]["mean"] == pytest.approx(mean)
+    assert read_json(tmp_path / "run" / REWARD_STATE)["components"]["half"]["mean"] == pytest.approx(mean)
 
 
 class Learner:

@@ -12,14 +12,13 @@ import pytest
 from leftover import cli, pipeline
 from leftover.errors import UserError
 from leftover.prepare.readers import training_mask
-from leftover.prepare.scores import STATE
 from leftover.recipe.files import dump_recipe, make_recipe
 from leftover.rewards import load_reward, text_lengths
 from leftover.rewards.facts import component_facts, length_text, show_facts
 from leftover.rewards.length import explained, fit_length
 from leftover.rewards.sum import fresh_reward
 from leftover.runs.claim import open_run
-from leftover.runs.names import read_completions
+from leftover.runs.names import REWARD_STATE, read_completions
 from leftover.runs.run import Run
 from leftover.store.files import read_json
 from leftover.store.table import column
@@ -250,7 +249,7 @@ def test_a_run_trains_chooses_and_reports_without_length_and_keeps_the_raw_rewar
     assert results is not None
     run = Run(recipe)
     rows = run.table.open("rows", "split", "reward", "score-preferred")
-    fitted = read_json(run.folder / STATE)["length"]["preferred"]
+    fitted = read_json(run.folder / REWARD_STATE)["length"]["preferred"]
     scores, lengths = column(rows, "reward/preferred"), text_lengths(rows["completion"])
     train = training_mask(run.table.open("split", "tokens"))
     assert train.sum() < (np.array(rows["split"]) == "train").sum(), "rows that are too long teach nothing"
@@ -287,7 +286,7 @@ def test_generate_frees_its_rows_of_length_too(tmp_path: Path, tiny_recipe: Call
     recipe.write_text(dump_recipe(length_recipe(tiny_recipe, tmp_path)))
     given = ["--n", "1", "--max-new-tokens", "4", "--max-prompts", "5", "--unfinished", "keep"]
     cli.main(["generate", tiny_llama_path, "--recipe", str(recipe), "--output", str(output), *given])
-    fitted = read_json(tmp_path / "run" / STATE)["length"]["preferred"]
+    fitted = read_json(tmp_path / "run" / REWARD_STATE)["length"]["preferred"]
     rows = [json.loads(line) for line in output.open()]
     assert rows
     for row in rows:
