@@ -1,5 +1,6 @@
 """Completions of a policy, greedy or sampled, in length-sorted batches that do not wait for their longest row."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,11 +20,13 @@ from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
 from leftover.monitoring.ranks import shared
+from leftover.monitoring.room import OutOfMemory, halve, room_for
 from leftover.monitoring.terminal import progress_bar
 from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineSettings
 
 # A batch ends once at most this share of its rows is unfinished: the stragglers of all batches continue together in
 # the next round. Reading them again there costs a step or two, and no batch runs on for a few rows.
+_WRITING = "writing completions"
 _STRAGGLERS = 1 / 8
 
 
@@ -125,11 +128,10 @@ def _generate(
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
             left = {i: max_new_tokens - len(completions[i]) for i in unfinished}
-            batches = list(
-                _batches(lengths, left, 1 if together == "single" else batch_size, max_batch_tokens, together)
-            )
+            most = room_for(_WRITING, max_batch_tokens)
+            batches = list(_batches(lengths, left, 1 if together == "single" else batch_size, most, together))
             unfinished = []
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 budgets = [left[i] for i in batch]
                 begun = [[*prompt_ids[i], *completions[i]] for i in batch]
                 stragglers = round(_STRAGGLERS * len(batch))
@@ -138,7 +140,14 @@ def _generate(
                     drawn = [uniforms(seed, prompt_ids[i], copies[i], max_new_tokens) for i in batch]
                     rest = [numbers[len(completions[i]) :] for i, numbers in zip(batch, drawn, strict=True)]
                     choosing = _Draw(pad(rest, 0.0, dtype=torch.float64)[0].to(device), temperature)
-                written = _continue(model, tokenizer.pad_token_id, begun, budgets, stragglers, choosing)
+                try:
+                    written = _continue(model, tokenizer.pad_token_id, begun, budgets, stragglers, choosing)
+                except OutOfMemory:  # its traceback holds what did not fit
+                    written = None
+                if written is None:
+                    halve(_WRITING, len(batch), max(map(len, begun)) + max(budgets))
+                    unfinished += itertools.chain(*batches[number:])
+                    break
                 for i, (tokens, of_tokens) in zip(batch, written, strict=True):
                     completions[i] += tokens
                     logprobs[i] += of_tokens

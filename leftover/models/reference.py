@@ -1,7 +1,7 @@
 """Passes without gradients: the log-probabilities and prompt features that the frozen reference gives every row."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from leftover.models.load import base_path, is_adapter, root_in_place
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
 from leftover.monitoring.ranks import shared
+from leftover.monitoring.room import OutOfMemory, halve, room_for
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.manifest import FileHashes, file_hash
 from leftover.store.sealed import digest
@@ -25,6 +26,9 @@ DIVERGED = (
     "its weights have diverged (lower learning_rate, or set max_grad_norm) or are damaged, or its dtype is too narrow "
     "(model.dtype: float32)"
 )
+
+
+_READING = "reading rows"
 
 
 def pass_tokens(device: torch.device) -> int:
@@ -48,14 +52,34 @@ def length_sorted_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[l
         yield batch
 
 
-def batches(
+def in_batches(lengths: Sequence[int], device: torch.device, read: Callable[[list[int]], None]) -> None:
+    """Call `read` with places of rows of similar length, until it has had all; after out of memory, with fewer."""
+    todo = list(range(len(lengths)))
+    while todo:
+        done, failed = set[int](), list[int]()
+        for part in length_sorted_batches([lengths[i] for i in todo], room_for(_READING, pass_tokens(device))):
+            chosen = [todo[place] for place in part]
+            try:
+                read(chosen)
+            except OutOfMemory:  # its traceback holds what did not fit
+                failed = chosen
+                break
+            done.update(chosen)
+        if failed:
+            halve(_READING, len(failed), max(lengths[i] for i in failed))
+        todo = [i for i in todo if i not in done]
+
+
+def collated(
     rows: Sequence[dict[str, Any]], pad_token_id: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield indices of rows of similar length and their batch in the aligned layout; equal rows, equal batches."""
+) -> tuple[list[int], Callable[[list[int]], dict[str, Tensor]]]:
+    """Tokens of every row, for `in_batches`, and what gives the batch of some of them in the aligned layout."""
     collate = Collator(pad_token_id)
-    lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
-    for chosen in length_sorted_batches(lengths, pass_tokens(device)):
-        yield chosen, {name: values.to(device) for name, values in collate([rows[i] for i in chosen]).items()}
+
+    def batch(chosen: list[int]) -> dict[str, Tensor]:
+        return {name: values.to(device) for name, values in collate([rows[i] for i in chosen]).items()}
+
+    return [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows], batch
 
 
 def autocast(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager:
@@ -130,14 +154,19 @@ def _read(
     if wanted.any():
         capture = capture_hidden(model)
     with evaluating(model, compute_dtype) as device, capture as captured, bar:
-        for chosen, batch in batches(rows, tokenizer.pad_token_id, device):
+        lengths, batch_of = collated(rows, tokenizer.pad_token_id, device)
+
+        def read(chosen: list[int]) -> None:
+            batch = batch_of(chosen)
             values = completion_logprobs(model, batch, temperature=temperature).cpu().numpy()
-            for i, row_logprobs in zip(chosen, values, strict=True):
-                logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
             if len(places := np.flatnonzero(wanted[chosen])):
                 of_prompts = pool(captured["hidden"][places].float(), batch["prompt_mask"][places].sum(1))
-                pooled |= zip((chosen[place] for place in places), of_prompts.cpu().numpy(), strict=True)
+                pooled.update(zip((chosen[place] for place in places), of_prompts.cpu().numpy(), strict=True))
+            for i, row_logprobs in zip(chosen, values, strict=True):
+                logprobs[i] = row_logprobs[: len(rows[i]["completion_ids"])]
             bar.update(len(chosen))
+
+        in_batches(lengths, device, read)
     return [(logprobs[i], pooled.get(i)) for i in range(len(rows))]
 
 
@@ -195,7 +224,8 @@ def prompt_hidden(
     """Yield (i, last hidden states [L_i, H] float32 on the CPU) of every prompt, in batches of similar length."""
     model.eval()  # the frozen reference stays so
     with evaluating(model, compute_dtype) as device, capture_hidden(model) as captured:
-        for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], pass_tokens(device)):
+        most = room_for(_READING, pass_tokens(device))
+        for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], most):
             ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
             with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device), ids.shape[1]):
                 model(input_ids=ids.to(device), use_cache=False)

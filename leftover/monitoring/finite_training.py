@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from leftover.errors import UserError
 from leftover.monitoring.continuation import Continuation
 from leftover.monitoring.ranks import processes
+from leftover.monitoring.room import OutOfMemory
 from leftover.monitoring.signals import Interrupted, asked_by_signals
 
 _ROWS_NAMED = 8
@@ -27,6 +28,7 @@ class FiniteTrainer(Trainer):
 
     args: Any
     optimizer: Any
+    retries_smaller = False  # whether out of memory is for a subclass to deal with
     sums: Any = None  # of a PolicyTrainer: what is logged of its steps
     _evaluates = False
     accelerator: Any
@@ -68,7 +70,15 @@ class FiniteTrainer(Trainer):
         return found
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except OutOfMemory as error:
+            if self.retries_smaller:
+                raise
+            raise UserError(
+                "training: out of memory: lower per_device_train_batch_size, raise gradient_accumulation_steps by as "
+                "much, or set gradient_checkpointing: true"
+            ) from error
         self._step_losses.append(loss)
         return loss
 

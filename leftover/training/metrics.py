@@ -27,6 +27,15 @@ class MetricSums:
         self.values: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self.num_tokens = 0  # of all processes
         self.tokens_logged_here = 0  # of this one
+        self._before: dict[str, int] = {}
+
+    def mark(self) -> None:
+        """Here an optimizer step begins, which may have to begin again."""
+        self._before = {name: len(entries) for name, entries in self.values.items()}
+
+    def back_to_mark(self) -> None:
+        for name in list(self.values):
+            del self.values[name][self._before.get(name, 0) :]
 
     def add(self, metrics: Weighted) -> None:
         for name, value in metrics.items():

@@ -14,6 +14,7 @@ from transformers.trainer_utils import TrainOutput
 from leftover.metrics import FEW_ROWS, effective_sample_size
 from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
+from leftover.monitoring.room import OutOfMemory, free, halve, room_for
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.advantage import beyond_rounding
 from leftover.objectives.requirements import check_columns
@@ -34,19 +35,26 @@ log = logging.getLogger(__name__)
 
 # What the layers keep of a token for the backward pass, in numbers of the hidden size; what all may hold, in bytes.
 _KEPT, _PART_BYTES = 16, 3 * 2**28
+_TRAINING = "training"
 
 
 def part_size(args: LoLConfig, rows: int, tokens: int, layers: int, hidden: int) -> int:
     """How many rows of a batch, each of `tokens`, pass through the model at once: all, or equal parts of them.
 
-    A CPU gains nothing from large batches: there a pass holds about 0.8 GB for its gradient at most. Groups are
-    not parted, and the released code divides by the micro-batch.
+    A CPU gains nothing from large batches: there a pass holds about 0.8 GB for its gradient at most. On a GPU a batch
+    has parts once there was no room for it. Groups are not parted, and the released code divides by the micro-batch.
     """
-    whole = objective_of(args).unit == "group" or args.released_code or args.gradient_checkpointing
-    if whole or not args.use_cpu:
+    if not can_be_parted(args):
         return rows
-    most = max(1, _PART_BYTES // (4 * _KEPT * layers * hidden * tokens))
-    return math.ceil(rows / math.ceil(rows / most))
+    most = room_for(_TRAINING, rows * tokens) // tokens
+    if args.use_cpu and not args.gradient_checkpointing:
+        most = min(most, _PART_BYTES // (4 * _KEPT * layers * hidden * tokens))
+    return math.ceil(rows / math.ceil(rows / max(1, most)))
+
+
+def can_be_parted(args: LoLConfig) -> bool:
+    """Whether the rows of a batch may pass through the model in parts, whose gradients add up to its own."""
+    return objective_of(args).unit != "group" and not args.released_code
 
 
 class LoLTrainer(TrainsAlong):
@@ -68,6 +76,11 @@ class LoLTrainer(TrainsAlong):
     """
 
     config, default_folder = LoLConfig, "leftover-run"
+
+    @property
+    def retries_smaller(self) -> bool:  # type: ignore[override]
+        return can_be_parted(self.args) and self.args.world_size == 1  # several could not begin a step again together
+
     args: LoLConfig
     objective: Objective
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
@@ -161,6 +174,28 @@ class LoLTrainer(TrainsAlong):
         units = sum(len(b["group"].unique()) if by_group else len(b["group"]) for b in batch_samples)
         return self.accelerator.gather(torch.tensor(units, device=device)).sum()
 
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """`Trainer.training_step`; after out of memory the step begins again, with batches in smaller parts."""
+        if not self._step_losses:
+            self.sums.mark()
+        batches = [*self.step_batches[: len(self._step_losses)], inputs]
+        todo = [inputs]
+        while True:
+            try:
+                for batch in todo:
+                    loss = super().training_step(model, batch, num_items_in_batch)
+                return loss
+            except OutOfMemory:  # its traceback holds what did not fit
+                if not self.retries_smaller:
+                    raise
+            # The step so far is forgotten: its gradients may be partly those of a batch that did not fit.
+            failed = batches[len(self._step_losses)]
+            halve(_TRAINING, self._part_size(failed), self._longest(failed))
+            self.optimizer.zero_grad()
+            self.sums.back_to_mark()
+            self._step_losses, todo = [], batches
+            free()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -181,10 +216,15 @@ class LoLTrainer(TrainsAlong):
 
     def _parts(self, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """A batch in the parts of `part_size`, whose gradients add up to its own."""
-        config, rows = self.accelerator.unwrap_model(self.model).config.get_text_config(), len(inputs["group"])
-        longest = int((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).max())
-        size = part_size(self.args, rows, longest, config.num_hidden_layers, config.hidden_size)
+        rows, size = len(inputs["group"]), self._part_size(inputs)
         return [{k: v[i : i + size] for k, v in inputs.items()} for i in range(0, rows, size)]
+
+    def _part_size(self, inputs: dict[str, Tensor]) -> int:
+        config, rows = self.accelerator.unwrap_model(self.model).config.get_text_config(), len(inputs["group"])
+        return part_size(self.args, rows, self._longest(inputs), config.num_hidden_layers, config.hidden_size)
+
+    def _longest(self, inputs: dict[str, Tensor]) -> int:
+        return int((inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)).max())
 
     def _loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool, num_items_in_batch: Tensor | int | None

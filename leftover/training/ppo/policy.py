@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from leftover.models.logprobs import head_sees_only, join, selected_logprobs
-from leftover.models.reference import batches, evaluating
+from leftover.models.reference import collated, evaluating, in_batches
 from leftover.objectives.ppo import entropy
 
 
@@ -92,8 +92,12 @@ def score_tokens(
     longest = max(len(row["completion_ids"]) for row in rows)
     out = TokenOutputs(*(torch.zeros(len(rows), longest) for _ in range(3)))
     with evaluating(policy, compute_dtype) as device:
-        for chosen, batch in batches(rows, pad_token_id, device):
-            found = token_outputs(policy, batch, temperature=temperature, entropies=entropies)
+        lengths, batch_of = collated(rows, pad_token_id, device)
+
+        def read(chosen: list[int]) -> None:
+            found = token_outputs(policy, batch_of(chosen), temperature=temperature, entropies=entropies)
             for whole, part in zip(out, found, strict=True):
                 whole[chosen, : part.shape[1]] = part.float().cpu()
+
+        in_batches(lengths, device, read)
     return out
