@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leftover.errors import UserError
-from leftover.monitoring.checkpoints import faults_of_checkpoint
 from leftover.report.frontier import FRONTIER
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import PREPARED, REWARD_STATE
+from leftover.store.checkpoints import faults_of_checkpoint
 from leftover.store.manifest import Manifest
 from leftover.store.sealed import read_sealed
 

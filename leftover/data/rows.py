@@ -21,7 +21,6 @@ from leftover.errors import UserError
 from leftover.monitoring.finite import json_line
 from leftover.monitoring.ranks import is_main_process
 from leftover.recipe.data_section import DataSection
-from leftover.store.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Rejects:
         if is_main_process() and self.path.is_file():
             with self.path.open(encoding="utf-8", errors="replace", newline="\n") as lines:  # line feeds alone end one
                 kept = [line for line in lines if _stage_of(line) not in (stage, None)]
-            write_text(self.path, "".join(kept))
+            self.path.write_text("".join(kept), encoding="utf-8")
 
     def add(self, stage: str, where: str, reason: str, row: Row) -> None:
         if not is_main_process():

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -10,9 +10,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.monitoring.ranks import is_main_process, processes, rank, told
 from leftover.monitoring.signals import Asked, Interrupted
-
-if TYPE_CHECKING:
-    from leftover.monitoring.finite_training import FiniteTrainer
 
 _SUMS = "sums-{}.json"  # of a process: what it has summed since the last line of the log
 _DUE = "evaluation_due"  # an empty file: the checkpoint was saved where an evaluation was to come first
@@ -24,7 +21,7 @@ class Continuation(TrainerCallback):
     Must be the last callback: the others have done their part of a checkpoint when this one stops the training.
     """
 
-    def __init__(self, trainer: "FiniteTrainer"):
+    def __init__(self, trainer: Any):  # a FiniteTrainer
         self.trainer = trainer
         self.asked = Asked()
         self.took_up = False  # losses since the first step are known

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from leftover.errors import UserError, first_line, nearest
 from leftover.models.reference import model_identity
-from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.monitoring.training_display import shown
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.policy_config import faulty_numbers
@@ -26,6 +25,7 @@ from leftover.rewards.fitted import FitSettings, RowsReward
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.pretrained import num_positions, untrained_classifier
 from leftover.rewards.reward_trainer import Item, RewardTrainer
+from leftover.store.checkpoints import last_whole_checkpoint
 from leftover.store.files import read_json, write_json
 from leftover.store.folders import readable_weights, remove
 

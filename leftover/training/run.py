@@ -14,7 +14,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from leftover.errors import UserError, located
 from leftover.models.load import save_model, whole_weights
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
-from leftover.monitoring.checkpoints import CheckpointSums, last_whole_checkpoint
 from leftover.monitoring.memory import give_back, peak_memory
 from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.monitoring.trackers import own_run
@@ -30,6 +29,7 @@ from leftover.recipe.sections import Recipe
 from leftover.runs.keys import base_key
 from leftover.runs.names import evaluations_path, policy_artifact, policy_folder
 from leftover.runs.run import Run
+from leftover.store.checkpoints import CheckpointSums, last_whole_checkpoint
 from leftover.store.files import read_json, write_json
 from leftover.store.manifest import Key
 from leftover.store.table import Table, list_lengths

@@ -369,3 +369,45 @@ def test_held_out_prompts_that_nearly_repeat_a_training_prompt_are_counted():
 
 def test_ids_count_texts_in_the_order_of_their_first_appearance():
     assert unique_ids(["z", "a", "z", "m", "a", ""]).tolist() == [0, 1, 0, 2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"prompt": "a", "completion": "b", "reward": ' + "9" * 5000 + "}", "a number has too many digits"),
+        ('{"prompt": "a", "completion": "b", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "it is nested too deeply"),
+    ],
+)
+def test_a_line_beyond_what_json_readers_take_is_a_faulty_row(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(ROWS[0]), line, json.dumps(ROWS[1])]) + "\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl:2.*malformed JSON: {reason}"):
+        read(tmp_path, str(path))
+    assert len(read(tmp_path, str(path), on_bad_row="skip")) == 2
+    whole = tmp_path / "rows.json"
+    whole.write_text(f"[{line}]")
+    with pytest.raises(UserError, match=rf"rows\.json: malformed JSON: {reason}"):
+        read(tmp_path, str(whole))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_longer_than_any_row_is_refused_before_it_is_held(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leftover.data.files.LONGEST_LINE", 2**20)
+    content = json.dumps(ROWS[0]).encode() + b"\n" + b" " * 2**24
+    path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(UserError, match=r"rows\.jsonl.*:2: a line of more than 1 MiB"):
+        read(tmp_path, str(path))
+
+
+def test_half_a_line_of_rejected_rows_is_forgotten(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "rejected_rows.jsonl")
+    rejects.add("rows", "a:1", "empty", {"prompt": "x"})
+    rejects.add("tokens", "a:2", "too long", {"prompt": "y"})
+    with rejects.path.open("a") as file:
+        file.write('{"stage": "rows", "where": "a:3", "rea')
+    rejects.start("rows")
+    [kept] = rejects.path.read_text().splitlines()
+    assert json.loads(kept)["where"] == "a:2"

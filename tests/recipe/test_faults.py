@@ -1,5 +1,6 @@
 """Where a recipe is refused: the file, the whole key as the user wrote it, and what to do."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,26 @@ def test_an_adapter_on_random_weights_is_refused(extra: dict[str, Any]) -> None:
     """Its base would be stored nowhere, so that nobody could load it."""
     random = {"config": {"model_type": "gpt2"}, "tokenizer": {"vocab_size": 1000}}
     assert "an adapter needs a model to stand on" in refusal(model=random | extra)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 2020-99-99", "none of its kind"),
+        ("seed: !!int abc", "none of its kind"),
+        ("seed: !!bool abc", "none of its kind"),
+        ("seed: !!timestamp abc", "none of its kind"),
+        ("seed: " + "9" * 5000, "none of its kind"),
+        ("seed: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("seed: &a [*a]", "more than 100,000 values"),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+            f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(7)
+        ) + "name: *h", "more than 100,000 values"),
+    ],
+)  # fmt: skip
+def test_yaml_that_no_recipe_holds_is_refused_at_once(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"recipe\.yaml: not valid YAML.*{expected}"):
+        load_recipe(tmp_path / "recipe.yaml")
+    assert time.monotonic() - began < 5

@@ -17,8 +17,8 @@ from leftover.cli import main
 from leftover.errors import UserError
 from leftover.models.generate import generate
 from leftover.models.reference import reference_pass
-from leftover.monitoring.checkpoints import last_whole_checkpoint
 from leftover.objectives import OBJECTIVES, Objective
+from leftover.store.checkpoints import last_whole_checkpoint
 from tests.conftest import scored_rows
 from tests.training.test_trainer import prepared_rows
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from leftover.cli import main
-from leftover.monitoring.checkpoints import last_whole_checkpoint
+from leftover.store.checkpoints import last_whole_checkpoint
 from tests.conftest import scored_rows
 from tests.forked import forked
 from tests.monitoring.test_checkpoints import write_checkpoint

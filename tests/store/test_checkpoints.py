@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from leftover.monitoring.checkpoints import last_whole_checkpoint
+from leftover.store.checkpoints import last_whole_checkpoint
 
 
 def write_checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
