@@ -142,7 +142,7 @@ class PolicyConfig(TrainingArguments):
         },
     )
     # Defaults of TrainingArguments that differ here.
-    report_to: None | str | list[str] = "none"
+    report_to: str | list[str] | None = "none"
     remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:

@@ -1,0 +1,39 @@
+"""The campaigns in full (`make faults`); docs/reliability.md holds what the last one found. SEED=n: another seed."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import scored_rows
+from tests.faults.campaigns import Outcome, bad_rows, corruptions, kills
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+SEED = int(os.environ.get("SEED", "0"))
+
+
+def told(outcome: Outcome, name: str) -> None:
+    print(f"\n{name}, seed {SEED}: {dict(outcome)}")
+    assert not outcome.bad, "\n".join(outcome.bad)
+
+
+def test_kills(tiny_recipe: Callable, tmp_path: Path) -> None:
+    told(kills(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 200, SEED), "kills")
+
+
+def test_signals(tiny_recipe: Callable, tmp_path: Path) -> None:
+    told(kills(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 40, SEED, signal.SIGTERM), "SIGTERM")
+
+
+def test_corruptions(tiny_recipe: Callable, tmp_path: Path) -> None:
+    told(corruptions(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 120, SEED), "corruptions")
+
+
+def test_bad_rows(tmp_path: Path) -> None:
+    told(bad_rows(tmp_path, scored_rows(30), 400, SEED), "malformed rows")
+
+
+TRAIN = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 4, "save_steps": 2}
+TRAIN |= {"eval_steps": 2}
