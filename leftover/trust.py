@@ -36,6 +36,11 @@ def code_is_closed() -> bool:
     return _closed
 
 
+def code_is_allowed() -> bool:
+    """Whether `--allow-code` was given."""
+    return _allowed and not _closed
+
+
 def check_code(what: str, where: str, *, of_folder: bool) -> None:
     """Refuse code that a run's folder names, unless it was allowed."""
     if of_folder and not _allowed and not _closed:

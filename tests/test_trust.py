@@ -1,18 +1,23 @@
 """Code of a run's folder runs only where a person asked for it; a dry run runs none at all."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from leftover import cli
 from leftover.errors import UserError
+from leftover.models.load import load_model
 from leftover.publish.export import export_policy
 from leftover.recipe.files import load_recipe, make_recipe
+from leftover.rewards import load_reward
 from leftover.runs.run import Run
 
 EVIL = """
@@ -132,3 +137,18 @@ def test_a_dry_run_imports_no_function_and_still_says_what_is_missing(
     assert not (tmp_path / "FIRED").exists()
     assert Run(make_recipe(content)).reward(["a"], ["bc"]) == [2.0], "the user's own recipe runs"
     assert (tmp_path / "FIRED").exists()
+
+
+def test_weights_in_a_pickle_are_not_opened(
+    tiny_llama_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_llama_path, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save(weights, tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(UserError, match=r"are a pickle \(pytorch_model\.bin\).*save_pretrained.*--allow-code"):
+        load_model(str(tmp_path / "model"))
+    with pytest.raises(UserError, match="are a pickle"):
+        load_reward({"type": "classifier", "model": str(tmp_path / "model")})(["a"], ["b"])
+    monkeypatch.setattr("leftover.trust._allowed", True)
+    assert load_model(str(tmp_path / "model")).get_input_embeddings().weight.isfinite().all()

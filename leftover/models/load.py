@@ -17,11 +17,24 @@ from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
 from leftover.store.files import read_json
 from leftover.store.folders import readable_weights
+from leftover.trust import code_is_allowed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def refuse_pickles(path: str | Path) -> None:
+    """Refuse a folder whose only weights are a pickle, which may run code when it is read; `--allow-code` reads it."""
+    found = [] if code_is_allowed() or not Path(path).is_dir() else sorted(Path(path).iterdir())
+    pickles = [file.name for file in found if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+    weights = [name for name in pickles if "model" in name or "consolidated" in name]
+    if weights and not any(file.suffix == ".safetensors" for file in found):
+        raise UserError(
+            f"the weights of '{path}' are a pickle ({weights[0]}), which may run code when it is read: where you trust "
+            "it, load and save it once with transformers (`save_pretrained`), or add --allow-code"
+        )
 
 
 def load_model(
@@ -43,6 +56,8 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     try:
         base = base_path(path)
+        for folder in (path, base):
+            refuse_pickles(folder)
         refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
         with not_in_parts():
             model = AutoModelForCausalLM.from_pretrained(base, **options)
