@@ -1,5 +1,6 @@
 """A training stops at the first number that is not finite: nothing spoilt is evaluated, saved, chosen or kept."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from leftover.monitoring.room import OutOfMemory
 from leftover.monitoring.signals import Interrupted, asked_by_signals
 
 _ROWS_NAMED = 8
+log = logging.getLogger(__name__)
+
+# Of `on_nonfinite: skip`: more steps than either end a training.
+_FEW_SKIPPED, _SHARE_SKIPPED = 10, 0.1
 
 
 class FiniteTrainer(Trainer):
@@ -31,6 +36,7 @@ class FiniteTrainer(Trainer):
     retries_smaller = False  # whether out of memory is for a subclass to deal with
     sums: Any = None  # of a PolicyTrainer: what is logged of its steps
     _evaluates = False
+    skipped_steps = 0
     accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -69,7 +75,13 @@ class FiniteTrainer(Trainer):
         self._evaluates = self.continuation.asked.at_once = False
         return found
 
+    @property
+    def _skips(self) -> bool:
+        return getattr(self.args, "on_nonfinite", "stop") == "skip"
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.sums and not self._step_losses:
+            self.sums.mark()
         try:
             loss = super().training_step(*args, **kwargs)
         except OutOfMemory as error:
@@ -80,21 +92,39 @@ class FiniteTrainer(Trainer):
                 "much, or set gradient_checkpointing: true"
             ) from error
         self._step_losses.append(loss)
-        return loss
+        return loss.where(loss.isfinite(), 0.0) if self._skips else loss  # the sum for the log
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         losses, self._step_losses = self._step_losses, []
         size = 0.0 if norm is None else float(norm)
-        if math.isfinite(size + float(torch.stack(losses).sum())):
+        finite = math.isfinite(size + float(torch.stack(losses).sum()))
+        if self._skips and self.args.world_size > 1:  # all or none of the processes
+            finite = bool(self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all())
+        if finite:
             return norm
+        end = self._skip if self._skips else self._stop
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
-                self._stop(f"the loss is {float(loss)}", self.rows_of_step(i))
+                return end(f"the loss is {float(loss)}", self.rows_of_step(i))
         scaler = self.accelerator.scaler  # of fp16: it skips steps and lowers its scale until gradients are finite
-        if not math.isfinite(size) and (scaler is None or scaler.get_scale() < 1):
-            self._stop(f"the norm of the gradient is {size}", self.rows_of_step())
-        return norm
+        if scaler is not None and scaler.get_scale() >= 1:
+            return norm
+        return end(f"the norm of the gradient is {size}", self.rows_of_step())
+
+    def _skip(self, what: str, rows: Sequence[str]) -> Tensor:
+        """Leave a step out: without gradients an optimizer moves nothing. Too many end the training."""
+        self.skipped_steps += 1
+        if self.skipped_steps > max(_FEW_SKIPPED, _SHARE_SKIPPED * self.state.max_steps):
+            self._stop(f"{self.skipped_steps} steps had to be left out, the last because {what}", rows)
+        more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+        named = f" on {', '.join(rows[:_ROWS_NAMED])}{more}" if rows else ""
+        log.warning("step %d is left out: %s%s", self.state.global_step + 1, what, named)
+        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+            parameter.grad = None
+        if self.sums:
+            self.sums.back_to_mark()
+        return torch.zeros((), device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs and self.continuation.took_up:  # the Trainer's is of the steps since it went on

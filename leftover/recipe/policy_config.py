@@ -88,6 +88,7 @@ class PolicyConfig(TrainingArguments):
         "eval_decoding": ("greedy", "sample"),
         "eval_engine": get_args(EngineName),
         "on_bad_row": ("error", "skip"),
+        "on_nonfinite": ("stop", "skip"),
         "optim": tuple(name.value for name in OptimizerNames),
         "lr_scheduler_type": tuple(name.value for name in SchedulerType),
     }
@@ -99,6 +100,9 @@ class PolicyConfig(TrainingArguments):
     }
 
     save_on_signal: bool = setting(True, "SIGTERM and Ctrl-C save a checkpoint before they end a training.")
+    on_nonfinite: str = setting(
+        "stop", "stop or skip: what becomes of a step whose loss or gradient is no finite number (few are left out)."
+    )
     max_prompt_length: int = setting(512, "In tokens; longer prompts are cut on the left.")
     max_completion_length: int = setting(128, "In tokens, with the end of sequence.")
     chat_template_kwargs: dict = field(

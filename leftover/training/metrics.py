@@ -34,8 +34,8 @@ class MetricSums:
         self._before = {name: len(entries) for name, entries in self.values.items()}
 
     def back_to_mark(self) -> None:
-        for name in list(self.values):
-            del self.values[name][self._before.get(name, 0) :]
+        kept = {name: entries[: self._before.get(name, 0)] for name, entries in self.values.items()}
+        self.values = defaultdict(list, {name: entries for name, entries in kept.items() if entries})
 
     def add(self, metrics: Weighted) -> None:
         for name, value in metrics.items():

@@ -176,8 +176,6 @@ class LoLTrainer(TrainsAlong):
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """`Trainer.training_step`; after out of memory the step begins again, with batches in smaller parts."""
-        if not self._step_losses:
-            self.sums.mark()
         batches = [*self.step_batches[: len(self._step_losses)], inputs]
         todo = [inputs]
         while True:

@@ -1,5 +1,6 @@
 """A training stops at the first number that is not finite, names step, rows and remedy, and keeps what was whole."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -177,3 +178,42 @@ def test_weights_of_a_checkpoint_are_finite_or_it_is_skipped(tiny_llama_path, to
     weights["model.norm.weight"][0] = np.nan
     save_file(weights, path, metadata={"format": "pt"})
     assert Path(last_whole_checkpoint(tmp_path)).name == "checkpoint-1"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_is_not_finite_may_be_left_out(
+    tiny_llama_path, tokenizer, tmp_path, monkeypatch, caplog, accumulation
+):
+    """As if the step had not been: the optimizer has not moved, and the log has none of its numbers."""
+    calls, seen = [0], []
+    nll = OBJECTIVES["nll"]
+
+    def loss(batch: Any, own: Any) -> Any:
+        calls[0] += 1
+        return nll.loss(batch, own) * (math.nan if calls[0] == 2 * accumulation else 1.0)
+
+    class Watched(LoLTrainer):
+        def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+            norm = super()._get_grad_norm(*args, **kwargs)
+            seen.append(self.model.get_input_embeddings().weight.detach().clone())
+            return norm
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss))
+    fields = settings(tmp_path, objective="mine", gradient_accumulation_steps=accumulation, on_nonfinite="skip")
+    args = LoLConfig(**fields, logging_steps=1, weight_decay=0.1, learning_rate=1e-2)
+    trainer = Watched(tiny_llama_path, args, prepared_rows(tiny_llama_path, tokenizer))
+    trainer.train()
+    assert trainer.state.global_step == 8 and trainer.skipped_steps == 1
+    assert "step 2 is left out: the loss is nan on " in caplog.text
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(seen)]
+    assert moved == [True, False, True, True, True, True, True]
+    assert all(math.isfinite(value) for line in trainer.state.log_history for value in line.values())
+
+
+def test_too_many_steps_left_out_end_the_training(tiny_llama_path, tokenizer, tmp_path, monkeypatch):
+    nll = OBJECTIVES["nll"]
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(lambda batch, own: nll.loss(batch, own) * math.nan))
+    args = LoLConfig(**settings(tmp_path, objective="mine", on_nonfinite="skip") | {"max_steps": 30})
+    trainer = LoLTrainer(tiny_llama_path, args, prepared_rows(tiny_llama_path, tokenizer))
+    with pytest.raises(UserError, match=r"11 steps had to be left out, the last because the loss is nan on "):
+        trainer.train()
