@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test bench bench-rows lint typecheck faults newcomer clean
+.PHONY: demo real test bench bench-rows lint typecheck faults newcomer locked lock audit clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
@@ -53,6 +53,25 @@ $(VENV)/deepspeed: $(VENV)/installed
 
 faults: $(VENV)/installed $(VENV)/deepspeed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m faults tests/faults
+
+# The same versions, each file held against its SHA-256.
+locked:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement constraints.hashed.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(VENV)/installed
+
+# After a change of constraints.txt. torch is left out: its CPU build lies elsewhere than the index that is asked.
+lock: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile constraints.txt --generate-hashes --no-deps --no-header --no-annotate --quiet --output-file - \
+	  | awk '/^[a-z0-9A-Z]/ {torch = /^torch==/} !torch' > constraints.hashed.txt
+
+# Known vulnerabilities of the versions; needs the network, and fails if one cannot be looked up.
+audit: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.hashed.txt
 
 newcomer:
 	bash tests/as_a_newcomer.sh

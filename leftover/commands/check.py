@@ -58,6 +58,8 @@ def _check_manifest(manifest: Manifest, found: Checked) -> None:
         if damaged := manifest.faults(name):
             found.faults += [f"{manifest.folder / path} {what}" for path, what in damaged.items()]
             found.again.append(manifest.label + name)
+        logs = manifest.faults(name, "logs")
+        found.faults += [f"{manifest.folder / path} {what}; it is a log, and stays so" for path, what in logs.items()]
         whole = [manifest.folder / path for path in files or {} if path not in damaged]
         found.files, found.bytes = found.files + len(whole), found.bytes + sum(path.stat().st_size for path in whole)
 

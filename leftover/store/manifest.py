@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
 _FILES = "files"  # of an entry: path -> SHA-256 of what was written
-_OURS = ("key", "complete", "cost", _FILES)  # all other entries of an entry are facts
+_LOGS = "logs"  # the same, of logs, which are not worth making an artifact again
+_OURS = ("key", "complete", "cost", _FILES, _LOGS)  # all other entries of an entry are facts
 
 
 def as_json(key: Key) -> Key:
@@ -103,9 +104,9 @@ class Manifest:
             return Status("reused", "nothing it depends on has changed")
         return Status("resumed", "it was begun before")
 
-    def faults(self, name: str) -> dict[str, str]:
-        """What is wrong with the files of an artifact; of those of earlier versions nothing is known."""
-        return faults(self.folder, self.entries.get(name, {}).get(_FILES, {}))
+    def faults(self, name: str, which: str = _FILES) -> dict[str, str]:
+        """What is wrong with the files (or `logs`) of an artifact; of those of earlier versions nothing is known."""
+        return faults(self.folder, self.entries.get(name, {}).get(which, {}))
 
     def check(self, name: str) -> None:
         """Raises UserError if a file of a finished artifact is not as it was written."""
@@ -139,6 +140,10 @@ class Manifest:
         status = self.status(name, key)
         if status.finished:
             log.info("%s%s: reused (%s)", self.label, name, status.reason)
+            for path, what in faults(self.folder, self.entries[name].get(_LOGS, {})).items():
+                log.warning(
+                    "%s %s: it stays so, since %s is whole and is not made again", self.folder / path, what, name
+                )
             return status
         if status.action == "damaged":
             log.warning("%s%s: computed again: %s", self.label, name, status.reason)
@@ -160,17 +165,17 @@ class Manifest:
         self._write(name, entry)
         return status
 
-    def finish(self, name: str, *, wrote: Iterable[Path] = (), **facts: Any) -> None:
+    def finish(self, name: str, *, wrote: Iterable[Path] = (), logs: Iterable[Path] = (), **facts: Any) -> None:
         """Mark `name` as finished, with what the first process found; the others wait until it is.
 
         wrote: its files, and folders with nothing but its files, inside the manifest's own: they are checked before
-        they are reused.
+        they are reused. logs: files that are checked too, and not made again.
         """
         if is_main_process():
             meter = self._meters.pop(name, None)
             cost = {"cost": meter.read()} if meter else {}
-            files = sums(self.folder, wrote)
-            self._write(name, self.entries[name] | {"complete": True, **cost, **facts, _FILES: files})
+            noted = {_FILES: sums(self.folder, wrote)} | ({_LOGS: sums(self.folder, logs)} if logs else {})
+            self._write(name, self.entries[name] | {"complete": True, **cost, **facts, **noted})
             log.info("%s%s: done", self.label, name)
         wait()
         if not is_main_process():

@@ -72,12 +72,17 @@ def fit_reference(run: Run) -> None:
         validation.select(_sample(validation, VALIDATION_TOKENS, run.seed)),
         stops_early=True,
     )
-    run.manifest.finish("reference", wrote=model_files(folder), **facts)
+    run.manifest.finish("reference", wrote=model_files(folder), logs=log_files(folder), **facts)
 
 
 def model_files(folder: Path) -> list[Path]:
     """What a trained model is made of: no log, which would not be worth training it again."""
     return [path for path in folder.iterdir() if path.suffix != ".jsonl"] if is_main_process() else []
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Its lines and its completions at evaluations."""
+    return sorted(folder.glob("*.jsonl")) if is_main_process() else []
 
 
 def _sample(rows: Dataset, num_tokens: int, seed: int) -> np.ndarray:
@@ -99,7 +104,7 @@ def train_one(run: Run, name: str, seed: int) -> None:
     artifact, folder = policy_artifact(name, seed), policy_folder(run.folder, name, seed)
     if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(run.discard, folder)).finished:
         facts = train_policy(run, name, seed)
-        run.manifest.finish(artifact, wrote=model_files(folder), **facts)
+        run.manifest.finish(artifact, wrote=model_files(folder), logs=log_files(folder), **facts)
 
 
 def policy_key(run: Run, name: str, seed: int) -> Key:

@@ -86,10 +86,17 @@ def results(folder: Path) -> dict[str, Any]:
         if path.suffix in (".arrow", ".safetensors") or path.parent.name == "evaluation":
             found[name] = path.read_bytes()
         elif path.name in ("metrics.jsonl", "evaluations.jsonl"):
-            found[name] = [_timeless(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+            found[name] = [_line(line) for line in path.read_text("utf-8", errors="replace").splitlines()]
         elif path.name == "results.json":
             found[name] = _timeless(json.loads(path.read_text("utf-8")))
     return found
+
+
+def _line(line: str) -> Any:
+    try:
+        return _timeless(json.loads(line))
+    except (ValueError, RecursionError):
+        return line
 
 
 def _timeless(value: Any) -> Any:
@@ -243,6 +250,8 @@ def corruptions(content: dict[str, Any], folder: Path, number: int, seed: int) -
                 outcome["reader: a clear line" if status else "reader: read"] += 1
             elif status == 2:
                 outcome["a clear line"] += 1
+            elif path.suffix == ".jsonl" and f"{path} is" in text:
+                outcome["a log: named, and left"] += 1
             elif differ := differing(results(folder / "mine/run"), expected):
                 outcome.note(OTHER_RESULTS, f"{name}: {differ[:4]}: {text[-300:]}")
             else:

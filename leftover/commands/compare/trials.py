@@ -10,7 +10,7 @@ from leftover.recipe.sections import Recipe
 from leftover.recipe.training_fields import check_policy
 from leftover.runs.names import policy_artifact, policy_folder
 from leftover.runs.run import Run
-from leftover.training.run import model_files, policy_key
+from leftover.training.run import log_files, model_files, policy_key
 from leftover.training.settings import training_args
 
 log = logging.getLogger(__name__)
@@ -100,4 +100,6 @@ def adopt(run: Run, trial: str, name: str, seed: int) -> None:
     run.discard(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
-    manifest.finish(artifact, wrote=model_files(target), **manifest.facts(tried), cost=manifest.cost(tried))
+    manifest.finish(
+        artifact, wrote=model_files(target), logs=log_files(target), **manifest.facts(tried), cost=manifest.cost(tried)
+    )
