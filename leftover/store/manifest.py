@@ -140,10 +140,8 @@ class Manifest:
         status = self.status(name, key)
         if status.finished:
             log.info("%s%s: reused (%s)", self.label, name, status.reason)
-            for path, what in faults(self.folder, self.entries[name].get(_LOGS, {})).items():
-                log.warning(
-                    "%s %s: it stays so, since %s is whole and is not made again", self.folder / path, what, name
-                )
+            for path, what in self.faults(name, _LOGS).items():
+                log.warning("%s %s: it stays so, since %s is not made again for a log", self.folder / path, what, name)
             return status
         if status.action == "damaged":
             log.warning("%s%s: computed again: %s", self.label, name, status.reason)
@@ -165,11 +163,11 @@ class Manifest:
         self._write(name, entry)
         return status
 
-    def finish(self, name: str, *, wrote: Iterable[Path] = (), logs: Iterable[Path] = (), **facts: Any) -> None:
+    def finish(self, name: str, *, wrote: Iterable[Path] = (), logs: Any = (), **facts: Any) -> None:
         """Mark `name` as finished, with what the first process found; the others wait until it is.
 
         wrote: its files, and folders with nothing but its files, inside the manifest's own: they are checked before
-        they are reused. logs: files that are checked too, and not made again.
+        they are reused. logs: paths of files that are checked too, and not made again.
         """
         if is_main_process():
             meter = self._meters.pop(name, None)

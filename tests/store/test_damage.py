@@ -81,6 +81,16 @@ def test_a_damaged_part_and_no_other_is_made_again(
     assert len(kept) == (damage is not Path.unlink), "what was there is kept"
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_a_damaged_log_is_told_and_no_policy_is_trained_for_it(
+    name: str, tmp_path: Path, tiny_run: Callable, caplog: Any
+) -> None:
+    recipe, path = tiny_run(tmp_path), tmp_path / "run" / POLICY
+    flip(path.with_name(name))
+    assert run_again(recipe, caplog) == []
+    assert f"{path.with_name(name)} is damaged" in caplog.text and "is not made again for a log" in caplog.text
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["manifest.json", "table/manifest.json", "prepare.json"])
 def test_of_a_damaged_manifest_the_copy_is_read(
