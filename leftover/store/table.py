@@ -4,7 +4,9 @@ table/manifest.json          a key for every block, and so for every column
 table/<block>/00000.arrow    some thousand rows (`shard_bounds`); written under a temporary name and renamed
 """
 
+import contextlib
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 SHARD_ROWS = 2048
 # So many shards of a size, then twice as large ones: ten million rows are 700 files, and none takes long to redo.
 _OF_A_SIZE, _LARGEST = 64, 8 * SHARD_ROWS
+_NOTED_EVERY = 1.0  # seconds
 Column: TypeAlias = pa.Array | np.ndarray | list
 
 
@@ -90,7 +93,10 @@ class Table:
         shards = [(n, start, min(start + size, len(source))) for n, (start, size) in enumerate(bounds)]
         self._discard_other_bounds(block, shards)
         todo = told([shard for shard in shards if not self._is_written(block, shard[0])])
-        with progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar:
+        with (
+            progress_bar(len(todo), description or block, "shard", shown=len(todo) > 1) as bar,
+            self._noting() as note,
+        ):
             for number, start, end in todo:
                 (self.folder / block).mkdir(parents=True, exist_ok=True)
                 tables, scratches = list[pa.Table](), list[Path]()
@@ -103,13 +109,35 @@ class Table:
                 if is_main_process():
                     for scratch in scratches:
                         scratch.unlink(missing_ok=True)
-                self.manifest.note_costs([self._shard(block, number)])
+                note(self._shard(block, number))
                 bar.update()
         wait()
         whole = _dataset(self._map(block))
         conclude(whole)
         self.manifest.finish(block, wrote=self._shards(block), num_rows=len(source), columns=whole.column_names)
         return True
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[Callable[[Path], None]]:
+        """Gives what notes that a shard is whole; once a second, since the manifest grows with the shards.
+
+        A killed run makes again what was not noted.
+        """
+        written, last = list[Path](), time.monotonic()
+
+        def note(path: Path) -> None:
+            nonlocal last
+            written.append(path)
+            if time.monotonic() - last > _NOTED_EVERY:
+                self.manifest.note_costs(written)
+                written.clear()
+                last = time.monotonic()
+
+        try:
+            yield note
+        finally:
+            if written:
+                self.manifest.note_costs(written)
 
     def write_whole(self, block: str, key: Key, compute: Callable[[], Mapping[str, Column]]) -> bool:
         """Write a block that needs all rows at once (splits, values)."""
