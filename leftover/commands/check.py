@@ -40,12 +40,15 @@ def _check(run: FinishedRun) -> Checked:
         _check_manifest(manifest, found)
     for name in (*_NOTES, *_RESULTS):
         try:
-            found.files += read_sealed(run.folder / name) is not None
+            whole = read_sealed(run.folder / name) is not None
         except UserError as error:
             found.faults.append(str(error))
-            found.again.append(name)
+            continue
+        found.files += whole
+        if name in _NOTES and not whole and run.table.has("reward"):
+            found.faults.append(f"{run.folder / name} is missing")
     found.faults += _faults_of_checkpoints(run.folder)
-    if not found.again:
+    if not found.faults:
         found.unfinished = run.unfinished()
     return found
 
@@ -82,5 +85,5 @@ def lines(folder: Path, found: Checked) -> Iterator[str]:
         yield "If the reference comes out otherwise, also what was computed from it."
     if found.unfinished:
         yield f"Not finished: {', '.join(found.unfinished)}."
-    if not (found.again or found.unfinished):
+    if not (found.faults or found.unfinished):
         yield "A rerun would compute nothing again."

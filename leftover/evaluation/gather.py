@@ -10,9 +10,18 @@ from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import DECODINGS, decodings, policy_artifact, policy_subject, read_completions, read_metrics
+from leftover.runs.names import (
+    DECODINGS,
+    decodings,
+    evaluation_artifact,
+    policy_artifact,
+    policy_subject,
+    read_completions,
+    read_metrics,
+)
 from leftover.runs.records import BySeed
 from leftover.runs.run import Run
+from leftover.store.manifest import Manifest
 
 REFERENCE = "reference"
 
@@ -82,6 +91,9 @@ def _tables(
     With `unfinished`, unless that is score. A decoding that only some of them have, as policies of an earlier run may,
     is left out.
     """
+    manifest = Manifest(folder)
+    for subject in (REFERENCE, *(policy_subject(name, int(seed)) for name, of in seeds.items() for seed in of)):
+        manifest.check(evaluation_artifact(subject))
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature

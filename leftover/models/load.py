@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 def refuse_pickles(path: str | Path) -> None:
     """Refuse a folder whose only weights are a pickle, which may run code when it is read; `--allow-code` reads it."""
     found = [] if code_is_allowed() or not Path(path).is_dir() else sorted(Path(path).iterdir())
-    pickles = [file.name for file in found if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-    weights = [name for name in pickles if "model" in name or "consolidated" in name]
-    if weights and not any(file.suffix == ".safetensors" for file in found):
+    names = {file.name for file in found}
+    pickle = re.compile(r"(pytorch_model|adapter_model|model).*\.(bin|pt|pth|ckpt|index\.json)")
+    weights = sorted(filter(pickle.match, names))
+    whole = {f"{name}.safetensors{end}" for name in ("model", "adapter_model") for end in ("", ".index.json")}
+    if weights and not names & whole:  # which transformers and peft take first
         raise UserError(
             f"the weights of '{path}' are a pickle ({weights[0]}), which may run code when it is read: where you trust "
             "it, load and save it once with transformers (`save_pretrained`), or add --allow-code"

@@ -33,10 +33,12 @@ class FiniteTrainer(Trainer):
 
     args: Any
     optimizer: Any
+    _tr_loss: Any
     retries_smaller = False  # whether out of memory is for a subclass to deal with
     sums: Any = None  # of a PolicyTrainer: what is logged of its steps
     _evaluates = False
     skipped_steps = 0
+    may_stop_here = True  # whether a training can go on from the end of this step
     accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -70,7 +72,7 @@ class FiniteTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # What an evaluation has measured is lost with it, so that it is not waited for. Several processes could not
         # leave it together.
-        self._evaluates = self.continuation.asked.at_once = processes() == 1
+        self._evaluates = self.continuation.asked.at_once = processes() == 1 and self.continuation.may_defer
         found = super()._evaluate(*args, **kwargs)
         self._evaluates = self.continuation.asked.at_once = False
         return found
@@ -106,13 +108,13 @@ class FiniteTrainer(Trainer):
         end = self._skip if self._skips else self._stop
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
-                return end(f"the loss is {float(loss)}", self.rows_of_step(i))
+                return end(f"the loss is {float(loss)}", self.rows_of_step(i), losses)
         scaler = self.accelerator.scaler  # of fp16: it skips steps and lowers its scale until gradients are finite
         if scaler is not None and scaler.get_scale() >= 1:
             return norm
-        return end(f"the norm of the gradient is {size}", self.rows_of_step())
+        return end(f"the norm of the gradient is {size}", self.rows_of_step(), losses)
 
-    def _skip(self, what: str, rows: Sequence[str]) -> Tensor:
+    def _skip(self, what: str, rows: Sequence[str], losses: Sequence[Tensor]) -> Tensor:
         """Leave a step out: without gradients an optimizer moves nothing. Too many end the training."""
         self.skipped_steps += 1
         if self.skipped_steps > max(_FEW_SKIPPED, _SHARE_SKIPPED * self.state.max_steps):
@@ -120,11 +122,17 @@ class FiniteTrainer(Trainer):
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         named = f" on {', '.join(rows[:_ROWS_NAMED])}{more}" if rows else ""
         log.warning("step %d is left out: %s%s", self.state.global_step + 1, what, named)
+        self._tr_loss -= torch.stack([loss.where(loss.isfinite(), 0.0) for loss in losses]).sum()
+        self.forget_step()
+        return torch.zeros((), device=self.args.device)
+
+    def forget_step(self) -> None:
+        """Drop what the step in progress has added to gradients and sums."""
+        # accelerate's zero_grad does nothing before the last micro-batch of a step.
         for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
             parameter.grad = None
         if self.sums:
             self.sums.back_to_mark()
-        return torch.zeros((), device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs and self.continuation.took_up:  # the Trainer's is of the steps since it went on
@@ -150,7 +158,7 @@ class FiniteTrainer(Trainer):
         self.continuation.write(Path(self._get_output_dir(None)) / folder)
         super()._save_checkpoint(*args, **kwargs)
 
-    def _stop(self, what: str, rows: Sequence[str] = ()) -> NoReturn:
+    def _stop(self, what: str, rows: Sequence[str] = (), losses: Sequence[Tensor] = ()) -> NoReturn:
         raise UserError("".join(self._reasons(what, rows)))
 
     def _reasons(self, what: str, rows: Sequence[str]) -> Iterator[str]:

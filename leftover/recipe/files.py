@@ -134,7 +134,7 @@ def make_recipe(
         set_key(content, override)
         content = _with_new_names(content, f"--set {override}", overrides=True)
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content, context={"saved": saved})
     except ValidationError as error:
         raise UserError("\n".join(f"{where}: {fault}" for fault in faults(error, content))) from None
     check_training_fields(recipe, where)

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AllowInfNan, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AllowInfNan, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.engine import MAX_BATCH_TOKENS, EngineName, EngineSettings, VllmSection
@@ -24,6 +24,11 @@ class TokenizerSection(Section):
     """A tokenizer trained on the training rows (byte-level BPE), for random weights."""
 
     vocab_size: int = Field(4096, ge=260)  # 256 bytes, three special tokens, and what is learnt
+
+
+def _is_saved(info: ValidationInfo) -> bool:
+    """Whether the recipe is that of a run's folder, which an earlier version may have taken."""
+    return bool(info.context and info.context.get("saved"))
 
 
 class ModelSection(Section):
@@ -106,7 +111,7 @@ _Bound = Annotated[float, AllowInfNan(True)]  # a reward may be bounded on one s
 class ValueSection(Section):
     # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
-    candidates: list[Literal["constant", "ridge", "head"]] = Field(["constant", "ridge", "head"], min_length=1)
+    candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
     # reference_samples: how many training prompts are sampled for; auto: 2,000, with `model.path` 500.
     num_prompts: NumPrompts = "auto"
     samples_per_prompt: int = Field(1, gt=0)
@@ -119,10 +124,19 @@ class ValueSection(Section):
     head_learning_rate: float = Field(1e-3, gt=0)
     bounds: tuple[_Bound, _Bound] | None = None  # declared bounds of the reward: the value is clipped to them
 
+    @field_validator("candidates")
+    @classmethod
+    def _has_a_candidate(cls, candidates: list[str], info: ValidationInfo) -> list[str]:
+        if not candidates and not _is_saved(info):
+            raise ValueError("name at least one: constant, ridge, head")
+        return candidates
+
     @field_validator("bounds")
     @classmethod
-    def _bounds_are_in_order(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-        if bounds is not None and not bounds[0] < bounds[1]:
+    def _bounds_are_in_order(
+        cls, bounds: tuple[float, float] | None, info: ValidationInfo
+    ) -> tuple[float, float] | None:
+        if bounds is not None and not bounds[0] < bounds[1] and not _is_saved(info):
             raise ValueError("give the lower and the higher bound of the reward, as [0, 1] (.inf for none)")
         return bounds
 
@@ -139,7 +153,7 @@ class EvaluateSection(Section):
     primary: Literal["sampled", "greedy"] = "sampled"  # whose completions the result table shows first
     # Which completions of the test prompts are written; default: the primary ones alone.
     decodings: list[Literal["sampled", "greedy"]] | None = Field(None, min_length=1)
-    temperature: float = Field(1.0, ge=0.01, le=100)
+    temperature: float = Field(1.0, gt=0)
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
     batch_size: int = Field(64, gt=0)  # completions that transformers writes at a time
     max_batch_tokens: int = Field(MAX_BATCH_TOKENS, gt=0)  # and their positions: rows times the longest they may become
@@ -152,6 +166,13 @@ class EvaluateSection(Section):
     judges: list[dict[str, Any]] = []  # held-out rewards: reported, never trained on
     num_examples: int = Field(10, ge=0)  # completions side by side in the report
     base_perplexity: bool = False  # of the completions, under the pretrained model before the reference was fitted
+
+    @field_validator("temperature")
+    @classmethod
+    def _temperature_gives_probabilities(cls, temperature: float, info: ValidationInfo) -> float:
+        if not 0.01 <= temperature <= 100 and not _is_saved(info):
+            raise ValueError("it must be from 0.01 to 100")
+        return temperature
 
     @model_validator(mode="after")
     def _primary_is_written(self) -> Self:
@@ -221,8 +242,8 @@ class Recipe(Section):
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
+    def _seeds_differ(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        if len(set(seeds)) < len(seeds) and not _is_saved(info):
             raise ValueError("the same seed stands twice: one training is no second sample")
         return seeds
 

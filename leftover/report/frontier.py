@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leftover.errors import UserError
 from leftover.evaluation.frontier import BEST_OF_N
 from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
@@ -36,7 +37,11 @@ def frontier_svg(results: Mapping[str, Any]) -> str:
 def frontier_of(run: FinishedRun) -> dict[str, Any] | None:
     """The section of the page; None without a frontier, or if completions are scored otherwise since."""
     path = run.folder / FRONTIER
-    results = read_sealed(path)
+    try:
+        results = read_sealed(path)
+    except UserError as error:
+        log.warning("report: %s; `leftover compare %s --frontier` makes it anew", error, run.folder)
+        return None
     if results is None:
         return None
     scored_by = run.scored_by()

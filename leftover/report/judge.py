@@ -1,9 +1,11 @@
 """The verdicts of models and people on a run's completions, from `leftover judge`, for report.html and report.md."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from leftover.errors import UserError
 from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
 from leftover.report import charts
@@ -11,8 +13,21 @@ from leftover.runs.names import evaluation_artifact, judge_folder
 from leftover.store.manifest import Manifest
 from leftover.store.sealed import digest, read_sealed
 
+log = logging.getLogger(__name__)
+
 _SHARES = ("win", "tie", "loss", "win_rate")
 _HEADER = ["criterion", "test set", "prompts", "win", "tie", "loss", "win rate [95 %]"]
+
+
+def _whole_results(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted((judge_folder(folder) / "results").glob("*.json")):
+        try:
+            found = read_sealed(path)
+        except UserError as error:
+            log.warning("report: %s; the same `leftover judge` makes it anew, and asks nothing again", error)
+            continue
+        if found:
+            yield found
 
 
 def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
@@ -20,7 +35,7 @@ def judge_view(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
 
     `outdated` names those that are skipped because their completions have been regenerated since.
     """
-    results = [read_sealed(path) or {} for path in sorted((judge_folder(folder) / "results").glob("*.json"))]
+    results = list(_whole_results(folder))
     if not results:
         return None
     now = {name: digest(entry["key"]) for name, entry in manifest.entries.items()}

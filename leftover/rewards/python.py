@@ -67,9 +67,10 @@ def _file_with(module: str, name: str) -> Path:
     where, (first, *rest) = f"python reward '{module}:{name}' cannot be loaded", module.split(".")
     found = importlib.util.find_spec(first)
     origin = None if found is None or found.origin is None else Path(found.origin)
-    if origin is not None and rest:
-        inner = origin.parent.joinpath(*rest)
-        origin = next((path for path in (inner.with_suffix(".py"), inner / "__init__.py") if path.is_file()), None)
+    if found is not None and rest:  # a package, of whose folders there may be several
+        inside = [Path(folder).joinpath(*rest) for folder in found.submodule_search_locations or ()]
+        files = (path for inner in inside for path in (inner.with_suffix(".py"), inner / "__init__.py"))
+        origin = next((path for path in files if path.is_file()), None)
     if origin is None:
         raise UserError(f"{where}: there is no module {module}")
     if origin.suffix != ".py":

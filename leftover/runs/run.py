@@ -7,6 +7,7 @@ from typing import Any
 from filelock import FileLock
 
 from leftover.data.rows import Rejects
+from leftover.errors import UserError
 from leftover.recipe.sections import Recipe
 from leftover.rewards import SumReward
 from leftover.runs.models import Models
@@ -104,5 +105,11 @@ class Run:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What stages have noted."""
-        return read_sealed(self.folder / PREPARED) or {}
+        """What stages have noted. UserError if it is gone: stages that are reused note nothing again."""
+        found = read_sealed(self.folder / PREPARED)
+        if found is None and self.table.has("tokens"):
+            raise UserError(
+                f"{self.folder / PREPARED} is missing, and so is its copy: put it back, or remove {self.table.folder}: "
+                "the rows are prepared again, and policies are kept"
+            )
+        return found or {}

@@ -88,6 +88,8 @@ class Manifest:
     def reload(self) -> None:
         """Read what other processes have written."""
         self.entries: dict[str, dict[str, Any]] = read_sealed(self.path) or {}
+        if not all(isinstance(entry, dict) and {"key", "complete"} <= entry.keys() for entry in self.entries.values()):
+            raise UserError(f"{self.path} is damaged (it is no manifest): put back a whole one, or remove the folder")
 
     def status(self, name: str, key: Key) -> Status:
         key = as_json(key)

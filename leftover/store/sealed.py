@@ -58,7 +58,9 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         content.pop(CHECKSUM, None)
         return content
     if faults:
-        raise UserError(f"{'; '.join(faults)}: put back a whole one, or remove it to compute anew what it tells of")
+        raise UserError(
+            f"{'; '.join(faults)}: put back a whole one, or remove both to have made anew what they tell of"
+        )
     return None
 
 
@@ -133,6 +135,8 @@ def set_aside(folder: Path, paths: Iterable[str]) -> None:
             if folder.resolve() not in (folder / path).resolve().parents:
                 raise UserError(f"{folder / path} lies outside {folder} (through a link?): remove the link")
             target = folder / DAMAGED / f"{path}.{DAMAGED}"
+            if folder.resolve() not in target.resolve().parents:
+                raise UserError(f"{folder / DAMAGED} leads outside {folder} (through a link?): remove the link")
             target.parent.mkdir(parents=True, exist_ok=True)
             (folder / path).replace(target)
             log.warning("%s is set aside as %s", folder / path, target)

@@ -52,9 +52,15 @@ class Table:
         self.manifest = Manifest(folder, label="table/", meaning=meaning)
         self._opened: dict[str, pa.Table] = {}  # finished blocks
 
+    def _begin(self, block: str, key: Key, *, in_parts: bool = False) -> bool:
+        """Whether a block is finished under this key. One of an earlier version whose shards are gone is not."""
+        if is_main_process() and self.has(block) and not self._shards(block):
+            self.manifest.entries.pop(block)
+        return self.manifest.begin(block, key, lambda: self._discard(block), in_parts=in_parts).finished
+
     def write_rows(self, block: str, key: Key, rows: Callable[[], Iterable[dict]], schema: pa.Schema) -> bool:
         """Write a block from a stream of rows."""
-        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
+        if self._begin(block, key):
             return False
         # A stream cannot be resumed in the middle; reading is cheap, so it starts again.
         self._discard(block)
@@ -87,7 +93,7 @@ class Table:
         wants to keep of them while their shard is unfinished, removed after that; and the place of the first of these
         rows. It returns their columns. `conclude` gets the whole block just before it counts as finished.
         """
-        if self.manifest.begin(block, key, lambda: self._discard(block), in_parts=True).finished:
+        if self._begin(block, key, in_parts=True):
             return False
         bounds = itertools.takewhile(lambda shard: shard[0] < len(source), shard_bounds())
         shards = [(n, start, min(start + size, len(source))) for n, (start, size) in enumerate(bounds)]
@@ -141,7 +147,7 @@ class Table:
 
     def write_whole(self, block: str, key: Key, compute: Callable[[], Mapping[str, Column]]) -> bool:
         """Write a block that needs all rows at once (splits, values)."""
-        if self.manifest.begin(block, key, lambda: self._discard(block)).finished:
+        if self._begin(block, key):
             return False
         columns = compute()
         self._discard(block)

@@ -189,8 +189,7 @@ class LoLTrainer(TrainsAlong):
             # The step so far is forgotten: its gradients may be partly those of a batch that did not fit.
             failed = batches[len(self._step_losses)]
             halve(_TRAINING, self._part_size(failed), self._longest(failed))
-            self.optimizer.zero_grad()
-            self.sums.back_to_mark()
+            self.forget_step()
             self._step_losses, todo = [], batches
             free()
 

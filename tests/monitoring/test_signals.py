@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C save a checkpoint; the same command goes on, to the files of a run that nothing disturbed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import leftover.training.policy_trainer
 from leftover import cli, pipeline
 from leftover.recipe.files import make_recipe
+from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.trainer import LoLTrainer
 
 STEPS = {"max_steps": 6, "logging_steps": 4, "eval_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 2}
@@ -87,3 +89,101 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_had_happened(
     assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
     assert ours[1] == theirs[1], "line for line but times"
     assert ours[2] == theirs[2]
+
+
+def test_a_step_of_ppo_is_finished_before_it_is_saved(
+    tiny_recipe: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """No checkpoint holds the completions of a PPO step, from the middle of which none could go on."""
+    ppo = {"objective": "ppo", "max_steps": 8, "ppo_epochs": 2, "num_rollouts_per_step": 8, "learning_rate": 1e-3}
+    content = tiny_recipe(
+        tmp_path, policies={"p": ppo}, reference={"source": "path", "path": tiny_recipe(tmp_path)["model"]["path"]}
+    )
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    train, begun = PPOTrainer.training_step, list[int]()
+
+    def training_step(self: PPOTrainer, *args: Any, **kwargs: Any) -> Any:
+        begun.append(self.state.global_step)
+        if len(begun) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "training_step", training_step)
+        with pytest.raises(SystemExit):
+            cli.main(["train", str(tmp_path / "recipe.yaml")])
+    said = capsys.readouterr().err
+    stopped = int(said.split("stopped at step ")[1].split(" ")[0])
+    assert stopped == 4, "eight completions in batches of four, twice"
+    cli.main(["train", str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+def test_a_reference_that_stops_early_trains_no_step_more(
+    where: str, tiny_recipe: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 0.3, "eval_steps": 1}
+    content = tiny_recipe(tmp_path, reference={"train": train})
+    for name in ("whole", "mine"):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content | {"output_dir": str(tmp_path / name)}))
+    cli.main(["prepare", str(tmp_path / "whole.yaml"), "--only", "reference"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "whole/reference/metrics.jsonl").read_text().splitlines()]
+    last, killed = max(steps), list[int]()
+    assert last < 6, "it stops early"
+    with monkeypatch.context() as patch:
+        if where == "step":
+            inner = LoLTrainer.training_step
+
+            def training_step(self: LoLTrainer, *args: Any, **kwargs: Any) -> Any:
+                if self.state.global_step == last - 1 and not killed:
+                    killed.append(1)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return inner(self, *args, **kwargs)
+
+            patch.setattr(LoLTrainer, "training_step", training_step)
+        else:
+            evaluate = leftover.training.policy_trainer.evaluate_policy
+
+            def evaluate_policy(*args: Any, **kwargs: Any) -> Any:
+                killed.append(1)
+                if len(killed) == last:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return evaluate(*args, **kwargs)
+
+            patch.setattr(leftover.training.policy_trainer, "evaluate_policy", evaluate_policy)
+        with contextlib.suppress(SystemExit):
+            cli.main(["prepare", str(tmp_path / "mine.yaml"), "--only", "reference"])
+    cli.main(["prepare", str(tmp_path / "mine.yaml"), "--only", "reference"])
+    mine, whole = (load_file(tmp_path / name / "reference/model.safetensors") for name in ("mine", "whole"))
+    assert all(whole[name].equal(weights) for name, weights in mine.items())
+    again = [json.loads(line)["step"] for line in (tmp_path / "mine/reference/metrics.jsonl").read_text().splitlines()]
+    assert again == steps
+
+
+def test_a_checkpoint_saved_for_a_signal_is_not_chosen(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where fewer checkpoints are saved than evaluated, the best evaluation may have none."""
+    cadence = {"max_steps": 6, "eval_steps": 1, "save_steps": 3, "metric_for_best_model": "nll"}
+    mine = recipe | {"train": recipe["train"] | cadence}
+    for name in ("whole", "mine"):
+        shutil.copytree(recipe["output_dir"], tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(mine | {"output_dir": str(tmp_path / name)}))
+    cli.main(["train", str(tmp_path / "whole.yaml")])
+    train = LoLTrainer.training_step
+    for step in (1, 2, 4):
+        with monkeypatch.context() as patch:
+
+            def training_step(self: LoLTrainer, *args: Any, _step: int = step, **kwargs: Any) -> Any:
+                if self.state.global_step == _step - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    patch.setattr(LoLTrainer, "training_step", train)
+                return train(self, *args, **kwargs)
+
+            patch.setattr(LoLTrainer, "training_step", training_step)
+            with pytest.raises(SystemExit):
+                cli.main(["train", str(tmp_path / "mine.yaml")])
+    cli.main(["train", str(tmp_path / "mine.yaml")])
+    ours, theirs = outcome(tmp_path / "mine"), outcome(tmp_path / "whole")
+    assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
+    assert ours[1:] == theirs[1:]

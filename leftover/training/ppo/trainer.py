@@ -209,6 +209,11 @@ class PPOTrainer(PolicyTrainer):
         loss = total / divisor * self.accelerator.num_processes
         return (loss, {"losses": losses}) if return_outputs else loss
 
+    @property
+    def may_stop_here(self) -> bool:  # type: ignore[override]
+        """At the end of a PPO step: no checkpoint holds the completions of one."""
+        return self.state.global_step % self.args.updates_per_step == 0
+
     def rows_of_step(self, micro_batch: int | None = None) -> list[str]:
         """The prompts of the PPO step: its completions are trained on in random order."""
         chosen = self.order[self.state.global_step // self.args.updates_per_step]
