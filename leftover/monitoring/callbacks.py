@@ -1,35 +1,54 @@
 """What every training keeps on disk: its metrics, what it wrote at every evaluation, and what it has cost so far."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.monitoring.finite import json_line
 from leftover.monitoring.training_display import Completion
+
+log = logging.getLogger(__name__)
 
 
 class _StepLines(TrainerCallback):
     """Writes JSON lines with their `step`; on resume, lines past the checkpoint are dropped."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.number = path, 0
 
-    def on_train_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: object, **kwargs: object) -> None:
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if _step(line) <= state.global_step and state.global_step > 0]
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        kept = [line for line in text.splitlines() if _step(line) <= state.global_step and state.global_step > 0]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        counted = self._counted(args, state)
+        self.number = int(counted.read_text(encoding="utf-8")) if counted.is_file() else len(kept)
+        if len(kept) < self.number:
+            log.warning("%s is damaged: %d of %d lines are left", self.path, len(kept), self.number)
+
+    def on_save(self, args: Any, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.is_world_process_zero:
+            self._counted(args, state).write_text(str(self.number), encoding="utf-8")
+
+    def _counted(self, args: Any, state: TrainerState) -> Path:
+        """The file in a checkpoint that holds how many lines there were."""
+        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        return checkpoint / f"{self.path.stem}.lines"
 
     def write(self, state: TrainerState, records: Iterable[Mapping[str, Any]]) -> None:
         if state.is_world_process_zero:
+            lines = [json_line({"step": state.global_step, **record}) + "\n" for record in records]
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(json_line({"step": state.global_step, **record}) + "\n" for record in records)
+                file.writelines(lines)
+            self.number += len(lines)
 
 
 class MetricsFile(_StepLines):

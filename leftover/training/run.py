@@ -203,9 +203,10 @@ def _train(
     `stops_early`: once an evaluation is worse than the best one.
     """
     trainer_class: type[LoLTrainer | PPOTrainer] = PPOTrainer if isinstance(args, PPOConfig) else LoLTrainer
-    callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs), CheckpointSums()]
+    callbacks = [MetricsFile(folder / "metrics.jsonl"), CostSoFar(run.manifest.note_costs)]
     if reward_func is not None:
         callbacks.append(EvaluationsFile(evaluations_path(folder)))
+    callbacks.append(CheckpointSums())  # of what the others have written
     if stops_early and args.load_best_model_at_end:
         callbacks.append(EarlyStoppingCallback())
     checkpoints = Path(str(args.output_dir))

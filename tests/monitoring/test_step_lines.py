@@ -22,7 +22,7 @@ def test_every_completion_of_an_evaluation_is_a_line_and_a_resumed_training_drop
 ) -> None:
     path = tmp_path / "policy" / "evaluations.jsonl"
     written = EvaluationsFile(path)
-    written.on_train_begin(None, state(0), None)
+    written.on_train_begin(SimpleNamespace(output_dir=tmp_path), state(0), None)
     completions = [Completion("p", text, 1.0, {"text": text, "reward": float("nan")}) for text in ("a\u2028b", "c")]
     for step in (2, 4, 6):
         written.on_evaluate(None, state(step), None, completions=completions)
@@ -31,15 +31,28 @@ def test_every_completion_of_an_evaluation_is_a_line_and_a_resumed_training_drop
     assert json.loads(path.read_text().splitlines()[0])["text"] == "a\u2028b"
     with path.open("a") as file:
         file.write('{"step": 6, "te')  # of a killed run
-    EvaluationsFile(path).on_train_begin(None, state(4), None)
+    EvaluationsFile(path).on_train_begin(SimpleNamespace(output_dir=tmp_path), state(4), None)
     assert steps(path) == [2, 2, 4, 4]
-    EvaluationsFile(path).on_train_begin(None, state(0), None)
+    EvaluationsFile(path).on_train_begin(SimpleNamespace(output_dir=tmp_path), state(0), None)
     assert steps(path) == []
 
 
 def test_what_is_logged_is_a_line_of_metrics(tmp_path: Path) -> None:
     written = MetricsFile(tmp_path / "metrics.jsonl")
-    written.on_train_begin(None, state(0), None)
+    written.on_train_begin(SimpleNamespace(output_dir=tmp_path), state(0), None)
     written.on_log(None, state(3), None, logs={"loss": 0.5})
     written.on_log(None, state(3), None, logs={})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "loss": 0.5}
+
+
+def test_lines_that_were_lost_since_a_checkpoint_are_told(tmp_path: Path, caplog: Any) -> None:
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(is_world_process_zero=True, global_step=0)
+    (tmp_path / "checkpoint-3").mkdir()
+    lines = MetricsFile(tmp_path / "metrics.jsonl")
+    lines.on_train_begin(args, state, None)
+    for state.global_step in (1, 2, 3):
+        lines.on_log(args, state, None, logs={"loss": 1.0})
+    lines.on_save(args, state, None)
+    lines.path.write_text(lines.path.read_text().split("\n", 1)[1])
+    MetricsFile(lines.path).on_train_begin(args, state, None)
+    assert f"{lines.path} is damaged: 2 of 3 lines are left" in caplog.text

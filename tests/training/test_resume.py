@@ -12,7 +12,7 @@ from leftover.cli import main
 from leftover.store.checkpoints import last_whole_checkpoint
 from tests.conftest import scored_rows
 from tests.forked import forked
-from tests.monitoring.test_checkpoints import write_checkpoint
+from tests.store.test_checkpoints import write_checkpoint
 
 STEPS = 40
 
