@@ -54,7 +54,8 @@ class Table:
 
     def _begin(self, block: str, key: Key, *, in_parts: bool = False) -> bool:
         """Whether a block is finished under this key. One of an earlier version whose shards are gone is not."""
-        if is_main_process() and self.has(block) and not self._shards(block):
+        of_before = self.has(block) and "files" not in self.manifest.entries[block]
+        if is_main_process() and of_before and not self._shards(block):
             self.manifest.entries.pop(block)
         return self.manifest.begin(block, key, lambda: self._discard(block), in_parts=in_parts).finished
 
