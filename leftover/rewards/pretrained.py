@@ -18,7 +18,7 @@ from transformers import (
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError, first_line
-from leftover.models.load import max_positions, not_in_parts, refuse_pickles, torch_dtype
+from leftover.models.load import max_positions, not_in_parts, torch_dtype
 from leftover.models.vocabulary import check_vocabulary, embedding_rows
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
@@ -66,7 +66,6 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     """
     architecture: Any = AutoModelForSequenceClassification
     config: dict[str, Any] = {}
-    refuse_pickles(path)
     try:
         fields, _ = PreTrainedConfig.get_config_dict(path)
         if fields.get("model_type") == MODEL_TYPE:
@@ -95,8 +94,6 @@ def untrained_classifier(
     Without weights the model is on the meta device.
     """
     architecture: Any = AutoModelForSequenceClassification
-    if path is not None:
-        refuse_pickles(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path)
         if tokenizer.pad_token_id is None:

@@ -89,7 +89,7 @@ def test_a_value_that_no_key_can_have_is_refused_by_the_keys_name(kind: str) -> 
     [
         ("value.bounds", [1, 0], "the lower and the higher bound"),
         ("value.bounds", [math.nan, 1], "the lower and the higher bound"),
-        ("value.candidates", [], "at least 1 item"),
+        ("value.candidates", [], "name at least one"),
         ("seeds", [0, 0], "the same seed stands twice"),
         ("evaluate.temperature", 1e-300, "0.01"),
         ("evaluate.temperature", math.inf, "finite"),
