@@ -24,7 +24,8 @@ from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.completions import side_by_side
 from leftover.report.page import run_view, write_page, write_report_page
 from leftover.runs.finished import FinishedRun
-from leftover.runs.names import read_completions
+from leftover.runs.names import evaluation_artifact, read_completions
+from leftover.store.manifest import Manifest
 from leftover.store.sealed import digest, read_sealed, write_sealed
 from tests.browser import one, texts, visit, width
 from tests.conftest import scored_rows
@@ -75,6 +76,7 @@ def folder(content: dict[str, Any]) -> Path:
                 "reward": float((i * number) % 5),
             }
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        Manifest(found).finish(evaluation_artifact(path.stem), wrote=[path, path.with_suffix(".json")])
     return found
 
 
