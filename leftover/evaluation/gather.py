@@ -91,9 +91,6 @@ def _tables(
     With `unfinished`, unless that is score. A decoding that only some of them have, as policies of an earlier run may,
     is left out.
     """
-    manifest = Manifest(folder)
-    for subject in (REFERENCE, *(policy_subject(name, int(seed)) for name, of in seeds.items() for seed in of)):
-        manifest.check(evaluation_artifact(subject))
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
@@ -107,8 +104,14 @@ def _tables(
 
 
 def read_records(folder: Path, seeds: Mapping[str, Iterable[Any]], reference_seed: int) -> BySeed:
-    """What the reference and every policy wrote, by seed; the reference under the run's own seed."""
+    """What the reference and every policy wrote, by seed; the reference under the run's own seed.
+
+    UserError if a file is not as it was written.
+    """
     subjects = {REFERENCE: [reference_seed]} | {name: [int(seed) for seed in of] for name, of in seeds.items()}
+    manifest = Manifest(folder)
+    for subject in {_subject(name, seed) for name, of in subjects.items() for seed in of}:
+        manifest.check(evaluation_artifact(subject))
     return {name: {s: read_completions(folder, _subject(name, s)) for s in of} for name, of in subjects.items()}
 
 

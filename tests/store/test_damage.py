@@ -161,6 +161,17 @@ def test_readers_refuse_what_is_damaged(tmp_path: Path, tiny_run: Callable) -> N
         FinishedRun(tmp_path / "run").table.open("tokens")
 
 
+def test_a_page_is_not_made_of_changed_completions(
+    tmp_path: Path, tiny_run: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run(tmp_path)
+    path = tmp_path / "run/evaluation/a_lol_seq-seed-0.jsonl"
+    path.write_text(path.read_text().replace('"reward": ', '"reward": 9'))
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(tmp_path / "run")])
+    assert f"{path} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
 def test_check_says_what_is_damaged_and_what_a_rerun_would_do(
     tmp_path: Path, tiny_run: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
