@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from leftover.monitoring.continuation import checkpoint_folder
 from leftover.monitoring.finite import json_line
 from leftover.monitoring.training_display import Completion
 
@@ -40,8 +40,7 @@ class _StepLines(TrainerCallback):
 
     def _counted(self, args: Any, state: TrainerState) -> Path:
         """The file in a checkpoint that holds how many lines there were."""
-        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        return checkpoint / f"{self.path.stem}.lines"
+        return checkpoint_folder(args, state) / f"{self.path.stem}.lines"
 
     def write(self, state: TrainerState, records: Iterable[Mapping[str, Any]]) -> None:
         if state.is_world_process_zero:

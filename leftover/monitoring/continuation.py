@@ -20,6 +20,11 @@ _SUMS = "sums-{}.json"  # of a process: what it has summed since the last line o
 _DUE, _BY_SIGNAL = "evaluation_due", "by_signal"
 
 
+def checkpoint_folder(args: Any, state: Any) -> Path:
+    """Where the Trainer saves the step that it is at."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
 class Continuation(TrainerCallback):
     """Saves and stops where a signal asks for it, and takes up what a checkpoint of the Trainer does not hold.
 
@@ -36,7 +41,7 @@ class Continuation(TrainerCallback):
         self.took_up, self._stops, self._due, self._by_signal = False, 0, False, False
         if state.global_step == 0:
             return
-        folder = Path(self.trainer.resumed_from or _folder(args, state))
+        folder = Path(self.trainer.resumed_from or checkpoint_folder(args, state))
         self._take_up(folder)
         if told((folder / _DUE).is_file()):
             trainer = self.trainer
@@ -119,7 +124,3 @@ class Continuation(TrainerCallback):
         trainer._globalstep_last_logged = saved[0]["last_logged"]
         if trainer.sums:
             trainer.sums.restore([one["metrics"] for one in saved], rank(), number)
-
-
-def _folder(args: Any, state: Any) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -12,14 +12,14 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from leftover.errors import UserError
-from leftover.monitoring.continuation import Continuation
+from leftover.monitoring.continuation import Continuation, checkpoint_folder
 from leftover.monitoring.ranks import processes
 from leftover.monitoring.room import OutOfMemory
 from leftover.monitoring.signals import Interrupted, asked_by_signals
 
-_ROWS_NAMED = 8
 log = logging.getLogger(__name__)
 
+_ROWS_NAMED = 8
 # Of `on_nonfinite: skip`: more steps than either end a training.
 _FEW_SKIPPED, _SHARE_SKIPPED = 10, 0.1
 
@@ -119,9 +119,7 @@ class FiniteTrainer(Trainer):
         self.skipped_steps += 1
         if self.skipped_steps > max(_FEW_SKIPPED, _SHARE_SKIPPED * self.state.max_steps):
             self._stop(f"{self.skipped_steps} steps had to be left out, the last because {what}", rows)
-        more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-        named = f" on {', '.join(rows[:_ROWS_NAMED])}{more}" if rows else ""
-        log.warning("step %d is left out: %s%s", self.state.global_step + 1, what, named)
+        log.warning("step %d is left out: %s%s", self.state.global_step + 1, what, _on(rows))
         self._tr_loss -= torch.stack([loss.where(loss.isfinite(), 0.0) for loss in losses]).sum()
         self.forget_step()
         return torch.zeros((), device=self.args.device)
@@ -154,8 +152,7 @@ class FiniteTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_weights()
-        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.continuation.write(Path(self._get_output_dir(None)) / folder)
+        self.continuation.write(checkpoint_folder(self.args, self.state))
         super()._save_checkpoint(*args, **kwargs)
 
     def _stop(self, what: str, rows: Sequence[str] = (), losses: Sequence[Tensor] = ()) -> NoReturn:
@@ -164,12 +161,17 @@ class FiniteTrainer(Trainer):
     def _reasons(self, what: str, rows: Sequence[str]) -> Iterator[str]:
         args, done = self.args, self.state.global_step
         yield f"training stopped at step {done + 1 if rows else done} of {self.state.max_steps}: {what}"
-        if rows := list(dict.fromkeys(rows)):  # a row may be drawn twice
-            more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-            yield f" on {', '.join(rows[:_ROWS_NAMED])}{more}"
+        yield _on(rows)
         clipping = "" if args.max_grad_norm else ", and set max_grad_norm (1.0), which is 0"
         yield f". Lower learning_rate ({args.learning_rate:g}){clipping}"
         yield "; if that does not help, look at these rows" if rows else ""
         folder = Path(str(args.output_dir))
         kept = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: path.stat().st_mtime)
         yield f". The last finite checkpoint is {kept[-1]}" if kept else ". No checkpoint was saved before"
+
+
+def _on(rows: Sequence[str]) -> str:
+    """The rows of a step for a message, each once, though it may be drawn twice; nothing without any."""
+    rows = list(dict.fromkeys(rows))
+    more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+    return f" on {', '.join(rows[:_ROWS_NAMED])}{more}" if rows else ""

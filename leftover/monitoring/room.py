@@ -30,11 +30,6 @@ def halve(work: str, rows: int, longest: int) -> None:
         "%s: out of memory with %d rows of %d tokens: goes on with at most %d tokens at a time, padding included",
         work, rows, longest, _most[work],
     )  # fmt: skip
-    free()
-
-
-def free() -> None:
-    """Give the GPU back what nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from leftover.errors import UserError
+from leftover.monitoring.continuation import checkpoint_folder
 from leftover.monitoring.ranks import is_main_process, wait
 from leftover.store.files import read_json, write_json
 from leftover.store.sealed import faults, sums
@@ -90,7 +91,7 @@ class CheckpointSums(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         wait()  # each process may have saved a part
-        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        checkpoint = checkpoint_folder(args, state)
         if is_main_process() and checkpoint.is_dir():
             write_json(checkpoint / SUMS, sums(checkpoint, [checkpoint]))
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import TrainOutput
 from leftover.metrics import FEW_ROWS, effective_sample_size
 from leftover.models.divergence import FrozenStart
 from leftover.models.logprobs import completion_logprobs
-from leftover.monitoring.room import OutOfMemory, free, halve, room_for
+from leftover.monitoring.room import OutOfMemory, halve, room_for
 from leftover.objectives import CompletionBatch, Objective
 from leftover.objectives.advantage import beyond_rounding
 from leftover.objectives.requirements import check_columns
@@ -76,11 +76,6 @@ class LoLTrainer(TrainsAlong):
     """
 
     config, default_folder = LoLConfig, "leftover-run"
-
-    @property
-    def retries_smaller(self) -> bool:  # type: ignore[override]
-        return can_be_parted(self.args) and self.args.world_size == 1  # several could not begin a step again together
-
     args: LoLConfig
     objective: Objective
     draw_order: DrawOrder | None = None  # the batches of the whole run, the same on every process
@@ -174,6 +169,10 @@ class LoLTrainer(TrainsAlong):
         units = sum(len(b["group"].unique()) if by_group else len(b["group"]) for b in batch_samples)
         return self.accelerator.gather(torch.tensor(units, device=device)).sum()
 
+    @property
+    def retries_smaller(self) -> bool:  # type: ignore[override]
+        return can_be_parted(self.args) and self.args.world_size == 1  # several could not begin a step again together
+
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """`Trainer.training_step`; after out of memory the step begins again, with batches in smaller parts."""
         batches = [*self.step_batches[: len(self._step_losses)], inputs]
@@ -188,10 +187,9 @@ class LoLTrainer(TrainsAlong):
                     raise
             # The step so far is forgotten: its gradients may be partly those of a batch that did not fit.
             failed = batches[len(self._step_losses)]
-            halve(_TRAINING, self._part_size(failed), self._longest(failed))
             self.forget_step()
+            halve(_TRAINING, self._part_size(failed), self._longest(failed))
             self._step_losses, todo = [], batches
-            free()
 
     def compute_loss(
         self,
