@@ -15,6 +15,7 @@ _LOW_DIVERSITY = 0.7  # of the reference's
 _MANY_UNENDED, _EQUAL_LENGTH = 0.05, (0.8, 1.25)  # over the reference's mean length
 _MANY_ROWS_CUT = 0.01  # each teaches not to stop
 _HIGH_CORRELATION = 0.5
+_MANY_CLIPPED = 0.25  # importance weights of the last logged steps
 _LARGE_KL = 10.0  # nats a completion: what the best of n = 60,000 samples has, since its KL is ln n - (n - 1) / n
 
 
@@ -64,7 +65,11 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the main policy's numbers, and who else owes its own to length."""
     primary, main = results["primary"], results["main"]
     table = results[primary]["table"]
-    found = [*run_caveats(results), *completion_caveats(table[main], table["reference"])]
+    found = [
+        *run_caveats(results),
+        *completion_caveats(table[main], table["reference"]),
+        *training_caveats(results["training"].get(main, {})),
+    ]
     for name in (name for name in table if name not in (main, "reference", "data")):
         if said := length_caveat(table[name], table["reference"]):
             found.append(f"{name}: {said}")
@@ -103,6 +108,21 @@ def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     kl = MEASURES["kl"].value(row)
     if kl is not None and kl > _LARGE_KL:
         found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
+    return found
+
+
+def training_caveats(seeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was odd in the training of a policy: seed -> its facts."""
+    found = []
+    if (clipped := max((facts.get("clipped_weights", 0.0) for facts in seeds.values()), default=0.0)) > _MANY_CLIPPED:
+        found.append(
+            f"{clipped:.0%} of the importance weights of the last steps are beyond the clip: the policy has moved far "
+            "from the reference on its own rows (fewer steps or a lower learning_rate keep it nearer)"
+        )
+    if skipped := sum(int(facts.get("skipped_steps", 0)) for facts in seeds.values()):
+        found.append(
+            f"{skipped} {'step was' if skipped == 1 else 'steps were'} left out, since numbers were not finite"
+        )
     return found
 
 

@@ -99,6 +99,7 @@ class Continuation(TrainerCallback):
             "loss": float(trainer._tr_loss),
             "total_loss": float(trainer._total_loss_scalar),
             "last_logged": trainer._globalstep_last_logged,
+            "skipped_steps": trainer.skipped_steps,
             "metrics": trainer.sums.state() if trainer.sums else None,
         }
         (folder / _SUMS.format(rank())).write_text(json.dumps(content), encoding="utf-8")
@@ -122,5 +123,6 @@ class Continuation(TrainerCallback):
         trainer._tr_loss += sum(losses) / len(losses)  # it is the mean over the processes that is logged
         trainer._total_loss_scalar = saved[0]["total_loss"]
         trainer._globalstep_last_logged = saved[0]["last_logged"]
+        trainer.skipped_steps = saved[0].get("skipped_steps", 0)
         if trainer.sums:
             trainer.sums.restore([one["metrics"] for one in saved], rank(), number)

@@ -1,5 +1,6 @@
 """A recipe <-> one YAML file. An unknown key is an error that names the nearest valid one."""
 
+import hashlib
 import logging
 import re
 from collections import defaultdict
@@ -34,6 +35,7 @@ QUICK = (
 
 
 _MOST_NODES = 100_000  # in a file of YAML
+_SUM = "# SHA-256 of the lines above: "
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,6 +112,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
             f"{path} is a data file, not a recipe: name it as data.path in a recipe (a YAML file, as in the README); "
             f"`leftover inspect {path}` shows what its rows are worth"
         )
+    if saved:
+        _check_sum(path)
     try:
         content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -147,6 +151,27 @@ def make_recipe(
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def dump_saved(recipe: Recipe) -> str:
+    """`dump_recipe` with a last line that tells whether it is still as it was written, for the folder of a run."""
+    text = dump_recipe(recipe)
+    return f"{text}{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def without_sum(text: str) -> str:
+    """The recipe of a run's folder without that line, which earlier versions did not write."""
+    return text.partition(_SUM)[0]
+
+
+def _check_sum(path: Path) -> None:
+    """Raises UserError if the recipe of a run's folder is not as the run wrote it."""
+    content, found, rest = path.read_bytes().partition(_SUM.encode())
+    if found and rest.decode("ascii", "replace").strip() != hashlib.sha256(content).hexdigest():
+        raise UserError(
+            f"{path} is not as the run wrote it: run your own recipe again, which writes it anew; or remove its last "
+            "line if it is you who changed it"
+        )
 
 
 def set_key(content: dict[str, Any], override: str) -> None:

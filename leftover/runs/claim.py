@@ -9,7 +9,7 @@ from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.monitoring.ranks import is_main_process, join, parted_by, wait
 from leftover.objectives import ONLINE
-from leftover.recipe.files import dump_recipe, load_recipe, make_recipe, read_yaml
+from leftover.recipe.files import dump_recipe, dump_saved, load_recipe, make_recipe, read_yaml, without_sum
 from leftover.recipe.optional_packages import check_engine, check_optimizer, check_quantization
 from leftover.recipe.sections import ModelSection, Recipe, TokenizerSection
 from leftover.rewards import ColumnReward, learner
@@ -77,7 +77,7 @@ def claim(run: Run) -> None:
         run.lock = hold(run.folder)
         for name in ("manifest.json", "table/manifest.json", PREPARED, REWARD_STATE):
             mend_sealed(run.folder / name)
-    write_text(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+    write_text(run.folder / "recipe.yaml", dump_saved(run.recipe))
     wait()
 
 
@@ -114,7 +114,7 @@ def _check_folder(run: Run) -> None:
 def _was_saved_here(saved: Path, content: Any) -> bool:
     """Whether a run wrote this recipe, with every default written out, and came no further."""
     try:
-        return saved.read_text("utf-8") == dump_recipe(make_recipe(content, str(saved), saved=True))
+        return without_sum(saved.read_text("utf-8")) == dump_recipe(make_recipe(content, str(saved), saved=True))
     except UserError:
         return False
 

@@ -16,6 +16,7 @@ from leftover.recipe.lol_config import LoLConfig
 
 Weighted = dict[str, tuple[Tensor, int]]
 
+CLIPPED = "importance_weight/clipped_frac"  # share outside 1 +- clip, before they are clipped
 # How values of several batches and processes become one, if not by their mean.
 _EXTREMES = {"importance_weight/min": torch.min, "importance_weight/max": torch.max, "logratio/initial_max": torch.max}
 
@@ -106,7 +107,7 @@ def training_metrics(
         outside = (weights - 1).abs() > clip if clip is not None else torch.zeros_like(weights)
         vectors["importance_weight/mean"] = weights
         vectors["importance_weight/min"], vectors["importance_weight/max"] = weights.min()[None], weights.max()[None]
-        vectors["importance_weight/clipped_frac"] = outside.float()
+        vectors[CLIPPED] = outside.float()
     if objective.metrics is not None:
         vectors |= objective.metrics(batch, settings)
     num_tokens = inputs["prompt_mask"].sum() + batch.mask.sum()

@@ -236,6 +236,7 @@ def _train(
         "seconds": result.metrics.get("train_runtime"),
         "evaluation_seconds": sum(entry["eval_runtime"] for entry in history if entry["step"] > resumed_at),
         **({"resumed_at": resumed_at} if checkpoint else {}),
+        **({"skipped_steps": trainer.skipped_steps} if trainer.skipped_steps else {}),
         **peak,
         "evaluations": history,
         **trainer.facts(),

@@ -24,7 +24,7 @@ from leftover.prepare.own_rows import Rows
 from leftover.recipe.lol_config import LoLConfig, objective_of, objective_settings
 from leftover.training.draws import Batches, DrawOrder
 from leftover.training.extras import PROVIDERS, TrainsAlong, row_columns
-from leftover.training.metrics import initial_logratio, training_metrics
+from leftover.training.metrics import CLIPPED, initial_logratio, training_metrics
 from leftover.training.policy_trainer import row_name
 from leftover.training.selection import run_order, selection, total_weights, training_columns
 
@@ -130,9 +130,11 @@ class LoLTrainer(TrainsAlong):
             batches = batches[micro_batch * args.world_size + args.process_index :][:1]
         return [row_name(self.train_dataset, int(i)) for batch in batches for i in order.batch(batch)]
 
-    def facts(self) -> dict[str, int]:
-        """Tokens of the rows of the whole run, without padding, and what the selection dropped."""
-        return {"trained_tokens": self.trained_tokens, **self.selection_facts}
+    def facts(self) -> dict[str, float]:
+        """Tokens of the rows of the whole run, without padding, what the selection dropped, weights clipped."""
+        clipped = [entry[CLIPPED] for entry in self.state.log_history if CLIPPED in entry][-1:]
+        last = {"clipped_weights": clipped[0]} if clipped else {}
+        return {"trained_tokens": self.trained_tokens, **self.selection_facts, **last}
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; at its end the batches of the last step are freed."""

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import scored_rows
-from tests.faults.campaigns import Outcome, bad_rows, corruptions, kills
+from tests.faults.bad_input import bad_rows, bad_values
+from tests.faults.corruptions import corruptions
+from tests.faults.disks import disks, may_mount
+from tests.faults.kills import kills
+from tests.faults.outcome import Outcome
+from tests.faults.services import hostile_services
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SEED = int(os.environ.get("SEED", "0"))
@@ -29,6 +34,20 @@ def test_signals(tiny_recipe: Callable, tmp_path: Path) -> None:
 
 def test_corruptions(tiny_recipe: Callable, tmp_path: Path) -> None:
     told(corruptions(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 120, SEED), "corruptions")
+
+
+def test_bad_values(tiny_recipe: Callable, tmp_path: Path) -> None:
+    told(bad_values(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 400, SEED), "recipe values")
+
+
+def test_services(tiny_recipe: Callable, tmp_path: Path) -> None:
+    told(hostile_services(tiny_recipe(tmp_path), tmp_path, 60, SEED), "hostile services")
+
+
+def test_disks(tiny_recipe: Callable, tmp_path: Path) -> None:
+    if not may_mount(tmp_path / "try"):
+        pytest.skip("no right to mount a tmpfs")
+    told(disks(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 40, SEED), "full and read-only disks")
 
 
 def test_bad_rows(tmp_path: Path) -> None:

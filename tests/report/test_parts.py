@@ -307,6 +307,16 @@ def test_limits_that_take_many_rows_are_a_caveat() -> None:
     assert "30% of the rows were too long" in found
 
 
+def test_clipped_importance_weights_and_steps_left_out_are_a_caveat_of_the_policy_alone() -> None:
+    given = results()
+    given["training"] = {"p": {"0": {"clipped_weights": 0.2}, "1": {}}, "q": {"0": {"clipped_weights": 0.9}}}
+    assert caveats(given) == []
+    given["training"]["p"]["1"] = {"clipped_weights": 0.4, "skipped_steps": 2}
+    clipped, skipped = caveats(given)
+    assert clipped.startswith("40% of the importance weights of the last steps are beyond the clip")
+    assert skipped == "2 steps were left out, since numbers were not finite"
+
+
 def test_empty_completions_are_a_caveat_of_either_decoding() -> None:
     assert caveats(results(empty=0.04)) == []
     assert caveats(results(empty=0.2)) == ["20% of completions are empty"]
