@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test bench bench-rows lint typecheck faults newcomer locked lock audit clean
+.PHONY: demo real test bench bench-rows lint typecheck faults newcomer locked lock audit wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
@@ -72,6 +72,16 @@ lock: $(VENV)/installed
 audit: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.hashed.txt
+
+# A wheel that holds its SBOM: the versions that this state was tested with, each with its SHA-256.
+wheel: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check build wheel cyclonedx-bom
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist
+	cd dist && $(abspath $(BIN))/wheel unpack *.whl && rm *.whl && mkdir leftover-*/*.dist-info/sboms
+	(cat constraints.hashed.txt; grep '^torch==' constraints.txt) | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml \
+	  --output-reproducible --output-format JSON --output-file "$$(echo dist/leftover-*/*.dist-info/sboms)/leftover.cdx.json"
+	cd dist && $(abspath $(BIN))/wheel pack leftover-* && rm -r leftover-*/
 
 newcomer:
 	bash tests/as_a_newcomer.sh

@@ -50,12 +50,12 @@ def prepare(run: Run, only: str | None = None) -> None:
 
 def check_settings(run: Run) -> None:
     """Refuse what transformers refuses of the settings of a training."""
-    from leftover.training.settings import reference_args, training_args
+    from leftover.training.settings import reference_args, training_args, try_out
 
     if run.recipe.reference.source == "fit":
-        reference_args(run.recipe, run.folder)
+        try_out(reference_args(run.recipe, run.folder))
     for name in run.recipe.policies:
-        training_args(run, name, run.recipe.seeds[0])
+        try_out(training_args(run, name, run.recipe.seeds[0]))
 
 
 def tokens(run: Run) -> None:

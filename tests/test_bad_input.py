@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from leftover import LoLConfig
 from leftover.cli import main
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
@@ -18,6 +19,7 @@ from leftover.errors import UserError
 from leftover.monitoring.finite import plain
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import make_recipe
+from leftover.training.settings import try_out
 from tests.conftest import MAX_POSITIONS, scored_rows
 
 RECORDED = {"functions": [{"type": "column"}]}
@@ -624,3 +626,30 @@ def test_a_misspelt_choice_of_a_policy_is_refused_with_the_nearest(tmp_path: Pat
     recipe = tiny_recipe(tmp_path, policies={"best": {"objective": "nll", "rows": "lefover"}})
     with pytest.raises(UserError, match=r"policies\.best\.rows' is 'lefover'; did you mean 'leftover'"):
         make_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("train.accelerator_config=../../x", "'accelerator_config' is '../../x'"),
+        ("train.torch_compile_mode=xyz", "torch_compile): Unrecognized mode=xyz"),
+        ("train.use_liger_kernel=true", "use_liger_kernel: true needs the package liger-kernel"),
+        ("reference.train.lr_scheduler_kwargs={a: 1}", "lr_scheduler_kwargs)"),
+        ("policies.a_lol_seq.optim_args=xyz", "optim_args"),
+        ("train.log_level_replica=''", "'train.log_level_replica' is ''"),
+        ("train.adam_beta1=null", "'train.adam_beta1' is a number, got nothing"),
+        ("model.lora.target_modules=[x]", "model.lora.target_modules: "),
+        ("reference.origin=xyz", "reference.origin: "),
+    ],
+)
+def test_what_a_training_would_refuse_hours_later_is_refused_before_a_row_is_read(
+    setting: str, expected: str, tmp_path: Path, tiny_recipe: Callable, refused: Any
+) -> None:
+    assert expected in refused(tiny_recipe(tmp_path), "--set", setting)
+    assert not list((tmp_path / "run/table").glob("*"))
+
+
+def test_a_whole_number_is_taken_where_an_optimizer_wants_a_fraction(tmp_path: Path) -> None:
+    args = LoLConfig(str(tmp_path), adam_beta1=0, adam_beta2=0, learning_rate=1)
+    assert [type(value) for value in (args.adam_beta1, args.adam_beta2, args.learning_rate)] == [float] * 3
+    try_out(args)

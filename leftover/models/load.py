@@ -128,10 +128,19 @@ def not_in_parts() -> Iterator[None]:
 
 def add_adapter(model: Any, config: "PeftConfig", *, seed: int) -> Any:
     """`model` with a new adapter, whose initial weights follow the seed."""
+    with seeded(seed):
+        return with_adapter(model, config)
+
+
+def with_adapter(model: Any, config: "PeftConfig") -> Any:
+    """`model` with a new adapter. Raises UserError if it has no such layers."""
     from peft import get_peft_model
 
-    with seeded(seed), adapter_warnings_off():
-        return get_peft_model(model, config)
+    try:
+        with adapter_warnings_off():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"model.lora.target_modules: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ def load_yaml(text: str) -> Any:
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # of tags and numbers
-        raise yaml.YAMLError(f"a value is none of its kind: {one_line(error, 80)}") from error
+        why = "" if isinstance(error, AttributeError) else f": {one_line(error, 80)}"
+        raise yaml.YAMLError(f"a value is none of its kind{why}") from error
     finally:
         loader.dispose()
 

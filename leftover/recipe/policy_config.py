@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar, cast, get_args
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from leftover.errors import PYTHON, UserError, nearest, one_line
 from leftover.monitoring.trackers import check_trackers
@@ -46,13 +46,20 @@ _RANGES = {
 }  # fmt: skip
 
 
+_MAY_BE_NONE = ("max_grad_norm",)  # transformers asks for it, and does not say so
+
+
 def faulty_numbers(
     given: Mapping[str, Any], config: type[TrainingArguments] = TrainingArguments
 ) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) of every number among the settings that the config cannot have. None: not set."""
     ranges, kinds = getattr(config, "RANGES", _RANGES), {entry.name: str(entry.type) for entry in fields(config)}
     for name, value in given.items():
-        if value is None or name not in ranges or (name == "max_steps" and value == -1):  # transformers' "not set"
+        if name not in ranges or (name == "max_steps" and value == -1):  # transformers' "not set"
+            continue
+        if value is None:
+            if name not in _MAY_BE_NONE and not ("None" in kinds[name] or "Optional" in kinds[name]):
+                yield name, "is a number, got nothing: leave it out for its default"
             continue
         low, high = ranges[name]
         high = min(high, _LARGEST) if "int" in kinds[name] else high
@@ -91,6 +98,7 @@ class PolicyConfig(TrainingArguments):
         "on_nonfinite": ("stop", "skip"),
         "optim": tuple(name.value for name in OptimizerNames),
         "lr_scheduler_type": tuple(name.value for name in SchedulerType),
+        **dict.fromkeys(("log_level", "log_level_replica"), tuple(trainer_log_levels)),
     }
 
     RANGES: ClassVar[dict[str, tuple[float, float]]] = _RANGES | {
@@ -152,6 +160,8 @@ class PolicyConfig(TrainingArguments):
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name, None)
+            if entry.type is float and type(value) is int:  # optimizers take no 0 for 0.0
+                setattr(self, entry.name, float(value))
             if str(entry.type) in _WHOLE and isinstance(value, float) and value.is_integer():  # max_steps: 1e3
                 setattr(self, entry.name, int(value))
         for name, valid in self.CHOICES.items():

@@ -6,10 +6,11 @@ import torch
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import located
-from leftover.models.load import load_with, make_config, random_model
+from leftover.models.load import is_adapter, load_with, make_config, random_model, with_adapter
 from leftover.models.probe import check_causal, check_trainable
 from leftover.models.reference import model_identity
 from leftover.recipe.sections import TokenizerSection
+from leftover.runs.models import adapter_config
 from leftover.runs.run import Run
 from leftover.store.manifest import Key
 
@@ -23,7 +24,8 @@ _SMALL = 10**8
 def check_models(run: Run) -> None:
     """Load the models that the recipe names, and refuse what is no causal language model. Once for every model."""
     recipe, section = run.recipe, run.recipe.model
-    named = {"model.path": section.path, "reference.path": recipe.reference.path}
+    reference = recipe.reference
+    named = {"model.path": section.path, "reference.path": reference.path, "reference.origin": reference.origin}
     paths = {key: path for key, path in named.items() if path is not None}
     if run.manifest.status("models", _key(run, paths)).finished:
         return
@@ -33,6 +35,8 @@ def check_models(run: Run) -> None:
             check_causal(model, f"'{path}'")
             if name == "reference.path":  # which policies continue
                 check_trainable(model, f"'{path}'")
+        if name == "model.path" and section.lora is not None and not is_adapter(path):
+            with_adapter(model, adapter_config(section.lora))
     if section.config:
         if isinstance(section.tokenizer, TokenizerSection):  # trained on the rows, which nobody has read yet
             vocabulary = section.tokenizer.vocab_size
@@ -46,7 +50,10 @@ def check_models(run: Run) -> None:
 
 
 def _key(run: Run, paths: dict[str, str]) -> Key:
-    config = {"config": run.recipe.model.config} if run.recipe.model.config else {}
+    section = run.recipe.model
+    config: Key = {"config": section.config} if section.config else {}
+    if section.lora is not None:
+        config["target_modules"] = section.lora.target_modules
     return config | {name: model_identity(path, run.hashes) for name, path in paths.items()}
 
 

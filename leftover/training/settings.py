@@ -71,6 +71,29 @@ def reference_args(recipe: Recipe, run_folder: Path) -> LoLConfig | PPOConfig:
     return _config(recipe, settings, run_folder, run_folder / "reference", recipe.seed)
 
 
+def try_out(args: LoLConfig | PPOConfig) -> None:
+    """Raises UserError for what transformers and torch refuse when a training begins, hours later."""
+    import torch
+    from transformers import Trainer, get_scheduler
+    from transformers.utils import is_liger_kernel_available
+
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise UserError("use_liger_kernel: true needs the package liger-kernel: install it, or leave the setting out")
+    one = torch.nn.Linear(1, 1)
+    tried = "torch_compile"
+    try:
+        if args.torch_compile:
+            torch.compile(one, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
+        if args.optim_target_modules is None:
+            tried = f"optim: {args.optim}, optim_args, adam_beta1, adam_beta2, learning_rate or weight_decay"
+            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, one)  # type: ignore[arg-type]
+            made = optimizer(one.parameters(), **options)
+            tried = f"lr_scheduler_type: {args.lr_scheduler_type} or lr_scheduler_kwargs"
+            get_scheduler(args.lr_scheduler_type, made, 1, 10, dict(args.lr_scheduler_kwargs or {}))  # type: ignore[arg-type]
+    except Exception as error:  # another type for every cause
+        raise UserError(f"training settings are refused ({tried}): {one_line(error)}") from error
+
+
 def subject(run_folder: Path, folder: Path) -> str:
     """The name of what trains in `folder`: reference, or policy and seed."""
     parts = folder.relative_to(run_folder).parts
@@ -95,7 +118,20 @@ def _config(
     }
     config = PPOConfig if settings.get("objective") in ONLINE else LoLConfig
     settings = {name: value for name, value in settings.items() if name not in HUB_KEYS}
+    own: dict[str, Any] = {"output_dir": str(folder / "checkpoints"), "seed": seed} | defaults
     try:
-        return config(output_dir=str(folder / "checkpoints"), seed=seed, **(defaults | settings))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"training settings are refused: {one_line(error)}") from error
+        return config(**(own | settings))
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises a different type for every cause
+        names = [name for name, value in settings.items() if _refusal(config, own | {name: value}) == str(error)]
+        which = f"'{names[0]}' is {settings[names[0]]!r:.60}: " if names else ""
+        raise UserError(f"training settings are refused: {which}{one_line(error)}") from error
+
+
+def _refusal(config: type[LoLConfig | PPOConfig], settings: dict[str, Any]) -> str | None:
+    try:
+        config(**settings)
+    except Exception as error:  # as above
+        return str(error)
+    return None

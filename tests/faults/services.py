@@ -45,91 +45,92 @@ def _whole(body: bytes, status: str = "200 OK", *headers: str) -> Parts:
     yield _head(status, f"Content-Length: {len(body)}", *headers) + body
 
 
-def _scores(count: int) -> bytes:
-    return json.dumps({"scores": [i / 7 for i in range(count)]}).encode()
+def _scores(scores: list[float]) -> bytes:
+    """What it would have answered: if that is taken in spite of all around it, the results are right."""
+    return json.dumps({"scores": scores}).encode()
 
 
-def _status(count: int, key: str, draws: random.Random) -> Parts:
+def _status(scores: list[float], key: str, draws: random.Random) -> Parts:
     code = draws.choice([204, 301, 302, 307, 400, 401, 403, 404, 413, 418, 429, 500, 502, 503, 599])
     return _whole(f"no, {key}".encode(), f"{code} {draws.choice(['No', key, ''])}", f"Location: file:///etc/{key}")
 
 
-def _body(count: int, key: str, draws: random.Random) -> Parts:
-    number = draws.choice(["NaN", "Infinity", "1e400", "9" * 5000, '"1"', "[1]", "{}", "true"])
+def _body(scores: list[float], key: str, draws: random.Random) -> Parts:
+    number = draws.choice(["NaN", "Infinity", "1e400", "9" * 5000, '"1"', "[1]", "{}"])
     return _whole(
         draws.choice(
             [
                 b"",
                 b"null",
                 b"\xff\xfe\x00",
-                b"\xef\xbb\xbf" + _scores(count),
+                b"\xef\xbb\xbf" + _scores(scores),
                 f"<html>{key}</html>".encode(),
                 b"[" * 200_000,
-                _scores(count + 1),
-                _scores(0),
-                f'{{"scores": [{", ".join([number] * count)}]}}'.encode(),
+                _scores([*scores, 1.0]),
+                _scores([]),
+                f'{{"scores": [{", ".join([number] * len(scores))}]}}'.encode(),
                 json.dumps({"scores": {key: 1}}).encode(),
-                json.dumps({"score": [1] * count, "key": key}).encode(),
+                json.dumps({"score": scores, "key": key}).encode(),
             ]
         )
     )
 
 
-def _wait(count: int, key: str, draws: random.Random) -> Parts:
+def _wait(scores: list[float], key: str, draws: random.Random) -> Parts:
     asked = draws.choice(["86400", "-5", "soon", "Fri, 31 Dec 2099 23:59:59 GMT", "1e9", "9" * 400, ""])
     return _whole(b"later", draws.choice(["429 Slow", "503 Busy"]), f"Retry-After: {asked}")
 
 
-def _length(count: int, key: str, draws: random.Random) -> Parts:
+def _length(scores: list[float], key: str, draws: random.Random) -> Parts:
     said = draws.choice(["5", "99999", "-1", "a", "9" * 30])
-    yield _head("200 OK", f"Content-Length: {said}") + _scores(count)
+    yield _head("200 OK", f"Content-Length: {said}") + _scores(scores)
 
 
-def _packed(count: int, key: str, draws: random.Random) -> Parts:
+def _packed(scores: list[float], key: str, draws: random.Random) -> Parts:
     bomb, kind = gzip.compress(b" " * 2**20, 9), draws.choice(["bomb", "no gzip", "cut", "unknown"])
     yield _head("200 OK", f"Content-Encoding: {'x-own' if kind == 'unknown' else 'gzip'}")
     if kind == "bomb":
         for _ in range(4000):
             yield bomb
-    yield gzip.compress(_scores(count))[:-9] if kind == "cut" else _scores(count)
+    yield gzip.compress(_scores(scores))[:-9] if kind == "cut" else _scores(scores)
 
 
-def _chunked(count: int, key: str, draws: random.Random) -> Parts:
+def _chunked(scores: list[float], key: str, draws: random.Random) -> Parts:
     yield _head("200 OK", "Transfer-Encoding: chunked")
     yield draws.choice([b"zz\r\nabc\r\n", b"fffffffffffffff\r\nabc", b"5\r\nab", b"-3\r\nabc\r\n0\r\n\r\n"])
 
 
-def _endless(count: int, key: str, draws: random.Random) -> Parts:
+def _endless(scores: list[float], key: str, draws: random.Random) -> Parts:
     yield _head()
     while True:
         yield b" " * 2**20
 
 
-def _dripping(count: int, key: str, draws: random.Random) -> Parts:
+def _dripping(scores: list[float], key: str, draws: random.Random) -> Parts:
     head = draws.random() < 0.5
     yield b"" if head else _head()
-    for byte in _head() * 1000 if head else _scores(count) * 1000:
+    for byte in _head() * 1000 if head else _scores(scores) * 1000:
         yield bytes([byte])
         time.sleep(0.05)
 
 
-def _silent(count: int, key: str, draws: random.Random) -> Parts:
+def _silent(scores: list[float], key: str, draws: random.Random) -> Parts:
     time.sleep(draws.choice([0.0, 3600]))
     yield b""
 
 
-def _no_http(count: int, key: str, draws: random.Random) -> Parts:
+def _no_http(scores: list[float], key: str, draws: random.Random) -> Parts:
     yield draws.choice(
         [b"\x00" * 1000, b"SSH-2.0-x\r\n", b"HTTP/9.9 banana\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n{}"]
     )
 
 
-def _headers(count: int, key: str, draws: random.Random) -> Parts:
+def _headers(scores: list[float], key: str, draws: random.Random) -> Parts:
     many = draws.choice([[f"X-{i}: {key}" for i in range(5000)], [f"X: {'a' * 2**20}"], [f"Set-Cookie: {key}=1"] * 50])
-    return _whole(_scores(count), "200 OK", *many)
+    return _whole(_scores(scores), "200 OK", *many)
 
 
-HOSTILE: tuple[Callable[[int, str, random.Random], Parts], ...] = (
+HOSTILE: tuple[Callable[[list[float], str, random.Random], Parts], ...] = (
     _status, _body, _body, _wait, _length, _packed, _chunked, _endless, _dripping, _silent, _no_http, _headers,
 )  # fmt: skip
 
@@ -208,10 +209,11 @@ def _serve(listening: socket.socket, well: int, hostile: Any, ill: int, seed: in
             fields = dict(line.split(": ", 1) for line in head.decode("latin-1").splitlines()[1:])
             texts = json.loads(self.rfile.read(int(fields["Content-Length"])))["completions"]
             Handler.asked += 1
+            scores = [len(text) / 10 for text in texts]
             if hostile is None or Handler.asked <= well or Handler.asked > well + ill:
-                parts: Parts = _whole(json.dumps([len(text) / 10 for text in texts]).encode())
+                parts: Parts = _whole(_scores(scores))
             else:
-                parts = hostile(len(texts), fields.get("Authorization", "").removeprefix("Bearer "), draws)
+                parts = hostile(scores, fields.get("Authorization", "").removeprefix("Bearer "), draws)
             try:
                 for part in parts:
                     self.wfile.write(part)

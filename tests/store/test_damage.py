@@ -10,7 +10,8 @@ import pytest
 
 from leftover import cli, pipeline
 from leftover.errors import UserError
-from leftover.recipe.files import make_recipe
+from leftover.recipe.files import dump_recipe, dump_saved, make_recipe, without_sum
+from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
 from leftover.store.manifest import Manifest
 from leftover.store.sealed import copy_of, read_sealed, write_sealed
@@ -214,3 +215,29 @@ def test_an_unfinished_block_keeps_the_shards_that_are_whole(tmp_path: Path, mon
     table.write_columns("twice", {}, source, compute)
     assert calls == [4] and table.open("twice")["twice"][:] == [2 * n for n in range(8)]
     assert set(Manifest(tmp_path).entries["twice"]["files"]) == {f"twice/{n:05d}.arrow" for n in range(4)}
+
+
+def test_a_changed_recipe_of_a_run_is_not_believed_and_the_users_own_writes_it_anew(tmp_path, tiny_run, caplog):
+    content = tiny_run(tmp_path)
+    saved = tmp_path / "run/recipe.yaml"
+    before = saved.read_text("utf-8")
+    changed = before.replace("max_new_tokens: 8", "max_new_tokens: 9")
+    assert changed != before
+    saved.write_text(changed, "utf-8")
+    with pytest.raises(UserError, match=r"recipe\.yaml is not as the run wrote it"):
+        FinishedRun(tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert run_again(content, caplog) == []
+    assert FinishedRun(tmp_path / "run").recipe.evaluate.max_new_tokens == 8
+    saved.write_text(without_sum(changed), "utf-8")  # as that of an earlier version
+    assert FinishedRun(tmp_path / "run").recipe.evaluate.max_new_tokens == 9
+
+
+def test_a_folder_that_holds_nothing_but_its_recipe_is_still_a_runs(tmp_path, tiny_recipe):
+    recipe = make_recipe(tiny_recipe(tmp_path))
+    for text in (dump_saved(recipe), dump_recipe(recipe)):  # the second as earlier versions wrote it
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run/recipe.yaml").write_text(text, "utf-8")
+        open_run(recipe).close()

@@ -210,6 +210,23 @@ def test_a_step_that_is_not_finite_may_be_left_out(
     assert all(math.isfinite(value) for line in trainer.state.log_history for value in line.values())
 
 
+def test_steps_left_out_are_counted_on_after_a_continuation(tiny_llama_path, tokenizer, tmp_path, monkeypatch):
+    calls = [0]
+    nll = OBJECTIVES["nll"]
+
+    def loss(batch: Any, own: Any) -> Any:
+        calls[0] += 1
+        return nll.loss(batch, own) * (math.nan if calls[0] == 2 else 1.0)
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss))
+    args = LoLConfig(**settings(tmp_path, objective="mine", on_nonfinite="skip", save_total_limit=None))
+    rows = prepared_rows(tiny_llama_path, tokenizer)
+    LoLTrainer(tiny_llama_path, args, rows).train()
+    on = LoLTrainer(tiny_llama_path, args, rows)
+    on.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert on.skipped_steps == 1 and calls[0] == 12
+
+
 def test_too_many_steps_left_out_end_the_training(tiny_llama_path, tokenizer, tmp_path, monkeypatch):
     nll = OBJECTIVES["nll"]
     monkeypatch.setitem(OBJECTIVES, "mine", Objective(lambda batch, own: nll.loss(batch, own) * math.nan))

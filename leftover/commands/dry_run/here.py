@@ -28,11 +28,10 @@ from leftover.commands.dry_run.shape import Shape
 from leftover.commands.dry_run.trace import checkpointing_name
 from leftover.commands.dry_run.work import Amount, Training
 from leftover.models.generate import generate
-from leftover.models.load import torch_dtype
+from leftover.models.load import torch_dtype, with_adapter
 from leftover.models.logprobs import completion_logprobs
 from leftover.models.reference import autocast, pass_tokens, reference_pass
 from leftover.models.vocabulary import embedding_rows
-from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.optional_packages import trains_on_cpu
 from leftover.recipe.sections import ModelSection
 from leftover.rewards.fine_tuned import Plan
@@ -182,10 +181,7 @@ def _causal(config: PretrainedConfig, section: ModelSection, checkpointing: bool
     options = {} if section.attn_implementation is None else {"attn_implementation": section.attn_implementation}
     model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(section.dtype), **options)
     if section.lora is not None:
-        from peft import get_peft_model
-
-        with adapter_warnings_off():
-            model = get_peft_model(model, adapter_config(section.lora))
+        model = with_adapter(model, adapter_config(section.lora))
     if checkpointing:
         getattr(model, f"{checkpointing_name(model)}_enable")()
     return model

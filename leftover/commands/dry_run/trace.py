@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leftover.models.load import disable_dropout, unwrapped
+from leftover.models.load import disable_dropout, unwrapped, with_adapter
 from leftover.models.logprobs import head_sees_only, selected_logprobs
-from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
 
@@ -43,10 +42,7 @@ def skeleton(
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
         if lora is None:
             return model
-        from peft import get_peft_model
-
-        with adapter_warnings_off():
-            return get_peft_model(model, adapter_config(lora))
+        return with_adapter(model, adapter_config(lora))
 
 
 def _attention(*args: Any, softcap: float | None = None, **options: Any) -> Any:
