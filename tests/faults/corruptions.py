@@ -44,17 +44,19 @@ def _gone(path: Path, draws: random.Random) -> None:
 
 
 DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (_flip, _flip, _cut, _empty, _garbage, _gone)
-READERS = (["report"], ["check"], ["inspect"], ["export", "--output", "export"])
+READERS = (["report"], ["check"], ["inspect"], ["export", "--output", "export"], ["generate"])
 
 
-def corruptions(content: dict[str, Any], folder: Path, number: int, seed: int) -> Outcome:
-    """Damage a random file of a finished or half-finished run; then a reader, and the run again."""
+def corruptions(
+    content: dict[str, Any], folder: Path, number: int, seed: int, verb: str = "run", *options: str
+) -> Outcome:
+    """Damage a random file of a finished or half-finished run (`verb`: or comparison); then a reader, and it again."""
     draws, outcome, said = random.Random(seed), Outcome(), folder / "said.txt"
     whole, half = (write_recipe(folder / name, content) for name in ("whole", "half"))
-    assert finished(["run", str(whole)], said) == 0, said.read_text()
+    assert finished([verb, str(whole), *options], said) == 0, said.read_text()
     expected = results(folder / "whole/run")
     checkpoint = folder / "half/run/policies/a_lol_seq/seed-0/checkpoints"
-    process = in_a_child(["run", str(half)], said)
+    process = in_a_child([verb, str(half), *options], said)
     while not list(checkpoint.glob("checkpoint-*/checksums.json")):
         assert process.is_alive(), said.read_text()
         time.sleep(0.01)
@@ -77,14 +79,14 @@ def corruptions(content: dict[str, Any], folder: Path, number: int, seed: int) -
                 ]
                 given = [words[0], str(mine.parent / "run"), *output]
             else:
-                given = ["run", str(mine)]
+                given = [verb, str(mine), *options]
             status = finished(given, said)
             text = said.read_text(errors="replace")
             if status is None:
                 outcome.note(HANG, f"{name}: {given[0]}")
             elif status == 99 or "Traceback (most recent call last)" in text:
                 outcome.note(TRACEBACK, f"{name}: {given[0]}: {text[-600:]}")
-            elif given[0] != "run":
+            elif given[0] != verb:
                 outcome["reader: a clear line" if status else "reader: read"] += 1
             elif status == 2:
                 outcome["a clear line"] += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import scored_rows
+from tests.conftest import scored_rows, write_rows
 from tests.faults.bad_input import bad_rows, bad_values
 from tests.faults.corruptions import corruptions
 from tests.faults.disks import disks, may_mount
@@ -34,6 +34,17 @@ def test_signals(tiny_recipe: Callable, tmp_path: Path) -> None:
 
 def test_corruptions(tiny_recipe: Callable, tmp_path: Path) -> None:
     told(corruptions(tiny_recipe(tmp_path, train=TRAIN), tmp_path, 120, SEED), "corruptions")
+
+
+def test_corruptions_of_a_comparison(tiny_recipe: Callable, tmp_path: Path) -> None:
+    """Of adapters, with a reward that is fitted on labelled rows."""
+    labelled = [row | {"label": int(row["reward"] > 2)} for row in scored_rows(40, 7)]
+    fitted = {"type": "linear", "fit": {"path": write_rows(tmp_path / "labelled.jsonl", labelled)}, "name": "fitted"}
+    content = tiny_recipe(tmp_path, train=TRAIN, reward={"functions": [fitted]})
+    content["model"] |= {"lora": {"r": 2}}
+    told(
+        corruptions(content, tmp_path, 60, SEED, "compare", "--methods", "a_lol_seq,nll", "--seeds", "1"), "comparisons"
+    )
 
 
 def test_bad_values(tiny_recipe: Callable, tmp_path: Path) -> None:
