@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, TextIO
 
 from leftover.monitoring.ranks import is_main_process
@@ -91,6 +92,9 @@ class LogHandler(logging.Handler):
         # Of other processes only errors, which may be theirs alone.
         if not is_main_process() and record.levelno < logging.ERROR:
             return
+        if not record.name.startswith("leftover"):  # libraries log the tracebacks of what they get over
+            record = copy(record)
+            record.exc_info = record.exc_text = None
         try:
             sys.stderr.write(harmless(self.format(record)) + "\n")
         except OSError:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -167,3 +168,15 @@ def test_a_saved_adapter_of_an_embedding_is_no_warning() -> None:
         set_up_logging()
         warnings.warn("Setting `save_embedding_layers` to `True` as embedding layers found", stacklevel=1)
     assert not said
+
+
+def test_tracebacks_that_libraries_log_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_place(monkeypatch, stream := io.StringIO())
+    for name in ("urllib3.connection", "leftover.x"):
+        try:
+            raise ValueError("deep inside")
+        except ValueError:
+            record = logging.getLogger(name).makeRecord(name, 30, "f", 1, "it goes on", (), sys.exc_info())
+        LogHandler().emit(record)
+    said = stream.getvalue()
+    assert said.startswith("it goes on\nit goes on\n") and said.count("Traceback") == 1
