@@ -92,7 +92,7 @@ class LogHandler(logging.Handler):
         # Of other processes only errors, which may be theirs alone.
         if not is_main_process() and record.levelno < logging.ERROR:
             return
-        if not record.name.startswith("leftover"):  # libraries log the tracebacks of what they get over
+        if not str(record.name).startswith("leftover"):  # libraries log the tracebacks of what they get over
             record = copy(record)
             record.exc_info = record.exc_text = None
         try:
