@@ -190,7 +190,7 @@ def win_rate_at_equal_length(
 
 
 def pair_accuracy(
-    scores: Numbers, rewards: Numbers, groups: Sequence, *, max_group_rows: int | None = None
+    scores: Numbers, rewards: Numbers, groups: Sequence | np.ndarray, *, max_group_rows: int | None = None
 ) -> tuple[float, int]:
     """Share of same-prompt pairs with unequal rewards that `scores` puts in the rewards' order; tie one half.
 
@@ -203,17 +203,25 @@ def pair_accuracy(
     Returns:
         The share and the number of pairs (NaN and 0 if no prompt has two unequal rewards).
     """
+    correct, pairs = (found.sum() for found in pairs_of_groups(scores, rewards, groups, max_group_rows=max_group_rows))
+    return (float(correct / pairs) if pairs else float("nan")), int(pairs)
+
+
+def pairs_of_groups(
+    scores: Numbers, rewards: Numbers, groups: Sequence | np.ndarray, *, max_group_rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of `pair_accuracy` for each of G prompts, in the order of their ids: [G] pairs in order, [G] all pairs."""
     scores, rewards = np.asarray(scores, np.float64), np.asarray(rewards, np.float64)
     ids = np.unique(np.asarray(groups), return_inverse=True)[1]
     order = np.argsort(ids, kind="stable")
-    correct, pairs = 0.0, 0
+    correct, pairs = [], []
     for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
         chosen = rows[:max_group_rows]
         above = np.subtract.outer(rewards[chosen], rewards[chosen]) > 0
         agreement = np.sign(np.subtract.outer(scores[chosen], scores[chosen]))[above]
-        correct += float((0.5 + 0.5 * agreement).sum())
-        pairs += int(above.sum())
-    return (correct / pairs if pairs else float("nan")), pairs
+        correct.append(float((0.5 + 0.5 * agreement).sum()))
+        pairs.append(int(above.sum()))
+    return np.array(correct), np.array(pairs)
 
 
 def rank_correlation(scores: Numbers, rewards: Numbers) -> float:

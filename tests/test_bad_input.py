@@ -632,7 +632,7 @@ def test_a_misspelt_choice_of_a_policy_is_refused_with_the_nearest(tmp_path: Pat
     ("setting", "expected"),
     [
         ("train.accelerator_config=../../x", "'accelerator_config' is '../../x'"),
-        ("train.torch_compile_mode=xyz", "torch_compile): Unrecognized mode=xyz"),
+        ("train.torch_compile_mode=xyz", "torch_compile_mode): Unrecognized mode=xyz"),
         ("train.use_liger_kernel=true", "use_liger_kernel: true needs the package liger-kernel"),
         ("reference.train.lr_scheduler_kwargs={a: 1}", "lr_scheduler_kwargs)"),
         ("policies.a_lol_seq.optim_args=xyz", "optim_args"),

@@ -4,8 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leftover.evaluation.statistics import by_source, compare, summarise
+import numpy as np
+
+from leftover.evaluation.statistics import DataRecord, against_data, by_source, compare, describe_data, summarise
 from leftover.monitoring.finite import plain
+from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
 from leftover.rewards.independence import dependent_judges, idle_scorers
@@ -22,8 +25,9 @@ from leftover.runs.names import (
 from leftover.runs.records import BySeed
 from leftover.runs.run import Run
 from leftover.store.manifest import Manifest
+from leftover.store.table import Table
 
-REFERENCE = "reference"
+DATA, REFERENCE = "data", "reference"
 
 
 def gather(run: Run) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def _compared(results: dict[str, Any], records: BySeed, policies: Sequence[str])
 
 def gather_tables(run: Run, seeds: Mapping[str, Iterable[int]]) -> tuple[dict[str, Any], BySeed]:
     """What results.json and comparison.json share, and its completions; `seeds`: policy -> those evaluated."""
-    tables, records = _tables(run.recipe, run.folder, seeds)
+    tables, records = _tables(run.recipe, run.folder, run.table, seeds)
     return {
         "name": run.recipe.name,
         "primary": run.recipe.evaluate.primary,
@@ -70,7 +74,7 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
     seeds = {policy: of for policy, of in evaluated.items() if of}
     if not seeds or not run.is_evaluated(REFERENCE):
         return None
-    tables, records = _tables(recipe, run.folder, seeds)
+    tables, records = _tables(recipe, run.folder, run.table, seeds)
     results = {
         "name": recipe.name,
         "main": next(iter(seeds)),
@@ -84,9 +88,11 @@ def gather_unfinished(run: FinishedRun) -> dict[str, Any] | None:
 
 
 def _tables(
-    recipe: Recipe, folder: Path, seeds: Mapping[str, Iterable[int]]
+    recipe: Recipe, folder: Path, rows: Table, seeds: Mapping[str, Iterable[int]]
 ) -> tuple[dict[str, dict[str, Any]], BySeed]:
-    """Decoding -> the table of the reference and of these policies, and the completions that it is made of.
+    """Decoding -> the table of data, reference and these policies, and the completions that it is made of.
+
+    The data's own completions of the test prompts are there if they have rewards.
 
     With `unfinished`, unless that is score. A decoding that only some of them have, as policies of an earlier run may,
     is left out.
@@ -94,13 +100,36 @@ def _tables(
     records = read_records(folder, seeds, recipe.seed)
     metrics = {name: {seed: read_metrics(folder, _subject(name, seed)) for seed in of} for name, of in records.items()}
     reference, temperature = records[REFERENCE][recipe.seed], recipe.evaluate.temperature
-    return recipe.unfinished_key | {
-        decoding: {
-            "table": {n: summarise(of, reference, metrics[n], decoding, temperature) for n, of in records.items()}
+    data = data_completions(test_rows(recipe, rows))
+    rewards = {row["group"]: row["rewards"] for row in data}
+    tables: dict[str, Any] = {}
+    for decoding in DECODINGS:
+        if not all(any(r["decoding"] == decoding for r in s) for of in records.values() for s in of.values()):
+            continue
+        table = {DATA: describe_data(data)} if any(rewards.values()) else {}
+        for name, of in records.items():
+            row = summarise(of, reference, metrics[name], decoding, temperature)
+            table[name] = row | against_data(of, rewards, decoding)
+        tables[decoding] = {"table": table}
+    return recipe.unfinished_key | tables, records
+
+
+def data_completions(rows: list[dict[str, Any]]) -> list[DataRecord]:
+    """The data's own completions of the test prompts: one text for each prompt, and the rewards of all."""
+    rewards: dict[int, list[float]] = {row["group"]: [] for row in rows}
+    for row in rows:
+        if np.isfinite(row.get("reward", np.nan)):
+            rewards[row["group"]].append(float(row["reward"]))
+    return [
+        {
+            "group": row["group"],
+            "family": row["family_id"],
+            "text": row["completion"],
+            "tokens": len(row["completion_ids"]),
+            "rewards": rewards[row["group"]],
         }
-        for decoding in DECODINGS
-        if all(any(r["decoding"] == decoding for r in of_seed) for of in records.values() for of_seed in of.values())
-    }, records
+        for row in unique_prompts(rows)
+    ]
 
 
 def read_records(folder: Path, seeds: Mapping[str, Iterable[Any]], reference_seed: int) -> BySeed:

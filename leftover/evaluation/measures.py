@@ -61,7 +61,9 @@ class Measure:
         """The number as tables print it."""
         if self.text is not None:
             return self.text(row)
-        return interval(row.get(self.name), self.form) if self.with_interval else number(self.value(row), self.form)
+        found = row.get(self.name)  # of some measures earlier versions wrote no interval
+        with_interval = self.with_interval and (found is None or isinstance(found, dict))
+        return interval(found, self.form) if with_interval else number(self.value(row), self.form)
 
 
 def _rate_of_pairs(row: ResultRow) -> str:
@@ -124,8 +126,16 @@ _MEASURES = (
         ".3f",
         "higher",
         "of log-ratio and recorded reward on test rows",
+        with_interval=True,
     ),
-    Measure("logratio/pair_accuracy", "pair accuracy", ".3f", "higher", "of the log-ratio on test rows of one prompt"),
+    Measure(
+        "logratio/pair_accuracy",
+        "pair accuracy",
+        ".3f",
+        "higher",
+        "of the log-ratio on test rows of one prompt",
+        with_interval=True,
+    ),
 )
 MEASURES = {measure.name: measure for measure in _MEASURES}
 

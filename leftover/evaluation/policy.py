@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leftover.metrics import distinct_n, pair_accuracy, perplexity, rank_correlation
+from leftover.metrics import bootstrap_ends, distinct_n, pair_accuracy, pairs_of_groups, perplexity, rank_correlation
 from leftover.monitoring.training_display import Completion
 from leftover.recipe.eval_metrics import COMPLETION_METRICS, DIVERGENCE_METRICS, PAIR_METRICS
 from leftover.recipe.forms import Unfinished
 from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.rewards.base import Prompt
 from leftover.rewards.length import text_lengths
+from leftover.rewards.quality import bootstrap, spearman
 from leftover.rewards.sum import SumReward, as_array
 from leftover.rewards.unfinished import settled
 from leftover.runs.records import completion_records
@@ -149,25 +150,57 @@ def row_metrics(
     rows: list[dict[str, Any]],
     dtype: str | None,
     scale: float = 1.0,
-) -> dict[str, float]:
-    """Likelihood of the rows' own completions, and how the log-ratio orders their recorded rewards."""
+    *,
+    intervals: bool = False,
+) -> dict[str, Any]:
+    """Likelihood of the rows' own completions, and how the log-ratio orders their recorded rewards.
+
+    `intervals`: of that also the 95 % intervals by prompt family and the numbers of rows and pairs, under
+    `NAME interval`.
+    """
     from leftover.models.reference import reference_pass
 
     logprobs, _ = reference_pass(model, tokenizer, rows, features=False, compute_dtype=dtype)
-    metrics = likelihood_metrics(logprobs)
+    metrics: dict[str, Any] = dict(likelihood_metrics(logprobs))
     scored = [
-        (float(lp.sum() - np.sum(row["reference_logprobs"])), row["reward"], row["group"])
+        (float(lp.sum() - np.sum(row["reference_logprobs"])), row["reward"], row["group"], row.get("family_id", -1))
         for lp, row in zip(logprobs, rows, strict=True)
         if _is_scored(row)
     ]
     if len(scored) > 2:
-        logratios, rewards, groups = zip(*scored, strict=True)
+        logratios, rewards, groups, families = (np.array(column) for column in zip(*scored, strict=True))
         metrics["logratio/rank_correlation"] = rank_correlation(logratios, rewards)
         accuracy, num_pairs = pair_accuracy(logratios, rewards, groups)
         if num_pairs:
             metrics["logratio/pair_accuracy"] = accuracy
+        if intervals:
+            metrics |= order_intervals(logratios, rewards, groups, families)
     summed = [row | {"logp": float(lp.sum())} for lp, row in zip(logprobs, rows, strict=True)]
     return metrics | pair_metrics(_sides(summed), scale)
+
+
+def order_intervals(
+    logratios: np.ndarray, rewards: np.ndarray, groups: np.ndarray, families: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """How sure rank correlation and pair accuracy of [N] rows are: low, high, and of how many rows or pairs."""
+    found = dict[str, dict[str, float]]()
+    rank = bootstrap(spearman(logratios, rewards), families, (-1, 1))
+    if np.isfinite(rank).all():
+        found["logratio/rank_correlation interval"] = {"low": rank.low, "high": rank.high, "rows": len(rewards)}
+    correct, pairs = pairs_of_groups(logratios, rewards, groups)
+    if pairs.sum():
+        family = families[np.unique(groups, return_index=True)[1]]
+        ids = np.unique(family, return_inverse=True)[1]
+        sums, counts = np.bincount(ids, correct), np.bincount(ids, pairs)
+        low, high = (float(sums.sum() / counts.sum()),) * 2
+        if len(sums) > 1:
+            with np.errstate(invalid="ignore"):  # a draw without a pair is dropped
+                low, high = bootstrap_ends(
+                    lambda drawn: sums[drawn].sum(-1) / counts[drawn].sum(-1), len(sums), limits=(0, 1)
+                )
+        if np.isfinite([low, high]).all():
+            found["logratio/pair_accuracy interval"] = {"low": low, "high": high, "pairs": int(pairs.sum())}
+    return found
 
 
 def likelihood_metrics(logprobs: Sequence[np.ndarray]) -> dict[str, float]:

@@ -118,7 +118,9 @@ class Evaluation:
         if subject == "reference":  # the table has its log-probabilities
             metrics = likelihood_metrics([np.array(row["reference_logprobs"]) for row in self._rows_read])
         else:
-            metrics = row_metrics(model, run.models.tokenizer, self._rows_read, run.recipe.compute_dtype)
+            metrics = row_metrics(
+                model, run.models.tokenizer, self._rows_read, run.recipe.compute_dtype, intervals=True
+            )
         ways = run.recipe.decodings
         completions = [record for decoding in ways for record in self._complete(subject, model, decoding, seed)]
         wrote = metrics_path(run.folder, subject), completions_path(run.folder, subject)

@@ -81,6 +81,9 @@ def summarise(
         if found := [of_seed[name] for of_seed in metrics.values() if name in of_seed]:
             mean = _mean(np.array(found, np.float64))  # a number that was not finite is read back as None
             row["perplexity_of_test_completions" if name == "perplexity" else name] = mean
+            known = [of_seed[f"{name} interval"] for of_seed in metrics.values() if f"{name} interval" in of_seed]
+            if len(known) == len(found):  # on the same rows: the mean of their ends is not too narrow
+                row[name] = {key: _mean([one[key] for one in known]) for key in known[0]} | {"mean": mean}
             row[f"{name} by seed"] = found
     return row
 

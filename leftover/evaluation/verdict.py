@@ -1,166 +1,133 @@
-"""The outcome of a run in a sentence with numbers, and the caveats that a reader should know."""
+"""Is it better, by how much, and should one believe it? The outcome of a run or comparison in a few sentences.
+
+Terminal, page, Markdown and model card say what is said here.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from leftover.evaluation.measures import FEW_PAIRS, MEASURES, MISSING, excludes_zero, interval
-from leftover.prepare.value.described import constant_folds
-from leftover.runs.names import decodings
-from leftover.runs.records import ResultRow
+from leftover.evaluation.caveats import caveats
+from leftover.evaluation.measures import MEASURES, MISSING, excludes_zero, interval, number
+from leftover.runs.records import Difference, IntervalRecord, ResultRow
 
-_FEW_PROMPTS = 100
-_MANY_CUT = 0.25
-_MANY_EMPTY = 0.05
-_LOW_DIVERSITY = 0.7  # of the reference's
-_MANY_UNENDED, _EQUAL_LENGTH = 0.05, (0.8, 1.25)  # over the reference's mean length
-_MANY_ROWS_CUT = 0.01  # each teaches not to stop
-_HIGH_CORRELATION = 0.5
-_MANY_CLIPPED = 0.25  # importance weights of the last logged steps
-_LARGE_KL = 10.0  # nats a completion: what the best of n = 60,000 samples has, since its KL is ln n - (n - 1) / n
+NO_SCORER = (
+    "Nothing here can score new answers, so this run cannot say whether they are better. Three ways to find out: a "
+    "scorer on the same scale (new_completions of the column reward), `leftover judge` with a language model, or "
+    "`leftover judge --human` with people."
+)
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """The headline, and the caveats that apply."""
+    """The headline, and what to know before one believes it."""
     found = caveats(results)
-    return headline(results) + (f" Caveats: {'; '.join(found)}." if found else "")
+    return headline(results) + (f" Before you believe it: {'; '.join(found)}." if found else "")
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The outcome of the main policy, in one or two sentences with numbers and intervals."""
-    main, own = results["main"], results[results["primary"]]
-    row = own["table"][main]
+    """The outcome of a run's main policy beside its controls, or of a comparison, in a few sentences with numbers."""
+    own, main = results[results["primary"]], results.get("main")
     if not results["can_score_new_completions"]:
-        others = [name for name in results["training"] if name != main]
-        said = "; ".join(_recorded(name, own["table"][name]) for name in (main, *others))
-        return (
-            "The rewards are recorded, so new completions could not be scored. On held-out rows the log-ratio against "
-            f"the reference orders the recorded rewards as follows: {said}."
-        )
+        policies = [name for name in results["training"] if name in own["table"]]
+        return f"{NO_SCORER} {_recorded(own['table'], sorted(policies, key=lambda name: name != main))}"
+    if main is None or "marks" in own:
+        return winner(results)
+    against = {name: found for name, found in own.get("main_against", {}).items() if found}
+    return " ".join([outcome(results, main), *_against_controls(against)])
+
+
+def outcome(results: Mapping[str, Any], name: str) -> str:
+    """Whether one policy is better than the model that it started from."""
+    table = results[results["primary"]]["table"]
+    row, reference = table[name], table["reference"]
+    if not results["can_score_new_completions"]:
+        return f"{NO_SCORER} {_recorded(table, [name])}"
     if "reward" not in row:
-        return f"{main} has no reward on any held-out prompt: none of its completions came to an end."
+        return f"{name} has no reward on any held-out prompt: none of its completions came to an end."
     gain = row["difference_from_reference"]
-    gained = interval(gain, "+.3f")
-    outcome = f"not clearly different from the reference ({gained})"
+    return (
+        f"{_word(gain)}: on {_prompts(row)} held-out prompts the answers of the tuned model ({name}) score "
+        f"{_score(row)}, those of the starting model {_score(reference)} ({interval(gain, '+.3f')}); "
+        f"they win on {row['win_rate']:.0%} (ties count half)."
+    )
+
+
+def winner(results: Mapping[str, Any]) -> str:
+    """Which method of a comparison is the best, or that none is."""
+    own = results[results["primary"]]
+    scored = {name: row for name, row in own["table"].items() if "reward" in row and name != "data"}
+    if len(scored) < 2:
+        return "No method was scored on the held-out prompts."
+    first, second = sorted(scored, key=lambda name: -scored[name]["reward"]["mean"])[:2]
+    asked = f"On {_prompts(scored[first])} held-out prompts"
+    best, lead = _called(first), own.get("lead")
+    if own["marks"].get("reward", {}).get(first) == "best":
+        by = f", by {interval(lead['difference'], '+.3f')}" if lead else ""
+        said = (
+            f"Best: {best}. {asked} its answers score {_score(scored[first])}, those of the next, {_called(second)}, "
+            f"{_score(scored[second])}{by}"
+        )
+    else:
+        by = f" (they differ by {interval(lead['difference'], '+.3f')})" if lead else ""
+        said = (
+            f"No winner. {asked} the two highest, {best} with {_score(scored[first])} and {_called(second)} with "
+            f"{_score(scored[second])}, cannot be told apart{by}"
+        )
+    start = "" if "reference" in (first, second) else f"; the starting model has {_score(scored['reference'])}"
+    return f"{said}{start}."
+
+
+def _word(gain: IntervalRecord) -> str:
     if "families" in gain:
-        outcome = f"which cannot be told from the reference yet ({gained})"
-    elif excludes_zero(gain):
-        outcome = f"{'above' if gain['low'] > 0 else 'below'} the reference by {gained}"
-    against = [
-        f"{name} by {interval(other['difference'], '+.3f')}"
-        for name, other in own.get("main_against", {}).items()
-        if other
-    ]
-    controls = f" Against its controls: {', '.join(against)}." if against else ""
-    prompts = row["reward"].get("prompts", row["prompts"])
-    return f"{main} scores {row['reward']['mean']:.3f} on {prompts} held-out prompts, {outcome}.{controls}"
+        return "Too few prompts to tell"
+    if not excludes_zero(gain):
+        return "No clear difference"
+    return "Better" if gain["low"] > 0 else "Worse"
 
 
-def _recorded(name: str, row: ResultRow) -> str:
-    measures = (MEASURES["logratio/rank_correlation"], MEASURES["logratio/pair_accuracy"])
-    parts = [f"{m.heading} {cell}" for m in measures if (cell := m.cell(row)) != MISSING]
-    return f"{name} with {' and '.join(parts)}" if parts else f"{name}: no held-out row has a score"
-
-
-def caveats(results: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before believing the main policy's numbers, and who else owes its own to length."""
-    primary, main = results["primary"], results["main"]
-    table = results[primary]["table"]
-    found = [
-        *run_caveats(results),
-        *completion_caveats(table[main], table["reference"]),
-        *training_caveats(results["training"].get(main, {})),
-    ]
-    for name in (name for name in table if name not in (main, "reference", "data")):
-        if said := length_caveat(table[name], table["reference"]):
-            found.append(f"{name}: {said}")
-    for decoding in decodings(results)[1:]:
-        if said := _empty(results[decoding]["table"][main]):
-            found.append(f"{decoding}: {said}")
-    return found
-
-
-def run_caveats(results: Mapping[str, Any]) -> list[str]:
-    """What a reader should know of the whole run or comparison, whichever policy it is about."""
-    prepared, reference = results["prepare"], results[results["primary"]]["table"]["reference"]
-    prompts = reference["prompts"]
-    found = []
-    if said := constant_folds(prepared.get("value") or {}):
-        found.append(said)
-    if prompts < _FEW_PROMPTS:
-        families = (reference.get("reward") or {}).get("families")
-        of = "" if families is None else f" of {families} {'family' if families == 1 else 'families'}, too few to tell"
-        found.append(f"only {prompts} test prompts{of}")
-    return [*found, *results.get("scoring_caveats", []), *_cuts(prepared)]
-
-
-def completion_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
-    """What to know about the completions of one policy, from its row of the result table and the reference's."""
-    found = [said] if (said := _empty(row)) else []
-    diversity = row.get("distinct_2_relative")
-    if diversity is not None and diversity < _LOW_DIVERSITY:
-        found.append(f"it repeats itself: distinct-2 is {diversity:.2f} times the reference's at equal length")
-    if said := length_caveat(row, reference):
-        found.append(said)
-    correlation = row.get("reward_length_correlation")
-    if correlation is not None and abs(correlation) > _HIGH_CORRELATION:
-        kind = "longer" if correlation > 0 else "shorter"
-        found.append(f"{kind} completions score higher (rank correlation of reward and length {correlation:+.2f})")
-    kl = MEASURES["kl"].value(row)
-    if kl is not None and kl > _LARGE_KL:
-        found.append(f"it is far from the reference: KL {kl:.1f} nats a completion")
-    return found
-
-
-def training_caveats(seeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was odd in the training of a policy: seed -> its facts."""
-    found = []
-    if (clipped := max((facts.get("clipped_weights", 0.0) for facts in seeds.values()), default=0.0)) > _MANY_CLIPPED:
-        found.append(
-            f"{clipped:.0%} of the importance weights of the last steps are beyond the clip: the policy has moved far "
-            "from the reference on its own rows (fewer steps or a lower learning_rate keep it nearer)"
-        )
-    if skipped := sum(int(facts.get("skipped_steps", 0)) for facts in seeds.values()):
-        found.append(
-            f"{skipped} {'step was' if skipped == 1 else 'steps were'} left out, since numbers were not finite"
-        )
-    return found
-
-
-def length_caveat(row: ResultRow, reference: ResultRow) -> str | None:
-    """That completions have another length than the reference's, or no end; and what is left at equal length."""
+def _against_controls(against: Mapping[str, Difference]) -> list[str]:
+    """A sentence on the controls, if there are any."""
     said = []
-    ratio = row["length"] / reference["length"] if row.get("length") and reference.get("length") else 1.0
-    if not _EQUAL_LENGTH[0] <= ratio <= _EQUAL_LENGTH[1]:
-        said.append(f"its completions are {ratio:.2f} times as long as the reference's")
-    unended = row.get("unended", 0.0)
-    if unended > _MANY_UNENDED:
-        theirs = reference.get("unended", 0.0)
-        said.append(f"{unended:.0%} of its completions have no end ({theirs:.0%} of the reference's)")
-    if not said or "win_rate" not in row:
-        return " and ".join(said) or None
-    pairs, left = row.get("pairs_of_equal_length", 0), "there are too few pairs to tell"
-    if pairs >= FEW_PAIRS:
-        left = f"its win rate is {row['win_rate_at_equal_length']:.2f}"
-    return f"{' and '.join(said)}: at equal length {left} ({pairs:,} pairs)"
+    for name, found in against.items():
+        gap = found["difference"]
+        verb = "is not clearly apart from"
+        if excludes_zero(gap):
+            verb = "beats" if gap["low"] > 0 else "is below"
+        said.append(f"{verb} {name} ({interval(gap, '+.3f')})")
+    return [f"Against the controls it {', '.join(said)}."] if said else []
 
 
-def _empty(row: ResultRow) -> str | None:
-    """That completions hold no text, which neither reward nor diversity need show."""
-    empty = row.get("empty", 0.0)
-    return f"{empty:.0%} of completions are empty" if empty > _MANY_EMPTY else None
+def _recorded(table: Mapping[str, ResultRow], names: list[str]) -> str:
+    """How well log-ratios order the recorded rewards of held-out rows."""
+    parts = []
+    for name in names:
+        row = table[name]
+        found = [
+            f"{m.heading} {cell}{_count(row, m.name)}"
+            for m in (MEASURES["logratio/rank_correlation"], MEASURES["logratio/pair_accuracy"])
+            if (cell := m.cell(row)) != MISSING
+        ]
+        parts.append(f"{name} {' and '.join(found)}" if found else f"{name}: no held-out row has a score")
+    return (
+        "What it can say: whether answers that scored higher have become likelier (0 and 0.5 are chance). "
+        f"{'; '.join(parts)}."
+    )
 
 
-def _cuts(prepared: Mapping[str, Any]) -> list[str]:
-    """Shares of rows that the length limits dropped or cut, if they are large."""
-    tokens = prepared.get("tokens", {"rows_dropped": 0, "prompts_cut": 0})
-    rows = sum(prepared.get("split", {}).get(split, 0) for split in ("train", "validation", "test"))
-    said = {
-        "rows_dropped": "of the rows were too long and were dropped",
-        "prompts_cut": "of the prompts were cut on the left",
-    }
-    found = [f"{tokens[name] / rows:.0%} {what}" for name, what in said.items() if tokens[name] > _MANY_CUT * rows]
-    if (share := tokens.get("share_cut", 0.0)) > _MANY_ROWS_CUT:
-        found.append(
-            f"{share:.0%} of the rows were cut at the limit and have no end: who trains on them learns not to stop"
-        )
-    return found
+def _count(row: ResultRow, name: str) -> str:
+    found = row.get(name)
+    counts = (
+        [f"{found[kind]:,.0f} {kind}" for kind in ("rows", "pairs") if kind in found] if isinstance(found, dict) else []
+    )
+    return f" ({counts[0]})" if counts else ""
+
+
+def _prompts(row: ResultRow) -> int:
+    return row["reward"].get("prompts", row["prompts"])
+
+
+def _score(row: ResultRow) -> str:
+    return number(row["reward"]["mean"], ".3f")
+
+
+def _called(name: str) -> str:
+    return "the starting model" if name == "reference" else name

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from leftover.evaluation.caveats import caveats
 from leftover.evaluation.measures import MEASURES, bounds, number
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.tables import component_grid, control_grid, explanation, result_grid, source_grid
-from leftover.evaluation.verdict import caveats, headline
+from leftover.evaluation.verdict import headline
 from leftover.report import charts
 from leftover.runs.names import decodings
 from leftover.runs.records import BySeed, Records, ResultRow
@@ -37,10 +38,7 @@ def with_main(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
 
 def verdict_view(results: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence, its caveats, and the numbers that stand out."""
-    sentence = headline(results)
-    if results.get("is_comparison") and len(results["training"]) > 1:
-        sentence = f"Of {len(results['training'])} methods the highest: {sentence}"
-    return {"sentence": sentence, "caveats": caveats(results), "tiles": _tiles(results)}
+    return {"sentence": headline(results), "caveats": caveats(results), "tiles": _tiles(results)}
 
 
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -80,7 +80,7 @@ def try_out(args: LoLConfig | PPOConfig) -> None:
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel: true needs the package liger-kernel: install it, or leave the setting out")
     one = torch.nn.Linear(1, 1)
-    tried = "torch_compile"
+    tried = "torch_compile, torch_compile_backend or torch_compile_mode"
     try:
         if args.torch_compile:
             torch.compile(one, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)

@@ -2,13 +2,17 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from leftover.evaluation.caveats import caveats
 from leftover.evaluation.measures import excludes_zero, interval
+from leftover.evaluation.policy import order_intervals
 from leftover.evaluation.statistics import by_source, compare, interval_record, summarise
-from leftover.evaluation.verdict import verdict
+from leftover.evaluation.verdict import headline, outcome, verdict, winner
+from leftover.metrics import pair_accuracy, rank_correlation
 
 L = math.log(2)
 FAMILIES = ["a", "a", "b", "b"]
@@ -63,12 +67,95 @@ def test_an_interval_of_too_few_families_says_so(count, said):
     assert excludes_zero(found) == (not said)
 
 
+NO_MORE = {"prepare": {}, "training": {}, "can_score_new_completions": True}
+
+
+def scored(mean: float, **more: Any) -> dict[str, Any]:
+    return {"prompts": 40, "reward": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}, "win_rate": 0.9} | more
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.4, 0.6, "Better"), (-0.1, 0.6, "No clear difference"), (-0.6, -0.4, "Worse")],
+)
+def test_the_verdict_begins_with_whether_it_is_better(low: float, high: float, expected: str) -> None:
+    mean = (low + high) / 2
+    row = scored(1 + mean, difference_from_reference={"mean": mean, "low": low, "high": high})
+    results = NO_MORE | {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": scored(1.0)}}}
+    beaten = {"difference": {"mean": 0.3, "low": 0.1, "high": 0.5}}
+    even = {"difference": {"mean": 0.3, "low": -0.1, "high": 0.5}}
+    results["greedy"]["main_against"] = {"nll": beaten, "top": even, "failed": None}
+    said = headline(results)
+    assert said.startswith(
+        f"{expected}: on 40 held-out prompts the answers of the tuned model (p) score {1 + mean:.3f}, "
+    )
+    assert f"those of the starting model 1.000 ({mean:+.3f} [{low:+.3f}, {high:+.3f}]); they win on 90%" in said
+    assert "it beats nll (+0.300 [+0.100, +0.500]), is not clearly apart from top (" in said and "failed" not in said
+    assert outcome(results, "p") in said and "Against" not in outcome(results, "p")
+
+
+def test_a_comparison_names_its_winner_or_says_that_there_is_none() -> None:
+    table = {"data": scored(9.0), "reference": scored(1.0), "a": scored(2.0), "b": scored(1.8)}
+    lead = {"difference": {"mean": 0.2, "low": 0.1, "high": 0.3}}
+    own = {"table": table, "marks": {"reward": {"a": "best"}}, "lead": lead}
+    results = NO_MORE | {"primary": "greedy", "greedy": own}
+    assert headline(results) == winner(results) == headline(results | {"main": "b"})
+    assert winner(results) == (
+        "Best: a. On 40 held-out prompts its answers score 2.000, those of the next, b, 1.800, by +0.200 [+0.100, "
+        "+0.300]; the starting model has 1.000."
+    )
+    own |= {"marks": {}, "lead": None}  # of an earlier version
+    assert winner(results) == (
+        "No winner. On 40 held-out prompts the two highest, a with 2.000 and b with 1.800, cannot be told apart; the "
+        "starting model has 1.000."
+    )
+    table["reference"] = scored(1.9)
+    assert winner(results).endswith("a with 2.000 and the starting model with 1.900, cannot be told apart.")
+
+
+def test_of_recorded_scores_the_verdict_claims_nothing_and_says_how_to_find_out() -> None:
+    rank = {"mean": 0.5, "low": 0.4, "high": 0.6, "rows": 30}
+    table = {"p": {"logratio/rank_correlation": rank}, "q": {"logratio/pair_accuracy": 0.7}, "reference": {}}
+    results = {"main": "q", "primary": "greedy", "greedy": {"table": table}, "training": {"p": {}, "q": {}}}
+    said = headline(results | {"can_score_new_completions": False})
+    assert "cannot say whether they are better" in said
+    assert all(way in said for way in ("new_completions", "`leftover judge`", "`leftover judge --human`"))
+    assert said.endswith("q pair accuracy 0.700; p rank correlation 0.500 [0.400, 0.600] (30 rows).")
+
+
+def test_what_is_known_of_rows_and_seeds_is_a_caveat() -> None:
+    split = {"train": 60, "validation": 20, "test": 20, "held_out_near_duplicates_of_train": 9}
+    row = {"prompts": 200, "difference_from_data": {"mean": -0.5, "low": -0.6, "high": -0.4}}
+    row["perplexity_of_test_completions"] = 40.0
+    table = {"p": row, "reference": {"prompts": 200, "perplexity_of_test_completions": 4.0}}
+    training = {"p": {"0": {"selected_rows": 57}}}
+    results = {"main": "p", "primary": "greedy", "greedy": {"table": table}, "prepare": {"split": split}}
+    seed, repeats, data, perplexity, rows = caveats(results | {"training": training})
+    assert seed.startswith("one seed") and repeats.startswith("9 held-out prompts nearly repeat")
+    assert data == "its answers score below the data's own (-0.500 [-0.600, -0.400])"
+    assert "perplexity 40.0, 4.0 before" in perplexity and rows == "it learnt from 57 rows only"
+
+
+def test_the_order_of_recorded_rewards_has_intervals_by_family() -> None:
+    draws = np.random.default_rng(0)
+    rewards = draws.normal(size=200)
+    ratios, groups = rewards + draws.normal(size=200), np.arange(200) // 4
+    found = order_intervals(ratios, rewards, groups, groups // 2)
+    rank, pairs = found["logratio/rank_correlation interval"], found["logratio/pair_accuracy interval"]
+    assert rank["low"] < rank_correlation(ratios, rewards) < rank["high"] and rank["rows"] == 200
+    accuracy, count = pair_accuracy(ratios, rewards, list(groups))
+    assert pairs["low"] < accuracy < pairs["high"] and pairs["pairs"] == count == 300
+    assert pairs["high"] - pairs["low"] < 0.2
+    assert order_intervals(ratios, np.ones(200), groups, groups) == {}
+
+
 def test_of_too_few_families_the_verdict_claims_nothing():
     reference = {"prompts": 12, "reward": {"mean": 1.0, "low": 0.9, "high": 1.1, "families": 3}}
-    row = reference | {"difference_from_reference": {"mean": 0.5, "low": 0.4, "high": 0.6, "families": 3}}
-    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": reference}}, "prepare": {}}
-    said = verdict(results | {"can_score_new_completions": True})
-    assert "too few to tell: 3 families" in said and "above" not in said
+    gain = {"mean": 0.5, "low": 0.4, "high": 0.6, "families": 3}
+    row = reference | {"difference_from_reference": gain, "win_rate": 0.7}
+    results = NO_MORE | {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": reference}}}
+    said = verdict(results)
+    assert said.startswith("Too few prompts to tell: on 12 held-out prompts") and "too few to tell: 3 families" in said
     assert "12 test prompts of 3 families" in said
 
 
@@ -225,8 +312,8 @@ def test_where_none_has_a_reward_there_is_none_in_the_row():
     row = row_of(nothing)
     assert not {"reward", "win_rate", "difference_from_reference"} & row.keys() and row["length"] == 2
     assert compare(nothing, THEIRS, "greedy") is None
-    results = {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": row_of()}}, "prepare": {}}
-    assert "none of its completions came to an end" in verdict(results | {"can_score_new_completions": True})
+    results = NO_MORE | {"main": "p", "primary": "greedy", "greedy": {"table": {"p": row, "reference": row_of()}}}
+    assert "none of its completions came to an end" in verdict(results)
     against_none = row_of({0: OURS[0]}, make_records([None] * 4))
     assert against_none["reward"]["mean"] == 1.5 and against_none["difference_from_reference"]["prompts"] == 0
 

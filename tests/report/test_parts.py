@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from leftover.evaluation.caveats import caveats, run_caveats
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.tables import escape
-from leftover.evaluation.verdict import caveats, run_caveats
 from leftover.monitoring.terminal import clock
 from leftover.publish.card.facts import results_facts
 from leftover.report import charts
@@ -184,7 +184,8 @@ def test_completions_are_of_the_first_seed_of_the_recipe_and_rounded_for_the_pag
 def results(**row: Any) -> dict[str, Any]:
     shared = {"prompts": 200, "distinct_2": 0.5, "distinct_2_relative": 1.0, "reward": {"mean": 1.0}}
     table = {"reference": dict(shared), "p": shared | row}
-    return {"main": "p", "primary": "sampled", "prepare": {}, "sampled": {"table": table}, "training": {"p": {"0": {}}}}
+    training: dict[str, Any] = {"p": {"0": {}, "1": {}}}
+    return {"main": "p", "primary": "sampled", "prepare": {}, "sampled": {"table": table}, "training": training}
 
 
 def test_reward_that_goes_with_length_and_a_large_kl_are_caveats() -> None:

@@ -9,13 +9,11 @@ import numpy as np
 from leftover.commands.compare.jobs import Job
 from leftover.evaluation.gather import REFERENCE, gather_tables
 from leftover.evaluation.measures import MEASURES, excludes_zero, part_names
-from leftover.evaluation.statistics import DataRecord, against_data, compare, describe_data
-from leftover.prepare.readers import test_rows, unique_prompts
+from leftover.evaluation.statistics import compare
 from leftover.runs.names import decodings
 from leftover.runs.records import BySeed, Difference, ResultRow
 from leftover.runs.run import Run
 
-DATA = "data"
 RULE = (
     "**Bold**: the highest, if the 95 % interval of its paired difference to the next highest excludes 0 and every "
     "seed agrees. <u>Underlined</u>: the second highest, if the first is bold and it beats the third in the same way. "
@@ -30,34 +28,16 @@ def gather(run: Run, failed: dict[Job, str]) -> dict[str, Any]:
     lost = {(job.policy, job.seed) for job in failed}
     seeds = {p: [s for s in run.recipe.seeds if (p, s) not in lost] for p in run.recipe.policies}
     results, records = gather_tables(run, {policy: finished for policy, finished in seeds.items() if finished})
-    data = _data_completions(test_rows(run.recipe, run.table))
-    rewards = {row["group"]: row["rewards"] for row in data}
     # The reference is one model: it stands beside every seed.
     rivals = records | {REFERENCE: dict.fromkeys(run.recipe.seeds, records[REFERENCE][run.seed])}
     for decoding in decodings(results):
-        table = {DATA: describe_data(data)} if any(rewards.values()) else {}
-        for name, row in results[decoding]["table"].items():
-            table[name] = row | against_data(records[name], rewards, decoding)
-        results[decoding] = {"table": table, "marks": _marks(rivals, table, decoding)}
-    return results | {"seeds": run.recipe.seeds, "failed": {str(job): said for job, said in failed.items()}}
-
-
-def _data_completions(rows: list[dict[str, Any]]) -> list[DataRecord]:
-    """The data's own completions of the test prompts: one text for each prompt, and the rewards of all."""
-    rewards: dict[int, list[float]] = {row["group"]: [] for row in rows}
-    for row in rows:
-        if np.isfinite(row.get("reward", np.nan)):
-            rewards[row["group"]].append(float(row["reward"]))
-    return [
-        {
-            "group": row["group"],
-            "family": row["family_id"],
-            "text": row["completion"],
-            "tokens": len(row["completion_ids"]),
-            "rewards": rewards[row["group"]],
+        table = results[decoding]["table"]
+        results[decoding] = {
+            "table": table,
+            "marks": _marks(rivals, table, decoding),
+            "lead": _lead(rivals, table, decoding),
         }
-        for row in unique_prompts(rows)
-    ]
+    return results | {"seeds": run.recipe.seeds, "failed": {str(job): said for job, said in failed.items()}}
 
 
 def _marks(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> dict[str, dict[str, str]]:
@@ -69,6 +49,12 @@ def _marks(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> dic
 
     reference = table[REFERENCE]
     return {measure: of(measure) for measure in ("reward", *part_names(reference)) if measure in reference}
+
+
+def _lead(rivals: BySeed, table: Mapping[str, ResultRow], decoding: str) -> Difference | None:
+    """The highest reward minus the next; None of fewer than two."""
+    ranked = sorted((n for n in rivals if "reward" in table[n]), key=lambda name: -table[name]["reward"]["mean"])
+    return compare(rivals[ranked[0]], rivals[ranked[1]], decoding) if len(ranked) > 1 else None
 
 
 def marks(means: dict[str, float], difference: Callable[[str, str], Difference | None]) -> dict[str, str]:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from leftover.commands.compare.gather import DATA, training_cost
+from leftover.commands.compare.gather import training_cost
 from leftover.commands.dry_run.show import plain_table, print_tables
-from leftover.evaluation.gather import REFERENCE
+from leftover.evaluation.caveats import completion_caveats
+from leftover.evaluation.gather import DATA, REFERENCE
 from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, number, part, part_names
 from leftover.evaluation.tables import SHORT_RECORDED, Grid, Markdown, escape, grid
-from leftover.evaluation.verdict import completion_caveats
+from leftover.evaluation.verdict import winner
 from leftover.monitoring.terminal import console, size_text
 from leftover.report.frontier import level_grid, turns
 from leftover.report.write import print_table
@@ -50,6 +51,8 @@ def print_comparison(results: Mapping[str, Any], folder: str) -> None:
     console = print_table(results, grid(results[results["primary"]]["table"], measures, "method"))
     for name, reason in results["not_applicable"].items():
         console.print(f"{name}: n/a, {reason}")
+    if results["can_score_new_completions"]:
+        console.print(winner(results))
     console.print(f"Comparison: {Path(folder) / 'comparison.md'}")
 
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leftover.commands.compare.gather import DATA, RULE, flat_rows
+from leftover.commands.compare.gather import RULE, flat_rows
 from leftover.commands.compare.tables import cost_grid, method_caveats, part_grids, result_grid
-from leftover.evaluation.gather import REFERENCE
+from leftover.evaluation.caveats import run_caveats
+from leftover.evaluation.gather import DATA, REFERENCE
 from leftover.evaluation.tables import explanation
-from leftover.evaluation.verdict import run_caveats
+from leftover.evaluation.verdict import winner
 from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
@@ -84,6 +85,7 @@ def as_markdown(results: dict[str, Any], pictures: Mapping[str, str | None]) -> 
             for name, method in methods.items()
         },
         "pictures": pictures,
+        "sentence": winner(results) if results["can_score_new_completions"] else None,
         "caveats": run_caveats(results),
     }
     return render("comparison.md.j2", values)

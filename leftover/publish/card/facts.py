@@ -3,9 +3,10 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from leftover.evaluation.caveats import caveats
 from leftover.evaluation.measures import MEASURES, interval, part_names
 from leftover.evaluation.tables import explanation, result_grid
-from leftover.evaluation.verdict import caveats, headline
+from leftover.evaluation.verdict import outcome
 from leftover.publish.card.public import base_name, is_hub_id, public_name
 from leftover.recipe.forms import Transform
 from leftover.recipe.sections import Recipe, RewardSection
@@ -64,10 +65,7 @@ def transform_text(spec: Transform | None) -> str:
 def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, Any]:
     """The verdict on one policy, its caveats, and its column of the result table beside reference and data."""
     primary, columns = results["primary"], (policy, "reference", "data")
-    own = dict(results[primary])
-    if policy != results.get("main"):
-        own["main_against"] = {}  # differences of another policy
-    mine = results | {"main": policy, primary: own}
+    own, mine = results[primary], results | {"main": policy}
     row = own["table"][policy]
     header, cells = result_grid(results, primary)
     shown = sorted((line for line in cells if line[0] in columns), key=lambda line: columns.index(line[0]))
@@ -80,7 +78,7 @@ def results_facts(results: dict[str, Any], policy: str, seed: int) -> dict[str, 
     return {
         "decoding": primary,
         "prompts": row["prompts"],
-        "verdict": headline(mine) if is_policy else "",
+        "verdict": outcome(results, policy) if is_policy else "",
         "caveats": caveats(mine) if is_policy else results.get("scoring_caveats", []),
         "table": [line for line in table if any(cell != "–" for cell in line[1:])],
         "seeds": row["seeds"] if len(row["seeds"]) > 1 else [],
