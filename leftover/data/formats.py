@@ -117,7 +117,9 @@ def _kind(path: str, data: DataSection) -> str:
     if not Path(path).exists():
         return "hub"
     if Path(path).is_dir():
-        raise UserError(f"'{path}' is a folder without a run: name a data file, a recipe, or the folder of a run")
+        raise UserError(
+            f"'{path}' (data.path) is a folder without a run: name a data file, a recipe, or the folder of a run"
+        )
     remedy = f"set {key} to one of {', '.join(_READERS)} (plain text)"
     if declared != "auto":
         remedy = f"as {key}: {declared} needs; let it end in one of {', '.join(ENDINGS)}, or these and .gz"

@@ -118,6 +118,11 @@ class Manifest:
                 f"{self.folder / path} {what}: run the recipe again, which sets it aside and computes that part anew"
             )
 
+    def tell_damaged_logs(self, name: str) -> None:
+        """Warn of the logs of a finished artifact that are not as they were written."""
+        for path, what in self.faults(name, _LOGS).items():
+            log.warning("%s %s: it stays so, since %s is not made again for a log", self.folder / path, what, name)
+
     def _alike(self, old: Key, new: Key) -> bool:
         return old == new or (self.meaning is not None and self.meaning(old) == self.meaning(new))
 
@@ -142,8 +147,7 @@ class Manifest:
         status = self.status(name, key)
         if status.finished:
             log.info("%s%s: reused (%s)", self.label, name, status.reason)
-            for path, what in self.faults(name, _LOGS).items():
-                log.warning("%s %s: it stays so, since %s is not made again for a log", self.folder / path, what, name)
+            self.tell_damaged_logs(name)
             return status
         if status.action == "damaged":
             log.warning("%s%s: computed again: %s", self.label, name, status.reason)

@@ -280,7 +280,10 @@ def test_a_comparison_writes_the_page_too(content: dict[str, Any], folder: Path,
     (copy / "report.html").unlink()
     compare(make_recipe(content | {"output_dir": str(copy)}, saved=True), Options(methods="nll,wbc,a_lol", seeds=1))
     text = (copy / "report.html").read_text(encoding="utf-8")
-    assert ("No winner. On " in text or "Best: " in text) and set(embedded(copy / "report.html")["names"]) >= {"nll", "a_lol"}
+    assert ("No winner. On " in text or "Best: " in text) and set(embedded(copy / "report.html")["names"]) >= {
+        "nll",
+        "a_lol",
+    }
     assert "(objective wbc) needs rewards" in text, "why a method is not there"
     again = write_report_page([copy], tmp_path / "again.html").read_text(encoding="utf-8")
     assert "No winner" in again or "Best: " in again, "the folder tells that its last run was a comparison"

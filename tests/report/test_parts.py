@@ -268,6 +268,10 @@ def test_a_comparison_speaks_of_the_method_of_highest_reward() -> None:
 def test_metrics_of_a_killed_run_are_read_up_to_its_half_line(tmp_path: Any) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
     assert read_log(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2}]
+    (tmp_path / "flipped.jsonl").write_bytes(
+        b'{"step": 1}\n\xb9{"step": 2}\n17\n{"stfp": 3}\n{"step": 4}\n' + b"[" * 10**5
+    )
+    assert read_log(tmp_path / "flipped.jsonl") == [{"step": 1}, {"step": 4}]
     assert read_log(tmp_path / "none.jsonl") == []
 
 

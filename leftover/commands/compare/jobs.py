@@ -57,6 +57,7 @@ class Job:
             artifact = policy_artifact(self.policy, self.seed)
             if not run.manifest.status(artifact, policy_key(run, self.policy, self.seed)).finished:
                 return False
+            run.manifest.tell_damaged_logs(artifact)
         return not self.evaluate or evaluation.is_done(str(self))
 
 
