@@ -84,9 +84,15 @@ def _distinct(row: ResultRow) -> str:
 # In the order of columns, and of comparison.csv.
 _MEASURES = (
     Measure("reward", "reward [95 %]", ".3f", "higher", "mean over prompts", with_interval=True),
-    Measure("raw_reward", "raw reward [95 %]", ".3f", with_interval=True),
-    Measure("range", "range over seeds", text=_range),
-    Measure("difference_from_reference", "− reference [95 %]", "+.3f", column="comparison", with_interval=True),
+    Measure("raw_reward", "raw reward [95 %]", ".3f", meaning="before length was taken out", with_interval=True),
+    Measure("range", "range over seeds", meaning="lowest and highest mean reward of a seed", text=_range),
+    Measure(
+        "difference_from_reference",
+        "− reference [95 %]",
+        "+.3f",
+        meaning="paired by prompt: its reward minus the reference's",
+        with_interval=True,
+    ),
     Measure("difference_from_data", "− data [95 %]", "+.3f", column="none", with_interval=True),
     Measure("prompts", "prompts", ",d", column="none"),
     Measure("win_rate", "win rate", ".2f", "higher", "by reward against the reference's completion, a tie one half"),
@@ -99,9 +105,14 @@ _MEASURES = (
     ),
     Measure("pairs_of_equal_length", "pairs of equal length", ",d", column="none"),
     Measure("win_rate_against_data", "win rate, data", meaning="against the data's completions", column="comparison"),
-    Measure("length", "length", ",.1f", meaning="in tokens"),
-    Measure("length_ratio", "length, × reference"),
-    Measure("unended", "cut at the limit", text=lambda r: number(r.get("unended") or None, ".0%")),
+    Measure("length", "length", ",.1f", meaning="mean tokens of a completion"),
+    Measure("length_ratio", "length, × reference", meaning="its mean length over the reference's"),
+    Measure(
+        "unended",
+        "cut at the limit",
+        meaning="share of completions that ran into the limit before they ended",
+        text=lambda r: number(r.get("unended") or None, ".0%"),
+    ),
     Measure(
         "distinct", "distinct-1/2/3", meaning="distinct n-grams over all n-grams of the completions", text=_distinct
     ),
@@ -119,7 +130,7 @@ _MEASURES = (
         "KL",
         meaning="policy to reference, in nats a completion, on the policy's samples and at their temperature",
     ),
-    Measure("kl_to_origin", "KL to the origin"),
+    Measure("kl_to_origin", "KL to the origin", meaning="the same to the model of reference.origin"),
     Measure(
         "logratio/rank_correlation",
         "rank correlation",

@@ -20,7 +20,8 @@ from leftover.rewards.facts import length_text
 from leftover.rewards.unfinished import unfinished_text
 from leftover.runs.records import ResultRow
 
-_SHORT = ("reward", "length", "distinct", "win_rate", "kl")
+# What answers first whether a policy is better: all that a terminal shows, and a page before "all columns".
+FIRST = ("reward", "difference_from_reference", "win_rate", "length", "kl")
 # Where new completions could not be scored.
 SHORT_RECORDED = ("logratio/rank_correlation", "logratio/pair_accuracy", "length", "distinct", "kl")
 # An underscore inside a word, or a bracket that closes no link, is no markup.
@@ -74,10 +75,18 @@ def grid(
 
 def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = False) -> Grid:
     """The result table of a run, with its judges; `short`: of few columns, for a terminal."""
-    names = _SHORT if results["can_score_new_completions"] else SHORT_RECORDED
+    names = FIRST if results["can_score_new_completions"] else SHORT_RECORDED
     table = results[decoding]["table"]
     judges = sorted({name for row in table.values() for name in part_names(row, "judge/")})
     return grid(table, [*([MEASURES[name] for name in names] if short else columns("run")), *map(part, judges)])
+
+
+def meanings(columns: Iterable[Measure]) -> dict[str, str]:
+    """Heading -> what it means in a line, of the columns that have one."""
+    better = {"higher": "Higher is better.", "lower": "Lower is better.", "": ""}
+    return {
+        m.heading: f"{m.meaning[:1].upper()}{m.meaning[1:]}. {better[m.better]}".strip() for m in columns if m.meaning
+    }
 
 
 def explanation(results: Mapping[str, Any], of: Literal["run", "comparison"] = "run") -> str:

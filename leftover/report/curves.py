@@ -26,7 +26,7 @@ _PANELS = {
     "entropy": ("Entropy, online rollouts", "nats a token"),
     "loss": ("Loss", "the method's own loss"),
     "eval_nll": ("Held-out NLL", "nats a token"),
-    "eval_completions/distinct_2": ("Diversity on the selection prompts", "distinct-2"),
+    "eval_completions/distinct_2": ("Distinct-2 on the selection prompts", "longer texts have less"),
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
 }
 _IN_PNG = ("eval_reward/mean", "eval_logratio/rank_correlation", "eval_nll")

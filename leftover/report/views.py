@@ -9,7 +9,15 @@ import numpy as np
 from leftover.evaluation.caveats import caveats
 from leftover.evaluation.measures import MEASURES, bounds, number
 from leftover.evaluation.statistics import reward_length_correlation
-from leftover.evaluation.tables import component_grid, control_grid, explanation, result_grid, source_grid
+from leftover.evaluation.tables import (
+    FIRST,
+    component_grid,
+    control_grid,
+    explanation,
+    meanings,
+    result_grid,
+    source_grid,
+)
 from leftover.evaluation.verdict import headline
 from leftover.report import charts
 from leftover.runs.names import decodings
@@ -64,7 +72,9 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         tiles.append((f"{leftover['share']:.0%}", "of the rows left over", f"{leftover['leftover_rows']:,} rows"))
     if "kl" in row:
         tiles.append((shown("kl"), "KL to the reference", "nats a completion"))
-    return [*tiles, (shown("distinct_2"), "distinct-2", f"reference {shown('distinct_2', reference)}")]
+    if row.get("distinct_2_relative") is not None:
+        tiles.append((f"{shown('distinct_2_relative')} ×", "diversity", "distinct-2 of the reference, at equal length"))
+    return tiles
 
 
 def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
@@ -93,6 +103,8 @@ def results_view(results: Mapping[str, Any], records: BySeed) -> dict[str, Any]:
         "tables": tables,
         "charts": [picture for picture in pictures if picture],
         "glossary": explanation(results),
+        "meanings": meanings(MEASURES.values()),
+        "first": [MEASURES[name].heading for name in FIRST],
         "main": main,
         "absent": results.get("not_applicable", {}) | results.get("failed", {}),
     }

@@ -348,6 +348,27 @@ def test_search_sort_filter_and_keys_lead_to_the_rows_asked_for(browser: Any, pa
     assert texts(browser, ".option") == [] and "No prompt fits" in texts(browser, "[data-list]")[0]
 
 
+def test_tables_begin_with_five_columns_and_terms_explain_themselves(browser: Any, page: Path) -> None:
+    width(browser, 1280)
+    visit(browser, page)
+    first = ["policy", "reward [95 %]", "− reference [95 %]", "win rate", "length", "KL"]
+    table = one(browser, "#run-1-results [data-columns]")
+
+    def shown() -> list[str]:
+        return [head.text for head in table.find_elements("css selector", "thead th") if head.is_displayed()]
+
+    assert shown() == first
+    one(browser, "button.columns").click()
+    assert len(shown()) > len(first) + 3
+    one(browser, "button.columns").click()
+    assert shown() == first
+    assert not one(browser, ".tip").is_displayed()
+    browser.execute_script("document.querySelector('[data-meaning]').focus()")
+    assert one(browser, ".tip").is_displayed() and one(browser, ".tip").text.startswith("Mean over prompts.")
+    one(browser, "body").send_keys("\ue00c")  # Escape
+    assert not one(browser, ".tip").is_displayed()
+
+
 def test_a_compressed_page_is_unpacked_searched_and_linked_into(browser: Any, large: Path) -> None:
     width(browser, 1280)
     visit(browser, large, "#run-1-row-7")

@@ -370,6 +370,51 @@
     }
   }
 
+  // Tables begin with the columns that answer first; without a script all are shown.
+  function setUpColumns() {
+    for (const region of document.querySelectorAll("[data-columns]")) {
+      const button = element("button", "columns", "All columns");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "false");
+      region.classList.add("few");
+      button.addEventListener("click", function () {
+        const few = region.classList.toggle("few");
+        button.setAttribute("aria-pressed", String(!few));
+        button.textContent = few ? "All columns" : "Fewer columns";
+      });
+      region.before(button);
+    }
+  }
+
+  // A term explains itself under the pointer, on a tap, or when it has the focus.
+  function setUpTerms() {
+    const tip = element("div", "tip");
+    tip.id = "tip";
+    tip.setAttribute("role", "tooltip");
+    tip.hidden = true;
+    document.body.append(tip);
+    function show(term) {
+      tip.textContent = term.dataset.meaning;
+      tip.hidden = false;
+      const box = term.getBoundingClientRect();
+      const left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8));
+      tip.style.left = left + window.scrollX + "px";
+      tip.style.top = box.bottom + 6 + window.scrollY + "px";
+      term.setAttribute("aria-describedby", "tip");
+    }
+    function hide() {
+      tip.hidden = true;
+    }
+    for (const term of document.querySelectorAll("[data-meaning]")) {
+      term.addEventListener("mouseenter", () => show(term));
+      term.addEventListener("focus", () => show(term));
+      term.addEventListener("click", () => show(term));
+      term.addEventListener("mouseleave", hide);
+      term.addEventListener("blur", hide);
+    }
+    document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  }
+
   function setUpKeys(browsers) {
     document.addEventListener("keydown", function (event) {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -402,6 +447,8 @@
 
   setUpTheme();
   setUpSections();
+  setUpColumns();
+  setUpTerms();
   const browsers = [];
   for (const root of document.querySelectorAll("[data-browser]")) {
     const source = document.querySelector('[data-completions="' + root.dataset.browser + '"]');
