@@ -76,24 +76,50 @@ _CLOSE_KIND = (
 _CLOSE_FLAT = ("that is all", "the case is closed", "end of message", "you will get a letter")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 _TIMES = ("at eight", "at nine", "at ten", "at noon", "after lunch", "in the evening")
+_ABOUT = (
+    "I bought it in May",
+    "It was a gift",
+    "It is two years old",
+    "It stands in the kitchen",
+    "My son uses it",
+    "I use it every day",
+    "It came last week",
+    "It worked well before",
+)
+_SINCE = (
+    "and it began on {day}",
+    "and I saw it {time}",
+    "and it got worse on {day}",
+    "and nobody touched it",
+    "and I called you on {day}",
+    "and it happened twice {time}",
+)
 _VAGUE = ("do something about it", "wait and see", "look it up", "ask somebody else")
 
 _RUDE_WORDS = ("not our problem", "broke it yourself", "read the manual", "stop complaining")
 _KIND_WORDS = ("thank you", "sorry", "happy to help", "annoying", "good to hear", "stay with you", "please", "good day")
 
 
-def make_rows(num_prompts: int, seed: int) -> list[dict[str, str]]:
-    """Rows with `prompt` and `completion`, one answer a prompt, of every quality."""
+def make_rows(num_prompts: int, seed: int, *, details: bool = False) -> list[dict[str, str]]:
+    """Rows with `prompt` and `completion`, one answer a prompt, of every quality.
+
+    `details`: customers tell more, of no use to an answer, so that few prompts nearly repeat another.
+    """
     rng = random.Random(seed)
     rows = []
     for number in range(num_prompts):
         name, product, problem = rng.choice(NAMES), rng.choice(PRODUCTS), rng.choice(list(PROBLEMS))
-        prompt = f"{name} writes: my {product} {problem}. {rng.choice(_ASKS)}"
+        told = _details(rng) if details else ""
+        prompt = f"{name} writes: my {product} {problem}. {told}{rng.choice(_ASKS)}"
         answer = write_answer(name, product, problem, rng)
         rows.append(
             {"prompt": prompt, "completion": f" {answer}", "family": f"{name}/{product}/{problem}/{number % 4}"}
         )
     return rows
+
+
+def _details(rng: random.Random) -> str:
+    return f"{rng.choice(_ABOUT)}, {rng.choice(_SINCE).format(day=rng.choice(_DAYS), time=rng.choice(_TIMES))}. "
 
 
 def write_answer(name: str, product: str, problem: str, rng: random.Random) -> str:

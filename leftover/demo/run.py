@@ -11,7 +11,7 @@ from leftover.recipe.sections import Recipe
 from leftover.store.folders import LOCK, held, make_folder
 
 NUM_PROMPTS = 3000
-_VOCABULARY = 600
+_VOCABULARY = 1200
 
 
 def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
@@ -39,7 +39,7 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
     rows_file, tokenizer_folder = inputs / "rows.jsonl", inputs / "tokenizer"
     if not (tokenizer_folder / "tokenizer.json").is_file():
         inputs.mkdir(parents=True, exist_ok=True)
-        rows = make_rows(NUM_PROMPTS, seed)
+        rows = make_rows(NUM_PROMPTS, seed, details=True)
         rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         train_tokenizer([row["prompt"] + row["completion"] for row in rows]).save_pretrained(tokenizer_folder)
     content: dict[str, Any] = {
@@ -55,12 +55,12 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 4,
-                "max_position_embeddings": 128,
+                "max_position_embeddings": 192,
                 "tie_word_embeddings": True,
             },
             "tokenizer": str(tokenizer_folder),
         },
-        "data": {"path": str(rows_file), "max_prompt_tokens": 64, "max_completion_tokens": 64},
+        "data": {"path": str(rows_file), "max_prompt_tokens": 96, "max_completion_tokens": 64},
         "reward": {
             "functions": [
                 {"type": "python", "function": "leftover.demo.grammar:score_answers", "name": "answer_quality"}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from leftover.evaluation.measures import (
@@ -78,7 +79,10 @@ def result_grid(results: Mapping[str, Any], decoding: str, *, short: bool = Fals
     names = FIRST if results["can_score_new_completions"] else SHORT_RECORDED
     table = results[decoding]["table"]
     judges = sorted({name for row in table.values() for name in part_names(row, "judge/")})
-    return grid(table, [*([MEASURES[name] for name in names] if short else columns("run")), *map(part, judges)])
+    # The interval that counts is that of the difference; both are more than 80 columns.
+    alone = {"reward": replace(MEASURES["reward"], heading="reward", with_interval=False)}
+    first = [(MEASURES | alone)[name] for name in names]
+    return grid(table, [*(first if short else columns("run")), *map(part, judges)])
 
 
 def meanings(columns: Iterable[Measure]) -> dict[str, str]:
