@@ -1,5 +1,6 @@
 """What every training keeps on disk: its metrics, what it wrote at every evaluation, and what it has cost so far."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ class _StepLines(TrainerCallback):
 
     def __init__(self, path: Path):
         self.path, self.number = path, 0
+        self.hash = hashlib.sha256()  # of all lines
 
     def on_train_begin(self, args: Any, state: TrainerState, control: object, **kwargs: object) -> None:
         if not state.is_world_process_zero:
@@ -28,18 +30,22 @@ class _StepLines(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
         kept = [line for line in text.splitlines() if _step(line) <= state.global_step and state.global_step > 0]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        text = "".join(line + "\n" for line in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self.number, self.hash = len(kept), hashlib.sha256(text.encode())
         counted = self._counted(args, state)
-        self.number = int(counted.read_text(encoding="utf-8")) if counted.is_file() else len(kept)
-        if len(kept) < self.number:
-            log.warning("%s is damaged: %d of %d lines are left", self.path, len(kept), self.number)
+        number, _, digest = counted.read_text(encoding="utf-8").partition(" ") if counted.is_file() else ("0", "", "")
+        if len(kept) < int(number):
+            log.warning("%s is damaged: %d of %s lines are left", self.path, len(kept), number)
+        elif digest and digest != self.hash.hexdigest():
+            log.warning("%s is damaged (its SHA-256 is not that of what was written): its lines stay so", self.path)
 
     def on_save(self, args: Any, state: TrainerState, control: object, **kwargs: object) -> None:
         if state.is_world_process_zero:
-            self._counted(args, state).write_text(str(self.number), encoding="utf-8")
+            self._counted(args, state).write_text(f"{self.number} {self.hash.hexdigest()}", encoding="utf-8")
 
     def _counted(self, args: Any, state: TrainerState) -> Path:
-        """The file in a checkpoint that holds how many lines there were."""
+        """The file in a checkpoint that holds how many lines there were, and their SHA-256 (earlier versions: not)."""
         return checkpoint_folder(args, state) / f"{self.path.stem}.lines"
 
     def write(self, state: TrainerState, records: Iterable[Mapping[str, Any]]) -> None:
@@ -48,6 +54,7 @@ class _StepLines(TrainerCallback):
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(lines)
             self.number += len(lines)
+            self.hash.update("".join(lines).encode())
 
 
 class MetricsFile(_StepLines):
@@ -76,7 +83,7 @@ class EvaluationsFile(_StepLines):
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")  # the half line of a killed run
 
 

@@ -56,3 +56,22 @@ def test_lines_that_were_lost_since_a_checkpoint_are_told(tmp_path: Path, caplog
     lines.path.write_text(lines.path.read_text().split("\n", 1)[1])
     MetricsFile(lines.path).on_train_begin(args, state, None)
     assert f"{lines.path} is damaged: 2 of 3 lines are left" in caplog.text
+
+
+def test_lines_that_were_changed_since_a_checkpoint_are_told(tmp_path: Path, caplog: Any) -> None:
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(is_world_process_zero=True, global_step=0)
+    (tmp_path / "checkpoint-2").mkdir()
+    lines = MetricsFile(tmp_path / "metrics.jsonl")
+    lines.on_train_begin(args, state, None)
+    for state.global_step in (1, 2):
+        lines.on_log(args, state, None, logs={"loss": 1.0})
+    lines.on_save(args, state, None)
+    MetricsFile(lines.path).on_train_begin(args, state, None)
+    assert caplog.text == ""
+    lines.path.write_text(lines.path.read_text().replace("1.0", "1.5", 1) + "17\n")
+    MetricsFile(lines.path).on_train_begin(args, state, None)
+    assert f"{lines.path} is damaged (its SHA-256 is not that of what was written)" in caplog.text
+    caplog.clear()
+    (tmp_path / "checkpoint-2/metrics.lines").write_text("2")  # as earlier versions wrote it
+    MetricsFile(lines.path).on_train_begin(args, state, None)
+    assert caplog.text == ""
