@@ -11,7 +11,7 @@ from leftover.recipe.sections import Recipe
 from leftover.store.folders import LOCK, held, make_folder
 
 NUM_PROMPTS = 3000
-_VOCABULARY = 1200
+_VOCABULARY = 1200  # so many that every word is one token
 
 
 def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
@@ -41,7 +41,9 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
         inputs.mkdir(parents=True, exist_ok=True)
         rows = make_rows(NUM_PROMPTS, seed, details=True)
         rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        train_tokenizer([row["prompt"] + row["completion"] for row in rows]).save_pretrained(tokenizer_folder)
+        train_tokenizer([row["prompt"] + row["completion"] for row in rows], _VOCABULARY).save_pretrained(
+            tokenizer_folder
+        )
     content: dict[str, Any] = {
         "name": "demo",
         "output_dir": str(folder / "run"),
@@ -80,8 +82,8 @@ def demo_recipe(folder: Path, seed: int, **overrides: Any) -> Recipe:
     return make_recipe(content | overrides, where="demo")
 
 
-def train_tokenizer(texts: list[str]) -> Any:
+def train_tokenizer(texts: list[str], vocab_size: int = 600) -> Any:
     """The demonstration's tokenizer."""
     from leftover.data.tokenizer import train_tokenizer
 
-    return train_tokenizer(texts, _VOCABULARY)
+    return train_tokenizer(texts, vocab_size)
