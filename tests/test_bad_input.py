@@ -640,6 +640,10 @@ def test_a_misspelt_choice_of_a_policy_is_refused_with_the_nearest(tmp_path: Pat
         ("train.adam_beta1=null", "'train.adam_beta1' is a number, got nothing"),
         ("model.lora.target_modules=[x]", "model.lora.target_modules: "),
         ("reference.origin=xyz", "reference.origin: "),
+        ("train.fsdp=full_shard", "fsdp parts a model among processes"),
+        ("train.neftune_noise_alpha=5", "'train.neftune_noise_alpha' cannot be set here"),
+        ("data.path=''", "data.path: "),
+        ("data.path=[]", "data.path: "),
     ],
 )
 def test_what_a_training_would_refuse_hours_later_is_refused_before_a_row_is_read(
@@ -653,3 +657,27 @@ def test_a_whole_number_is_taken_where_an_optimizer_wants_a_fraction(tmp_path: P
     args = LoLConfig(str(tmp_path), adam_beta1=0, adam_beta2=0, learning_rate=1)
     assert [type(value) for value in (args.adam_beta1, args.adam_beta2, args.learning_rate)] == [float] * 3
     try_out(args)
+
+
+def test_nothing_is_written_over_what_a_command_reads(
+    tmp_path: Path, tiny_run: Callable, capsys: Any, rows_file: Callable
+) -> None:
+    recipe, rows = tiny_run(tmp_path), Path(rows_file(scored_rows(20)))
+    run, before = recipe["output_dir"], rows.read_bytes()
+    for words in (
+        ["inspect", str(rows), "--output", str(rows)],
+        ["report", run, "--output", str(rows)],
+        ["report", run, "--output", f"{run}/manifest.json"],
+        ["generate", recipe["model"]["path"], str(rows), "--output", str(rows), "--overwrite"],
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "name another" in capsys.readouterr().err
+    assert rows.read_bytes() == before
+    (Path(run) / "report.html").unlink()
+    (Path(run) / "report.html").symlink_to(rows)
+    for words in (["report", run], ["run", recipe_file(tmp_path, recipe)]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "report.html is a link that leads out of the run's folder" in capsys.readouterr().err
+    assert rows.read_bytes() == before

@@ -25,7 +25,7 @@ from leftover.rewards.python import check_finite
 from leftover.rewards.sum import as_array
 from leftover.runs.claim import open_run
 from leftover.runs.finished import FinishedRun
-from leftover.store.folders import check_output, make_folder
+from leftover.store.folders import check_page, make_folder
 from leftover.store.table import SHARD_ROWS, Stored, column, on_disk
 
 
@@ -45,7 +45,7 @@ def inspect(
     """
     path = Path(table)
     if output is not None:
-        check_output(Path(output))
+        check_page(Path(output))
     if (path / "recipe.yaml").is_file() or path.suffix in (".yaml", ".yml"):
         if reward is not None:
             raise UserError("--reward scores the rows of a data file; a recipe has its own section reward")

@@ -8,7 +8,7 @@ from leftover.errors import UserError
 from leftover.recipe.files import load_recipe
 from leftover.report.page import write_report_page
 from leftover.report.write import print_results
-from leftover.store.folders import check_output
+from leftover.store.folders import check_page
 
 
 def report_on(runs: Sequence[str], *, overrides: Sequence[str] = (), output: str | None = None) -> Path:
@@ -25,7 +25,7 @@ def report_on(runs: Sequence[str], *, overrides: Sequence[str] = (), output: str
         if overrides and Path(run).is_dir():
             raise UserError(f"--set changes a recipe, and '{run}' is a run, which is shown as it is: leave --set out")
     if output is not None:
-        check_output(Path(output))
+        check_page(Path(output))
     return write_report_page([_reported(Path(run), overrides) for run in runs], Path(output) if output else None)
 
 

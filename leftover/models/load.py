@@ -1,9 +1,11 @@
 """Loading, building and saving causal language models and their tokenizers. Nothing is unpickled."""
 
 import contextlib
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from peft import PeftConfig
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
 
 
 def refuse_pickles(path: str | Path) -> None:
@@ -63,7 +68,10 @@ def load_model(
             refuse_pickles(folder)
         refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
         with not_in_parts():
-            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(base, **options, output_loading_info=True)
+        _refuse_missing(base, info["missing_keys"])
+        if info["unexpected_keys"]:
+            log.warning("'%s' has weights that this model does not use: %s", base, _some(info["unexpected_keys"]))
         if base == path:
             return model
         from peft import PeftConfig, PeftModel
@@ -71,9 +79,25 @@ def load_model(
         # peft trains none with virtual tokens any further.
         trainable = not PeftConfig.from_pretrained(path).is_prompt_learning
         with adapter_warnings_off():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+    except UserWarning as error:
+        raise UserError(f"the adapter at '{path}' lacks weights: {one_line(error, 300)}") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
+
+
+def _refuse_missing(path: str, names: Iterable[str]) -> None:
+    """transformers gives random numbers to weights that a folder lacks."""
+    if missing := sorted(names):
+        raise UserError(
+            f"'{path}' lacks weights: {_some(missing)}: put back whole files, or a config.json that asks for no more"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def load_with(settings: ModelSection, path: str, compute_dtype: str | None = None) -> Any:

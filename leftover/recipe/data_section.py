@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PlainSerializer, WrapValidator, model_validator
+from pydantic import Field, PlainSerializer, WrapValidator, field_validator, model_validator
 
 from leftover.errors import RECIPE, SettingNames
 from leftover.recipe.forms import OneOrMore, Section, TextKeys
@@ -146,6 +146,13 @@ class DataSection(Section):
     max_rows: int | None = Field(None, gt=0)
     # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
     part: tuple[float, float] = (0.0, 1.0)
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_file(cls, path: str | list[str]) -> str | list[str]:
+        if not path or (isinstance(path, list) and "" in path):
+            raise ValueError("name a file, or the id of a data set")
+        return path
 
     @property
     def paths(self) -> list[str]:

@@ -35,7 +35,7 @@ QUICK = (
 
 
 _MOST_NODES = 100_000  # in a file of YAML
-_SUM = "# SHA-256 of the lines above: "
+_SUM = "# SHA-256 of the lines below: "
 
 
 class _Loader(yaml.SafeLoader):
@@ -155,22 +155,22 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def dump_saved(recipe: Recipe) -> str:
-    """`dump_recipe` with a last line that tells whether it is still as it was written, for the folder of a run."""
+    """`dump_recipe` with a first line that tells whether it is still as it was written, for the folder of a run."""
     text = dump_recipe(recipe)
-    return f"{text}{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+    return f"{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def without_sum(text: str) -> str:
     """The recipe of a run's folder without that line, which earlier versions did not write."""
-    return text.partition(_SUM)[0]
+    return text.partition("\n")[2] if text.startswith(_SUM) else text
 
 
 def _check_sum(path: Path) -> None:
     """Raises UserError if the recipe of a run's folder is not as the run wrote it."""
-    content, found, rest = path.read_bytes().partition(_SUM.encode())
-    if found and rest.decode("ascii", "replace").strip() != hashlib.sha256(content).hexdigest():
+    first, _, content = path.read_bytes().partition(b"\n")
+    if first.startswith(b"#") and first != f"{_SUM}{hashlib.sha256(content).hexdigest()}".encode():
         raise UserError(
-            f"{path} is not as the run wrote it: run your own recipe again, which writes it anew; or remove its last "
+            f"{path} is not as the run wrote it: run your own recipe again, which writes it anew; or remove its first "
             "line if it is you who changed it"
         )
 

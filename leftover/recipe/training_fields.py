@@ -31,6 +31,7 @@ _RESERVED = {
     "eval_max_batch_tokens": "set evaluate.max_batch_tokens",
     "resume_from_checkpoint": "a run goes on from its own checkpoints",
     "local_rank": "the launcher tells it to each process",
+    "neftune_noise_alpha": "with noise the policy is not the reference at step 0",
     "enable_jit_checkpoint": "set save_on_signal, which is on by default",
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), "the command says what is done"),
     "hub_token": "it would be saved with the run; set the environment variable HF_TOKEN, or run `hf auth login`",

@@ -29,7 +29,7 @@ from leftover.report.views import leftover_view, results_view, verdict_view, wit
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings, policy_artifact
 from leftover.store.files import write_text
-from leftover.store.folders import check_output
+from leftover.store.folders import check_page
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,7 +48,7 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     Of a run that is not finished the page shows what there is. Raises UserError for a folder without a run.
     """
     if output is not None:
-        check_output(output)
+        check_page(output)
     views: list[dict[str, Any]] = []
     for folder in folders:
         run, name = FinishedRun(folder), f"run-{len(views) + 1}"

@@ -50,9 +50,9 @@ class HttpReward:
 
     url: str
     batch_size: int = Field(default=64, ge=1)
-    timeout: float = Field(default=30.0, gt=0)
-    retries: int = Field(default=5, ge=0)
-    backoff: float = Field(default=1.0, ge=0)
+    timeout: float = Field(default=30.0, gt=0, le=86_400)
+    retries: int = Field(default=5, ge=0, le=1000)
+    backoff: float = Field(default=1.0, ge=0, le=86_400)
     headers: dict[str, str] = Field(default_factory=dict)
     token_env: str | None = None
     token_header: str = "Authorization"

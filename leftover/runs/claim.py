@@ -18,7 +18,7 @@ from leftover.runs.finished import FinishedRun
 from leftover.runs.names import PREPARED, REWARD_STATE, is_run, round_folder, slug, trained_policies
 from leftover.runs.run import Run
 from leftover.store.files import write_text
-from leftover.store.folders import LOCK, hold, make_folder
+from leftover.store.folders import LOCK, hold, make_folder, refuse_links
 from leftover.store.sealed import mend_sealed
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def _check_folder(run: Run) -> None:
     """UserError unless the folder is new, empty, or holds this run; of several processes the first looks."""
     if not is_main_process():  # which may be writing there already
         return
+    if run.folder.is_dir():
+        refuse_links(run.folder)
     saved = run.folder / "recipe.yaml"
     # A full disk may leave the temporary file, and a process that was killed the lock.
     left = {run.folder / name for name in ("recipe.yaml.tmp", LOCK)}

@@ -18,6 +18,7 @@ from leftover.runs.names import (
     round_folder,
     trained_policies,
 )
+from leftover.store.folders import refuse_links
 from leftover.store.manifest import Manifest
 from leftover.store.sealed import digest, read_sealed
 from leftover.store.table import Table
@@ -38,6 +39,7 @@ class FinishedRun:
         if not (self.folder / "recipe.yaml").is_file():
             there = "no recipe.yaml in it" if self.folder.is_dir() else f"there is none{looked_for(folder)}"
             raise UserError(f"'{folder}' is not the folder of a run ({there})")
+        refuse_links(self.folder)
         self.recipe = recipe or load_recipe(self.folder)
         if self.recipe.rounds is not None:
             begun = [round_folder(self.folder, number) for number in range(1, self.recipe.rounds.number + 1)]

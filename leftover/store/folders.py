@@ -142,6 +142,27 @@ def regular(path: Path) -> Path:
     return target
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises UserError if a link in the folder leads outside: whoever writes through it would change other files."""
+    root = folder.resolve()
+    for parent, folders, files in os.walk(root):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and root not in path.resolve().parents:
+                raise UserError(
+                    f"{path} is a link that leads out of the run's folder: put what it leads to in its place"
+                )
+
+
+def check_page(path: Path, option: str = "--output") -> None:
+    """`check_output` for a page, which takes the place of a page or an empty file, and of nothing else."""
+    check_output(path, option)
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(200).lstrip().lower()
+        if beginning and not beginning.startswith(b"<!doctype html"):
+            raise UserError(f"{option} {path} is there, and is no page: name another file")
+
+
 def check_output(path: Path, option: str = "--output") -> None:
     """Refuse, before anything is computed for it, a path that no file can be written to. Nothing is left there."""
     try:

@@ -77,6 +77,8 @@ def try_out(args: LoLConfig | PPOConfig) -> None:
     from transformers import Trainer, get_scheduler
     from transformers.utils import is_liger_kernel_available
 
+    if args.fsdp and args.world_size == 1:
+        raise UserError("fsdp parts a model among processes, and this is one: leave it out, or start several")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError("use_liger_kernel: true needs the package liger-kernel: install it, or leave the setting out")
     one = torch.nn.Linear(1, 1)

@@ -1,15 +1,18 @@
 """Loading and saving a model."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.integrations import deepspeed
 
 from leftover.errors import UserError
-from leftover.models.load import load_model, save_model
+from leftover.models.load import add_adapter, load_model, save_model
 from leftover.models.reference import model_identity
 from leftover.rewards import load_reward
 from leftover.rewards.pretrained import untrained_classifier
@@ -55,3 +58,32 @@ def test_after_a_training_under_zero_3_models_are_still_loaded_whole(
     else:
         untrained_classifier(path, None, None)
     assert deepspeed._hf_deepspeed_config_weak_ref() is current
+
+
+def drop(path: Path, part: str) -> None:
+    """Leave out the tensors whose names hold `part`."""
+    tensors = load_file(path)
+    save_file({name: tensor for name, tensor in tensors.items() if part not in name}, path, {"format": "pt"})
+
+
+def test_weights_that_a_folder_lacks_are_never_random(tiny_llama_path: str, tmp_path: Path, caplog: Any) -> None:
+    shutil.copytree(tiny_llama_path, tmp_path / "m")
+    drop(tmp_path / "m/model.safetensors", "layers.0.mlp")
+    with pytest.raises(UserError, match=r"lacks weights: model\.layers\.0\.mlp\.down_proj\.weight"):
+        load_model(str(tmp_path / "m"))
+    shutil.copytree(tiny_llama_path, tmp_path / "fewer")
+    config = json.loads((tmp_path / "fewer/config.json").read_text())
+    fewer = {"num_hidden_layers": 1} | ({"layer_types": config["layer_types"][:1]} if config.get("layer_types") else {})
+    (tmp_path / "fewer/config.json").write_text(json.dumps(config | fewer))
+    load_model(str(tmp_path / "fewer"))
+    assert "has weights that this model does not use: model.layers.1." in caplog.text
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora"])
+def test_an_adapter_that_lacks_weights_is_refused(part: str, tiny_llama_path: str, tmp_path: Path) -> None:
+    model = add_adapter(load_model(tiny_llama_path), LoraConfig(r=2, target_modules=["q_proj"]), seed=0)
+    model.save_pretrained(tmp_path / "a")
+    load_model(str(tmp_path / "a"))
+    drop(tmp_path / "a/adapter_model.safetensors", part)
+    with pytest.raises(UserError, match="lacks weights"):
+        load_model(str(tmp_path / "a"))

@@ -15,10 +15,12 @@ from leftover.store.files import write_text
 from leftover.store.folders import (
     LOCK,
     check_output,
+    check_page,
     give_back,
     hold,
     make_folder,
     readable_weights,
+    refuse_links,
     regular,
     remove,
 )
@@ -147,3 +149,25 @@ def test_a_link_to_a_file_is_written_through(tmp_path: Path) -> None:
         check_output(link)
         write_text(link, "text")
         assert link.is_symlink() and (tmp_path / name).read_text() == "text"
+
+
+def test_links_out_of_a_folder_are_refused_and_those_inside_are_not(tmp_path: Path) -> None:
+    (tmp_path / "run/evaluation").mkdir(parents=True)
+    (tmp_path / "precious.txt").write_text("years")
+    (tmp_path / "run/page").symlink_to(tmp_path / "run/evaluation")
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    refuse_links(tmp_path / "linked")
+    for link, target in (("report.html", "precious.txt"), ("evaluation/x", "."), ("evaluation/y", "not there")):
+        (tmp_path / "run" / link).symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=f"{link} is a link that leads out of the run's folder"):
+            refuse_links(tmp_path / "run")
+        (tmp_path / "run" / link).unlink()
+
+
+def test_a_page_takes_the_place_of_pages_alone(tmp_path: Path) -> None:
+    for name, text in (("page.html", "\n<!DOCTYPE html><p>"), ("empty.html", "")):
+        (tmp_path / name).write_text(text)
+        check_page(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}')
+    with pytest.raises(UserError, match=r"--output .*rows\.jsonl is there, and is no page"):
+        check_page(tmp_path / "rows.jsonl")

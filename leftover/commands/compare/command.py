@@ -16,7 +16,7 @@ from leftover.monitoring.terminal import set_up_logging
     help="Names of methods or policies, paper, nll_top, samplers or all; default: the recipe's.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(1), help="Number of seeds; default: the recipe's, or 3 if it has only one."
+    "--seeds", type=click.IntRange(1, 1000), help="Number of seeds; default: the recipe's, or 3 if it has only one."
 )
 @click.option(
     "--budget",

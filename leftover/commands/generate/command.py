@@ -21,7 +21,11 @@ from leftover.monitoring.terminal import set_up_logging
 )
 @click.option("--reward", type=click.Path(), help="YAML list as under reward.functions; default: the recipe's.")
 @click.option(
-    "--n", "--completions", "n", type=click.IntRange(1), help="Completions per prompt; default: 8, or 1 with --greedy."
+    "--n",
+    "--completions",
+    "n",
+    type=click.IntRange(1, 100_000),
+    help="Completions per prompt; default: 8, or 1 with --greedy.",
 )
 @click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True))
 @click.option("--greedy", is_flag=True, help="Take the most likely token at every step.")
@@ -37,7 +41,7 @@ from leftover.monitoring.terminal import set_up_logging
     "--splits/--no-splits", default=True, help="Write the split of a recipe's own prompts, so that they keep it."
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Default: evaluate.batch_size.")
-@click.option("--seed", default=0, help="Seed of the sampling.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the sampling.")
 @click.option("--policy", help="If MODEL is a run: the name of its policy; default: the recipe's first.")
 @click.option("--policy-seed", type=int, help="Training seed of that policy; default: the recipe's first.")
 @click.option("--overwrite", is_flag=True, help="Start over if the output holds rows from other settings.")

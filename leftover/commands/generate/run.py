@@ -66,6 +66,8 @@ def generate_rows(
     if greedy and (n or 1) > 1:
         raise UserError("--greedy gives one completion per prompt: leave --n out, or sample")
     check_output(Path(output))
+    if prompts is not None and Path(prompts).exists() and Path(output).resolve() == Path(prompts).resolve():
+        raise UserError(f"--output {output} is the file of the prompts: name another")
     source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
     decoding = Decoding(
         n=n or (1 if greedy else 8),

@@ -53,8 +53,8 @@ _PROMPTS_OF_PAGE = 50
     help="Field of the request, such as max_completion_tokens=500; null omits a field. Default: temperature=0.",
 )
 @click.option("--parallel", type=click.IntRange(1), default=8, help="Number of requests at once.")
-@click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="Default: no limit.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, help="Seconds.")
+@click.option("--requests-per-minute", type=click.FloatRange(0.01), help="Default: no limit.")
+@click.option("--timeout", type=click.FloatRange(0, 86_400, min_open=True), default=60.0, help="Seconds.")
 @click.option("--retries", type=click.IntRange(0), default=5, help="How often a failed request is sent again.")
 @click.option(
     "--prices",

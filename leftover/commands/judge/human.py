@@ -19,7 +19,7 @@ from leftover.errors import UserError
 from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
 from leftover.store.files import read_json, write_json, write_text
-from leftover.store.folders import check_output
+from leftover.store.folders import check_page
 from leftover.store.sealed import digest
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
     Pairs come in random order with random sides, the criteria of a pair one after the other. The same pairs and
     criteria make the same page, so that ratings of an earlier copy still count.
     """
-    check_output(output, "--human")
+    check_page(output, "--human")
     shown = [(index, pair) for index, pair in enumerate(comparison.pairs) if not pair.identical]
     if not shown:
         raise UserError("the completions of every pair are identical: there is nothing to rate")
