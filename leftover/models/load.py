@@ -68,7 +68,8 @@ def load_model(
             refuse_pickles(folder)
         refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
         with not_in_parts():
-            model, info = AutoModelForCausalLM.from_pretrained(base, **options, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(base, **options, output_loading_info=True)
+        model, info = loaded
         _refuse_missing(base, info["missing_keys"])
         if info["unexpected_keys"]:
             log.warning("'%s' has weights that this model does not use: %s", base, _some(info["unexpected_keys"]))
