@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from leftover.evaluation.gather import gather_unfinished, read_records
 from leftover.evaluation.measures import number
-from leftover.evaluation.tables import training_grid
+from leftover.evaluation.tables import Grid, training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.prepare.value.described import described
@@ -25,6 +25,7 @@ from leftover.report.frontier import frontier_of
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.rounds import rounds_view
+from leftover.report.several import runs_grid, titles
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import decodings, policy_artifact
@@ -50,15 +51,19 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     if output is not None:
         check_page(output)
     views: list[dict[str, Any]] = []
-    for folder in folders:
-        run, name = FinishedRun(folder), f"run-{len(views) + 1}"
+    runs = [FinishedRun(folder) for folder in folders]
+    for run, title in zip(runs, titles(folders), strict=True):
+        name = f"run-{len(views) + 1}"
         missing = run.unfinished()
         results = gather_unfinished(run) if missing else run.results()
         views.append(
             run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
         )
+        if len(runs) > 1:
+            views[-1]["name"] = title
     default = Path(folders[0]) if len(folders) == 1 else Path()
-    return write_page(views, output or default / "report.html")
+    side_by_side = runs_grid(titles(folders), [run.recipe for run in runs], [view["gathered"] for view in views])
+    return write_page(views, output or default / "report.html", side_by_side if len(runs) > 1 else None)
 
 
 def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
@@ -67,6 +72,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
     results = with_main(results, records)
     prompts = unique_prompts(test_rows(recipe, run.table))
     return _sections(run, name) | {
+        "gathered": results,
         "name": results["name"],
         "is_comparison": results.get("is_comparison", False),
         "verdict": verdict_view(results),
@@ -87,6 +93,7 @@ def unfinished_view(
             training.setdefault(policy, {})[seed] = run.manifest.facts(artifact)
     about = {"training": training, "can_score_new_completions": bool(results and results["can_score_new_completions"])}
     view = _sections(run, name) | {"name": recipe.name, "is_comparison": False, "results": None, "completions": None}
+    view["gathered"] = None
     view["verdict"] = {"sentence": "", "caveats": [], "tiles": []}
     if results:
         view |= run_view(run, results, name)
@@ -117,8 +124,11 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     }
 
 
-def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Write the report of runs; their completions share what the rest leaves of `_MAX_PAGE_BYTES`."""
+def write_page(runs: list[dict[str, Any]], path: Path, side_by_side: Grid | None = None) -> Path:
+    """Write the report of runs, of several with a table of all.
+
+    Their completions share what the rest leaves of `_MAX_PAGE_BYTES`.
+    """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
     files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
 
@@ -128,7 +138,7 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
             for run in runs
         ]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
-        return _render("report.html.j2", title=title, runs=shown)
+        return _render("report.html.j2", title=title, runs=shown, side_by_side=side_by_side)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
     return _write(path, render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs)))))

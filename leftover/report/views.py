@@ -73,7 +73,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "kl" in row:
         tiles.append((shown("kl"), "KL to the reference", "nats a completion"))
     if row.get("distinct_2_relative") is not None:
-        tiles.append((f"{shown('distinct_2_relative')} ×", "diversity", "distinct-2 of the reference, at equal length"))
+        tiles.append((f"{shown('distinct_2_relative')} ×", "diversity", "of the reference's distinct-2"))
     return tiles
 
 

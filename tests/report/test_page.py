@@ -23,6 +23,7 @@ from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.completions import side_by_side
 from leftover.report.page import run_view, write_page, write_report_page
+from leftover.report.several import runs_grid, titles
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import evaluation_artifact, read_completions
 from leftover.store.manifest import Manifest
@@ -175,8 +176,25 @@ def test_several_runs_make_one_page_and_a_moved_run_is_reported_where_it_is(fold
     found = report_on([str(folder), str(moved)], output=str(tmp_path / "both.html"))
     text = found.read_text(encoding="utf-8")
     assert 'id="run-1"' in text and 'id="run-2"' in text and text.count('type="application/json"') == 2
+    assert "The runs side by side" in text and ">moved</bdi>" in text
     with pytest.raises(UserError, match="named twice"):
         report_on([str(folder), f"{folder}/"])
+
+
+def test_of_several_runs_the_table_shows_what_their_recipes_differ_in(tmp_path: Path, tiny_recipe: Callable) -> None:
+    contents = [tiny_recipe(tmp_path) | {"seeds": seeds} for seeds in ([0], [0, 1])]
+    recipes = [make_recipe(content) for content in contents]
+    scored = {"reward": {"mean": 1.0, "low": 0.9, "high": 1.1}, "win_rate": 0.75, "length": 8.0}
+    found = {"main": "a_lol_seq", "primary": "sampled", "sampled": {"table": {"a_lol_seq": scored}}}
+    grid = runs_grid(["one", "two"], recipes, [found, None])
+    assert grid.header == ["run", "policy", "reward [95 %]", "win rate", "length", "seeds"]
+    assert grid.cells[0] == ["one", "a_lol_seq", "1.000 [0.900, 1.100]", "0.75", "8.0", "[0]"]
+    assert grid.cells[1] == ["two", "–", "–", "–", "–", "[0, 1]"]
+
+
+def test_runs_are_called_by_the_folders_that_tell_them_apart() -> None:
+    assert titles(["/a/x/run", "/a/y/run"]) == ["x", "y"] and titles(["/a/x", "/b/y"]) == ["x", "y"]
+    assert titles(["/a/x/1", "/a/y/1", "/b/x/1"]) == ["a/x/1", "a/y/1", "b/x/1"]
 
 
 def test_a_folder_without_a_run_is_refused_and_a_run_is_not_changed_by_its_page(tmp_path: Path, folder: Path) -> None:
