@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leftover.report.figures import Curve, over_seeds, paint_curve, paint_points, paint_reward_against_diversity
+from leftover.report.figures import (
+    Curve,
+    over_seeds,
+    paint_curve,
+    paint_points,
+    paint_reward_against_diversity,
+    series_style,
+)
 from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable
 
 if TYPE_CHECKING:
@@ -14,7 +21,6 @@ if TYPE_CHECKING:
     from leftover.runs.records import ResultRow
 
 _MAX_POINTS = 500
-_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 class Chart(NamedTuple):
@@ -26,12 +32,12 @@ class Chart(NamedTuple):
 
 
 def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Colour and line of a policy among all of a page; where colours repeat, lines differ. The reference is grey."""
+    """Colour, marker and line of a policy among all of a page, those of its other pictures. The reference is grey."""
     policies = [n for n in names if n not in ("reference", "data")]
     if name not in policies:
-        return {"color": NEUTRAL if name == "reference" else INK, "ls": "-"}
+        return {"color": NEUTRAL if name == "reference" else INK, "ls": "-", "marker": "o"}
     place = policies.index(name)
-    return {"color": SERIES[place % len(SERIES)], "ls": _LINES[place // len(SERIES) % len(_LINES)]}
+    return series_style(place) | {"color": SERIES[place % len(SERIES)]}
 
 
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
@@ -44,7 +50,8 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
         for name, values in rewards.items():
             heights = np.histogram(values, edges)[0] / len(values)
             is_reference = name == "reference"
-            style = {"color": style_of(name, names)["color"], "alpha": 0.35 if is_reference else 1}
+            style = style_of(name, names) | {"alpha": 0.35 if is_reference else 1}
+            del style["marker"]
             axis.stairs(heights, edges, fill=is_reference, lw=1.6, label=printable(name), **style)
         axis.set(xlabel="reward", ylabel="share of completions", ylim=(0, None))
 
@@ -61,7 +68,7 @@ def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[s
     def paint(axis: "Axes") -> None:
         for name, row in rows.items():
             style = style_of(name, names) | {"ls": None}
-            paint_reward_against_diversity(axis, row, marker="o", ms=5, lw=1.3, label=printable(name), **style)
+            paint_reward_against_diversity(axis, row, ms=5, lw=1.3, label=printable(name), **style)
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
         axis.set(xlabel="distinct-2 at equal length, × reference (more diverse →)", ylabel="mean reward, 95 %")

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 Curve = Mapping[int, Mapping[int, float]]  # seed -> step -> number
 
 _MAX_STEPS = 200  # points of a curve: more than its picture can show, and each takes bytes
-_COLORS, _MARKERS, _LINES = 10, "os^DvP", ("-", "--", ":", "-.")
+# The light colours of the page (page.css, --s0 to --s7). Markers and dashes differ from one colour to the next, so that
+# policies are told apart in grey too.
+COLORS = ("#0b7a70", "#d1631b", "#4a5fc1", "#a63d7d", "#7a8a12", "#7b5a3a", "#3b8bc4", "#b53a3a")
+_MARKERS = "os^DvPX"
+_LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
 
 @contextmanager
@@ -35,14 +39,12 @@ def figure(rc: Any = None, **options: Any) -> Iterator[tuple["Figure", Any]]:
 
 
 def series_style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of policy `number` in PNG pictures; no two of the first 120 are alike."""
-    import matplotlib
-
-    turn, color = divmod(number, _COLORS)
+    """Colour, marker and line of policy `number`, the same in all pictures; no two of the first 120 are alike."""
+    turn, color = divmod(number, len(COLORS))
     return {
-        "color": matplotlib.colormaps["tab10"](color),
-        "marker": _MARKERS[turn % len(_MARKERS)],
-        "ls": _LINES[turn % len(_LINES)],
+        "color": COLORS[color],
+        "marker": _MARKERS[(turn + color) % len(_MARKERS)],
+        "ls": _LINES[(turn + color) % len(_LINES)],
     }
 
 
@@ -65,7 +67,8 @@ def paint_curve(axis: "Axes", curve: Curve, chosen: Iterable[int], **style: Any)
     """Draw means over seeds (`thinned`), the range of several as a band, and a ring at every step in `chosen`."""
     line = over_seeds(curve)
     x, means, lows, highs = (thinned(values) for values in line)
-    axis.plot(x, means, **({"marker": "o" if len(x) < 15 else None} | style))
+    usual: dict[str, Any] = {"marker": "o", "markevery": max(1, len(x) // 8)}
+    axis.plot(x, means, **(usual | style))
     if len(curve) > 1:
         axis.fill_between(x, lows, highs, color=style["color"], alpha=0.15, lw=0)
     for step in chosen:

@@ -17,10 +17,12 @@ from leftover.evaluation.tables import escape
 from leftover.monitoring.terminal import clock
 from leftover.publish.card.facts import results_facts
 from leftover.report import charts
+from leftover.report.charts import style_of
 from leftover.report.completions import side_by_side
 from leftover.report.curves import read_log
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
-from leftover.report.figures import thinned
+from leftover.report.figures import COLORS, series_style, thinned
+from leftover.report.page import TEMPLATES
 from leftover.report.reproduce import machines, stages
 from leftover.report.svg import printable
 from leftover.report.views import verdict_view, win_shares, with_main
@@ -110,6 +112,15 @@ def picture(name: str) -> charts.Chart:
     found = charts.reward_distribution(rewards, list(rewards))
     assert found is not None
     return found
+
+
+def test_all_pictures_have_the_colours_of_the_page() -> None:
+    style = (TEMPLATES / "page.css").read_text()
+    assert tuple(re.findall(r"--s\d: light-dark\((#\w+),", style)) == COLORS
+    styles = [style_of(name, [*"abcdefgh", "reference"]) for name in "abcdefgh"]
+    assert [one["ls"] for one in styles] == [series_style(i)["ls"] for i in range(8)]
+    grey = [(str(one["ls"]), one["marker"]) for one in styles]
+    assert len(set(grey[:7])) == 7, "told apart without colour"
 
 
 def test_pictures_follow_the_theme_and_hold_no_style_of_their_own() -> None:
