@@ -277,7 +277,7 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
 
 @cli.command()
 @click.option("--seed", default=0, help="Seed of the data, the model and the run.")
-@click.option("--output-dir", default="runs/demo", type=click.Path())
+@click.option("--output-dir", default="runs/demo", type=click.Path(), help="Folder that gets one for each seed.")
 def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
     from leftover.demo import run_demo
