@@ -11,12 +11,13 @@ from collections.abc import Iterator, MutableMapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, EntryPoints, distributions
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leftover.errors import UserError, one_line
 from leftover.objectives.batch import Objective
 
 GROUP = "leftover.objectives"
+REGISTER = "OBJECTIVES['mine'] = Objective(loss), then objective='mine' (docs/methods.md)"
 
 
 class _Installed(NamedTuple):
@@ -58,7 +59,9 @@ class Registry(MutableMapping[str, Objective]):
     def __contains__(self, name: object) -> bool:  # without importing what has the name
         return name in self._known or name in self._installed
 
-    def __setitem__(self, name: str, objective: Objective) -> None:
+    def __setitem__(self, name: str, objective: Any) -> None:
+        if not isinstance(objective, Objective):
+            raise UserError(f"OBJECTIVES['{name}'] is {objective!r:.80}, not an Objective: {REGISTER}")
         self._known[name] = objective
 
     def __delitem__(self, name: str) -> None:
