@@ -24,6 +24,7 @@ text = "no objective"
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """`install("name", "objective = module:attribute")` puts a package on the path, as pip does."""
+    len(OBJECTIVES)  # has looked for packages before there are any of these
 
     def put(package: str, points: str, module: str = MODULE, site: Path = tmp_path / "site") -> Path:
         info = site / f"{package}-1.2.dist-info"
