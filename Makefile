@@ -117,8 +117,8 @@ package-check: wheel
 	cd $(CLEAN)/source && $(abspath $(BIN))/python -m build --wheel --outdir ..
 	$(BIN)/python tests/project/same_wheel.py dist/*.whl $(CLEAN)/*.whl
 
-# With the lowest versions that pyproject.toml allows and with the newest there are: the fast tests, models and the
-# trainer. uv takes torch from the index of packages, with CUDA: some GB. UV_TORCH_BACKEND=cpu asks for the small build.
+# With the lowest versions that pyproject.toml allows and with the newest there are: the fast tests, models, the trainer
+# and a whole run. uv takes torch from the index of packages, with CUDA, some GB; UV_TORCH_BACKEND=cpu asks for less.
 bounds: bounds-lowest bounds-newest
 BOUNDS := $(FAST) tests/models tests/training/test_trainer.py tests/training/test_resume.py
 
@@ -128,10 +128,12 @@ bounds-lowest bounds-newest: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	rm -rf $(VENV)/$@ && $(PYTHON) -m venv $(VENV)/$@
 	$(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --resolution $(RESOLUTION) --requirement pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --no-deps .
 	grep -E '^(pytest|pytest-timeout|pytest-xdist|beartype|iniconfig|pluggy|execnet)==' constraints.txt | \
 	  $(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --requirement -
 	$(BIN)/uv pip list --python $(VENV)/$@/bin/python | grep -E '^(torch|transformers|peft|accelerate|datasets) '
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/$@/bin/python -m pytest $(FASTER) $(BOUNDS)
+	cd $(VENV)/$@ && HF_HUB_OFFLINE=1 bin/python $(abspath tests/project/small_demo.py)
 
 newcomer:
 	bash tests/as_a_newcomer.sh

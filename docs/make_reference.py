@@ -237,7 +237,7 @@ def _bounds(metadata: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
+    default = field.default if field.default_factory is None else field.default_factory()  # type: ignore[call-arg]
     if isinstance(default, Section):
         return ""
     return "required" if default is PydanticUndefined else f"`{_yaml(default)}`"

@@ -29,7 +29,7 @@ def main() -> None:
     trainer = LoLTrainer(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         LoLConfig(
-            output_dir="runs/custom_reward", max_steps=30, per_device_train_batch_size=4, max_completion_length=40
+            output_dir="runs/custom_reward", max_steps=15, per_device_train_batch_size=4, max_completion_length=40
         ),
         train_dataset=rows,
         eval_dataset=[{"prompt": f"Ada writes: my {product} is broken. What can I do?"} for product in products],

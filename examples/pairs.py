@@ -26,7 +26,7 @@ for objective in ("dpo", "a_lol_seq"):
     trainer = LoLTrainer(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         LoLConfig(
-            output_dir=f"runs/pairs/{objective}", objective=objective, max_steps=15, per_device_train_batch_size=4
+            output_dir=f"runs/pairs/{objective}", objective=objective, max_steps=8, per_device_train_batch_size=4
         ),
         train_dataset=pairs[8:],
         eval_dataset=pairs[:8],

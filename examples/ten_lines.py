@@ -8,7 +8,7 @@ from leftover import LoLConfig, LoLTrainer
 config = LoLConfig(
     output_dir="runs/ten_lines",
     columns={"prompt": "question", "completion": " {answer}", "reward": "score"},
-    max_steps=30,
+    max_steps=15,
     per_device_train_batch_size=4,
 )
 trainer = LoLTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", config, train_dataset="examples/rows.csv")

@@ -41,7 +41,7 @@ def main() -> None:
         objective="above_bar",
         objective_settings={"bar": 1.0},
         columns={"prompt": "question", "completion": " {answer}", "reward": "score"},
-        max_steps=30,
+        max_steps=15,
         per_device_train_batch_size=4,
     )
     trainer = LoLTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", config, train_dataset="examples/rows.csv")
