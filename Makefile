@@ -100,7 +100,9 @@ wheel: $(VENV)/installed
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist
 	cd dist && $(abspath $(BIN))/wheel unpack *.whl && rm *.whl && mkdir "$$(echo leftover-*/*.dist-info)/sboms"
-	(cat constraints.hashed.txt; grep '^torch==' constraints.txt) | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml \
+	sed "s/^dynamic = .*/version = $$(sed -n 's/^__version__ = //p' leftover/__init__.py)/" pyproject.toml > build/pyproject.toml
+	(cat constraints.hashed.txt; grep '^torch==' constraints.txt) | \
+	  $(BIN)/cyclonedx-py requirements - --pyproject build/pyproject.toml \
 	  --output-reproducible --output-format JSON --output-file "$$(echo dist/leftover-*/*.dist-info/sboms)/leftover.cdx.json"
 	cd dist && $(abspath $(BIN))/wheel pack leftover-* && rm -r leftover-*/
 
