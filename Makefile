@@ -1,9 +1,10 @@
-# `make demo`, `make test`, `make real`. Each makes .venv on first use.
+# `make demo`, `make check`, `make test`, `make real`. Each makes .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real test bench bench-rows lint typecheck faults newcomer locked lock audit wheel clean
+.PHONY: demo real check test bench bench-rows lint typecheck faults newcomer locked lock audit wheel package-check bounds \
+  bounds-lowest bounds-newest reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/leftover demo $(if $(SEED),--seed $(SEED))
@@ -19,6 +20,26 @@ real: .models/smollm2-135m-instruct .models/minilm-l6
 	if test -f $(GET_MODELS); then $(BIN)/python $(GET_MODELS) .models; else \
 	  $(BIN)/hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir .models/smollm2-135m-instruct && \
 	  $(BIN)/hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir .models/minilm-l6; fi
+
+# What is fast: rooms without runs and trainings, but for a few files of them.
+FAST := tests/objectives tests/data tests/recipe tests/rewards tests/runs tests/store tests/project/test_reference.py \
+  tests/project/test_package.py tests/test_constraints.py tests/test_face.py tests/test_metrics.py \
+  $(addprefix --ignore tests/,store/test_damage.py rewards/test_fine_tuned.py rewards/test_independence.py \
+  rewards/test_length.py rewards/test_linear.py rewards/test_unfinished.py)
+FASTER := -n auto --maxprocesses 4 --dist loadfile --durations 3
+
+# Before a commit, in under a minute on two cores. What is longest begins first.
+check: $(VENV)/installed
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(BIN)/mypy > "$$log" 2>&1 & types=$$!; trap 'kill $$types' INT TERM; \
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo; linted=$$?; \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FASTER) $(FAST); tested=$$?; \
+	wait $$types; typed=$$?; cat "$$log"; \
+	test $$linted = 0 && test $$tested = 0 && test $$typed = 0
+
+# docs/reference, written from the code.
+reference: $(VENV)/installed
+	$(BIN)/python docs/make_reference.py
 
 # Two halves at once, one on each core: the log of the first is printed when the second is done.
 HALF := tests/commands tests/training tests/publish
@@ -65,7 +86,7 @@ locked:
 # After a change of constraints.txt. torch is left out: its CPU build lies elsewhere than the index that is asked.
 lock: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile constraints.txt --generate-hashes --no-deps --no-header --no-annotate --quiet --output-file - \
+	$(BIN)/uv pip compile constraints.txt --generate-hashes --no-deps --no-header --no-annotate --quiet \
 	  | awk '/^[a-z0-9A-Z]/ {torch = /^torch==/} !torch' > constraints.hashed.txt
 
 # Known vulnerabilities of the versions; needs the network, and fails if one cannot be looked up.
@@ -78,10 +99,43 @@ wheel: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check build wheel cyclonedx-bom
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist
-	cd dist && $(abspath $(BIN))/wheel unpack *.whl && rm *.whl && mkdir leftover-*/*.dist-info/sboms
-	(cat constraints.hashed.txt; grep '^torch==' constraints.txt) | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml \
+	cd dist && $(abspath $(BIN))/wheel unpack *.whl && rm *.whl && mkdir "$$(echo leftover-*/*.dist-info)/sboms"
+	sed "s/^dynamic = .*/version = $$(sed -n 's/^__version__ = //p' leftover/__init__.py)/" pyproject.toml > build/pyproject.toml
+	(cat constraints.hashed.txt; grep '^torch==' constraints.txt) | \
+	  $(BIN)/cyclonedx-py requirements - --pyproject build/pyproject.toml \
 	  --output-reproducible --output-format JSON --output-file "$$(echo dist/leftover-*/*.dist-info/sboms)/leftover.cdx.json"
 	cd dist && $(abspath $(BIN))/wheel pack leftover-* && rm -r leftover-*/
+
+# Wheel and source archive, the wheel installed into an environment of its own, a run there from an empty folder; the
+# archive has to make the same wheel again.
+CLEAN := $(abspath $(VENV))/package
+package-check: wheel
+	$(BIN)/python -m build --sdist --outdir dist
+	rm -rf $(CLEAN) && $(PYTHON) -m venv $(CLEAN)
+	$(CLEAN)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch dist/*.whl
+	cd $(CLEAN) && bin/leftover --version && bin/leftover demo --help > /dev/null && \
+	  HF_HUB_OFFLINE=1 bin/python $(abspath tests/project/small_demo.py)
+	mkdir $(CLEAN)/source && tar -xzf dist/leftover-*.tar.gz -C $(CLEAN)/source --strip-components 1
+	cd $(CLEAN)/source && $(abspath $(BIN))/python -m build --wheel --outdir ..
+	$(BIN)/python tests/project/same_wheel.py dist/*.whl $(CLEAN)/*.whl
+
+# With the lowest versions that pyproject.toml allows and with the newest there are: the fast tests, models, the trainer
+# and a whole run. uv takes torch from the index of packages, with CUDA, some GB; UV_TORCH_BACKEND=cpu asks for less.
+bounds: bounds-lowest bounds-newest
+BOUNDS := $(FAST) tests/models tests/training/test_trainer.py tests/training/test_resume.py
+
+bounds-lowest: RESOLUTION := lowest-direct
+bounds-newest: RESOLUTION := highest
+bounds-lowest bounds-newest: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	rm -rf $(VENV)/$@ && $(PYTHON) -m venv $(VENV)/$@
+	$(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --resolution $(RESOLUTION) --requirement pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --no-deps .
+	grep -E '^(pytest|pytest-timeout|pytest-xdist|beartype|iniconfig|pluggy|execnet)==' constraints.txt | \
+	  $(BIN)/uv pip install --quiet --python $(VENV)/$@/bin/python --requirement -
+	$(BIN)/uv pip list --python $(VENV)/$@/bin/python | grep -E '^(torch|transformers|peft|accelerate|datasets) '
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=. $(VENV)/$@/bin/python -m pytest $(FASTER) $(BOUNDS)
+	cd $(VENV)/$@ && HF_HUB_OFFLINE=1 bin/python $(abspath tests/project/small_demo.py)
 
 newcomer:
 	bash tests/as_a_newcomer.sh

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leftover import __version__
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
@@ -32,7 +33,7 @@ _EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--allow-code", is_flag=True, help="Let code run that the recipe of a run's folder names.")
-@click.version_option(package_name="leftover")
+@click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
     """Turn scored text into a better language model (A-LoL)."""
@@ -277,7 +278,7 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
 
 @cli.command()
 @click.option("--seed", default=0, help="Seed of the data, the model and the run.")
-@click.option("--output-dir", default="runs/demo", type=click.Path())
+@click.option("--output-dir", default="runs/demo", type=click.Path(), help="Folder that gets one for each seed.")
 def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
     from leftover.demo import run_demo

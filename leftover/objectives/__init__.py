@@ -1,10 +1,14 @@
-"""Every objective, declared once: `OBJECTIVES[name]` has its loss, its settings and what it needs of the rows."""
+"""Every objective, declared once: `OBJECTIVES[name]` has its loss, its settings and what it needs of the rows.
+
+Installed packages add theirs by an entry point (`registry.py`).
+"""
 
 from functools import partial
 
 from leftover.objectives import groups, groupwise, offline, pointwise
 from leftover.objectives.batch import Columns, CompletionBatch, NoSettings, Objective
 from leftover.objectives.pointwise import ClipSettings, sequence_importance, token_importance
+from leftover.objectives.registry import Registry
 from leftover.objectives.released import released_objectives
 
 _REWARD = frozenset({"reward"})
@@ -16,7 +20,7 @@ _A_LOL = _ADVANTAGE | _REFERENCE
 _by_reward = partial(Objective, draw_by="reward")
 _of_leftover = partial(Objective, rows="leftover", draw_by="advantage")
 
-OBJECTIVES: dict[str, Objective] = {
+_OWN: dict[str, Objective] = {
     # The paper's, and its controls on the same rows.
     "nll": Objective(pointwise.nll),
     "nll_top": Objective(pointwise.nll, requires=_REWARD, rows="top"),
@@ -79,9 +83,11 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 # The released scripts' variants, for `released_code: true`: script -> name -> objective.
-RELEASED: dict[str, dict[str, Objective]] = released_objectives(OBJECTIVES)
+RELEASED: dict[str, dict[str, Objective]] = released_objectives(_OWN)
 
 # Online methods, the other values of a policy's `objective`: they train on their own completions.
 ONLINE = ("ppo",)
+
+OBJECTIVES = Registry(_OWN, reserved=ONLINE)
 
 __all__ = ["OBJECTIVES", "ONLINE", "RELEASED", "Columns", "CompletionBatch", "NoSettings", "Objective"]

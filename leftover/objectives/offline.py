@@ -19,7 +19,7 @@ from leftover.objectives.settings import CHECKED, NonNegative, Positive, datacla
 @dataclass(frozen=True, config=CHECKED)
 class AWRSettings:
     temperature: Positive = 1.0  # in standard deviations of the training rows' advantages
-    max_weight: Positive = 20.0
+    max_weight: Positive = 20.0  # the largest weight of a row
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -27,8 +27,8 @@ class KTOSettings:
     beta: Positive = 0.1  # how strongly the policy is held to the reference
     # Rows with a reward above it are desirable; None: those whose `label` is true, or else those above V.
     threshold: float | None = None
-    desirable_weight: NonNegative = 1.0
-    undesirable_weight: NonNegative = 1.0
+    desirable_weight: NonNegative = 1.0  # of the losses of desirable rows
+    undesirable_weight: NonNegative = 1.0  # of the others
 
 
 @dataclass(frozen=True, config=CHECKED)

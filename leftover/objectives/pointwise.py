@@ -32,7 +32,7 @@ class FloorSettings:
 @dataclass(frozen=True, config=CHECKED)
 class KLSettings:
     beta: NonNegative = 0.1  # weight of the divergence from the reference
-    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k3"] = "k1"  # k1: the log-ratio, as released; k3: never below 0, a token
 
 
 def sequence_importance(

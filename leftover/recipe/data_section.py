@@ -42,7 +42,7 @@ class ColumnsSection(Section):
     """Names of the user's columns; a template over them ("{title}: {body}"), or a path into nested records ("a.b")."""
 
     prompt: ColumnOrText = "prompt"  # or {text: ...}: one prompt for all rows
-    completion: str = "completion"
+    completion: str = "completion"  # what follows the prompt as it is
     reward: str = "reward"  # a recorded score; rows may lack it
     split: str | None = "split"  # the user's own splits: train, validation, test; null ignores them
     answer: str | None = None  # what a verifiable task should give, for the reward functions that compare with it
@@ -62,22 +62,22 @@ class TableSection(Section):
 class DocumentsSection(Section):
     """How `format: documents` cuts plain text: sentences of prompt, then sentences of completion."""
 
-    separator: str = "<|endoftext|>"
-    prompt_sentences: int = Field(3, gt=0)
-    completion_sentences: int = Field(1, gt=0)
+    separator: str = "<|endoftext|>"  # between two documents of a file
+    prompt_sentences: int = Field(3, gt=0)  # of a row
+    completion_sentences: int = Field(1, gt=0)  # of a row, after those
     stride: int | None = Field(None, gt=0)  # sentences between two rows; default: they do not overlap
 
 
 class CometSection(Section):
     """How `format: comet` writes a head, relation, tail triple of ATOMIC as text: templates over its columns."""
 
-    # COMET-distill was taught "<head> {head} </head> <relation> {relation} </relation> [GEN]".
+    # Template; COMET-distill was taught "<head> {head} </head> <relation> {relation} </relation> [GEN]".
     prompt: str = "{head} {relation} [GEN]"
-    completion: str = " {tail}"
+    completion: str = " {tail}"  # template
     relations: list[str] | None = None  # the only ones to read; default: all
     # The column of the score. Default: data.columns.reward, or else p_valid_model (ATOMIC-10x), label or valid.
     score: str | None = None
-    empty_tails: Literal["drop", "fault"] = "drop"
+    empty_tails: Literal["drop", "fault"] = "drop"  # fault: a bad row, see data.on_bad_row
     none_tails: Literal["drop", "keep"] = "drop"  # the word "none": the annotator saw nothing to say
 
 
@@ -86,7 +86,7 @@ class RedditSection(Section):
 
     # A reply to its parent comment; the body of a titled post; or the title after its first `split_words` words.
     completion: Literal["reply", "body", "title"] = "reply"
-    split_words: int = Field(5, gt=0)
+    split_words: int = Field(5, gt=0)  # completion: title - words of the prompt
     # A template over the columns, {subreddit} and {title_start}. Default, in the order above: "{parent_text}\n",
     # "r/{subreddit}: {title}\n\n", "r/{subreddit}: {title_start}". DialoGPT takes "{parent_text}<|endoftext|>".
     prompt: str | None = None
@@ -133,17 +133,17 @@ class DataSection(Section):
     reddit: RedditSection = RedditSection()
     dialogue: DialogueSection = DialogueSection()
     drop_listed: str | None = None  # format hh: the authors' JSON of bad rows, by file name
-    hub_config: str | None = None  # of a data set on the Hub: its configuration,
-    hub_data_dir: OneOrMore | None = None  # its subfolders (the subsets of Anthropic/hh-rlhf),
-    hub_split: OneOrMore = "train"  # its splits
+    hub_config: str | None = None  # configuration of a data set on the Hub
+    hub_data_dir: OneOrMore | None = None  # and its subfolders (the subsets of Anthropic/hh-rlhf)
+    hub_split: OneOrMore = "train"  # and its splits
     max_prompt_tokens: int = Field(512, gt=0)  # longer prompts are cut on the left
-    max_completion_tokens: int = Field(128, gt=0)
-    long_completions: Literal["drop", "cut"] = "drop"
-    on_bad_row: Literal["error", "skip"] = "error"
+    max_completion_tokens: int = Field(128, gt=0)  # with the end of sequence
+    long_completions: Literal["drop", "cut"] = "drop"  # rows that are longer; cut trains on rows that never end
+    on_bad_row: Literal["error", "skip"] = "error"  # skip puts faulty rows aside, in rejected_rows.jsonl
     train_on: Literal["all", "chosen"] = "all"  # chosen: one completion of a pair, except for methods that compare
     validation_size: float = Field(0.1, gt=0, lt=1)  # share of prompt families
-    test_size: float = Field(0.1, gt=0, lt=1)
-    max_rows: int | None = Field(None, gt=0)
+    test_size: float = Field(0.1, gt=0, lt=1)  # as well
+    max_rows: int | None = Field(None, gt=0)  # read no more than these; default: all
     # The families that belong here, as a range of a hash from 0 to 1: rows of [0, 0.5] and [0.5, 1] share no family.
     part: tuple[float, float] = (0.0, 1.0)
 

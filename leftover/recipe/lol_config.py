@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from leftover.errors import UserError, nearest
 from leftover.objectives import OBJECTIVES, ONLINE, RELEASED, Objective
+from leftover.objectives.registry import REGISTER
 from leftover.recipe.policy_config import ABOVE_0, AT_LEAST_1, PolicyConfig, setting
 
 
@@ -87,9 +88,8 @@ class LoLConfig(PolicyConfig):
 
 def find_objective(name: Any) -> Objective:
     """The entry of OBJECTIVES. Raises UserError for any other name, and says how to use the online methods."""
-    own = "OBJECTIVES['mine'] = Objective(loss), then objective='mine' (docs/methods.md)"
     if not isinstance(name, str):
-        raise UserError(f"objective is {name!r:.80}: it takes a name. Register one of your own first: {own}")
+        raise UserError(f"objective is {name!r:.80}: it takes a name. Register one of your own first: {REGISTER}")
     if name in ONLINE:
         raise UserError(
             f"'{name}' trains on its own completions: in Python use leftover.PPOTrainer with leftover.PPOConfig, "
@@ -97,9 +97,10 @@ def find_objective(name: Any) -> Objective:
         )
     if name not in OBJECTIVES:
         close = nearest(name, [*OBJECTIVES, *ONLINE])
-        raise UserError(f"unknown objective '{name}'{close}; objectives: {', '.join(OBJECTIVES)}")
-    if not isinstance(OBJECTIVES[name], Objective):
-        raise UserError(f"OBJECTIVES['{name}'] is {OBJECTIVES[name]!r:.80}, not an Objective: {own}")
+        raise UserError(
+            f"unknown objective '{name}'{close}; objectives: {', '.join(OBJECTIVES)}; one of another package is known "
+            "once that is installed"
+        )
     return OBJECTIVES[name]
 
 

@@ -14,10 +14,10 @@ from leftover.trust import check_code, code_is_closed
 class LoraSection(Section):
     """A low-rank adapter (`peft.LoraConfig`) in place of full fine-tuning."""
 
-    r: int = Field(16, gt=0)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: OneOrMore = "all-linear"
+    r: int = Field(16, gt=0)  # rank of the adapter
+    alpha: float = Field(32, gt=0)  # the adapter is scaled by alpha / r
+    dropout: float = Field(0.0, ge=0, lt=1)  # share of the adapter's inputs that training leaves out
+    target_modules: OneOrMore = "all-linear"  # names of the layers that get one
 
 
 class TokenizerSection(Section):
@@ -34,9 +34,8 @@ def _is_saved(info: ValidationInfo) -> bool:
 class ModelSection(Section):
     _of_folder: bool = PrivateAttr(False)  # it is that of a run's folder
 
-    # A folder or Hub id to start from; or a `config` (model_type and its settings) for random weights.
-    path: str | None = None
-    config: dict[str, Any] | None = None
+    path: str | None = None  # a folder or Hub id to start from; or a `config` in its place
+    config: dict[str, Any] | None = None  # model_type and its settings, for random weights
     # Default: the one at `path`; {vocab_size: n} trains one.
     tokenizer: Annotated[Annotated[str, TEXT] | Annotated[TokenizerSection, MAPPING], BY_FORM] | None = None
     chat_template: str | None = None  # a template, a file, or "plain"; default: the tokenizer's own
@@ -44,8 +43,8 @@ class ModelSection(Section):
     end_tokens: list[str] = []  # further tokens that end a completion, beside the end of sequence
     quantization: Literal["nf4"] | None = None  # 4-bit weights under an adapter (QLoRA); needs leftover[qlora]
     dtype: str = "float32"  # of the weights; with quantization, of those that stay as they are: embeddings, norms, head
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    attn_implementation: str | None = None  # of attention, as from_pretrained takes it; default: transformers' choice
+    trust_remote_code: bool = False  # run code that comes with the model
     lora: LoraSection | None = None
 
     @property
@@ -91,6 +90,7 @@ class RewardSection(Section):
 
 
 class ReferenceSection(Section):
+    # fit: `model` fine-tuned on the training rows; path: a fitted one; as_is: `model` unchanged.
     source: Literal["fit", "path", "as_is"] = "fit"
     path: str | None = None  # source: path - a folder or Hub id, also a PEFT adapter
     origin: str | None = None  # a further model that results give the KL to: of later rounds, the first reference
@@ -111,17 +111,19 @@ _Bound = Annotated[float, AllowInfNan(True)]  # a reward may be bounded on one s
 class ValueSection(Section):
     # auto: recorded if the reward has a recorded column, else reference_samples.
     targets: Literal["auto", "reference_samples", "recorded", "group_loo"] = "auto"
+    # What V may be; the best on prompts left out of the fit is taken: the mean, a ridge regression on the reference's
+    # hidden states, or an attention head on them.
     candidates: list[Literal["constant", "ridge", "head"]] = ["constant", "ridge", "head"]
     # reference_samples: how many training prompts are sampled for; auto: 2,000, with `model.path` 500.
     num_prompts: NumPrompts = "auto"
-    samples_per_prompt: int = Field(1, gt=0)
-    decoding: Literal["sample", "greedy"] = "sample"
+    samples_per_prompt: int = Field(1, gt=0)  # reference_samples: completions of each
+    decoding: Literal["sample", "greedy"] = "sample"  # how they are drawn
     # reference_samples: V of a prompt that was sampled for is moved towards the mean of its own samples, by the weight
     # that explains most of the rows' rewards (prepare/value/own_samples.py). Ask for as many `num_prompts` as train.
     own_samples: bool = False
     folds: int = Field(5, gt=1)  # recorded and own_samples: cross-fitting by prompt
-    head_epochs: int = Field(30, gt=0)
-    head_learning_rate: float = Field(1e-3, gt=0)
+    head_epochs: int = Field(30, gt=0)  # of the head's training
+    head_learning_rate: float = Field(1e-3, gt=0)  # and its learning rate
     bounds: tuple[_Bound, _Bound] | None = None  # declared bounds of the reward: the value is clipped to them
 
     @field_validator("candidates")
@@ -153,7 +155,7 @@ class EvaluateSection(Section):
     primary: Literal["sampled", "greedy"] = "sampled"  # whose completions the result table shows first
     # Which completions of the test prompts are written; default: the primary ones alone.
     decodings: list[Literal["sampled", "greedy"]] | None = Field(None, min_length=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)  # of sampled completions
     max_new_tokens: int | None = Field(None, gt=0)  # default: data.max_completion_tokens
     batch_size: int = Field(64, gt=0)  # completions that transformers writes at a time
     max_batch_tokens: int = Field(MAX_BATCH_TOKENS, gt=0)  # and their positions: rows times the longest they may become
@@ -192,8 +194,8 @@ class CompareSection(Section):
 class RoundsSection(Section):
     """`leftover run` several times: the policy completes the training prompts, and the next round trains on that."""
 
-    number: int = Field(gt=0)
-    completions_per_prompt: int = Field(4, gt=0)
+    number: int = Field(gt=0)  # of rounds, the first included
+    completions_per_prompt: int = Field(4, gt=0)  # that the policy writes for the next round
     keep: Literal["all", "latest"] = "all"  # of training rows: those of all rounds, or the last policy's alone
     unfinished: Literal["drop", "keep"] = "drop"  # completions that reach the length limit without an end
     # Beside the first policy, with as many generated completions: NLL on the best of every prompt's completions, in
@@ -222,21 +224,21 @@ def autocast_dtype(fields: dict[str, Any]) -> str | None:
 class Recipe(Section):
     _where: str = PrivateAttr("recipe")  # its file, for messages
 
-    name: str
-    output_dir: str
-    seed: int = Field(0, ge=0)  # splits, reference, value
+    name: str  # of the run, in tables and trackers
+    output_dir: str  # the folder that holds everything the run makes
+    seed: int = Field(0, ge=0)  # of splits, reference and value
     # Of training; every policy is trained once for each.
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    model: ModelSection
-    data: DataSection
-    reward: RewardSection = RewardSection()
-    reference: ReferenceSection = ReferenceSection()
-    value: ValueSection = ValueSection()
+    model: ModelSection  # what reference and policies start from
+    data: DataSection  # the rows, and how they are read
+    reward: RewardSection = RewardSection()  # how good a completion is: R(x, y)
+    reference: ReferenceSection = ReferenceSection()  # the frozen model that policies start from and are compared with
+    value: ValueSection = ValueSection()  # what a prompt leads one to expect: V(x)
     # name -> fields of LoLConfig, or of PPOConfig with `objective: ppo`; the first policy is the one the report is
     # about, the others are its controls.
     policies: dict[str, dict[str, Any]] = {"a_lol_seq": {"objective": "a_lol_seq"}}
     train: dict[str, Any] = {}  # fields of LoLConfig that all policies share
-    evaluate: EvaluateSection = EvaluateSection()
+    evaluate: EvaluateSection = EvaluateSection()  # held-out prompts, and how they are completed and judged
     compare: CompareSection = CompareSection()
     rounds: RoundsSection | None = None
 

@@ -18,7 +18,7 @@ from leftover.recipe.sections import Recipe
 Fields = Mapping[str, Any]
 _IN_WORDS = {"bool": "true or false", "bool | None": "true or false", "str": "a text", "str | None": "a text"}
 
-_RESERVED = {
+RESERVED = {
     "output_dir": "the run's own folder is used",
     "seed": "set 'seeds'",
     "columns": "set data.columns",
@@ -82,8 +82,8 @@ def _check(where: str, prefix: str, fields: Fields, objectives: Collection[str],
     config = PPOConfig if objective in ONLINE else LoLConfig
     defaults = {field.name: field.default for field in dataclasses.fields(config) if field.init}
     for name, value in fields.items():
-        if name in _RESERVED:
-            refuse(name, f"cannot be set here: {_RESERVED[name]}")
+        if name in RESERVED:
+            refuse(name, f"cannot be set here: {RESERVED[name]}")
         if name in ("push_to_hub", "hub_model_id", "hub_private_repo") and prefix == "reference.train.":
             refuse(name, "is not for the reference: policies are pushed, under 'policies' or 'train'")
         if name not in defaults:

@@ -28,9 +28,9 @@ class Component(BaseModel):
 
     model_config = STRICT | ConfigDict(extra="allow")
 
-    weight: float = 1.0
-    name: str | None = None
-    normalise: Transform | None = None
+    weight: float = 1.0  # in the sum
+    name: str | None = None  # of its column and in tables; default: its type or function
+    normalise: Transform | None = None  # of its scores before they are weighted, as reward.transform of the sum
 
 
 class SumReward:

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import IA3Config, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -131,8 +134,15 @@ def test_a_model_is_tried_once_a_run_and_again_when_it_changes(
 
 
 VIRTUAL = [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig]
+CANNOT_GENERATE = pytest.mark.xfail(
+    Version(transformers.__version__) >= Version("5.24") and Version(peft.__version__) <= Version("0.21.2"),
+    reason="peft looks for the cache of generation under the name that transformers 5.24 changed",
+    raises=(UserError, AssertionError),  # most are refused; a prompt that says little passes, and generates wrongly
+    strict=True,
+)
 
 
+@CANNOT_GENERATE
 @pytest.mark.parametrize("base", ["llama", "gpt2"])
 @pytest.mark.parametrize("config", VIRTUAL)
 def test_virtual_tokens_shift_no_log_probability(config: Any, base: str, tokenizer: Any) -> None:
@@ -162,7 +172,7 @@ def test_a_head_that_gets_other_positions_than_tokens_is_told_and_not_misread() 
         completion_logprobs(model, Collator(1)(ROWS))
 
 
-@pytest.mark.parametrize("config", [*VIRTUAL, IA3Config])
+@pytest.mark.parametrize("config", [*VIRTUAL[:2], pytest.param(PrefixTuningConfig, marks=CANNOT_GENERATE), IA3Config])
 def test_adapters_of_every_kind_train_and_are_read_back(
     config: Any, tiny_llama_path: str, tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from leftover.monitoring.terminal import set_up_logging
     type=click.IntRange(1, 100_000),
     help="Completions per prompt; default: 8, or 1 with --greedy.",
 )
-@click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True))
+@click.option("--temperature", default=1.0, type=click.FloatRange(0, min_open=True), help="Of sampled completions.")
 @click.option("--greedy", is_flag=True, help="Take the most likely token at every step.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Default: data.max_completion_tokens.")
 @click.option("--max-prompts", type=click.IntRange(1), help="Use this many prompts, drawn by the seed; default: all.")
