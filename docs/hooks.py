@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import posixpath
 import re
-import sys
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # of a checkout that is not installed
 
 log = logging.getLogger("mkdocs.hooks")
 
@@ -94,7 +92,28 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-GENERATED = {"metrics": metrics, "settings": settings, "api": api, "commands": commands}
+def evaluation() -> str:
+    """What an evaluation of a trainer measures: name, and which way is better."""
+    from leftover.recipe.eval_metrics import (
+        COMPLETION_METRICS,
+        DIVERGENCE_METRICS,
+        PAIR_METRICS,
+        ROW_METRICS,
+        higher_is_better,
+    )
+
+    of = {
+        "held-out rows": ROW_METRICS,
+        "held-out pairs": PAIR_METRICS,
+        "new completions, where there is a reward function": COMPLETION_METRICS,
+        "new completions, where they are sampled": DIVERGENCE_METRICS,
+    }
+    better = {True: "higher", False: "lower", None: "–"}
+    rows = [(f"`{name}`", what, better[higher_is_better(name)]) for what, names in of.items() for name in names]
+    return table(("metric", "of", "taken as better"), rows)
+
+
+GENERATED = {"evaluation": evaluation, "metrics": metrics, "settings": settings, "api": api, "commands": commands}
 
 
 def generated(markdown: str) -> str:
@@ -112,7 +131,7 @@ def place(uri: str) -> str:
     return uri if uri.startswith(("reproductions/", "benchmarks/")) else f"docs/{uri}"
 
 
-def on_site(path: str) -> str | None:
+def page_of(path: str) -> str | None:
     """The page of the site that a file of the repository is, or None."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
@@ -130,7 +149,7 @@ def relinked(markdown: str, uri: str) -> str:
         if urlsplit(target).scheme or target.startswith("/"):
             return found[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(place(uri)), target))
-        page = on_site(path)
+        page = page_of(path)
         if page is not None:
             return f"{image}[{text}]({posixpath.relpath(page, posixpath.dirname(uri) or '.')}{anchor})"
         if not (ROOT / path).exists():
