@@ -161,7 +161,7 @@ def relinked(markdown: str, uri: str) -> str:
 
 
 class Loads(HTMLParser):
-    """Addresses of other hosts that a page would load: scripts, styles, pictures, frames. Links to follow are no loads."""
+    """Addresses of other hosts that a page would load: scripts, styles, pictures, frames; not links to follow."""
 
     def __init__(self) -> None:
         super().__init__()
