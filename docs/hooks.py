@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 log = logging.getLogger("mkdocs.hooks")
 
 FURTHER = ("reproductions/*.md", "benchmarks/results.md")
+_WIDTH = 76  # characters that fit beside navigation and contents
 _MARKER = re.compile(r"^<!-- (\w+)(?:: (.+?))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -75,7 +76,9 @@ def api(names: str) -> str:
         chosen = sorted(_EXPORTS.keys() - said)
     else:
         chosen = names.split()
-    return "\n\n".join(f"::: {_EXPORTS[name]}.{name}" for name in chosen)
+    # The signature of a configuration is the table of its settings.
+    plain = "\n    options: {show_signature: false, merge_init_into_class: false}"
+    return "\n\n".join(f"::: {_EXPORTS[name]}.{name}{plain * name.endswith('Config')}" for name in chosen)
 
 
 def commands() -> str:
@@ -86,7 +89,7 @@ def commands() -> str:
 
     parts = []
     for name, command in cli.commands.items():
-        context = click.Context(command, info_name=f"leftover {name}", max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=f"leftover {name}", max_content_width=_WIDTH, terminal_width=_WIDTH)
         context.show_default = True
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
     return "\n\n".join(parts)
