@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo real check test bench bench-rows lint typecheck faults newcomer locked lock audit wheel package-check bounds \
+.PHONY: demo real check test docs bench bench-rows lint typecheck faults newcomer locked lock audit wheel package-check bounds \
   bounds-lowest bounds-newest reference clean
 
 demo: $(VENV)/installed
@@ -51,6 +51,11 @@ test: $(VENV)/installed lint typecheck
 	$(BIN)/python -m pytest $(addprefix --ignore ,$(HALF)); rest=$$?; \
 	wait $$half; first=$$?; cat "$$log"; rm -f "$$log"; \
 	test $$first = 0 && test $$rest = 0
+
+# The documentation as a site, site/index.html; any warning ends it. `$(BIN)/mkdocs serve` shows it while you write.
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'

@@ -1,4 +1,4 @@
-"""docs/methods.md tells what the code has, and its snippets run."""
+"""docs/methods.md tells what the code has; that its blocks run is tested in tests/docs."""
 
 import dataclasses
 import re
@@ -12,15 +12,15 @@ import leftover
 from leftover.commands.compare.methods import METHODS
 from leftover.errors import UserError
 from leftover.objectives import OBJECTIVES, ONLINE, RELEASED
-from leftover.recipe.files import load_yaml, make_recipe
+from leftover.recipe.files import make_recipe
 from leftover.recipe.lol_config import LoLConfig
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.training_fields import own_fields
 from tests.conftest import scored_rows
+from tests.docs.blocks import ROOT, blocks_of, small_code
 
-TEXT = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
 ROWS = {cells[0].strip("`"): cells for cells in (line.strip("| ").split(" | ") for line in TEXT.splitlines())}
-SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def as_yaml(name: str, value: Any) -> str:
@@ -91,33 +91,15 @@ def test_defaults_of_the_released_code_stand_where_they_differ() -> None:
             assert all(default in paragraph for default in defaults(objective.settings))
 
 
-def test_the_recipe_snippet_is_one() -> None:
-    policies = load_yaml(re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)[0])
-    make_recipe({"name": "t", "output_dir": "r", "model": {"path": "m"}, "data": {"path": "d"}} | policies)
-
-
-def run_snippet(text: str, model: str, settings: str, tmp_path: Path, monkeypatch: Any) -> dict[str, Any]:
-    """The snippet on small rows and the tiny model, with `settings` put into its config."""
-    monkeypatch.chdir(tmp_path)
-    small = 'use_cpu=True, disable_tqdm=True, save_strategy="no", per_device_train_batch_size=2, '
-    text = text.replace("path/or/hub-id", model).replace("output_dir=", small + settings + "output_dir=")
-    names: dict[str, Any] = {"rows": scored_rows(6), "my_score": lambda prompts, completions: [1.0] * len(completions)}
-    exec(text, names)
-    return names
-
-
-def test_ppo_from_python_runs(tiny_llama_path: str, tmp_path: Path, monkeypatch: Any) -> None:
-    snippet = SNIPPETS[0].replace("total_episodes=2000", "total_episodes=4")
-    settings = "num_mini_batches=2, max_completion_length=8, "
-    trainer = run_snippet(snippet, tiny_llama_path, settings, tmp_path, monkeypatch)["trainer"]
-    assert trainer.state.global_step == 8  # two mini-batches, four passes
-
-
 def test_an_objective_of_ones_own_trains_and_is_known_to_recipes(
     tiny_llama_path: str, tmp_path: Path, monkeypatch: Any, tiny_recipe: Callable
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"rows": scored_rows(6)}
+    (block,) = (b for b in blocks_of(ROOT / "docs/methods.md") if "OBJECTIVES[" in b.text)
     try:
-        trainer = run_snippet(SNIPPETS[1], tiny_llama_path, "max_steps=1, ", tmp_path, monkeypatch)["trainer"]
+        exec(small_code(block.text, tiny_llama_path, block.name), names)
+        trainer = names["trainer"]
         assert trainer.state.global_step == 1 and trainer.settings.power == 3
         own = {"objective": "power_weighted", "objective_settings": {"power": 3}}
         make_recipe(tiny_recipe(tmp_path, policies={"mine": own}))
