@@ -42,8 +42,8 @@ def tokenise(
     any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence;
     one whose row says `ended` is False gets none.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; if a token spans the seam, the completion is tokenised apart, as what goes on behind the prompt. For an
-    encoder-decoder they are two texts (`_apart`).
+    both sides; if a token spans the seam, the completion is tokenised apart, as what goes on behind the prompt. Of an
+    encoder-decoder they are two texts, each with what its tokenizer puts around one.
 
     The tokens of the first rows are decoded and compared with their texts, before anything is cut. A row that the chat
     template or the tokenizer cannot write is not kept; unless `skip_faulty`, such rows are raised together as
@@ -51,22 +51,27 @@ def tokenise(
     """
     turns, faults = _turns(chat, rows, remedy, skip_faulty=skip_faulty)
     encoder, ends = chat.encoder, set(chat.ends)
-    asked_ids, whole_ids = (encoder.plain(texts) for texts in zip(*turns, strict=True)) if rows else ([], [])
+    first, second = [turn.asked for turn in turns], [turn.whole for turn in turns]
+    if chat.two_texts:
+        second = [turn.whole.removeprefix(turn.asked) for turn in turns]
+    asked_ids, whole_ids = encoder.plain(first), encoder.plain(second)
     out = Tokenised([], [], [], [], [], [], faults)
     for i, (turn, asked, whole) in enumerate(zip(turns, asked_ids, whole_ids, strict=True)):
         text, rendered = turn.whole.removeprefix(turn.asked), bool(rows[i]["conversational"])
-        if chat.two_texts:
-            prompt, completion = _apart(chat, asked, text, rendered, check=i < _ROWS_CHECKED and not faults[i])
-        else:
-            prompt = encoder.opened(asked, rendered)
+        completion: list[int] | None = completion_opening(chat) + whole
+        if not chat.two_texts:
             completion = None if faults[i] else encoder.going_on(turn.asked, asked, text, whole, rendered)
         if completion is None:
             faults[i] = faults[i] or _seam_fault(encoder, asked, text)
         elif not (completion and completion[-1] in ends):
             completion = [*completion, chat.tokenizer.eos_token_id]
-        completion = completion or []
-        if i < _ROWS_CHECKED and not faults[i] and not chat.two_texts:
-            encoder.check(rows[i].get("where", f"row {i}"), turn.asked, text, prompt, completion, rendered)
+        prompt, completion = _prompt(chat, asked, rendered), completion or []
+        if i < _ROWS_CHECKED and not faults[i]:
+            if chat.two_texts:
+                encoder.check_kept(turn.asked, asked)
+                encoder.check_kept(text, whole)
+            else:
+                encoder.check(rows[i].get("where", f"row {i}"), turn.asked, text, prompt, completion, rendered)
         if rows[i].get("ended") is False and completion[-1:] and completion[-1] in ends:
             completion = completion[:-1]  # its sampler was stopped before an end
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
@@ -97,17 +102,6 @@ def _prompt(chat: Chat, ids: list[int], rendered: bool) -> list[int]:
     """The ids of a prompt's text with what its model has seen around a text that it reads first."""
     opened = chat.encoder.opened(ids, rendered)
     return chat.encoder.closed(opened) if chat.two_texts else opened
-
-
-def _apart(chat: Chat, asked: list[int], text: str, rendered: bool, check: bool) -> tuple[list[int], list[int]]:
-    """Ids of a prompt and of a completion without its end, each as the tokenizer reads a text of its own.
-
-    `check`: log what the tokenizer does not keep of the texts.
-    """
-    (written,) = chat.encoder.plain([text])
-    if check:
-        chat.encoder.check_kept(text, written)
-    return _prompt(chat, asked, rendered), completion_opening(chat) + written
 
 
 def reads_seams_anew(chat: Chat, rows: Iterable[Row]) -> bool:

@@ -112,7 +112,7 @@ def _begun(model: Any, ids: Tensor) -> Tensor:
 
 
 def _asked(model: Any, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-    """The arguments for texts [B, L] that are read: those of an encoder-decoder are its decoder's, behind one prompt."""
+    """The arguments for texts [B, L] to be read; those of an encoder-decoder are its decoder's, behind one prompt."""
     masks = {} if mask is None else {"attention_mask": mask}
     if not is_encoder_decoder(model):
         return {"input_ids": ids} | masks

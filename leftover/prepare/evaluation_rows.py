@@ -40,9 +40,7 @@ def prepare_evaluations(
     if not isinstance(rows, Mapping):
         return prepare_evaluation(reference, tokenizer, args, rows, two_texts=two_texts)
     return {
-        name: prepare_evaluation(
-            reference, tokenizer, args, of_name, f"eval_dataset[{name!r}]", two_texts=two_texts
-        )
+        name: prepare_evaluation(reference, tokenizer, args, of_name, f"eval_dataset[{name!r}]", two_texts=two_texts)
         for name, of_name in rows.items()
     }
 

@@ -18,6 +18,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
 from leftover.models.generate import generate, have_ended
+from leftover.models.load import is_encoder_decoder
 from leftover.monitoring.ranks import apart
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
@@ -75,7 +76,7 @@ class PPOTrainer(PolicyTrainer):
             raise UserError("PPO scores its own completions: pass reward_funcs")
         evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
         self._check_best_metric(evaluation)
-        self.prompts = unique_prompts(tokenizer, self.args, train)
+        self.prompts = unique_prompts(tokenizer, self.args, train, two_texts=is_encoder_decoder(policy))
         self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn uniformly
         if self.prompts:
             self.order = prompt_order(self.args, len(self.prompts))
