@@ -101,7 +101,7 @@ def completion_opening(chat: Chat) -> list[int]:
 def _prompt(chat: Chat, ids: list[int], rendered: bool) -> list[int]:
     """The ids of a prompt's text with what its model has seen around a text that it reads first."""
     opened = chat.encoder.opened(ids, rendered)
-    return chat.encoder.closed(opened) if chat.two_texts else opened
+    return chat.encoder.closed(opened) if chat.two_texts and not rendered else opened
 
 
 def reads_seams_anew(chat: Chat, rows: Iterable[Row]) -> bool:

@@ -71,7 +71,7 @@ def check_causal(model: Any, what: str) -> None:
             raise UserError(f"{kind} does not make its logits position by position: its completions cannot be scored")
         _check_continued(model, some[:, shared:], kind)
         if is_encoder_decoder(model):
-            _check_padded(model, some, rounding, kind)
+            _check_padded(model, some, kind)
 
 
 def _check_two_texts(model: Any, what: str) -> None:
@@ -86,22 +86,22 @@ def _check_two_texts(model: Any, what: str) -> None:
             )
 
 
-def _check_padded(model: Any, ids: Tensor, rounding: float, kind: str) -> None:
+def _check_padded(model: Any, ids: Tensor, kind: str) -> None:
     """Refuse an encoder that reads the padding behind a prompt. `ids`: two texts [2, L]."""
     (long, other), pad_token_id = ids.tolist(), int(ids[0, 0])
-    alone, together = (
-        model(**_arguments(model, prompts, pad_token_id, ids.device)).logits.float().log_softmax(-1)
-        for prompts in ([other[-3:]], [other[-3:], long])
-    )
-    by_padding, by_prompt = (float(_difference(alone[0], row).max()) for row in together)
-    if by_padding > max(rounding, _ROUNDING * by_prompt, 1e-4):
-        raise UserError(f"{kind} reads the padding behind a prompt (it changes log-probabilities by {by_padding:.2g})")
 
+    def read(*prompts: list[int]) -> Tensor:
+        """[B, 1, V], of the first token of a completion."""
+        found, _ = inputs_to_continue(model, prompts, [[]] * len(prompts), pad_token_id)
+        return model(**{name: values.to(ids.device) for name, values in found.items()}).logits.float().log_softmax(-1)
 
-def _arguments(model: Any, prompts: list[list[int]], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """Of a forward pass for the first token of every prompt's completion."""
-    found, _ = inputs_to_continue(model, prompts, [[]] * len(prompts), pad_token_id)
-    return {name: values.to(device) for name, values in found.items()}
+    (alone,), (in_batch, of_other) = read(other[-3:]), read(other[-3:], long)
+    by_padding, by_prompt = _mean_difference(alone, in_batch), _mean_difference(alone, of_other)
+    if not by_padding <= max(_rounding(model, _ROUNDING_16_BIT_OF_SHAPES) * by_prompt, 1e-6):
+        raise UserError(
+            f"{kind} reads the padding behind a prompt (log-probabilities change by {by_padding:.2g}): its rows cannot "
+            "be scored together; take another model, such as T5 or BART"
+        )
 
 
 def _begun(model: Any, ids: Tensor) -> Tensor:
