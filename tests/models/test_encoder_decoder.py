@@ -181,15 +181,15 @@ def test_an_adapter_leaves_the_head_alone_and_is_scored(model: Any) -> None:
 
 
 def test_what_cannot_be_scored_is_refused(tokenizer: Any, monkeypatch: Any) -> None:
-    with pytest.raises(UserError, match="^X: .*no decoder_start_token_id"):
+    with pytest.raises(UserError, match=r"^X: .*no decoder_start_token_id"):
         check_causal(tiny("t5", tokenizer, decoder_start_token_id=None), "X")
     virtual = get_peft_model(tiny("t5", tokenizer), PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4))
-    with pytest.raises(UserError, match="^X: .*virtual tokens.*LoRA"):
+    with pytest.raises(UserError, match=r"^X: .*virtual tokens.*LoRA"):
         check_causal(virtual, "X")
     blind = tiny("bart", tokenizer)
     encode = blind.get_encoder().forward
     monkeypatch.setattr(blind.get_encoder(), "forward", lambda *args, **given: encode(*args, **_unmasked(given)))
-    with pytest.raises(UserError, match="^X: .*reads the padding behind a prompt"):
+    with pytest.raises(UserError, match=r"^X: .*reads the padding behind a prompt"):
         check_causal(blind, "X")
 
 
