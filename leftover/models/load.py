@@ -93,7 +93,8 @@ def build_model(
 ) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    if is_encoder_decoder(make_config(config)):  # which each tokenizer has, and no model leaves without an embedding
+    if is_encoder_decoder(make_config(config)):
+        # As BART's decoder begins. The embedding of T5's start, the padding, is one that BART does not train.
         special["decoder_start_token_id"] = tokenizer.eos_token_id
     return random_model(make_config({"vocab_size": num_tokens(tokenizer)} | special | config), seed=seed, dtype=dtype)
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from leftover.data.collate import Collator
 from leftover.errors import UserError
 from leftover.models import logprobs as module
+from leftover.models.engines.weights import unsupported
 from leftover.models.generate import generate
 from leftover.models.load import build_model, load_model, max_positions, save_model, start_token
 from leftover.models.logprobs import completion_logprobs, head_is_last, output_head
@@ -200,3 +201,7 @@ def _unmasked(given: dict[str, Any]) -> dict[str, Any]:
 def test_an_encoder_decoder_has_its_positions_twice_or_none(tokenizer: Any) -> None:
     assert max_positions(tiny("bart", tokenizer).config) == 64
     assert max_positions(tiny("t5", tokenizer, n_positions=512).config) is None, "the length it was trained at"
+
+
+def test_vllm_serves_none(tokenizer: Any) -> None:
+    assert unsupported(tiny("t5", tokenizer)) == "it is an encoder-decoder"

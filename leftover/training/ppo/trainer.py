@@ -54,7 +54,8 @@ class PPOTrainer(PolicyTrainer):
     accumulation, checkpoints and resuming are the Trainer's. Checkpoints fall on whole PPO steps.
 
     Args:
-        model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
+        model: a causal language model or an encoder-decoder, or a path or Hub id. It is the reference, and becomes the
+            policy.
         args: see PPOConfig.
         train_dataset: rows with `prompt` (other columns are not used), as text or lists of messages, or rows that
             have `prompt_ids` already. Every unique prompt counts once.
