@@ -69,7 +69,8 @@ class Chat:
     """A tokenizer's chat template with its options, and the tokens that end a completion (`end_tokens`: further ones).
 
     Raises UserError for an option that the template does not read and for an end that is not one token.
-    `names`: what messages call the settings.
+    `names`: what messages call the settings. `two_texts`: the model is an encoder-decoder, which reads prompt and
+    completion as a text each.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Chat:
         options: Options | None = None,
         end_tokens: Sequence[str] = (),
         names: SettingNames = RECIPE,
+        two_texts: bool = False,
     ):
-        self.tokenizer, self.options = tokenizer, options or {}
+        self.tokenizer, self.options, self.two_texts = tokenizer, options or {}, two_texts
         self.encoder = Encoder(tokenizer)
         self._names = names
         self.end_tokens = {text: single_token(tokenizer, text, self._names.end_tokens) for text in end_tokens}

@@ -35,8 +35,16 @@ class Encoder:
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
         """The ids that the tokenizer puts before a text, and those that it puts behind it."""
+        return self._around("text")
+
+    @cached_property
+    def around_target(self) -> tuple[list[int], list[int]]:
+        """The same of a text that a decoder writes: of translators it begins with another language."""
+        return self._around("text_target")
+
+    def _around(self, kind: str) -> tuple[list[int], list[int]]:
         probe = next((text for text in _PROBES if self.plain([text])[0]), _PROBES[0])
-        (bare,), whole = self.plain([probe]), list(self.tokenizer(probe)["input_ids"])
+        (bare,), whole = self.plain([probe]), list(self.tokenizer(**{kind: probe})["input_ids"])
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]
@@ -64,6 +72,11 @@ class Encoder:
             opening = []
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return [*opening, *ids] or [eos if bos is None else bos]
+
+    def closed(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt, which an encoder reads as a whole, with what the tokenizer puts behind a text."""
+        closing = self.around[1]
+        return ids if not closing or ids[-len(closing) :] == closing else [*ids, *closing]
 
     @cached_property
     def changes_beginnings(self) -> bool:
@@ -124,7 +137,11 @@ class Encoder:
         ended, said = (self.decode(before + ids) for ids in (completion, completion[:-1]))
         if not {ended, said}.intersection(self._readings(asked, alone, text, whole)):
             raise _unlike(row, "prompt and completion", asked + text, said)
-        written, read = self._comparable(asked + text), self._comparable(self.decode(whole))
+        self.check_kept(asked + text, whole)
+
+    def check_kept(self, text: str, ids: list[int]) -> None:
+        """Log, once, that the ids of a text do not say what it says."""
+        written, read = self._comparable(text), self._comparable(self.decode(ids))
         if written != read:
             self.log_once(
                 logging.WARNING,

@@ -42,7 +42,8 @@ def tokenise(
     any of `Chat.ends` at its end (plain, or of a template that closes no turn) gets the tokenizer's end of sequence;
     one whose row says `ended` is False gets none.
     Prompt and completion are tokenised together and parted where the prompt ends, since tokens at the seam depend on
-    both sides; if a token spans the seam, the completion is tokenised apart, as what goes on behind the prompt.
+    both sides; if a token spans the seam, the completion is tokenised apart, as what goes on behind the prompt. Of an
+    encoder-decoder they are two texts, each with what its tokenizer puts around one.
 
     The tokens of the first rows are decoded and compared with their texts, before anything is cut. A row that the chat
     template or the tokenizer cannot write is not kept; unless `skip_faulty`, such rows are raised together as
@@ -50,18 +51,27 @@ def tokenise(
     """
     turns, faults = _turns(chat, rows, remedy, skip_faulty=skip_faulty)
     encoder, ends = chat.encoder, set(chat.ends)
-    asked_ids, whole_ids = (encoder.plain(texts) for texts in zip(*turns, strict=True)) if rows else ([], [])
+    first, second = [turn.asked for turn in turns], [turn.whole for turn in turns]
+    if chat.two_texts:
+        second = [turn.whole.removeprefix(turn.asked) for turn in turns]
+    asked_ids, whole_ids = encoder.plain(first), encoder.plain(second)
     out = Tokenised([], [], [], [], [], [], faults)
     for i, (turn, asked, whole) in enumerate(zip(turns, asked_ids, whole_ids, strict=True)):
         text, rendered = turn.whole.removeprefix(turn.asked), bool(rows[i]["conversational"])
-        completion = None if faults[i] else encoder.going_on(turn.asked, asked, text, whole, rendered)
+        completion: list[int] | None = completion_opening(chat) + whole
+        if not chat.two_texts:
+            completion = None if faults[i] else encoder.going_on(turn.asked, asked, text, whole, rendered)
         if completion is None:
             faults[i] = faults[i] or _seam_fault(encoder, asked, text)
         elif not (completion and completion[-1] in ends):
             completion = [*completion, chat.tokenizer.eos_token_id]
-        prompt, completion = encoder.opened(asked, rendered), completion or []
+        prompt, completion = _prompt(chat, asked, rendered), completion or []
         if i < _ROWS_CHECKED and not faults[i]:
-            encoder.check(rows[i].get("where", f"row {i}"), turn.asked, text, prompt, completion, rendered)
+            if chat.two_texts:
+                encoder.check_kept(turn.asked, asked)
+                encoder.check_kept(text, whole)
+            else:
+                encoder.check(rows[i].get("where", f"row {i}"), turn.asked, text, prompt, completion, rendered)
         if rows[i].get("ended") is False and completion[-1:] and completion[-1] in ends:
             completion = completion[:-1]  # its sampler was stopped before an end
         cut, long = len(prompt) > limits.max_prompt_tokens, len(completion) > limits.max_completion_tokens
@@ -80,7 +90,18 @@ def encode_prompts(chat: Chat, rows: Sequence[Row], remedy: str = "") -> list[li
     """Token ids of each prompt as the model would be asked to continue it, uncut; UserError with the rows' faults."""
     turns, _ = _turns(chat, rows, remedy, prompts_only=True)
     encoded = chat.encoder.plain([turn.asked for turn in turns])
-    return [chat.encoder.opened(ids, bool(row["conversational"])) for row, ids in zip(rows, encoded, strict=True)]
+    return [_prompt(chat, ids, bool(row["conversational"])) for row, ids in zip(rows, encoded, strict=True)]
+
+
+def completion_opening(chat: Chat) -> list[int]:
+    """What is put before the text of every completion: nothing, but for an encoder-decoder."""
+    return chat.encoder.around_target[0] if chat.two_texts else []
+
+
+def _prompt(chat: Chat, ids: list[int], rendered: bool) -> list[int]:
+    """The ids of a prompt's text with what its model has seen around a text that it reads first."""
+    opened = chat.encoder.opened(ids, rendered)
+    return chat.encoder.closed(opened) if chat.two_texts and not rendered else opened
 
 
 def reads_seams_anew(chat: Chat, rows: Iterable[Row]) -> bool:

@@ -15,7 +15,8 @@ from leftover.data.tokens import decode_completions
 from leftover.errors import UserError
 from leftover.models.engines.choice import by_vllm
 from leftover.models.engines.request import Sampling, draw_key
-from leftover.models.load import root_in_place
+from leftover.models.inputs import inputs_to_continue
+from leftover.models.load import is_encoder_decoder, root_in_place
 from leftover.models.logprobs import output_head
 from leftover.models.probe import Batching, batching, own_distribution
 from leftover.models.reference import DIVERGED, evaluating
@@ -125,6 +126,10 @@ def _generate(
     whole = output_head(model).register_forward_pre_hook(_contiguous)
     with whole, evaluating(model, compute_dtype) as device, bar, own_distribution(model):
         together = batching(model, tokenizer.pad_token_id) if min(len(prompt_ids), batch_size) > 1 else "single"
+        share = _STRAGGLERS
+        if is_encoder_decoder(model) and together == "equally long":
+            # Its decoder's texts begin equally long, and stay so in a batch that is written to its end.
+            share, together = 0, "any"
         while unfinished:
             lengths = {i: len(prompt_ids[i]) + len(completions[i]) for i in unfinished}
             left = {i: max_new_tokens - len(completions[i]) for i in unfinished}
@@ -133,8 +138,8 @@ def _generate(
             unfinished = []
             for number, batch in enumerate(batches):
                 budgets = [left[i] for i in batch]
-                begun = [[*prompt_ids[i], *completions[i]] for i in batch]
-                stragglers = round(_STRAGGLERS * len(batch))
+                begun = [prompt_ids[i] for i in batch], [completions[i] for i in batch]
+                stragglers = round(share * len(batch))
                 choosing = _Choose(device)
                 if sample:  # each row with the rest of its own random numbers
                     drawn = [uniforms(seed, prompt_ids[i], copies[i], max_new_tokens) for i in batch]
@@ -145,7 +150,7 @@ def _generate(
                 except OutOfMemory:  # its traceback holds what did not fit
                     written = None
                 if written is None:
-                    halve(_WRITING, len(batch), max(map(len, begun)) + max(budgets))
+                    halve(_WRITING, len(batch), lengths[batch[0]] + max(budgets))
                     unfinished += itertools.chain(*batches[number:])
                     break
                 for i, (tokens, of_tokens) in zip(batch, written, strict=True):
@@ -160,21 +165,28 @@ def _generate(
 
 
 def _continue(
-    model: Any, pad_id: int, begun: list[list[int]], budgets: list[int], stragglers: int, choosing: "_Choose"
+    model: Any,
+    pad_id: int,
+    begun: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    budgets: list[int],
+    stragglers: int,
+    choosing: "_Choose",
 ) -> list[tuple[list[int], list[float]]]:
-    """What follows each text of a batch, within its budget, and the log-probabilities of these tokens."""
-    ids, mask = pad(begun, pad_id, left=True)
+    """What follows each text of a batch, within its budget, and the log-probabilities of these tokens.
+
+    begun: the prompts, and what was written behind each of them before.
+    """
     device, ends = choosing.finite.device, end_ids(model)
+    arguments, start = inputs_to_continue(model, *begun, pad_id)
     output = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.long().to(device),
+        **{name: values.to(device) for name, values in arguments.items()},
         max_new_tokens=max(budgets),
         pad_token_id=pad_id,
         use_cache=True,
         do_sample=False,
         logits_processor=[choosing],
         stopping_criteria=[_Stop(ends, budgets, stragglers, device)],
-    )[:, ids.shape[1] :]
+    )[:, start:]
     choosing.check()
     chosen_by = torch.stack(choosing.logprobs, dim=1).tolist()
     tokens = [up_to_end(row[:budget], ends) for row, budget in zip(output.tolist(), budgets, strict=True)]

@@ -1,4 +1,4 @@
-"""Loading, building and saving causal language models and their tokenizers. Nothing is unpickled."""
+"""Loading, building and saving language models and their tokenizers. Nothing is unpickled."""
 
 import contextlib
 import logging
@@ -53,11 +53,11 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: dict[str, Any] | None = None,
 ) -> Any:
-    """The causal LM at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its own base).
+    """The causal LM or encoder-decoder at `path`: a folder, a Hub id, or a PEFT adapter's folder (loaded on its base).
 
     `quantization`: further keywords of `from_pretrained` for the base (see `nf4_options`).
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     options = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code, **(quantization or {})}
     if attn_implementation:
@@ -66,9 +66,9 @@ def load_model(
         base = base_path(path)
         for folder in (path, base):
             refuse_pickles(folder)
-        refuse_encoder(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code), f"'{path}'")
+        architecture = architecture_of(AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code))
         with not_in_parts():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(base, **options, output_loading_info=True)
+            loaded: Any = architecture.from_pretrained(base, **options, output_loading_info=True)
         model, info = loaded
         _refuse_missing(base, info["missing_keys"])
         if info["unexpected_keys"]:
@@ -85,7 +85,7 @@ def load_model(
     except UserWarning as error:
         raise UserError(f"the adapter at '{path}' lacks weights: {one_line(error, 300)}") from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"no causal language model at '{path}': {first_line(error)}") from error
+        raise UserError(f"no language model at '{path}': {first_line(error)}") from error
 
 
 def _refuse_missing(path: str, names: Iterable[str]) -> None:
@@ -118,16 +118,17 @@ def build_model(
 ) -> Any:
     """A model with random weights from a config dictionary (`model_type` and its settings)."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if is_encoder_decoder(make_config(config)):
+        # As BART's decoder begins. The embedding of T5's start, the padding, is one that BART does not train.
+        special["decoder_start_token_id"] = tokenizer.eos_token_id
     return random_model(make_config({"vocab_size": num_tokens(tokenizer)} | special | config), seed=seed, dtype=dtype)
 
 
 def random_model(config: "PreTrainedConfig", *, seed: int = 0, dtype: str = "float32") -> Any:
-    """The causal LM of a config with random weights."""
-    from transformers import AutoModelForCausalLM
-
+    """The causal LM or encoder-decoder of a config with random weights."""
     try:
         with seeded(seed), not_in_parts():
-            return AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype))
+            return architecture_of(config).from_config(config, dtype=torch_dtype(dtype))
     except Exception as error:  # and torch another
         kind = config.model_type
         raise UserError(f"model.config: no {kind} can be made of these sizes: {one_line(error, 200)}") from error
@@ -179,7 +180,10 @@ def seeded(seed: int) -> Iterator[None]:
 def make_config(settings: dict[str, Any]) -> Any:
     """The transformers config of `model_type` and its settings; UserError for what transformers refuses."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
 
     if settings.get("model_type") is None:
         raise UserError("model.config needs 'model_type' (for example: llama)")
@@ -187,8 +191,10 @@ def make_config(settings: dict[str, Any]) -> Any:
         config = AutoConfig.for_model(**settings)
     except Exception as error:  # transformers raises a different type for every cause
         raise UserError(f"model.config is refused by transformers: {one_line(error, 200)}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.config: '{config.model_type}' has no causal language model: take llama or gpt2")
+    mapping = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if is_encoder_decoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in mapping:
+        kind = "encoder-decoder that writes text" if is_encoder_decoder(config) else "causal language model"
+        raise UserError(f"model.config: '{config.model_type}' has no {kind}: take llama, gpt2 or t5")
     return config
 
 
@@ -202,13 +208,43 @@ def base_path(path: str) -> str:
     return str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"]) if is_adapter(path) else path
 
 
-def refuse_encoder(config: Any, what: str) -> None:
-    """Raise UserError for an encoder-decoder, whose encoder would be left out; `what` names the model."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"{what}: no causal language model, but an encoder-decoder ({config.model_type}); take a decoder, such as "
-            "Llama or GPT-2"
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether a model (bare, PEFT or wrapped), or the model of a config, reads prompts with an encoder of its own."""
+    model = getattr(model, "module", model)
+    return bool(getattr(getattr(model, "config", model), "is_encoder_decoder", False))
+
+
+def architecture_of(config: Any) -> Any:
+    """The class of transformers that makes the model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+
+
+def reads_two_texts(section: ModelSection) -> bool:
+    """`is_encoder_decoder` of the model that a recipe names; no weights are read. False where there is none."""
+    from transformers import AutoConfig
+
+    if section.path is None:
+        return is_encoder_decoder(make_config(section.config or {}))
+    try:
+        return is_encoder_decoder(
+            AutoConfig.from_pretrained(base_path(section.path), trust_remote_code=section.remote_code)
         )
+    except (OSError, ValueError):  # said where the model is loaded
+        return False
+
+
+def start_token(model: Any) -> int:
+    """The token that the decoder of an encoder-decoder begins with."""
+    inner = unwrapped(getattr(model, "module", model))
+    for config in (inner.config, inner.generation_config):
+        if (token := getattr(config, "decoder_start_token_id", None)) is not None:
+            return int(token)
+    raise UserError(
+        f"{type(inner).__name__} has no decoder_start_token_id, with which its decoder begins: set it in its "
+        "config.json (of T5 it is the pad_token_id)"
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -219,8 +255,13 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def max_positions(model_config: "PreTrainedConfig") -> int | None:
-    """The longest sequence that the model has positions for; None if its config does not limit it."""
+    """The longest sequence that the model has positions for; None if its config does not limit it.
+
+    Of an encoder-decoder: the longest prompt, and the longest completion.
+    """
     text_config = model_config.get_text_config()
+    if is_encoder_decoder(text_config) and hasattr(text_config, "relative_attention_num_buckets"):
+        return None  # T5 counts distances; the n_positions in its folders is the length that it was trained at
     return getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
 
 
@@ -294,8 +335,9 @@ def root_in_place(model: Any) -> Iterator[None]:
         yield
         return
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    arguments = {"input_ids": token} | ({"decoder_input_ids": token} if is_encoder_decoder(model) else {})
     with torch.no_grad():
-        model(input_ids=token)  # the first pass decides which module is the outermost
+        model(**arguments)  # the first pass decides which module is the outermost
     model.unshard()
     try:
         yield
@@ -330,6 +372,8 @@ def align_generation_config(model: Any, tokenizer: "PreTrainedTokenizerBase", en
     config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.bos_token_id is not None:
         config.bos_token_id = tokenizer.bos_token_id
+    if config.forced_eos_token_id is not None:  # BART has one, whatever the tokenizer
+        config.forced_eos_token_id = config.eos_token_id
     model.config.eos_token_id, model.config.pad_token_id = config.eos_token_id, tokenizer.pad_token_id
 
 

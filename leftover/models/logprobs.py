@@ -1,9 +1,9 @@
 """The only place where logits become log-probabilities.
 
-Rows are laid out from position 0, prompt and completion together, padded on the right. Under causal attention no
-real token then sees a padded one, so there is no attention mask, positions are 0, 1, 2, ... for every model, and
-a batch is as wide as its longest row. Hidden states are gathered before the head: only the positions that predict a
-completion token get logits, and none of the padding does.
+Rows are laid out from position 0, prompt and completion together, padded on the right (those of an encoder-decoder in
+two parts: `leftover.models.inputs`). Under causal attention no real token then sees a padded one, so there is no
+attention mask, positions are 0, 1, 2, ... for every model, and a batch is as wide as its longest row. Hidden states are
+gathered before the head: only the positions that predict a completion token get logits, and none of the padding does.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from leftover.errors import UserError
+from leftover.models.inputs import inputs_of, inputs_of_prompts
 from leftover.monitoring.ranks import is_sharded
 
 # How many logits become probabilities at a time: few enough to stay in a processor's cache, or to keep a GPU's
@@ -34,7 +35,8 @@ def completion_logprobs(
     """log pi(y_t | x, y_<t) of every completion token, in the aligned layout.
 
     Args:
-        model: a causal language model of transformers (bare, PEFT or wrapped for distributed training).
+        model: a causal language model or an encoder-decoder of transformers (bare, PEFT or wrapped for distributed
+            training).
         batch: `prompt_ids` and `prompt_mask` [B, P], padded on the LEFT; `completion_ids` and `completion_mask`
             [B, T], padded on the RIGHT. Other entries are ignored.
         overwrite_logits: see `selected_logprobs`; saves memory if one backward pass follows, as in training.
@@ -56,9 +58,9 @@ def completion_logprobs(
 
 def _in_parts(model: nn.Module, batch: Mapping[str, Tensor], targets: Tensor, temperature: float) -> Tensor:
     """[N] log-probabilities, the head some positions at a time; its logits are computed again for the gradient."""
-    input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting, input_ids.shape[1], run_on=1) as captured:
-        model(input_ids=input_ids, use_cache=False)
+    inputs = inputs_of(model, batch)
+    with head_sees_only(model, inputs.predicting, inputs.width, run_on=1) as captured:
+        model(**inputs.arguments, use_cache=False)
     head, hidden = output_head(model), captured["hidden"][0]
 
     def part(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -86,37 +88,16 @@ def head_is_last(model: Any) -> bool:
         keep = output_head(model).register_forward_hook(lambda _, __, output: given.append(output))
         ids = torch.arange(min(_TRIED, _vocabulary(model)), device=next(inner.parameters()).device)[None]
         with keep, torch.no_grad():
-            logits = inner(input_ids=ids, use_cache=False).logits
+            logits = inner(**inputs_of_prompts(inner, ids).arguments, use_cache=False).logits
         _last[inner] = not is_sharded(model) and torch.equal(given[-1].to(logits.dtype), logits)
     return _last[inner]
 
 
 def completion_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """[N, V] logits of the N completion tokens of a batch in the aligned layout, row by row."""
-    input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting, input_ids.shape[1]):
-        return model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
-
-
-def join(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Prompts and completions as one row each, from position 0. Every prompt has a token.
-
-    Returns:
-        `input_ids` [B, L], without the last token of the longest row, which is only ever a target; and [N] int64,
-        where in the flattened [B L] the N completion tokens are predicted, row by row.
-    """
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
-    prompt_lengths, completion_mask = batch["prompt_mask"].sum(1), batch["completion_mask"].bool()
-    longest, shortest_prompt = torch.stack([mask.sum(1).max(), prompt_lengths.min()]).tolist()
-    if shortest_prompt == 0:
-        raise ValueError("a prompt without a token: nothing predicts the first token of its completion")
-    width = longest - 1
-    # A stable sort of the padding behind the tokens keeps their order.
-    input_ids = ids.gather(1, torch.argsort(~mask, dim=1, stable=True))[:, :width]
-    first = torch.arange(len(ids), device=ids.device) * width + prompt_lengths - 1
-    offsets = torch.arange(completion_mask.shape[1], device=ids.device)
-    return input_ids.contiguous(), (first[:, None] + offsets)[completion_mask]
+    inputs = inputs_of(model, batch)
+    with head_sees_only(model, inputs.predicting, inputs.width):
+        return model(**inputs.arguments, use_cache=False).logits.flatten(0, 1)
 
 
 @contextlib.contextmanager
@@ -148,7 +129,7 @@ def output_head(model: Any) -> nn.Module:
     """The layer that makes logits; UserError for a model that has none."""
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
-        raise UserError(f"{type(model).__name__} has no output embeddings: it is not a causal language model")
+        raise UserError(f"{type(model).__name__} has no output embeddings: it is no language model")
     return head
 
 

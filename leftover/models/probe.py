@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor
 
 from leftover.errors import UserError, first_line, located
-from leftover.models.load import refuse_encoder, unwrapped
+from leftover.models.inputs import inputs_to_continue
+from leftover.models.load import is_encoder_decoder, start_token, unwrapped
 from leftover.models.logprobs import head_sees_only, of_tokens, virtual_tokens
 from leftover.models.reference import evaluating
 from leftover.models.trunk import texts
@@ -37,14 +38,17 @@ def check_causal(model: Any, what: str) -> None:
     """Refuse a model that does not predict each token from those before it alone; `what` names it in the error.
 
     Two texts share a beginning: what is predicted there must be equal. The head must make of single positions what the
-    model makes of all, since completions are scored so; and what it generates must have these probabilities.
+    model makes of all, since completions are scored so; and what it generates must have these probabilities. Of an
+    encoder-decoder that is tried on texts of the decoder, and padding behind its prompts must change nothing.
     """
     kind = type(unwrapped(model)).__name__
-    refuse_encoder(model.config, what)
+    if is_encoder_decoder(model):
+        _check_two_texts(model, what)
     if any(parameter.is_meta or not parameter.numel() for parameter in model.parameters()):
         return  # its weights lie in parts with several processes
     with evaluating(model, None) as device, located(what):
-        ids = texts(model).to(device)
+        some = texts(model).to(device)
+        ids = _begun(model, some)
         everywhere = torch.arange(ids.numel(), device=device)
         try:
             logprobs = of_tokens(model, _logprobs(model, ids))
@@ -54,7 +58,7 @@ def check_causal(model: Any, what: str) -> None:
             raise UserError(f"{kind} cannot read a text alone: {first_line(error)}") from error
         if logprobs.isnan().any():
             raise UserError(f"what {kind} predicts is not finite (NaN): its weights are damaged")
-        shared = ids.shape[1] // 2
+        shared = some.shape[1] // 2
         changes = _difference(logprobs[0], logprobs[1])
         ahead = float(changes[:shared].max())
         rounding = _rounding(model, _ROUNDING_16_BIT) * float(changes[shared:].max())
@@ -65,12 +69,60 @@ def check_causal(model: Any, what: str) -> None:
             )
         if float(_difference(logprobs, scored).max()) > max(rounding, 1e-4):
             raise UserError(f"{kind} does not make its logits position by position: its completions cannot be scored")
-        _check_continued(model, ids[:, shared:], kind)
+        _check_continued(model, some[:, shared:], kind)
+        if is_encoder_decoder(model):
+            _check_padded(model, some, kind)
+
+
+def _check_two_texts(model: Any, what: str) -> None:
+    """Refuse an encoder-decoder that does not say how its decoder begins, or whose adapter has virtual tokens."""
+    with located(what):
+        start_token(model)
+        adapter = getattr(model, "active_peft_config", None)
+        if adapter is not None and adapter.is_prompt_learning:
+            raise UserError(
+                f"an adapter with virtual tokens ({adapter.peft_type.value}) on an encoder-decoder is not supported: "
+                "take a LoRA adapter"
+            )
+
+
+def _check_padded(model: Any, ids: Tensor, kind: str) -> None:
+    """Refuse an encoder that reads the padding behind a prompt. `ids`: two texts [2, L]."""
+    (long, other), pad_token_id = ids.tolist(), int(ids[0, 0])
+
+    def read(*prompts: list[int]) -> Tensor:
+        """[B, 1, V], of the first token of a completion."""
+        found, _ = inputs_to_continue(model, prompts, [[]] * len(prompts), pad_token_id)
+        return model(**{name: values.to(ids.device) for name, values in found.items()}).logits.float().log_softmax(-1)
+
+    (alone,), (in_batch, of_other) = read(other[-3:]), read(other[-3:], long)
+    by_padding, by_prompt = _mean_difference(alone, in_batch), _mean_difference(alone, of_other)
+    if not by_padding <= max(_rounding(model, _ROUNDING_16_BIT_OF_SHAPES) * by_prompt, 1e-6):
+        raise UserError(
+            f"{kind} reads the padding behind a prompt (log-probabilities change by {by_padding:.2g}): its rows cannot "
+            "be scored together; take another model, such as T5 or BART"
+        )
+
+
+def _begun(model: Any, ids: Tensor) -> Tensor:
+    """Texts [B, L] as they are read: an encoder-decoder's decoder begins with a token of its own."""
+    if not is_encoder_decoder(model):
+        return ids
+    return torch.cat([ids.new_full((len(ids), 1), start_token(model)), ids], dim=1)
+
+
+def _asked(model: Any, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """The arguments for texts [B, L] to be read; those of an encoder-decoder are its decoder's, behind one prompt."""
+    masks = {} if mask is None else {"attention_mask": mask}
+    if not is_encoder_decoder(model):
+        return {"input_ids": ids} | masks
+    prompt = texts(model)[:1].to(ids.device).expand(len(ids), -1)
+    return {"input_ids": prompt, "decoder_input_ids": ids} | {f"decoder_{name}": of for name, of in masks.items()}
 
 
 def _check_continued(model: Any, ids: Tensor, kind: str) -> None:
     """Refuse a model that goes on with a text otherwise than it reads one, or not at all. `ids`: two texts [2, L]."""
-    token = int(ids[0, 0])
+    token, ids = int(ids[0, 0]), _begun(model, ids)
     read = [
         of_tokens(model, _logprobs(model, torch.cat([row, row.new_full((2,), token)])[None]))[0, -3:].exp()
         for row in ids
@@ -106,9 +158,10 @@ def batching(model: Any, pad_token_id: int) -> Batching:
     Recurrent models may read the padding on the left of a shorter row, or mix the states of a batch.
     """
     if model not in _known:
-        long, other = texts(model).to(next(model.parameters()).device)
-        short, token = other[-3:], int(long[0])
-        padding = torch.full_like(other[:-3], pad_token_id)
+        some = texts(model).to(next(model.parameters()).device)
+        token = int(some[0, 0])
+        (long, other), (_, short) = _begun(model, some), _begun(model, some[:, -3:])
+        padding = torch.full_like(long[: len(long) - len(short)], pad_token_id)
         rounding = _rounding(model, _ROUNDING_16_BIT_OF_SHAPES)
 
         def agree(row: Tensor, in_batch: Tensor) -> bool:
@@ -128,8 +181,7 @@ def batching(model: Any, pad_token_id: int) -> Batching:
 def _continued(model: Any, ids: Tensor, mask: Tensor, token: int, pad_token_id: int) -> Tensor:
     """Log-probabilities [B, 3, V] of the next three tokens, the first two of which are `token`."""
     found = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        **_asked(model, ids, mask),
         generation_config=GenerationConfig(
             max_new_tokens=3,
             pad_token_id=pad_token_id,
@@ -161,7 +213,8 @@ def own_distribution(model: Any) -> Iterator[None]:
     """
     inner = unwrapped(model)
     usual = inner.generation_config
-    special = {name: getattr(usual, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    special = {name: getattr(usual, name) for name in names}
     inner.generation_config = GenerationConfig(**special)
     try:
         yield
@@ -170,7 +223,7 @@ def own_distribution(model: Any) -> Iterator[None]:
 
 
 def _logprobs(model: Any, ids: Tensor) -> Tensor:
-    return model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+    return model(**_asked(model, ids), use_cache=False).logits.float().log_softmax(-1)
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from leftover.data.collate import Collator, pad
 from leftover.errors import UserError
+from leftover.models.inputs import inputs_of_prompts
 from leftover.models.load import base_path, is_adapter, root_in_place
 from leftover.models.logprobs import completion_logprobs, head_sees_only
 from leftover.models.trunk import capture_hidden
@@ -114,8 +115,8 @@ def reference_pass(
 
     Args:
         rows: with `prompt_ids` and `completion_ids`, and for messages `where`.
-        features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT. A mask
-            [N]: of these rows alone.
+        features: also return [N, 2 H] float32: mean and last position of the last hidden states of the PROMPT (of an
+            encoder-decoder the encoder's, which are all that the decoder reads of it). A mask [N]: of these rows alone.
         compute_dtype: autocast dtype (bfloat16, float16), or None for the weights' own.
         temperature: of the log-probabilities (see `completion_logprobs`).
         description: of a progress bar, which is not shown without one.
@@ -226,9 +227,10 @@ def prompt_hidden(
     with evaluating(model, compute_dtype) as device, capture_hidden(model) as captured:
         most = room_for(_READING, pass_tokens(device))
         for chosen in length_sorted_batches([len(ids) for ids in prompt_ids], most):
-            ids, _ = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
-            with head_sees_only(model, torch.zeros(1, dtype=torch.int64, device=device), ids.shape[1]):
-                model(input_ids=ids.to(device), use_cache=False)
+            ids, mask = pad([prompt_ids[i] for i in chosen], tokenizer.pad_token_id)
+            inputs = inputs_of_prompts(model, ids.to(device), mask.to(device))
+            with head_sees_only(model, inputs.predicting, inputs.width):
+                model(**inputs.arguments, use_cache=False)
             hidden = captured["hidden"].float().cpu()
             for i, states in zip(chosen, hidden, strict=True):
                 yield i, states[: len(prompt_ids[i])].clone()

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from leftover.models.load import max_positions, unwrapped
+from leftover.models.load import is_encoder_decoder, max_positions, unwrapped
 from leftover.models.logprobs import of_tokens, virtual_tokens
 
 _LENGTH, _CONTINUED = 12, 3  # tokens of a text that a model is tried on, and of what it adds to one
@@ -18,7 +18,10 @@ _known: "WeakKeyDictionary[nn.Module, nn.Module]" = WeakKeyDictionary()
 
 @contextlib.contextmanager
 def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Inside, `captured['hidden']` holds the last hidden states [B, L, H] of the last forward."""
+    """Inside, `captured['hidden']` holds the last hidden states [B, L, H] of the last forward.
+
+    Those of an encoder-decoder are the encoder's, of the prompts alone.
+    """
     captured: dict[str, Tensor] = {}
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
@@ -31,9 +34,11 @@ def capture_hidden(model: Any) -> Iterator[dict[str, Tensor]]:
 def trunk_of(model: Any) -> nn.Module:
     """The largest of the modules that the model's own forward calls: `model` of Llama, `model.decoder` of OPT.
 
-    Found once for every model, by a pass over a few tokens.
+    Found once for every model, by a pass over a few tokens. Of an encoder-decoder: its encoder.
     """
     inner = unwrapped(model)
+    if is_encoder_decoder(inner):
+        return inner.get_encoder()
     if inner not in _known:
         called: list[nn.Module] = []
         inside: list[nn.Module] = []

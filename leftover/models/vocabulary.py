@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from leftover.data.tokenizer import num_tokens
 from leftover.errors import UserError
-from leftover.models.load import base_path
+from leftover.models.load import architecture_of, base_path
 from leftover.store.table import list_lengths, list_maxima
 
 
@@ -68,7 +68,7 @@ def check_vocabulary_of(
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and num_tokens(tokenizer) > rows:
         with torch.device("meta"):  # some have more embeddings than outputs
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            skeleton = architecture_of(config).from_config(config, trust_remote_code=trust_remote_code)
         check_vocabulary(tokenizer, embedding_rows(skeleton), model, key)
 
 

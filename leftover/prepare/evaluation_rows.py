@@ -14,6 +14,7 @@ from leftover.data.records import Row
 from leftover.data.rows import first_of
 from leftover.data.tokens import cut_prompt, encode_prompts
 from leftover.errors import UserError
+from leftover.models.load import is_encoder_decoder
 from leftover.prepare.in_memory import CHAT_REMEDY, chat_of, reference_of, table_of, tokens_of
 from leftover.prepare.own_rows import Rows, as_dataset, checked_rows, column_names
 from leftover.recipe.policy_config import PolicyConfig
@@ -27,18 +28,19 @@ _EVALUATED = {"prompt_ids", "prompt", "conversational", "group"}
 
 
 def prepare_evaluations(
-    reference: nn.Module | None,
+    reference: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     args: PolicyConfig,
     rows: EvaluationRows,
 ) -> Any:
     """One data set of evaluation rows, or several by name, as transformers takes them; see `prepare_evaluation`."""
+    two_texts = is_encoder_decoder(reference)
     if rows is None:
         return None
     if not isinstance(rows, Mapping):
-        return prepare_evaluation(reference, tokenizer, args, rows)
+        return prepare_evaluation(reference, tokenizer, args, rows, two_texts=two_texts)
     return {
-        name: prepare_evaluation(reference, tokenizer, args, of_name, f"eval_dataset[{name!r}]")
+        name: prepare_evaluation(reference, tokenizer, args, of_name, f"eval_dataset[{name!r}]", two_texts=two_texts)
         for name, of_name in rows.items()
     }
 
@@ -51,16 +53,18 @@ def prepare_evaluation(
     name: str = "eval_dataset",
     *,
     prompts_only: bool = False,
+    two_texts: bool = False,
 ) -> datasets.Dataset:
     """Evaluation rows may be prompts alone; completions, where given, serve for likelihood and log-ratio.
 
     `reference` is the model before training; None leaves the log-ratio out. Prepared rows are returned as they are.
+    `two_texts`: for an encoder-decoder.
     """
     found = column_names(rows)
     if "prompt_ids" in found and (found >= _EVALUATED or "reference_logprobs" in found):
         return as_dataset(rows, name)
     checked = checked_rows(rows, name, args, tokenizer, completions="not used" if prompts_only else "if given")
-    chat = chat_of(tokenizer, args, checked)
+    chat = chat_of(tokenizer, args, checked, two_texts=two_texts)
     whole = [i for i, row in enumerate(checked) if row["completion"] is not None]
     tokens = tokens_of(chat, args, [checked[i] for i in whole], name)
     ids = dict(zip(whole, zip(tokens.prompt_ids, tokens.completion_ids, strict=True), strict=True))

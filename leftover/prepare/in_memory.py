@@ -17,6 +17,7 @@ from leftover.data.rows import as_prompt, first_of
 from leftover.data.splits import unique_ids
 from leftover.data.tokens import Limits, Tokenised, tokenise
 from leftover.errors import PYTHON, UserError
+from leftover.models.load import is_encoder_decoder
 from leftover.objectives.requirements import check_groups
 from leftover.prepare.constants import Reference, values_and_advantages
 from leftover.prepare.extras import add_extras
@@ -68,9 +69,14 @@ def reference_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: Pol
     return Reference(load, args.compute_dtype, limit, args.seed, args.generation, args.unfinished)
 
 
-def chat_of(tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = ()) -> Chat:
-    """The tokenizer's chat template, which must have the options of the configuration and of the rows."""
-    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens, PYTHON)
+def chat_of(
+    tokenizer: PreTrainedTokenizerBase, args: PolicyConfig, checked: Sequence[Row] = (), *, two_texts: bool = False
+) -> Chat:
+    """The tokenizer's chat template, which must have the options of the configuration and of the rows.
+
+    `two_texts`: for an encoder-decoder.
+    """
+    chat = Chat(tokenizer, args.chat_template_kwargs, args.end_tokens, PYTHON, two_texts)
     chat.check_options({name: value for row in checked for name, value in row["chat_template_kwargs"].items()})
     return chat
 
@@ -113,7 +119,7 @@ def _prepare(
 ) -> datasets.Dataset:
     # Functions score rows without a `reward`, but kto learns from labels wherever rows have them.
     labels = reward_func is None or "label" in objective_of(args).optional
-    checked, table = _tokenised(reference.load()[1], args, rows, labels)
+    checked, table = _tokenised(*reference.load(), args, rows, labels)
     needs = _needs(args)
     table["reward"], targets = _rewards(checked, args.value_targets, reward_func)
     if (targets, args.value_targets) == ("recorded", "auto") and len(set(table["group"])) == 1:
@@ -143,11 +149,11 @@ def _prepare(
 
 
 def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Rows, labels: bool
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: LoLConfig, rows: Rows, labels: bool
 ) -> tuple[list[Row], dict[str, Any]]:
     """The checked rows that fit the limits, and their prompts and token ids as a table."""
     checked = checked_rows(rows, "train_dataset", args, tokenizer, labels=labels)
-    chat = chat_of(tokenizer, args, checked)
+    chat = chat_of(tokenizer, args, checked, two_texts=is_encoder_decoder(model))
     tokens = tokens_of(chat, args, checked, "train_dataset")
     if any(row["conversational"] for row in checked):
         chat.warn(tools=any(row["tools"] for row in checked))

@@ -16,6 +16,8 @@ _SEAMS_TRIED = 256
 
 def reread(chat: Chat, rows: Dataset) -> Key:
     """A part of the tokens' key: which rows are read otherwise than before. Empty for most tokenizers and rows."""
+    if chat.two_texts:
+        return {"two_texts": True}
     columns = rows.select_columns(["prompt", "conversational"]).with_format("arrow")
     found = {kind for part in columns.iter(batch_size=4096) for kind in _kinds(chat, _plain_prompts(part))}
     if chat.encoder.changes_beginnings and reads_seams_anew(chat, rows.select(range(min(len(rows), _SEAMS_TRIED)))):
@@ -25,6 +27,8 @@ def reread(chat: Chat, rows: Dataset) -> Key:
 
 def reread_prompts(chat: Chat, prompts: Sequence[str]) -> Key:
     """`reread` of plain prompts without completions."""
+    if chat.two_texts:
+        return {"two_texts": True}
     found = _kinds(chat, pa.array(prompts, type=pa.string()))
     return {"reread": sorted(found)} if found else {}
 

@@ -132,7 +132,7 @@ def tokens(run: Run) -> None:
         return
     plain = [row for row in rows.select(range(min(len(rows), _SEAMS_READ))) if not row["conversational"]]
     met = sum(bool(row["prompt"][-1:].strip()) and row["completion"][:1].isalnum() for row in plain)
-    if plain and met > _RUN_TOGETHER * len(plain):
+    if plain and met > _RUN_TOGETHER * len(plain) and not run.models.chat.two_texts:
         log.warning(
             "tokens: prompts and completions meet without a space between them; where there should be one, set "
             'data.columns.completion: " {your_column}"'

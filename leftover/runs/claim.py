@@ -39,7 +39,8 @@ def open_run(recipe: Recipe) -> Run:
     check_packages(recipe)
     check_rewards(run)
     check_fitted(run)
-    check_limits(recipe, model_positions(recipe.model))
+    check_limits(recipe, model_positions(recipe.model), two_texts=run.models.two_texts)
+    check_encoder_decoder(recipe, run.models.two_texts)
     check_files(recipe.data)
     check_tokenizer(run)
     try:
@@ -180,9 +181,24 @@ def check_fitted(run: Run) -> None:
                     fitted.check()
 
 
-def check_limits(recipe: Recipe, positions: int | None) -> None:
-    """Refuse lengths beyond the model's positions; None: they are unknown or unlimited."""
+def check_encoder_decoder(recipe: Recipe, two_texts: bool) -> None:
+    """Refuse what no encoder-decoder (`two_texts`) can do here."""
+    if two_texts and recipe.evaluate.engine == "vllm":
+        raise UserError(
+            f"{recipe.where}: evaluate.engine: vLLM serves no encoder-decoders, and the recipe's model is one: set "
+            "evaluate.engine: transformers, or leave it out"
+        )
+
+
+def check_limits(recipe: Recipe, positions: int | None, *, two_texts: bool = False) -> None:
+    """Refuse lengths beyond the model's positions; None: they are unknown or unlimited.
+
+    `two_texts`: of an encoder-decoder, which has as many for prompts and as many for completions.
+    """
     data = recipe.data
+    if two_texts:
+        _check_each_length(recipe, positions)
+        return
     lengths = {
         "data.max_completion_tokens": data.max_completion_tokens,
         "evaluate.max_new_tokens": recipe.evaluate.max_new_tokens or 0,
@@ -194,6 +210,18 @@ def check_limits(recipe: Recipe, positions: int | None) -> None:
                 f"data.max_prompt_tokens + {key} = {needed} exceeds the model's {positions} positions: lower one of "
                 "them"
             )
+
+
+def _check_each_length(recipe: Recipe, positions: int | None) -> None:
+    data = recipe.data
+    lengths = {
+        "data.max_prompt_tokens": data.max_prompt_tokens,
+        "data.max_completion_tokens": data.max_completion_tokens,
+        "evaluate.max_new_tokens": recipe.evaluate.max_new_tokens or 0,
+    }
+    for key, length in lengths.items():
+        if positions is not None and length > positions:
+            raise UserError(f"{key} = {length} exceeds the model's {positions} positions: lower it")
 
 
 def check_tokenizer(run: Run) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from leftover.data.chat import Chat
 from leftover.data.tokenizer import load_tokenizer
-from leftover.models.load import align_generation_config, build_model, is_adapter, load_with
+from leftover.models.load import align_generation_config, build_model, is_adapter, load_with, reads_two_texts
 from leftover.recipe.sections import LoraSection, Recipe
 from leftover.runs.names import reference_folder, tokenizer_folder
 
@@ -36,7 +36,13 @@ class Models:
     @cached_property
     def chat(self) -> Chat:
         """The chat template with the recipe's options, and the tokens that end a completion."""
-        return Chat(self.tokenizer, self.section.template_options, self.section.end_tokens)
+        section = self.section
+        return Chat(self.tokenizer, section.template_options, section.end_tokens, two_texts=self.two_texts)
+
+    @cached_property
+    def two_texts(self) -> bool:
+        """Whether the model is an encoder-decoder."""
+        return reads_two_texts(self.section)
 
     def base(self) -> "PreTrainedModel":
         """The model before any training: pretrained, or with random weights from the recipe's config."""
@@ -60,10 +66,10 @@ class Models:
         lora = self.section.lora
         if lora is None or is_adapter(self._reference_path):
             return None
-        return adapter_config(lora)
+        return adapter_config(lora, self.two_texts)
 
 
-def adapter_config(lora: LoraSection) -> "LoraConfig":
+def adapter_config(lora: LoraSection, encoder_decoder: bool = False) -> "LoraConfig":
     """The peft config of a recipe's `model.lora`."""
     from peft import LoraConfig
 
@@ -72,5 +78,5 @@ def adapter_config(lora: LoraSection) -> "LoraConfig":
         lora_alpha=int(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM",
     )

@@ -19,7 +19,14 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import PYTHON, UserError, nearest
 from leftover.evaluation.policy import evaluate_policy, metric_names
 from leftover.models.divergence import FrozenStart
-from leftover.models.load import add_adapter, align_generation_config, disable_dropout, is_adapter, load_model
+from leftover.models.load import (
+    add_adapter,
+    align_generation_config,
+    disable_dropout,
+    is_adapter,
+    is_encoder_decoder,
+    load_model,
+)
 from leftover.models.probe import check_causal, check_trainable
 from leftover.models.vocabulary import check_prepared, check_vocabulary, embedding_rows
 from leftover.monitoring.finite_training import FiniteTrainer
@@ -177,7 +184,8 @@ class PolicyTrainer(FiniteTrainer):
         began = time.monotonic()
         give_back()  # what the steps hold ready is of no use to generation
         with self._as_reference() as reference:
-            dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset)
+            two_texts = is_encoder_decoder(self.model)
+            dataset = prepare_evaluation(reference, self.processing_class, self.args, dataset, two_texts=two_texts)
         metrics, completions = evaluate_policy(
             self.model, self.processing_class, dataset, self.args, self.reward_func, self.reference
         )

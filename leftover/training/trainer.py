@@ -61,7 +61,8 @@ class LoLTrainer(TrainsAlong):
     """Trains a policy from scored rows by any objective of `OBJECTIVES`.
 
     Args:
-        model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
+        model: a causal language model or an encoder-decoder, or a path or Hub id. It is the reference, and becomes the
+            policy.
         train_dataset: rows with `prompt`, `completion` and `reward`, in any form that a recipe takes (docs/data.md): a
             `datasets.Dataset`, dictionaries in any iterable, a data frame, or a data file's path. Columns that the
             objective needs are prepared here, by the functions that `leftover prepare` uses. Prompts may be lists of

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from leftover.data.collate import Collator
 from leftover.models import logprobs as module
-from leftover.models.logprobs import completion_logprobs, head_is_last, join, output_head, selected_logprobs
+from leftover.models.inputs import join
+from leftover.models.logprobs import completion_logprobs, head_is_last, output_head, selected_logprobs
 
 
 def make_rows(count=9, seed=0, vocabulary=200):

@@ -9,7 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import IA3Config, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from leftover import LoLConfig, LoLTrainer
 from leftover.data.collate import Collator
@@ -102,8 +102,6 @@ def test_a_model_that_generates_otherwise_than_it_is_scored_is_refused(kind: str
     ("kind", "auto", "facts"),
     [
         ("bert", AutoModelForMaskedLM, ("BertLMHeadModel", "that follow")),
-        ("bart", AutoModelForSeq2SeqLM, ("encoder-decoder", "bart")),
-        ("t5", AutoModelForSeq2SeqLM, ("encoder-decoder", "t5")),
     ],
 )
 def test_a_recipe_and_a_trainer_refuse_it_before_a_row_is_read(

@@ -11,7 +11,7 @@ from leftover.commands.dry_run.sources import list_sources as needed
 from leftover.data.formats import check_files, list_sources
 from leftover.data.hh import listed_rows
 from leftover.errors import UserError, looked_for
-from leftover.models.load import max_positions
+from leftover.models.load import is_encoder_decoder, max_positions
 from leftover.objectives.requirements import check_requirements
 from leftover.prepare.checks import check_recipe
 from leftover.recipe.lol_config import LoLConfig
@@ -19,7 +19,14 @@ from leftover.recipe.needs import called, needs_of, offline_policies, policy_obj
 from leftover.recipe.ppo_config import PPOConfig
 from leftover.recipe.sections import Recipe, autocast_dtype
 from leftover.rewards import SumReward
-from leftover.runs.claim import check_fitted, check_limits, check_one_round, check_rewards, model_positions
+from leftover.runs.claim import (
+    check_encoder_decoder,
+    check_fitted,
+    check_limits,
+    check_one_round,
+    check_rewards,
+    model_positions,
+)
 from leftover.runs.run import Run
 
 # LoLConfig refuses these on a machine that cannot run them. They do not change the number of steps.
@@ -45,12 +52,14 @@ def checked_reward(recipe: Recipe) -> SumReward:
     check_one_round(recipe)
     run = Run(recipe)
     check_rewards(run)
+    config, _ = find_config(recipe.model)
+    two_texts = config is not None and is_encoder_decoder(config)
     if recipe.model.path is None:
         positions = model_positions(recipe.model)
     else:
-        config, _ = find_config(recipe.model)
         positions = None if config is None else max_positions(config)
-    check_limits(recipe, positions)
+    check_limits(recipe, positions, two_texts=two_texts)
+    check_encoder_decoder(recipe, two_texts)
     check_recipe(recipe, run.reward)
     return run.reward
 

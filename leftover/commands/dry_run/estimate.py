@@ -20,7 +20,7 @@ from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, es
 from leftover.data.tokenizer import read_chat_template
 from leftover.errors import looked_for
 from leftover.evaluation.frontier import COUNTS
-from leftover.models.load import torch_dtype
+from leftover.models.load import is_encoder_decoder, torch_dtype
 from leftover.pipeline import STAGES
 from leftover.prepare.checks import needs_value, value_targets
 from leftover.prepare.readers import extra_blocks, num_reference_samples, rows_of_a_prompt
@@ -104,6 +104,8 @@ def estimate_run(
     config, shape_from = find_config(section)
     judges = Run(recipe).judges if evaluates or frontier else None
     scorers = fittings(recipe, {"reward": reward, "judge": judges}, with_memory, device == HERE)
+    if config is not None and is_encoder_decoder(config):  # its two halves read different texts
+        config, shape_from = None, "not estimated for an encoder-decoder"
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
         model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)

@@ -21,6 +21,7 @@ from leftover.data.splits import assign_splits
 from leftover.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from leftover.data.tokens import Limits, tokenise
 from leftover.errors import UserError
+from leftover.models.load import is_encoder_decoder
 from leftover.models.vocabulary import check_vocabulary_of
 from leftover.prepare.checks import NAME_SCORES, NONE_CHOSEN, all_too_long
 from leftover.recipe.needs import records_scores
@@ -149,7 +150,9 @@ def _lengths(recipe: Recipe, sample: list[dict[str, Any]], num_rows: int) -> Len
         name, remote = "the model" if model.path else "model.config", model.remote_code
         check_vocabulary_of(config, tokenizer, name, trust_remote_code=remote, key="model.tokenizer")
     limits = Limits(data.max_prompt_tokens, data.max_completion_tokens, data.long_completions)
-    done = tokenise(Chat(tokenizer, model.template_options, model.end_tokens), sample, limits)
+    two_texts = config is not None and is_encoder_decoder(config)
+    chat = Chat(tokenizer, model.template_options, model.end_tokens, two_texts=two_texts)
+    done = tokenise(chat, sample, limits)
     prompts, completions = (np.array([len(ids) for ids in part]) for part in (done.prompt_ids, done.completion_ids))
     kept = np.array(done.kept)
     lengths = Lengths(prompts, completions, kept, num_rows, float((kept & done.completion_long).mean()))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer, num_tokens
 from leftover.errors import UserError
-from leftover.models.load import make_config, refuse_encoder, unwrapped
+from leftover.models.load import make_config, unwrapped
 from leftover.recipe.sections import ModelSection, TokenizerSection
 
 # 4-bit NormalFloat in blocks of 64 whose scales are 8 bits, in blocks of 256 with a scale of 32 (arXiv 2305.14314).
@@ -51,7 +51,6 @@ def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
         if (Path(model.path) / "config.json").is_file():
             raise UserError(f"the config of '{model.path}' (key model.path) is refused: {error}") from error
     else:
-        refuse_encoder(found, f"model.path '{model.path}'")
         return found, "its config"
     for name in (model.path, Path(model.path).name):
         if name in CONFIGS:

@@ -14,7 +14,7 @@ from leftover.data.records import Located
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError
-from leftover.models.load import base_path, is_adapter
+from leftover.models.load import base_path, is_adapter, reads_two_texts
 from leftover.models.reference import model_identity
 from leftover.models.vocabulary import check_vocabulary_at
 from leftover.prepare.reread import reread_prompts
@@ -67,7 +67,9 @@ class Source:
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat(self.tokenizer, self.recipe.model.template_options, self.recipe.model.end_tokens)
+        model = self.recipe.model
+        two_texts = reads_two_texts(model.model_copy(update={"path": self.path, "config": None}))
+        return Chat(self.tokenizer, model.template_options, model.end_tokens, two_texts=two_texts)
 
     def identity(self) -> dict[str, Any]:
         """What samples and scores depend on, besides the decoding, for the key of the rows."""

@@ -11,7 +11,7 @@ import numpy as np
 from leftover.commands.generate.inputs import Prompt, Source
 from leftover.data.records import FILLED
 from leftover.data.rows import as_prompt
-from leftover.data.tokens import Limits, tokenise
+from leftover.data.tokens import Limits, completion_opening, tokenise
 from leftover.models.generate import end_ids, generate
 from leftover.models.reference import reference_pass
 from leftover.recipe.data_section import Constant
@@ -78,11 +78,20 @@ def draw(
             *prompts[i],
             prompt_ids[i],
             ids,
-            completion_text(source.tokenizer, prompt_ids[i], ids[:-1] if ids[-1] in ends else ids),
+            _text(source, prompt_ids[i], ids[:-1] if ids[-1] in ends else ids),
             ids[-1] in ends,
         )
         for i, ids in zip(repeated, completions, strict=True)
     ]
+
+
+def _text(source: Source, prompt_ids: list[int], completion_ids: list[int]) -> str:
+    """`completion_text`; what an encoder-decoder writes is a text of its own, without what is put before one."""
+    if not source.chat.two_texts:
+        return completion_text(source.tokenizer, prompt_ids, completion_ids)
+    opening = completion_opening(source.chat)
+    begun = bool(opening) and completion_ids[: len(opening)] == opening
+    return completion_text(source.tokenizer, [], completion_ids[len(opening) :] if begun else completion_ids)
 
 
 def completion_text(tokenizer: "PreTrainedTokenizerBase", prompt_ids: list[int], completion_ids: list[int]) -> str:
@@ -113,7 +122,7 @@ def _fitted(source: Source, decoding: Decoding, sample: Sample, limit: int) -> t
 
     ids, kept = read(), limit
     while len(ids[1]) > limit >= len(sample.completion_ids) and not sample.ended and kept:
-        text = completion_text(source.tokenizer, ids[0], ids[1][:kept])
+        text = _text(source, ids[0], ids[1][:kept])
         if not text.strip():
             break
         sample.text, kept = text, kept - 1

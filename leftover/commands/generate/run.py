@@ -106,7 +106,9 @@ def write_samples(source: Source, decoding: Decoding, prompts: list[tuple[int, P
     cut = [len(ids) > decoding.max_prompt_tokens for ids in prompt_ids]
     prompt_ids = [cut_prompt(source.chat, ids, decoding.max_prompt_tokens) for ids in prompt_ids]
     positions, longest = max_positions(model.config), max(len(ids) for ids in prompt_ids)
-    if positions is not None and longest + decoding.max_new_tokens > positions:
+    lengths = longest, decoding.max_new_tokens
+    needed = max(lengths) if source.chat.two_texts else sum(lengths)  # an encoder-decoder has as many for each
+    if positions is not None and needed > positions:
         raise UserError(
             f"the longest prompt ({longest} tokens) and --max-new-tokens {decoding.max_new_tokens} exceed the model's "
             f"{positions} positions: lower --max-new-tokens, or cut prompts with --set data.max_prompt_tokens"

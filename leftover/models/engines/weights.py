@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leftover.models.load import unwrapped
+from leftover.models.load import is_encoder_decoder, unwrapped
 from leftover.monitoring.ranks import is_sharded
 from leftover.store.sealed import digest
 
@@ -58,6 +58,8 @@ class Weights:
 def unsupported(model: Any) -> str | None:
     """Why vLLM cannot be given these weights; None if it can."""
     inner = unwrapped(model)
+    if is_encoder_decoder(inner):
+        return "it is an encoder-decoder"
     if is_sharded(model):
         return "its weights lie in parts with several processes"
     if getattr(inner, "hf_quantizer", None) is not None:

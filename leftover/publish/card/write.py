@@ -11,7 +11,7 @@ from typing import Any
 from leftover.evaluation.measures import number
 from leftover.evaluation.rounds import rounds_grid, rounds_sentence
 from leftover.evaluation.tables import escape, markdown_table
-from leftover.models.load import is_adapter, unwrapped
+from leftover.models.load import is_adapter, is_encoder_decoder, unwrapped
 from leftover.objectives import ONLINE
 from leftover.prepare.value.described import described
 from leftover.publish.card import facts
@@ -19,6 +19,7 @@ from leftover.publish.card.method import papers, sentence, settings_of_fields, s
 from leftover.publish.card.public import is_hub_id, public_name, without_paths
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import ROUNDS_PICTURE, policy_artifact, policy_folder
+from leftover.store.files import read_json
 from leftover.store.table import equals
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def write_card(
         "rounds": run.rounds and {"sentence": rounds_sentence(run.rounds), "table": rounds_grid(run.rounds)},
         "rounds_picture": picture.name if picture.is_file() else None,
         "adapter": is_adapter(folder),
+        "architecture": _architecture(_is_encoder_decoder(folder)),
         "base": base,
         "reference": facts.reference_model(recipe),
         "path": hub_id or ".",
@@ -128,6 +130,7 @@ def write_trainer_card(trainer: Any, folder: Path, **metadata: Any) -> None:
         "policy": "",
         "seed": args.seed,
         "adapter": hasattr(model, "peft_config"),
+        "architecture": _architecture(is_encoder_decoder(inner)),
         "base": public_name(base) if base else "a model made in code",
         "reference": "the model as it was given to the trainer",
         "path": args.hub_model_id or ".",
@@ -180,6 +183,18 @@ def _write(
     )
     card.content = without_paths(card.content, private)
     card.save(folder / NAME)
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    """Whether the model or adapter in a folder is an encoder-decoder, as its config says."""
+    if is_adapter(folder):
+        return read_json(folder / "adapter_config.json").get("task_type") == "SEQ_2_SEQ_LM"
+    return bool(read_json(folder / "config.json").get("is_encoder_decoder"))
+
+
+def _architecture(encoder_decoder: bool) -> str:
+    """How the names of the classes end that load a model, of transformers and of peft."""
+    return "ForSeq2SeqLM" if encoder_decoder else "ForCausalLM"
 
 
 def _draw_curve(facts: dict[str, Any], path: Path) -> str | None:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from leftover.models.logprobs import head_sees_only, join, selected_logprobs
+from leftover.models.inputs import inputs_of
+from leftover.models.logprobs import head_sees_only, selected_logprobs
 from leftover.models.reference import collated, evaluating, in_batches
 from leftover.objectives.ppo import entropy
 
@@ -31,7 +32,7 @@ VALUE_HEAD = "value_head"
 
 
 def attach_value_head(policy: Any) -> ValueHead:
-    """Give a causal language model a value head: a module that trains along and is not saved with the model."""
+    """Give a language model a value head: a module that trains along and is not saved with the model."""
     output = policy.get_output_embeddings()
     head = ValueHead(getattr(output, "in_features", output.weight.shape[-1])).to(output.weight.device)
     setattr(policy, VALUE_HEAD, head)
@@ -61,9 +62,9 @@ def token_outputs(
         entropies: also the exact entropies, without a gradient.
     """
     mask = batch["completion_mask"].bool()
-    input_ids, predicting = join(batch)
-    with head_sees_only(model, predicting, input_ids.shape[1]) as captured:
-        logits = model(input_ids=input_ids, use_cache=False).logits
+    inputs = inputs_of(model, batch)
+    with head_sees_only(model, inputs.predicting, inputs.width) as captured:
+        logits = model(**inputs.arguments, use_cache=False).logits
     logits = logits.flatten(0, 1) if temperature == 1 else logits.flatten(0, 1) / temperature
     values = getattr(getattr(model, "module", model), VALUE_HEAD)(captured["hidden"].flatten(0, 1))
     found = entropy(logits.detach()) if entropies else torch.zeros_like(values)

@@ -18,12 +18,14 @@ from leftover.training.ppo.rollouts import Rollouts, collate
 log = logging.getLogger(__name__)
 
 
-def unique_prompts(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Rows | None) -> list[dict[str, Any]]:
-    """The first row of every prompt, with `prompt_ids`."""
+def unique_prompts(
+    tokenizer: PreTrainedTokenizerBase, args: PPOConfig, rows: Rows | None, *, two_texts: bool = False
+) -> list[dict[str, Any]]:
+    """The first row of every prompt, with `prompt_ids`; `two_texts`: for an encoder-decoder."""
     if rows is None:
         return []
     found: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset", prompts_only=True):
+    for row in prepare_evaluation(None, tokenizer, args, rows, "train_dataset", prompts_only=True, two_texts=two_texts):
         kept = {name: row[name] for name in ("prompt", "conversational", "prompt_ids", "where") if name in row}
         found.setdefault(tuple(row["prompt_ids"]), kept)
     return list(found.values())

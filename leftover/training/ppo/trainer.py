@@ -18,6 +18,7 @@ from leftover.data.rows import as_prompt
 from leftover.errors import UserError
 from leftover.models.divergence import FrozenStart
 from leftover.models.generate import generate, have_ended
+from leftover.models.load import is_encoder_decoder
 from leftover.monitoring.ranks import apart
 from leftover.objectives.ppo import adapted_kl_coef, moments, policy_loss, value_loss
 from leftover.prepare.evaluation_rows import EvaluationRows, prepare_evaluations
@@ -53,7 +54,8 @@ class PPOTrainer(PolicyTrainer):
     accumulation, checkpoints and resuming are the Trainer's. Checkpoints fall on whole PPO steps.
 
     Args:
-        model: a causal language model, or a path or Hub id. It is the reference, and becomes the policy.
+        model: a causal language model or an encoder-decoder, or a path or Hub id. It is the reference, and becomes the
+            policy.
         args: see PPOConfig.
         train_dataset: rows with `prompt` (other columns are not used), as text or lists of messages, or rows that
             have `prompt_ids` already. Every unique prompt counts once.
@@ -75,7 +77,7 @@ class PPOTrainer(PolicyTrainer):
             raise UserError("PPO scores its own completions: pass reward_funcs")
         evaluation = prepare_evaluations(policy, tokenizer, self.args, evaluation)
         self._check_best_metric(evaluation)
-        self.prompts = unique_prompts(tokenizer, self.args, train)
+        self.prompts = unique_prompts(tokenizer, self.args, train, two_texts=is_encoder_decoder(policy))
         self.num_selected, self.effective_sample_size = len(self.prompts), float(len(self.prompts))  # drawn uniformly
         if self.prompts:
             self.order = prompt_order(self.args, len(self.prompts))
