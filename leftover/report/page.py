@@ -16,8 +16,9 @@ from leftover.evaluation.tables import training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.prepare.value.described import described
+from leftover.report.analysis.advice import advice
 from leftover.report.analysis.analysis import analyse
-from leftover.report.analysis.rows import rows_of_table
+from leftover.report.analysis.rows import rows_of_run
 from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import Embedded, embed, shorten
@@ -102,9 +103,7 @@ def unfinished_view(
 
 def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     """What a page shows of a run with or without results."""
-    prepared = all(map(run.has_current, ("rows", "split", "tokens", "reward")))
-    about_value = run.prepared.get("value") if run.has_current("value") else None
-    rows = rows_of_table(run.table, about_value) if prepared else None
+    rows = rows_of_run(run)
     return {
         "id": name,
         "frontier": frontier_of(run),
@@ -144,8 +143,9 @@ def _link(target: Path, start: Path) -> str:
 
 
 def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
-    """Render only the leftover section."""
-    return _write(path, _render("inspect.html.j2", title=name, leftover=leftover_view(analysis)))
+    """Render only what to do, and the leftover section."""
+    view = leftover_view(analysis)
+    return _write(path, _render("inspect.html.j2", title=name, advice=advice(analysis), leftover=view))
 
 
 def _write(path: Path, text: str) -> Path:
