@@ -138,10 +138,9 @@ def stream(rows: Any, name: str) -> Iterable[Row]:
         return _Stream(lambda: (dict(zip(columns, map(_plain, row), strict=True)) for row in cells()))
     if hasattr(rows, "iter_rows"):  # of polars
         return _Stream(lambda: rows.iter_rows(named=True))
-    if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "read_next_batch"):  # which is read but once
-        return _Stream(lambda: _of_arrow(rows))
-    if hasattr(rows, "__arrow_c_stream__"):
-        return list(_of_arrow(rows))
+    if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "iloc"):  # a column of pandas has both
+        table = _Stream(partial(_of_arrow, rows, name))
+        return list(table) if hasattr(rows, "read_next_batch") else table  # a stream is read but once
     if isinstance(rows, Mapping):  # a DatasetDict is one
         lists = [entries for entries in rows.values() if isinstance(entries, list) and entries]
         columns_of_it = any(not isinstance(entries[0], Mapping) for entries in lists)
@@ -150,18 +149,27 @@ def stream(rows: Any, name: str) -> Iterable[Row]:
     found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes)) else None
     if found is None or (found and not all(isinstance(row, Mapping) for row in found)):
         other = "" if found is None else f" of {next(type(r).__name__ for r in found if not isinstance(r, Mapping))}"
-        raise UserError(
-            f"{name} is a {type(rows).__name__}{other}; give a datasets.Dataset, dictionaries in a list or any other "
-            "iterable, a data frame, or the path of a data file"
-        )
+        raise _no_rows(rows, name, other)
     return [{name: _native(value) for name, value in row.items()} for row in found]
 
 
-def _of_arrow(rows: Any) -> Iterator[Row]:
+def _no_rows(rows: Any, name: str, of: str = "") -> UserError:
+    """The refusal of what holds no rows; `of`: what it holds instead."""
+    return UserError(
+        f"{name} is a {type(rows).__name__}{of}; give a datasets.Dataset, dictionaries in a list or any other "
+        "iterable, a data frame, or the path of a data file"
+    )
+
+
+def _of_arrow(rows: Any, name: str) -> Iterator[Row]:
     """Rows of a table of pyarrow, or of anything else that gives its columns by Arrow's protocol."""
     import pyarrow as pa
 
-    for batch in pa.RecordBatchReader.from_stream(rows):
+    try:
+        batches = pa.RecordBatchReader.from_stream(rows)
+    except pa.ArrowInvalid as error:  # one column
+        raise _no_rows(rows, name) from error
+    for batch in batches:
         for start in range(0, len(batch), SHARD_ROWS):
             yield from batch.slice(start, SHARD_ROWS).to_pylist()
 

@@ -274,7 +274,7 @@ def test_inspect_names_the_rows_that_it_leaves_out(tmp_path: Path, rows_file: Ca
 def test_inspect_reads_labels_of_true_and_false(tmp_path: Path, rows_file: Callable) -> None:
     rows = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
     found = inspect(rows_file([row | {"label": i % 2 == 0} for i, row in enumerate(rows)]), output=str(tmp_path / "a"))
-    assert found["rows"] == 20
+    assert found.analysis["rows"] == 20
 
 
 def repeating_rows() -> list[dict[str, Any]]:
