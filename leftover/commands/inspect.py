@@ -86,7 +86,7 @@ def inspect(
         analysis = analyse(source.rows)
         if source.folder is not None and output is None:
             target = source.folder / "inspect.html"
-        write_inspection(source.name, analysis, target)
+        write_inspection(source.name, source.rows, analysis, target)
         if every_row:
             write_rows(every_row, table_rows(source.rows, analysis["duplicates"]["pair"]))
     return Inspection(analysis, target, every_row)

@@ -28,6 +28,7 @@ from leftover.report.analysis.analysis import (
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows, value_of_words
 from leftover.report.page import write_inspection
+from tests.browser import one, texts, visit
 from tests.conftest import scored_rows
 
 
@@ -180,7 +181,7 @@ def test_a_constant_value_has_no_slope_and_the_page_says_why(tmp_path: Path) -> 
     found.about_value = {"kind": "constant", "targets": "recorded", "r2": 0.0, "kinds_by_fold": ["constant"] * 6}
     analysis = analyse(found)
     assert analysis["calibration"]["slope"] is None and len(analysis["calibration"]["bins"]) == 5
-    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_inspection("rows", found, analysis, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "its bins and a slope are left out" in page and "has the slope" not in page
     assert "Reward against value" not in page and "Advantage of the training rows" in page
     assert "no value estimate beat the constant" in page.lower()
@@ -190,7 +191,7 @@ def test_a_constant_value_has_no_slope_and_the_page_says_why(tmp_path: Path) -> 
     found.about_value |= {"constants": means[:2].tolist(), "rows_by_kind": {"constant": 40, "ridge": 60}}
     analysis = analyse(found)
     assert analysis["calibration"]["slope"] == pytest.approx(2)
-    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_inspection("rows", found, analysis, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "ridge in 3 of 5 folds (60 rows)" in page and "whose value is no constant" in page
 
 
@@ -352,3 +353,51 @@ def test_what_to_do_about_rows_without_a_fault() -> None:
         "No value estimate beat the constant on held-out prompts: there a row is compared with the mean of all, not "
         "with its prompt.",
     ]
+
+
+def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: Callable, browser: Any) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    many = [{"prompt": f"Asked {i}", "completion": " </script><b>x", "reward": float(i % 7)} for i in range(600)]
+    path = rows_file([*repeating_rows(), *many])
+    found = inspect(path, output=str(tmp_path / "a.html"))
+    visit(browser, found.page)
+
+    def becomes(shown: Callable[[], bool]) -> None:
+        WebDriverWait(browser, 20).until(lambda _: shown())
+
+    becomes(lambda: one(browser, "[data-status]").text == "636 of 636 rows")
+    assert 10 < len(browser.find_elements("css selector", "[data-body] tr[data-row]")) < 60, "only those in view"
+
+    def places() -> list[str]:
+        return [where.rpartition(":")[2] for where in texts(browser, "[data-body] tr[data-row] th")]
+
+    def choose(control: str, value: str) -> None:
+        Select(one(browser, f"[data-{control}]")).select_by_value(value)
+
+    assert places()[:3] == ["1", "2", "3"]
+    choose("fault", "contradicts")
+    becomes(lambda: places() == ["2", "33", "34", "35"])
+    choose("fault", "repeats")
+    becomes(lambda: places() == ["31", "32", "33", "34", "35"])
+    choose("fault", "")
+    choose("train", "yes")
+    kept = f"{found.analysis['leftover']} of 636 rows"
+    becomes(lambda: one(browser, "[data-status]").text == kept)
+    choose("train", "")
+    one(browser, "[data-head] th:nth-child(2) button").click()
+    becomes(lambda: places()[:2] == ["35", "33"])  # the highest reward first
+    one(browser, "[data-head] th:nth-child(2) button").click()
+    browser.execute_script("const v = document.querySelector('[data-view]'); v.scrollTop = v.scrollHeight")
+    becomes(lambda: places()[-1] == "36")  # without a reward: last either way
+    one(browser, "[data-search]").send_keys("asked 599")
+    becomes(lambda: places() == ["636"])
+    one(browser, "[data-body] tr[data-row]").click()
+    becomes(lambda: texts(browser, "[data-detail] p") == ["Asked 599", " </script><b>x"])
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_page_says_which_rows_it_has_no_room_for(tmp_path: Path, rows_file: Callable, monkeypatch: Any) -> None:
+    monkeypatch.setattr("leftover.report.page._MAX_ROWS", 10)
+    page = inspect(rows_file(scored_rows(12)), output=str(tmp_path / "a.html")).page.read_text(encoding="utf-8")
+    assert "These are the first 10 of 12 rows. --export writes all of them" in page

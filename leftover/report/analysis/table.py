@@ -8,6 +8,9 @@ import numpy as np
 from leftover.report.analysis.rows import ScoredRows
 from leftover.store.table import SHARD_ROWS
 
+TABLE_COLUMNS = (
+    "where", "reward", "value", "advantage", "kept", "repeats", "contradicts", "source", "prompt", "completion"
+)  # fmt: skip
 _RIVALS_SHOWN = 5
 
 
@@ -39,18 +42,10 @@ def table_rows(rows: ScoredRows, pair: np.ndarray) -> Iterator[dict[str, Any]]:
             shown = [places[row] for row in unlike] if np.isfinite(rows.reward[i]) else []
             if shown and found.num_rewards - 1 > len(shown):
                 shown.append(f"and {found.num_rewards - 1 - len(shown):,} more")
-            yield {
-                "where": where,
-                "reward": _number(rows.reward[i]),
-                "value": _number(rows.value[i]),
-                "advantage": _number(rows.advantage[i]),
-                "kept": bool(rows.advantage[i] > 0),
-                "repeats": places[int(repeats[i])] if repeats[i] != i else None,
-                "contradicts": "; ".join(shown) or None,
-                "source": source,
-                "prompt": prompt,
-                "completion": completion,
-            }
+            reward, value, advantage = map(_number, (rows.reward[i], rows.value[i], rows.advantage[i]))
+            again = places[int(repeats[i])] if repeats[i] != i else None
+            known = (where, reward, value, advantage, bool(rows.advantage[i] > 0), again, "; ".join(shown) or None)
+            yield dict(zip(TABLE_COLUMNS, (*known, source, prompt, completion), strict=True))
 
 
 class _Rivals(NamedTuple):
