@@ -16,6 +16,7 @@ from leftover import __version__
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
 from leftover.commands.judge.command import judge
+from leftover.commands.select.command import select
 from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
 from leftover.monitoring.signals import Interrupted, stop_on_sigterm
@@ -44,7 +45,7 @@ def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
         )
 
 
-for _command in (compare, generate, judge):
+for _command in (compare, generate, judge, select):
     cli.add_command(_command)
 
 _RECIPE = click.argument("recipe", type=click.Path())
@@ -227,15 +228,21 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
     type=click.Path(),
     help="Page to write; default: TABLE.inspect.html, or RUN/inspect.html.",
 )
-def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None) -> None:
+@click.option(
+    "--export",
+    type=click.Path(),
+    metavar="ROWS.csv|.jsonl|.parquet",
+    help="Also write every row: its line, reward, value, advantage, whether it would train, repeats, contradictions.",
+)
+def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None, export: str | None) -> None:
     """How good is my data? The leftover, duplicates, and rows that contradict others, before any training.
 
     TABLE is a data file in any format of data.path, a recipe, or the folder of a run.
     """
-    from leftover.commands.inspect import inspect, show
+    from leftover.commands.inspect import inspect
 
     set_up_logging()
-    show(*inspect(table, overrides=overrides, reward=reward, output=output))
+    inspect(table, overrides=overrides, reward=reward, output=output, export=export).show()
 
 
 @cli.command()

@@ -12,6 +12,7 @@ PROMISED = (
     *("LoLTrainer", "LoLConfig", "PPOTrainer", "PPOConfig", "run", "load_recipe", "OBJECTIVES", "CompletionBatch"),
     *("completion_logprobs", "ValueHead", "advantage", "leftover_mask", "draw_batches", "DrawOrder", "load_reward"),
     *("distinct_n", "bootstrap_interval", "win_rate"),
+    *("inspect", "select", "compare", "generate", "judge"),
 )
 
 
@@ -29,7 +30,7 @@ def test_promised_modules_keep_their_paths(module: str) -> None:
 def test_no_room_has_the_name_of_a_function() -> None:
     """Importing a room called `run` would put the module in the place of the function `leftover.run`."""
     importlib.import_module("leftover.runs.run")
-    assert callable(leftover.run) and leftover.run.__module__ == "leftover.rounds.run"
+    assert callable(leftover.run) and leftover.run.__module__ == "leftover.api"
 
 
 def test_importing_leftover_loads_nothing_heavy() -> None:

@@ -1,7 +1,8 @@
 """Rows that a user gives in Python, in whatever holds some -> checked rows of the table, and what is said of others."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from leftover.data.rows import Skipped, as_prompt, check_rows
 from leftover.errors import UserError, located
 from leftover.recipe.data_section import ColumnsSection, DataSection
 from leftover.recipe.policy_config import PolicyConfig, PythonData
+from leftover.store.table import SHARD_ROWS
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def checked_rows(
     alone: set[str] = set()
 
     def given() -> Iterator[Located]:
-        for where, row in _of_file(name, data) if of_file else _of_records(rows, name, data, completions):
+        for where, row in _of_file(name, data) if of_file else located_rows(rows, name, data, completions):
             if not labels and AS_REWARD in row:
                 row = {key: value for key, value in row.items() if key not in (AS_REWARD, data.columns.reward)}
             if FAULT not in row and LEFT_OUT not in row:
@@ -101,8 +103,9 @@ def _of_file(name: str, data: DataSection) -> Iterator[Located]:
         yield from read_rows(data)
 
 
-def _of_records(rows: Any, name: str, data: DataSection, completions: str) -> Iterator[Located]:
-    found = records(rows, name)
+def located_rows(rows: Any, name: str, data: DataSection, completions: str = "needed") -> Iterator[Located]:
+    """The rows of anything that holds some, in any layout, each with its place: `name[0]`, `name[1]`, ..."""
+    found = stream(rows, name)
     labelled = label_is_reward(found, data)
     for i, row in enumerate(found):
         if completions == "not used" and row.get(data.columns.prompt) is not None:
@@ -110,15 +113,34 @@ def _of_records(rows: Any, name: str, data: DataSection, completions: str) -> It
         yield from expand(Record(f"{name}[{i}]", row, name, i, labelled), data)
 
 
+class _Stream:
+    """Rows that every loop reads anew, so that none need be held."""
+
+    def __init__(self, read: Callable[[], Iterator[Row]]):
+        self._read = read
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._read()
+
+
 def records(rows: Any, name: str) -> list[Row]:
     """The rows of anything that holds some, as dictionaries; UserError for anything else."""
+    return list(stream(rows, name))
+
+
+def stream(rows: Any, name: str) -> Iterable[Row]:
+    """`records`, to be looped over more than once; those of a data set, a data frame or a table are not held."""
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
-        return list(rows.with_format(None))
+        return rows.with_format(None)
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):  # a data frame of pandas
         columns = list(map(str, rows.columns))
-        return [dict(zip(columns, map(_plain, row), strict=True)) for row in rows.itertuples(index=False, name=None)]
-    if method := getattr(rows, "to_dicts", None) or getattr(rows, "to_pylist", None):  # of polars, of pyarrow
-        return method()
+        cells = partial(rows.itertuples, index=False, name=None)
+        return _Stream(lambda: (dict(zip(columns, map(_plain, row), strict=True)) for row in cells()))
+    if hasattr(rows, "iter_rows"):  # of polars
+        return _Stream(lambda: rows.iter_rows(named=True))
+    if hasattr(rows, "__arrow_c_stream__") and not hasattr(rows, "iloc"):  # a column of pandas has both
+        table = _Stream(partial(_of_arrow, rows, name))
+        return list(table) if hasattr(rows, "read_next_batch") else table  # a stream is read but once
     if isinstance(rows, Mapping):  # a DatasetDict is one
         lists = [entries for entries in rows.values() if isinstance(entries, list) and entries]
         columns_of_it = any(not isinstance(entries[0], Mapping) for entries in lists)
@@ -127,11 +149,29 @@ def records(rows: Any, name: str) -> list[Row]:
     found = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes)) else None
     if found is None or (found and not all(isinstance(row, Mapping) for row in found)):
         other = "" if found is None else f" of {next(type(r).__name__ for r in found if not isinstance(r, Mapping))}"
-        raise UserError(
-            f"{name} is a {type(rows).__name__}{other}; give a datasets.Dataset, dictionaries in a list or any other "
-            "iterable, a data frame, or the path of a data file"
-        )
+        raise _no_rows(rows, name, other)
     return [{name: _native(value) for name, value in row.items()} for row in found]
+
+
+def _no_rows(rows: Any, name: str, of: str = "") -> UserError:
+    """The refusal of what holds no rows; `of`: what it holds instead."""
+    return UserError(
+        f"{name} is a {type(rows).__name__}{of}; give a datasets.Dataset, dictionaries in a list or any other "
+        "iterable, a data frame, or the path of a data file"
+    )
+
+
+def _of_arrow(rows: Any, name: str) -> Iterator[Row]:
+    """Rows of a table of pyarrow, or of anything else that gives its columns by Arrow's protocol."""
+    import pyarrow as pa
+
+    try:
+        batches = pa.RecordBatchReader.from_stream(rows)
+    except pa.ArrowInvalid as error:  # one column
+        raise _no_rows(rows, name) from error
+    for batch in batches:
+        for start in range(0, len(batch), SHARD_ROWS):
+            yield from batch.slice(start, SHARD_ROWS).to_pylist()
 
 
 def as_dataset(rows: Any, name: str) -> datasets.Dataset:

@@ -49,12 +49,12 @@ class Embedded(NamedTuple):
     note: str
 
 
-def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
+def embed(value: dict[str, Any], max_bytes: int, noun: str = "prompts") -> Embedded:
     """A value with its `prompts` in at most `max_bytes`, and a note of what was lost (empty if nothing was).
 
     Numbers are rounded to four places. What does not fit is compressed (DEFLATE halves texts, in base64); if that is
     not enough, the longest texts lose their middle, those of more than 8,000 characters first, then of 4,000 and so on
-    to 250; at last the last prompts are dropped.
+    to 250; at last the last prompts are dropped. `noun`: what the note calls them.
     """
     value = _shown(value, None)
     plain = as_script_json(value)
@@ -66,7 +66,7 @@ def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
         prompts = _shown(value["prompts"], limit)
         if prompts == tried:
             continue  # no text is that long
-        text, note = _with_note(value, prompts, limit)
+        text, note = _with_note(value, prompts, limit, noun)
         if limit != _LIMITS[-1] and ratio * len(text) > 1.1 * max_bytes:
             continue  # shorter texts are compressed no better: it saves the time to see it
         tried, found = prompts, _packed(text, note)
@@ -76,15 +76,15 @@ def embed(value: dict[str, Any], max_bytes: int) -> Embedded:
     while prompts and len(found.text) > max_bytes:
         # Compressed, a part of the prompts takes about that part of the bytes.
         prompts = prompts[: min(len(prompts) - 1, int(len(prompts) * 0.98 * max_bytes / len(found.text)))]
-        found = _packed(*_with_note(value, prompts, limit))
+        found = _packed(*_with_note(value, prompts, limit, noun))
     return found
 
 
-def _with_note(value: dict[str, Any], prompts: list[Any], limit: int | None) -> tuple[str, str]:
+def _with_note(value: dict[str, Any], prompts: list[Any], limit: int | None, noun: str) -> tuple[str, str]:
     """The value as JSON with these `prompts`, whose texts have at most `limit` characters, and the note on them."""
     said = [f"texts of more than {limit:,} characters have lost their middle ({_MARK.strip()})"] if limit else []
     if len(prompts) < len(value["prompts"]):
-        said.append(f"{len(prompts):,} of {len(value['prompts']):,} prompts are shown")
+        said.append(f"{len(prompts):,} of {len(value['prompts']):,} {noun} are shown")
     note = f"To keep this page small, {' and '.join(said)}." if said else ""
     return as_script_json(value | {"prompts": prompts, "note": note}), note
 

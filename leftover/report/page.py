@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,8 +17,10 @@ from leftover.evaluation.tables import Grid, training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.prepare.value.described import described
+from leftover.report.analysis.advice import advice
 from leftover.report.analysis.analysis import analyse
-from leftover.report.analysis.rows import rows_of_table
+from leftover.report.analysis.rows import ScoredRows, rows_of_run
+from leftover.report.analysis.table import TABLE_COLUMNS, table_rows
 from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import Embedded, embed, shorten
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 _MISSING_SHOWN = 8
 _SHOWN = 420  # characters of a text in a table
+_MAX_ROWS = 50_000  # of the table of an inspection
 _MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
 _MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
@@ -109,9 +113,7 @@ def unfinished_view(
 
 def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     """What a page shows of a run with or without results."""
-    prepared = all(map(run.has_current, ("rows", "split", "tokens", "reward")))
-    about_value = run.prepared.get("value") if run.has_current("value") else None
-    rows = rows_of_table(run.table, about_value) if prepared else None
+    rows = rows_of_run(run)
     return {
         "id": name,
         "frontier": frontier_of(run),
@@ -153,9 +155,18 @@ def _link(target: Path, start: Path) -> str:
     return quote(path) + "/"
 
 
-def write_inspection(name: str, analysis: dict[str, Any], path: Path) -> Path:
-    """Render only the leftover section."""
-    return _write(path, _render("inspect.html.j2", title=name, leftover=leftover_view(analysis)))
+def write_inspection(name: str, rows: ScoredRows, analysis: dict[str, Any], path: Path) -> Path:
+    """Render what to do, the leftover section, and a table of the rows, as many as the page can hold."""
+    some = itertools.islice(table_rows(rows, analysis["duplicates"]["pair"]), _MAX_ROWS)
+    lines = [[shorten(cell, _SHOWN) if isinstance(cell, str) else cell for cell in row.values()] for row in some]
+    embedded = embed({"names": list(TABLE_COLUMNS), "prompts": lines}, _MAX_BYTES, noun="rows")
+    cut = [embedded.note] if embedded.note else []
+    if len(lines) < len(rows.reward):
+        cut.append(f"These are the first {len(lines):,} of {len(rows.reward):,} rows.")
+    if cut:
+        cut.append("--export writes all of them, whole, into a file.")
+    values = {"advice": advice(analysis), "leftover": leftover_view(analysis), "embedded": embedded}
+    return _write(path, _render("inspect.html.j2", ("page", "rows"), title=name, cut=" ".join(cut), **values))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -163,8 +174,11 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _render(template: str, **values: Any) -> str:
-    style, script = (TEMPLATES / "page.css").read_text("utf-8"), (TEMPLATES / "page.js").read_text("utf-8")
+def _render(template: str, parts: Sequence[str] = ("page",), **values: Any) -> str:
+    """`parts`: names of the files of styles and scripts."""
+    style, script = (
+        "".join((TEMPLATES / f"{part}.{kind}").read_text("utf-8") for part in parts) for kind in ("css", "js")
+    )
     policy = content_policy(script, style)
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 

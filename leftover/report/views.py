@@ -132,9 +132,13 @@ def win_shares(records: BySeed, decoding: str) -> dict[str, tuple[float, float, 
 
 def leftover_view(analysis: Mapping[str, Any]) -> dict[str, Any]:
     """The analysis of the rows with its pictures."""
+    value, bins = analysis["value"], analysis["calibration"]["bins"]
     pictures = [
         charts.advantage_histogram(analysis["advantage"]),
-        charts.reward_against_value(analysis["value"], analysis["reward"], analysis["calibration"]["bins"]),
+        # Of a constant it would show the folds, each with the mean of the others, as if they were prompts.
+        charts.reward_against_value(value, analysis["reward"], bins)
+        if set(analysis["kinds"]) != {"constant"}
+        else None,
         charts.weight_curve(analysis["advantage"]),
     ]
     return {**analysis, "charts": [picture for picture in pictures if picture]}

@@ -23,6 +23,7 @@ from leftover.report.rounds import draw_rounds
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import ROUNDS_PICTURE
 from leftover.store.files import write_text
+from leftover.store.row_files import csv_cell
 from leftover.store.sealed import write_sealed
 
 if TYPE_CHECKING:
@@ -61,13 +62,8 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     return file.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet would take a text that begins so for a formula."""
-    return f"'{visible(value)}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, one after the other, written as `write_text` does."""
     if is_main_process():
-        with _renamed(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(json_line(record, ensure_ascii=False) + "\n" for record in records)
+        with renamed(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(json_line(record, ensure_ascii=False, default=str) + "\n" for record in records)
 
 
 def read_lines(path: Path) -> list[Any]:
@@ -51,15 +51,19 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     place of: a folder, a device, a pipe.
     """
     if is_main_process():
-        with _renamed(path) as temporary:
+        with renamed(path) as temporary:
             temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
 
 
 @contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary path beside this one, whose file takes its place at the end."""
+def renamed(path: Path) -> Iterator[Path]:
+    """A temporary path beside this one, whose file takes its place at the end; after an error it is gone."""
     path = regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

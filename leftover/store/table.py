@@ -69,7 +69,7 @@ class Table:
         self.manifest.finish(block, wrote=self._shards(block), num_rows=num_rows, columns=schema.names)
         return True
 
-    def _write_stream(self, block: str, rows: Iterable[dict], schema: pa.Schema) -> int:
+    def _write_stream(self, block: str, rows: Iterable[dict], schema: pa.Schema | None) -> int:
         num_rows, stream = 0, iter(rows)
         for number, (_, size) in enumerate(shard_bounds()):
             parts = _parts(itertools.islice(stream, size))
@@ -208,8 +208,8 @@ class Table:
         return len(table)
 
 
-def on_disk(folder: Path, rows: Iterable[dict], schema: pa.Schema) -> "Dataset":
-    """Rows of a stream as a data set that is mapped from files in the folder."""
+def on_disk(folder: Path, rows: Iterable[dict], schema: pa.Schema | None = None) -> "Dataset":
+    """Rows of a stream as a data set that is mapped from files in the folder; `schema`: default: as they need it."""
     table = Table(folder)
     table._write_stream("rows", rows, schema)
     return _dataset(table._map("rows"))

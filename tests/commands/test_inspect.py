@@ -1,17 +1,22 @@
 """How good is the data: duplicates, neighbours, calibration, sources; and the command that tells it of a file."""
 
+import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from leftover import cli
 from leftover.commands.inspect import inspect
 from leftover.demo import grammar
 from leftover.errors import UserError
+from leftover.report.analysis.advice import advice
 from leftover.report.analysis.analysis import (
     analyse,
     calibration,
@@ -23,6 +28,7 @@ from leftover.report.analysis.analysis import (
 from leftover.report.analysis.neighbours import neighbour_disagreement
 from leftover.report.analysis.rows import ScoredRows, value_of_words
 from leftover.report.page import write_inspection
+from tests.browser import one, texts, visit
 from tests.conftest import scored_rows
 
 
@@ -153,7 +159,8 @@ def test_the_words_of_some_prompts_serve_all_in_any_order(monkeypatch: pytest.Mo
 def rows(reward: list[float], value: list[float]) -> ScoredRows:
     texts = [f"text {i}" for i in range(len(reward))]
     none: list[str | None] = [None] * len(reward)
-    return ScoredRows(texts, texts, none, texts, np.array(reward), np.array(value), {})
+    stored = Dataset.from_dict({"prompt": texts, "completion": texts})
+    return ScoredRows(texts, texts, none, texts, np.array(reward), np.array(value), {}, stored, np.arange(len(reward)))
 
 
 def test_the_analysis_counts_what_it_leaves_out_and_orders_both_ends() -> None:
@@ -174,15 +181,17 @@ def test_a_constant_value_has_no_slope_and_the_page_says_why(tmp_path: Path) -> 
     found.about_value = {"kind": "constant", "targets": "recorded", "r2": 0.0, "kinds_by_fold": ["constant"] * 6}
     analysis = analyse(found)
     assert analysis["calibration"]["slope"] is None and len(analysis["calibration"]["bins"]) == 5
-    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "a slope is left out" in page and "has the slope" not in page
+    page = write_inspection("rows", found, analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "its bins and a slope are left out" in page and "has the slope" not in page
+    assert "Reward against value" not in page and "Advantage of the training rows" in page
+    assert "no value estimate beat the constant" in page.lower()
     # Where other folds took ridge, the slope is theirs.
     found.value = np.where(fold < 2, means[fold], reward / 2)
     found.about_value |= {"kind": "mixed", "kinds_by_fold": ["constant"] * 2 + ["ridge"] * 4}
     found.about_value |= {"constants": means[:2].tolist(), "rows_by_kind": {"constant": 40, "ridge": 60}}
     analysis = analyse(found)
     assert analysis["calibration"]["slope"] == pytest.approx(2)
-    page = write_inspection("rows", analysis, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_inspection("rows", found, analysis, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "ridge in 3 of 5 folds (60 rows)" in page and "whose value is no constant" in page
 
 
@@ -208,9 +217,9 @@ def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_f
     with pytest.raises(UserError, match=r"no column 'reward' with a score.*--reward"):
         inspect(path, output=output)
     (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
-    analysis, page = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)
+    found = inspect(path, reward=str(tmp_path / "reward.yaml"), output=output)
     expected = sorted(row["reward"] for row in scored_rows(20))
-    assert sorted(analysis["reward"]) == pytest.approx(expected) and page == Path(output)
+    assert sorted(found.analysis["reward"]) == pytest.approx(expected) and found.page == Path(output)
 
 
 def test_inspect_adds_recorded_scores_to_those_of_functions_and_leaves_out_rows_without_one(
@@ -225,27 +234,28 @@ def test_inspect_adds_recorded_scores_to_those_of_functions_and_leaves_out_rows_
     functions = [{"type": "column", "weight": 2.0}]
     functions.append({"type": "python", "function": "leftover.demo.grammar:score_answers"})
     (tmp_path / "reward.yaml").write_text(json.dumps(functions))
-    found, _ = inspect(rows_file(rows), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html"))
+    found = inspect(rows_file(rows), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html")).analysis
     expected = [2 * row["reward"] + n for row in rows if (n := length(row["completion"])) is not None]
     assert sorted(found["reward"]) == pytest.approx(sorted(expected)) and 0 < len(expected) < 40
     assert found["without_advantage"] == 40 - len(expected)
 
 
 def test_inspect_scores_rows_a_part_at_a_time(tmp_path: Path, rows_file: Callable, monkeypatch: Any) -> None:
-    monkeypatch.setattr("leftover.commands.inspect.SHARD_ROWS", 16)
+    monkeypatch.setattr("leftover.commands.scored.SHARD_ROWS", 16)
     sizes = list[int]()
     scores = grammar.score_answers
     monkeypatch.setattr(grammar, "score_answers", lambda asked, said: sizes.append(len(said)) or scores(asked, said))
     bare = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(40)]
     (tmp_path / "reward.yaml").write_text("- {type: python, function: 'leftover.demo.grammar:score_answers'}\n")
-    analysis, _ = inspect(rows_file(bare), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html"))
+    analysis = inspect(rows_file(bare), reward=str(tmp_path / "reward.yaml"), output=str(tmp_path / "a.html")).analysis
     expected = sorted(row["reward"] for row in scored_rows(40))
     assert sorted(analysis["reward"]) == pytest.approx(expected) and sizes == [16, 16, 8]
 
 
 def test_inspect_takes_a_recipe_before_any_training(tmp_path: Path, tiny_recipe: Callable) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(tiny_recipe(tmp_path)))
-    analysis, page = inspect(str(tmp_path / "recipe.yaml"))
+    found = inspect(str(tmp_path / "recipe.yaml"))
+    analysis, page = found.analysis, found.page
     assert page == tmp_path / "run/inspect.html" and page.is_file()
     assert not (tmp_path / "run/reference").exists(), "no model was trained"
     assert 0 < analysis["leftover"] < analysis["rows"] and analysis["about_value"]["targets"] == "recorded"
@@ -264,7 +274,130 @@ def test_inspect_names_the_rows_that_it_leaves_out(tmp_path: Path, rows_file: Ca
 
 def test_inspect_reads_labels_of_true_and_false(tmp_path: Path, rows_file: Callable) -> None:
     rows = [{k: v for k, v in row.items() if k != "reward"} for row in scored_rows(20)]
-    found, _ = inspect(
-        rows_file([row | {"label": i % 2 == 0} for i, row in enumerate(rows)]), output=str(tmp_path / "a")
-    )
-    assert found["rows"] == 20
+    found = inspect(rows_file([row | {"label": i % 2 == 0} for i, row in enumerate(rows)]), output=str(tmp_path / "a"))
+    assert found.analysis["rows"] == 20
+
+
+def repeating_rows() -> list[dict[str, Any]]:
+    """Rows of which the first is repeated twice with its reward, and the second with other rewards."""
+    rows = scored_rows(30)
+    again = [rows[0], rows[0] | {"completion": rows[0]["completion"].upper()}]
+    contradicting = [rows[1] | {"reward": reward} for reward in (7.0, 7.0, 8.0)]
+    return [*rows, *again, *contradicting, {"prompt": "=SUM(A1)", "completion": "-1+2", "reward": None}]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_every_row_is_exported_with_what_is_known_of_it(
+    ending: str, tmp_path: Path, rows_file: Callable, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("leftover.report.analysis.table.SHARD_ROWS", 7)
+    path, export = rows_file(repeating_rows()), tmp_path / f"every.{ending}"
+    analysis = inspect(path, output=str(tmp_path / "a.html"), export=export).analysis
+    if ending == "csv":
+        found: list[dict[str, Any]] = list(csv.DictReader(export.open(encoding="utf-8", newline="")))
+        found = [{name: None if cell == "" else cell for name, cell in row.items()} for row in found]
+        numbers = ("reward", "value", "advantage")
+        found = [
+            row | {n: row[n] and float(row[n]) for n in numbers} | {"kept": row["kept"] == "True"} for row in found
+        ]
+        assert (found[35]["prompt"], found[35]["completion"]) == ("'=SUM(A1)", "'-1+2")
+    else:
+        lines = export.read_text(encoding="utf-8").splitlines() if ending == "jsonl" else []
+        found = [json.loads(line) for line in lines] or pq.read_table(export).to_pylist()
+        assert (found[35]["prompt"], found[35]["completion"]) == ("=SUM(A1)", "-1+2")
+    assert [row["where"] for row in found] == [f"{path}:{i + 1}" for i in range(36)]
+    assert [row["advantage"] for row in found[:35]] == pytest.approx(list(analysis["advantage"]))
+    assert [row["kept"] for row in found] == [a > 0 for a in analysis["advantage"]] + [False]
+    repeats = {i: row["repeats"] for i, row in enumerate(found) if row["repeats"]}
+    assert repeats == {30: f"{path}:1", 31: f"{path}:1", **dict.fromkeys((32, 33, 34), f"{path}:2")}
+    contradicts = {i: row["contradicts"] for i, row in enumerate(found) if row["contradicts"]}
+    assert contradicts == {
+        1: f"{path}:33; {path}:35", 32: f"{path}:2; {path}:35", 33: f"{path}:2; {path}:35", 34: f"{path}:2; {path}:33"
+    }  # fmt: skip
+    assert found[35]["reward"] is None and found[35]["advantage"] is None
+
+
+def test_a_row_with_many_rewards_names_some_of_them(tmp_path: Path, rows_file: Callable) -> None:
+    path = rows_file([*scored_rows(5), *({"prompt": "Q", "completion": " A", "reward": float(i)} for i in range(20))])
+    inspect(path, output=str(tmp_path / "a.html"), export=tmp_path / "a.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    shown = [f"{path}:{i}" for i in range(6, 12)]
+    assert found[5]["contradicts"] == "; ".join([*shown[1:], "and 14 more"])
+    assert found[24]["contradicts"] == "; ".join([*shown[:5], "and 14 more"])
+
+
+def test_an_export_of_another_kind_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    for name, said in (("a.txt", "ends in .txt"), ("a", "has no ending")):
+        with pytest.raises(UserError, match=rf"--export .*{said}: name a file that ends in .csv or .jsonl or .parquet"):
+            inspect("no such file", export=tmp_path / name)
+
+
+def test_an_inspection_ends_in_what_to_do(tmp_path: Path, rows_file: Callable, capsys: Any) -> None:
+    page = tmp_path / "a.html"
+    cli.main(["inspect", rows_file(repeating_rows()), "--output", str(page)])
+    said = capsys.readouterr().out
+    [todo] = re.findall(r"Fix 1 contradiction, drop 2 repeats, score 1 row; \d+% of the rows would not train\.", said)
+    assert todo in page.read_text(encoding="utf-8") and "--export rows.csv" in said
+    kept = round(float(re.search(r"\((\d+)%\) are above", said)[1]))  # type: ignore[index]
+    assert abs(100 - kept - int(re.search(r"(\d+)% of", todo)[1])) <= 1  # type: ignore[index]
+
+
+def test_what_to_do_about_rows_without_a_fault() -> None:
+    assert advice(analyse(rows([1.0, 0.0], [0.5, 0.5]))) == [
+        "No row contradicts or repeats another; 50% of the rows would not train."
+    ]
+    nothing = rows([1.0, 0.0], [2.0, 2.0])
+    nothing.about_value = {"kind": "constant"}
+    assert advice(analyse(nothing)) == [
+        "No row contradicts or repeats another; no row would train.",
+        "No value estimate beat the constant on held-out prompts: there a row is compared with the mean of all, not "
+        "with its prompt.",
+    ]
+
+
+def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: Callable, browser: Any) -> None:
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    many = [{"prompt": f"Asked {i}", "completion": " </script><b>x", "reward": float(i % 7)} for i in range(600)]
+    path = rows_file([*repeating_rows(), *many])
+    found = inspect(path, output=str(tmp_path / "a.html"))
+    visit(browser, found.page)
+
+    def becomes(shown: Callable[[], bool]) -> None:
+        WebDriverWait(browser, 20).until(lambda _: shown())
+
+    becomes(lambda: one(browser, "[data-status]").text == "636 of 636 rows")
+    assert 10 < len(browser.find_elements("css selector", "[data-body] tr[data-row]")) < 60, "only those in view"
+
+    def places() -> list[str]:
+        return [where.rpartition(":")[2] for where in texts(browser, "[data-body] tr[data-row] th")]
+
+    def choose(control: str, value: str) -> None:
+        Select(one(browser, f"[data-{control}]")).select_by_value(value)
+
+    assert places()[:3] == ["1", "2", "3"]
+    choose("fault", "contradicts")
+    becomes(lambda: places() == ["2", "33", "34", "35"])
+    choose("fault", "repeats")
+    becomes(lambda: places() == ["31", "32", "33", "34", "35"])
+    choose("fault", "")
+    choose("train", "yes")
+    kept = f"{found.analysis['leftover']} of 636 rows"
+    becomes(lambda: one(browser, "[data-status]").text == kept)
+    choose("train", "")
+    one(browser, "[data-head] th:nth-child(2) button").click()
+    becomes(lambda: places()[:2] == ["35", "33"])  # the highest reward first
+    one(browser, "[data-head] th:nth-child(2) button").click()
+    browser.execute_script("const v = document.querySelector('[data-view]'); v.scrollTop = v.scrollHeight")
+    becomes(lambda: places()[-1] == "36")  # without a reward: last either way
+    one(browser, "[data-search]").send_keys("asked 599")
+    becomes(lambda: places() == ["636"])
+    one(browser, "[data-body] tr[data-row]").click()
+    becomes(lambda: texts(browser, "[data-detail] p") == ["Asked 599", " </script><b>x"])
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_page_says_which_rows_it_has_no_room_for(tmp_path: Path, rows_file: Callable, monkeypatch: Any) -> None:
+    monkeypatch.setattr("leftover.report.page._MAX_ROWS", 10)
+    page = inspect(rows_file(scored_rows(12)), output=str(tmp_path / "a.html")).page.read_text(encoding="utf-8")
+    assert "These are the first 10 of 12 rows. --export writes all of them" in page

@@ -33,7 +33,7 @@ PAIRS = [
 class Polars:
     """What is read of a data frame of polars."""
 
-    def to_dicts(self) -> list[dict[str, Any]]:
+    def iter_rows(self, named: bool) -> list[dict[str, Any]]:
         return [dict(row) for row in ROWS[:2]]
 
 
@@ -94,6 +94,7 @@ def test_rows_are_read_from_whatever_holds_some(made: Callable, tmp_path: Path) 
         ({"train": ROWS}, "dictionary of train: choose one"),
         ({"prompt": ["p"], "completion": ["c"]}, "dictionary of prompt, completion: give .*from_dict"),
         (pd.Series(["p"]), "train_dataset is a Series of str; give"),
+        (pa.chunked_array([["p"]]), "train_dataset is a ChunkedArray; give"),
         (pd.DataFrame([]), "train_dataset holds no row"),
     ],
 )

@@ -46,7 +46,7 @@ def generate_rows(
     max_prompts: int | None,
     unfinished: str,
     **inputs: Any,
-) -> None:
+) -> dict[str, int]:
     """Write `n` scored completions of every prompt to `output`; rows already there are not sampled again.
 
     A row holds the prompt and the completion (columns named as `data.columns` says), and
@@ -60,7 +60,8 @@ def generate_rows(
         filled_templates         the templates of `data.columns` that made its texts: read under these, it is as it is
     and family, split, tools and answer as in the prompt's own row.
 
-    `inputs` are those of `open_source`. Raises UserError for an output that holds rows of other settings.
+    `inputs` are those of `open_source`. Returns counts: `prompts`, and those of the file, such as `rows`. Raises
+    UserError for an output that holds rows of other settings.
     """
     join()
     if greedy and (n or 1) > 1:
@@ -90,6 +91,7 @@ def generate_rows(
         else:
             write_samples(source, replace(decoding, seed=_own_seed(seed)), chosen, file)
     log_counts(file, len(chosen), decoding)
+    return {"prompts": len(chosen), **file.counts}
 
 
 def _own_seed(seed: int) -> int:

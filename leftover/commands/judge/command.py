@@ -117,8 +117,4 @@ def judge(
         return
     results, path, failures = asked.ask()
     show.print_results(results, path)
-    if failures:
-        raise UserError(
-            f"{len(failures)} questions got no answer, and their pairs are skipped; the same command asks them again. "
-            f"The first: {failures[0]}"
-        )
+    run.raise_for(failures)

@@ -13,6 +13,7 @@ from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.pairs import Comparison
 from leftover.commands.judge.questions import Criterion, Question, judged_pairs, make_questions, outstanding
 from leftover.commands.judge.summary import Prices, count_tokens, estimate, of_judge
+from leftover.errors import UserError
 from leftover.runs.names import judge_folder
 from leftover.store.sealed import digest, write_sealed
 
@@ -85,3 +86,12 @@ class Judgement:
             "criteria": criteria,
             "tokens": count_tokens(answers.values(), self.prices),
         }
+
+
+def raise_for(failures: Sequence[str]) -> None:
+    """UserError with the questions that got no answer, if there are some."""
+    if failures:
+        raise UserError(
+            f"{len(failures)} questions got no answer, and their pairs are skipped; the same command asks them again. "
+            f"The first: {failures[0]}"
+        )

@@ -164,6 +164,8 @@ def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards:
     Returns:
         repeated_rows: rows beyond the first of their prompt and completion.
         contradictions: how many prompt-and-completion pairs were given more than one reward.
+        repeats: the repeated rows of all other pairs, which can be dropped and nothing is lost.
+        pair: [N] a number for every prompt and completion, which rows that repeat one another share.
         shared_completions: rows whose completion stands under more than one prompt.
         widest: the contradictions of the widest spread, each `row`, `count`, `low`, `high`.
         most_shared: the completions under the most prompts, each `row`, `count` of rows, `prompts`.
@@ -186,6 +188,8 @@ def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards:
     return {
         "repeated_rows": int(len(prompts) - len(first)),
         "contradictions": int((spread > 0).sum()),
+        "repeats": int((counts - 1)[spread == 0].sum()),
+        "pair": pair,
         "shared_completions": int(num_rows[num_prompts > 1].sum()),
         "widest": [
             {"row": int(first[i]), "count": int(counts[i]), "low": float(low[i]), "high": float(high[i])}

@@ -11,7 +11,9 @@ import numpy as np
 from leftover.data.chat import readable
 from leftover.errors import UserError
 from leftover.objectives.advantage import advantage
-from leftover.store.table import Stored, Table, column, equals
+from leftover.prepare.readers import training_mask
+from leftover.runs.finished import FinishedRun
+from leftover.store.table import Stored, column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,38 +34,44 @@ class ScoredRows:
     reward: np.ndarray
     value: np.ndarray
     about_value: dict[str, Any]  # targets, kind, r2 (None if it could not be measured)
+    stored: "Dataset"  # the rows with all that was read of them
+    group: np.ndarray  # rows of one prompt share a number
 
     @cached_property
     def advantage(self) -> np.ndarray:
         return advantage(self.reward, self.value)
 
 
-def rows_of_table(table: Table, about_value: dict[str, Any] | None) -> ScoredRows | None:
-    """Training rows of a prepared table, or None if none has a reward; without a value, one is fitted on words."""
-    if not table.has("reward"):
+def rows_of_run(run: FinishedRun) -> ScoredRows | None:
+    """Training rows of a run's table, with its value; None if no row has a reward.
+
+    Before there is a value, one is fitted on words. What an earlier recipe of the folder left is not read.
+    """
+    if not all(map(run.has_current, ("rows", "split", "tokens", "reward"))):
         return None
     blocks = ["rows", "split", "tokens", "reward"]
-    if about_value:  # without it, the table's values are of an earlier recipe of the folder
+    about_value = run.prepared.get("value") if run.has_current("value") else None
+    if about_value:
         blocks.append("value")
-    rows = table.open(*filter(table.has, blocks))
-    keep = equals(rows, "split", "train")
-    if "kept" in rows.column_names:
-        keep &= equals(rows, "kept", True)
-    rows = rows.select(np.flatnonzero(keep))
+    rows = run.table.open(*blocks)
+    rows = rows.select(np.flatnonzero(training_mask(rows)))
     reward = column(rows, "reward") if len(rows) else np.empty(0)
     if not np.isfinite(reward).any():
         return None
-    if "value" in rows.column_names:
+    group = column(rows, "group")
+    if about_value:
         value = column(rows, "value")
     else:
-        value, about_value = value_of_words(prompts_of(rows), column(rows, "group"), column(rows, "family_id"), reward)
-    return scored_rows(rows, reward, value, about_value or {})
+        value, about_value = value_of_words(prompts_of(rows), group, column(rows, "family_id"), reward)
+    return scored_rows(rows, group, reward, value, about_value)
 
 
-def scored_rows(rows: "Dataset", reward: np.ndarray, value: np.ndarray, about_value: dict[str, Any]) -> ScoredRows:
+def scored_rows(
+    rows: "Dataset", group: np.ndarray, reward: np.ndarray, value: np.ndarray, about_value: dict[str, Any]
+) -> ScoredRows:
     """The texts of stored rows, with these numbers."""
     completions, sources, where = (Stored(rows, name) for name in ("completion", "source", "where"))
-    return ScoredRows(prompts_of(rows), completions, sources, where, reward, value, about_value)
+    return ScoredRows(prompts_of(rows), completions, sources, where, reward, value, about_value, rows, group)
 
 
 def prompts_of(rows: "Dataset") -> Sequence[str]:

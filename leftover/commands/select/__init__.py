@@ -1,0 +1,1 @@
+"""`leftover select`: the rows that are worth training on, for any other trainer."""
