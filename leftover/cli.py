@@ -14,6 +14,7 @@ import click
 
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
+from leftover.commands.init.command import init
 from leftover.commands.judge.command import judge
 from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
@@ -43,7 +44,7 @@ def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
         )
 
 
-for _command in (compare, generate, judge):
+for _command in (compare, generate, init, judge):
     cli.add_command(_command)
 
 _RECIPE = click.argument("recipe", type=click.Path())
