@@ -64,6 +64,9 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 
 @cli.command()
 @_RECIPE
+@click.option(
+    "--model", metavar="ID", help="RECIPE is a data file: train this model on it, by the recipe of `init --yes`."
+)
 @_SET
 @_QUICK
 @click.option("--rounds", type=click.IntRange(1), help="Set rounds.number: train again on what the policy writes.")
@@ -73,6 +76,7 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 @_PRIVATE
 def run(
     recipe: str,
+    model: str | None,
     overrides: tuple[str, ...],
     quick: bool,
     rounds: int | None,
@@ -81,14 +85,25 @@ def run(
     push_to_hub: str | None,
     private: bool,
 ) -> None:
-    """Prepare, train, evaluate and report. Continues where it stopped."""
+    """Prepare, train, evaluate and report. Continues where it stopped.
+
+    RECIPE is a recipe, or the folder of a run; with --model a data file, whose recipe is written beside the folder of
+    its run.
+    """
     if device is not None and not dry_run:
         raise UserError("--device is of --dry-run: it says whose time is told")
     from leftover.publish.hub import targets, with_push
     from leftover.recipe.files import QUICK
 
-    overrides = (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
-    loaded = with_push(_load(recipe, overrides), push_to_hub, private)
+    own, overrides = overrides, (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
+    if model is None:
+        loaded = _load(recipe, overrides)
+    else:
+        from leftover.commands.init.run import recipe_of_rows
+
+        set_up_logging()
+        loaded = recipe_of_rows(recipe, model, own, overrides, write=not dry_run)
+    loaded = with_push(loaded, push_to_hub, private)
     if quick:
         from leftover.runs.claim import check_quick
 
@@ -216,6 +231,17 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
         return
     set_up_logging()
     click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; default: one that is free.")
+def watch(run: str, port: int) -> None:
+    """Serve the report of a run in progress to this machine, anew as evaluations arrive. Only reads; Ctrl-C stops."""
+    from leftover.commands.watch import watch
+
+    set_up_logging()
+    watch(run, port)
 
 
 @cli.command()

@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from leftover.evaluation.gather import gather_unfinished, read_records
@@ -42,6 +43,13 @@ _MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
 _MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
+class Live(NamedTuple):
+    """Of a page that `leftover watch` serves: which state of the run it shows, and when that was read."""
+
+    state: str
+    time: str
+
+
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
     """One page of runs; default: report.html in the folder of the only run, or in the current one.
 
@@ -49,16 +57,17 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     """
     if output is not None:
         check_output(output)
-    views: list[dict[str, Any]] = []
-    for folder in folders:
-        run, name = FinishedRun(folder), f"run-{len(views) + 1}"
-        missing = run.unfinished()
-        results = gather_unfinished(run) if missing else run.results()
-        views.append(
-            run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
-        )
+    views = [view_of(folder, f"run-{number}") for number, folder in enumerate(folders, start=1)]
     default = Path(folders[0]) if len(folders) == 1 else Path()
     return write_page(views, output or default / "report.html")
+
+
+def view_of(folder: str | Path, name: str = "run-1") -> dict[str, Any]:
+    """What a page shows of the run in a folder, finished or not."""
+    run = FinishedRun(folder)
+    missing = run.unfinished()
+    results = gather_unfinished(run) if missing else run.results()
+    return run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
 
 
 def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
@@ -118,9 +127,17 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
 
 
 def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
-    """Write the report of runs; their completions share what the rest leaves of `_MAX_PAGE_BYTES`."""
+    """Write the report of runs."""
+    return _write(path, page_text(runs, path.parent))
+
+
+def page_text(runs: list[dict[str, Any]], folder: Path, live: Live | None = None) -> str:
+    """The report of runs, whose completions share what the rest leaves of `_MAX_PAGE_BYTES`.
+
+    `folder`: where the page will lie.
+    """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
-    files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
+    files = [_link(run["folder"] / "evaluation", folder) for run in runs]
 
     def render(budget: int | None) -> str:
         embedded = [
@@ -128,10 +145,10 @@ def write_page(runs: list[dict[str, Any]], path: Path) -> Path:
             for run in runs
         ]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
-        return _render("report.html.j2", title=title, runs=shown)
+        return _render("report.html.j2", live, title=title, runs=shown, live=live)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
-    return _write(path, render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs)))))
+    return render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs))))
 
 
 def _link(target: Path, start: Path) -> str:
@@ -153,9 +170,12 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _render(template: str, **values: Any) -> str:
+def _render(template: str, live_page: Live | None = None, **values: Any) -> str:
     style, script = (TEMPLATES / "page.css").read_text("utf-8"), (TEMPLATES / "page.js").read_text("utf-8")
     policy = content_policy(script, style)
+    if live_page is not None:
+        script += (TEMPLATES / "live.js").read_text("utf-8").replace("STATE", json.dumps(live_page.state))
+        policy = f"{content_policy(script, style)}; connect-src 'self'"
     return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
 
 

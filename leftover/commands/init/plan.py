@@ -60,7 +60,7 @@ def plan_data(plan: Plan, limits: Limits, rows: Rows, rejected: str, own_splits:
     if own_splits:
         return
     held_out = held_out_share(families)
-    plan.put("data.validation_size", held_out, f"of the {families:,} prompts: they choose the checkpoint")
+    plan.put("data.validation_size", held_out, f"of the {families:,} prompt families: they choose the checkpoint")
     plan.put("data.test_size", held_out, "they are the test")
 
 

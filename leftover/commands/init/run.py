@@ -33,9 +33,10 @@ from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError, looked_for
 from leftover.models.load import max_positions, torch_dtype
+from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import clock, harmless
 from leftover.recipe.data_section import ENDINGS, LAYOUTS, ColumnsSection, DataSection
-from leftover.recipe.files import load_yaml, make_recipe, set_key
+from leftover.recipe.files import load_recipe, load_yaml, make_recipe, set_key
 from leftover.recipe.sections import Recipe
 from leftover.rewards.base import read_section
 from leftover.runs.claim import model_positions
@@ -86,6 +87,42 @@ def init(rows: str, model: str, output: str | Path, **options: Any) -> Path:
     return path
 
 
+def recipe_of_rows(
+    rows: str, model: str, own: Sequence[str], overrides: Sequence[str], *, write: bool = True
+) -> Recipe:
+    """The recipe that `init` makes of `rows` without asking, `OUTPUT_DIR.yaml`, changed by `overrides`.
+
+    It is written once and then read, so that the same command continues, and changes of the user's stay.
+
+    Args:
+        own: the overrides that are written into it.
+        write: False: nothing is.
+
+    Raises UserError if the recipe there is of other rows or of another model.
+    """
+    if launched() > 1:
+        raise UserError(
+            f"--model is for one process: `leftover init {rows} --model {model}` first, then run its recipe"
+        )
+    start = _start(rows, model, own)
+    path = Path(f"{Path(start.content['output_dir'])}.yaml")
+    if path.is_file():
+        found = load_recipe(path, overrides)
+        if (found.data.path, found.model.path) != (rows, model):
+            raise UserError(
+                f"{path} trains '{found.model.path}' on '{found.data.path}': name another folder by "
+                "--set output_dir=FOLDER"
+            )
+        click.echo(f"Recipe: {path}, written before; `leftover run {path}` runs it as well")
+        return found
+    written = make(rows, model, overrides=own, assume=True)
+    say(written)
+    if write:
+        write_text(path, written.text)
+        click.echo(f"Recipe: {path}")
+    return make_recipe(load_yaml(written.text), str(path), overrides)
+
+
 def say(written: Written) -> None:
     """Print what was taken for what."""
     for line in written.said:
@@ -105,9 +142,7 @@ def make(
         assume: ask nothing and take the likeliest.
     """
     if not Path(rows).is_file():
-        raise UserError(
-            f"no data file at '{rows}'{looked_for(rows)}; of a data set on the Hub, save a file of it first"
-        )
+        raise UserError(f"no data file at '{rows}'{looked_for(rows)}; of a data set on the Hub, save a file first")
     if Path(rows).suffix in (".yaml", ".yml"):
         raise UserError(f"{rows} is a recipe, and init writes one: name the data file in its place")
     scored_by = None if reward is None else read_section(Path(reward))
@@ -151,7 +186,21 @@ def make(
         _said_of_time(estimate),
     ]
     text = _text(plan, rows, model)
-    return Written(make_recipe(load_yaml(text), "the recipe that init writes"), text, said)
+    recipe = make_recipe(load_yaml(text), "the recipe that init writes")
+    assert recipe == make_recipe(plan.content)
+    return Written(recipe, text, said)
+
+
+def _start(rows: str, model: str, overrides: Sequence[str]) -> Plan:
+    """What is known before anything is read. UserError if `rows` is no data file."""
+    if Path(rows).suffix in (".yaml", ".yml"):
+        raise UserError(f"{rows} is a recipe, which names its model itself: a data file goes with --model")
+    if not Path(rows).is_file():
+        raise UserError(f"no data file at '{rows}'{looked_for(rows)}; of a data set on the Hub, save a file first")
+    name = recipe_name(rows)
+    plan = Plan({"name": name, "output_dir": f"runs/{name}", "model": {"path": model}, "data": {"path": rows}})
+    _override(plan, overrides)
+    return plan
 
 
 class _Tokens:
@@ -323,4 +372,7 @@ def _text(plan: Plan, rows: str, model: str) -> str:
     head = (
         f"# Written by `leftover init {rows} --model {model}`. Every key and its default: leftover/recipe/sections.py\n"
     )
-    return harmless(head) + yaml_with_comments(in_order(plan.content), plan.comments)
+    judges = plan.content.get("evaluate", {}).get("judges") or [{}]
+    fit = judges[0].get("fit")
+    shared = [key for key in ("path", "columns", "labels") if isinstance(fit, dict) and key in fit]
+    return harmless(head) + yaml_with_comments(in_order(plan.content), plan.comments, shared)
