@@ -10,6 +10,8 @@ import click
 from leftover.errors import UserError
 from leftover.monitoring.terminal import harmless
 
+NONE = "none of them"  # a choice
+
 
 @dataclass
 class Questions:
@@ -21,7 +23,7 @@ class Questions:
     def choose(self, question: str, choices: Sequence[str], remedy: str) -> str:
         """One of the choices, of which the first is the likeliest. `remedy`: what answers it without being asked."""
         if self.assume:
-            others = ", ".join(choices[1:])
+            others = ", ".join(choice for choice in choices[1:] if choice != NONE)
             self.assumed.append(f"{question} Took {choices[0]}{f' (not {others})' if others else ''}; {remedy}")
             return choices[0]
         click.echo(harmless(question))

@@ -28,7 +28,7 @@ class Column:
     kinds: Counter[str] = field(default_factory=Counter)
     sample: str = ""  # the first text
     characters: int = 0  # of texts
-    beginning_blank: int = 0  # texts that begin with white space
+    beginning_blank: int = 0  # texts, or lists whose first text, that begin with white space
     ending_blank: int = 0
     low: float = float("inf")  # of numbers
     high: float = float("-inf")
@@ -67,6 +67,8 @@ class Column:
             self.ending_blank += value[-1].isspace()
             if self.scripts.total() < _LETTERS:
                 self.scripts.update(scripts_of(value))
+        elif kind == TEXTS and isinstance(value[0], str):
+            self.beginning_blank += value[0][:1].isspace()
         if self.values is not None and kind in (NUMBER, TRUTH, TEXT):
             self.values[str(value)] += 1
             if len(self.values) > _MOST_VALUES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.estimate import estimate_run
 from leftover.commands.dry_run.rows import Rows
 from leftover.commands.dry_run.shape import Shape
 from leftover.commands.init.limits import Limits, held_out_share, rows_a_step, steps
@@ -140,11 +140,8 @@ def _adapter(plan: Plan, comment: str) -> None:
     plan.comments.pop("model.path", None)
 
 
-def fit_memory(plan: Plan, rows: Rows, shape: Shape, machine: Machine) -> Estimate:
-    """Change batches, then checkpointing, then weights, until the dry run's estimate fits; it is returned.
-
-    Where nothing helps, a note says so.
-    """
+def fit_memory(plan: Plan, rows: Rows, shape: Shape, machine: Machine) -> None:
+    """Change batches, then checkpointing, then weights, until the dry run's estimate fits; else a note says so."""
     while True:
         estimate = estimate_run(make_recipe(plan.content), rows=rows)
         most = {
@@ -152,14 +149,14 @@ def fit_memory(plan: Plan, rows: Rows, shape: Shape, machine: Machine) -> Estima
             for kind in ("training step", "")
         }
         if max(most.values()) <= machine.room:
-            return estimate
+            return
         trains = most["training step"] > machine.room
         if not (_lighter_training(plan, shape, machine) if trains else _lighter_writing(plan)):
             plan.notes.append(
                 f"This takes about {size_text(max(most.values()))}, and {machine}: take a smaller model, or lower the "
                 "limits of data."
             )
-            return estimate
+            return
 
 
 def _held(memory: Any, machine: Machine) -> int:
@@ -168,16 +165,17 @@ def _held(memory: Any, machine: Machine) -> int:
 
 def _lighter_training(plan: Plan, shape: Shape, machine: Machine) -> bool:
     """One step towards less memory; False if there is none left."""
-    model, train = plan.content["model"], plan.content["train"]
-    batch = train["per_device_train_batch_size"]
-    if batch > 1:
-        for key in ("train", "reference.train"):
-            whole = batch * (train.get("gradient_accumulation_steps", 1) if key == "train" else _accumulated(plan))
-            plan.put(f"{key}.per_device_train_batch_size", batch // 2, "rows that fit into memory at once")
-            plan.put(f"{key}.gradient_accumulation_steps", whole // (batch // 2), f"{whole} rows a step")
+    model, trainings = plan.content["model"], _trainings(plan)
+    halved = {key: fields for key, fields in trainings.items() if fields["per_device_train_batch_size"] > 1}
+    for key, fields in halved.items():
+        batch = fields["per_device_train_batch_size"]
+        whole = batch * fields.get("gradient_accumulation_steps", 1)
+        plan.put(f"{key}.per_device_train_batch_size", batch // 2, "rows that fit into memory at once")
+        plan.put(f"{key}.gradient_accumulation_steps", whole // (batch // 2), f"{whole} rows a step")
+    if halved:
         return True
-    if not train.get("gradient_checkpointing"):
-        for key in ("train", "reference.train"):
+    if not all(fields.get("gradient_checkpointing") for fields in trainings.values()):
+        for key in trainings:
             plan.put(f"{key}.gradient_checkpointing", True, "takes less memory, and a third more time")
         return True
     if "lora" not in model:
@@ -193,9 +191,10 @@ def _lighter_training(plan: Plan, shape: Shape, machine: Machine) -> bool:
     return False
 
 
-def _accumulated(plan: Plan) -> int:
-    found: int = plan.content["reference"]["train"].get("gradient_accumulation_steps", 1)
-    return found
+def _trainings(plan: Plan) -> dict[str, Content]:
+    """Key -> settings of the trainings that have a batch; the user may have set them otherwise."""
+    sections = {"train": plan.content["train"], "reference.train": plan.content["reference"].get("train", {})}
+    return {key: fields for key, fields in sections.items() if "per_device_train_batch_size" in fields}
 
 
 def _lighter_writing(plan: Plan) -> bool:

@@ -33,11 +33,12 @@ def join_texts(roles: Roles, columns: Columns, chat: Chat) -> dict[str, str]:
             return {}
         before, after = (text.replace("{", "{{").replace("}", "}}") for text in around)
         return {"prompt": before + template + after}
-    completion = columns.get(roles.columns.get("completion", ""))
+    held = next((name for name in ("completion", "chosen", "completions") if name in roles.columns), "")
+    completion = columns.get(roles.columns.get(held, ""))
     if named is None or named.kind != TEXT or _is_parted(named, completion):
         return {}
     spaced = not any(script in _WITHOUT_SPACES for script, _ in named.scripts.most_common(1))
-    if completion is not None and spaced:
+    if completion is not None and held == "completion" and spaced:
         return {"completion": f" {{{completion.name}}}"}
     return {"prompt": f"{template}\n"}
 

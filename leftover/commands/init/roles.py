@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from leftover.commands.init.ask import Questions
+from leftover.commands.init.ask import NONE, Questions
 from leftover.commands.init.columns import ANSWERED, ASKED, NUMBER, NUMBERS, PARTS, TEXT, TEXTS, TRUTH, Column
 from leftover.commands.init.worth import is_no_score, known_worths
 from leftover.data.missing import ALMOST, USUAL_NAMES
@@ -179,7 +179,7 @@ def _take_reward(roles: Roles, columns: Columns, given: Mapping[str, Any], quest
         return
     if "reward" not in roles.columns and (found := _likely_rewards(roles, columns)):
         names, certain = found
-        none = [] if certain else ["none of them"]
+        none = [] if certain else [NONE]
         remedy = "name another by --set data.columns.reward=COLUMN"
         sure = certain and len(names) == 1
         choice = names[0] if sure else questions.choose("Which column is the score?", [*names, *none], remedy)

@@ -9,8 +9,6 @@ from typing import Any
 import click
 import numpy as np
 
-from leftover.commands.dry_run.estimate import Estimate, estimate_run
-from leftover.commands.dry_run.pace import HERE
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.shape import Shape, find_config, measure
 from leftover.commands.dry_run.trace import skeleton
@@ -34,7 +32,7 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError, looked_for
 from leftover.models.load import max_positions, torch_dtype
 from leftover.monitoring.ranks import launched
-from leftover.monitoring.terminal import clock, harmless
+from leftover.monitoring.terminal import harmless
 from leftover.recipe.data_section import ENDINGS, LAYOUTS, ColumnsSection, DataSection
 from leftover.recipe.files import load_recipe, load_yaml, make_recipe, set_key
 from leftover.recipe.sections import Recipe
@@ -83,7 +81,7 @@ def init(rows: str, model: str, output: str | Path, **options: Any) -> Path:
     written = make(rows, model, **options)
     write_text(path, written.text)
     say(written)
-    click.echo(f"Recipe: {path}. Read it, then: leftover run {path}")
+    click.echo(f"Recipe: {path}. Read it, then: leftover run {path} (--dry-run: how long it takes)")
     return path
 
 
@@ -161,8 +159,10 @@ def make(
         tokens.join(plan, roles, columns)
     found = _read(plan)
     if "family" in roles.columns and len(np.unique(found.family)) == len(found.family):  # it tells no rows together
-        del roles.columns["family"], plan.content["data"]["columns"]["family"]
-        found = _read(plan)
+        named = plan.content["data"].get("columns", {})
+        if roles.columns.pop("family") in named.values():
+            del named["family"]
+            found = _read(plan)
     rejected = _first_fault(plan, found)
     scores = None if scored_by else scores_of(found)
     if scored_by is None and scores is None:
@@ -176,14 +176,13 @@ def make(
     low, high = plan.content["data"].get("part", (0.0, 1.0))
     plan_training(plan, round((high - low) * int(found.where("train").sum())), shape, machine)
     _override(plan, overrides)
-    estimate = _fitted(plan, shape, machine, overrides)
+    _fitted(plan, shape, machine, overrides)
     _comment(plan, roles, found, str(scores or "scored by the functions below"))
     said = [
         *_said_of_columns(rows, number, data, roles, columns),
         f"Model: {shape.parameters:,} parameters, {tokens.described}; on {machine}",
         *questions.assumed,
         *plan.notes,
-        _said_of_time(estimate),
     ]
     text = _text(plan, rows, model)
     recipe = make_recipe(load_yaml(text), "the recipe that init writes")
@@ -313,13 +312,12 @@ def _by_answers(roles: Roles, columns: Mapping[str, Column], rows: str) -> Conte
     return {"functions": [{"type": "text", "function": "numeric_answer" if answer.kind == NUMBER else "answer"}]}
 
 
-def _fitted(plan: Plan, shape: Shape, machine: Machine, overrides: Sequence[str]) -> Estimate:
-    """The estimate of the recipe, whose batches fit into memory; what the user has set stays."""
+def _fitted(plan: Plan, shape: Shape, machine: Machine, overrides: Sequence[str]) -> None:
+    """Make batches fit into memory; what the user has set stays."""
     rows = read(make_recipe(plan.content))
     assert isinstance(rows, Rows)
     fit_memory(plan, rows, shape, machine)
     _override(plan, overrides)
-    return estimate_run(make_recipe(plan.content), rows=rows, device=HERE, with_memory=False)
 
 
 def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
@@ -359,13 +357,6 @@ def _place(role: tuple[str, str]) -> int:
     """Prompt, completion and reward first."""
     order = [*ColumnsSection.model_fields]
     return order.index(role[0]) if role[0] in order else -1
-
-
-def _said_of_time(estimate: Estimate) -> str:
-    seconds = [line.seconds for line in estimate.work]
-    if None in seconds:
-        return "How long a run takes here is not known."
-    return f"A run takes about {clock(sum(filter(None, seconds)))} here (--quick takes less)."
 
 
 def _text(plan: Plan, rows: str, model: str) -> str:
