@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,7 +46,8 @@ class Watched:
             if (state := self.state()) != self._shown:
                 started = time.monotonic()
                 with no_code():
-                    page = page_text([view_of(self.folder)], self.folder, Live(state, time.strftime("%H:%M:%S")))
+                    live = Live(state, time.strftime("%H:%M:%S") + _at_work(self.folder))
+                    page = page_text([view_of(self.folder)], self.folder, live)
                 taken = time.monotonic() - started
                 self._shown, self._page = state, page
                 self._due = time.monotonic() + max(_AT_LEAST, _TIMES * taken)
@@ -63,6 +64,14 @@ class Watched:
                 except FileNotFoundError:  # it was replaced
                     continue
                 yield f"{path} {found.st_mtime_ns} {found.st_size}"
+
+
+def _at_work(folder: Path) -> str:
+    """What a run has begun and not finished, for the head of the page."""
+    run = FinishedRun(folder)
+    manifests = (run.table.manifest, run.manifest)
+    begun = [m.label + name for m in manifests for name, entry in m.entries.items() if not entry["complete"]]
+    return f"; at work on {', '.join(begun)}" if begun else ""
 
 
 def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
@@ -113,14 +122,10 @@ def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def watch(folder: str | Path, port: int = 0, started: Callable[[ThreadingHTTPServer], None] | None = None) -> None:
+def watch(folder: str | Path, port: int = 0) -> None:
     """Serve the page of the run in `folder` on this machine's own address until Ctrl-C.
 
-    Args:
-        port: 0: any that is free.
-        started: called with the server before it serves.
-
-    Raises UserError for a folder without a run, and for a port that is taken.
+    `port`: 0 for any that is free. Raises UserError for a folder without a run, and for a port that is taken.
     """
     path = Path(folder)
     if not (path / "recipe.yaml").is_file():
@@ -133,8 +138,6 @@ def watch(folder: str | Path, port: int = 0, started: Callable[[ThreadingHTTPSer
     server.daemon_threads = True
     with server:
         click.echo(f"Watching {harmless(str(path))} at http://{HOST}:{server.server_address[1]}/ (Ctrl-C stops)")
-        if started is not None:
-            started(server)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -35,6 +35,7 @@ def served(folder: Path) -> Iterator[Callable[..., tuple[int, str]]]:
         connection.close()
         return found
 
+    get.address = f"http://{HOST}:{port}/"  # type: ignore[attr-defined]
     try:
         yield get
     finally:
@@ -75,10 +76,11 @@ def test_a_run_without_any_evaluation_shows_what_is_known(tmp_path: Path, tiny_r
         status, page = get("/")  # nothing is prepared
         assert status == 200 and "Unfinished" in page
         prepare(run, "score")
+        run.manifest.begin("reference", {})
     run.close()
     with served(run.folder) as get:
         status, page = get("/")
-    assert status == 200 and "this run is not finished" in page
+    assert status == 200 and "this run is not finished" in page and "at work on reference" in page
 
 
 def test_the_page_is_made_anew_when_an_evaluation_arrives(
@@ -97,6 +99,23 @@ def test_the_page_is_made_anew_when_an_evaluation_arrives(
     second = watched.page()
     assert second != first and "3.25" in second and "3.25" not in first
     assert json.dumps(watched.state()) in second, "the page knows which state it shows"
+
+
+def test_a_browser_shows_the_evaluation_that_arrives(
+    browser: Any, tmp_path: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    monkeypatch.setattr(watch, "_AT_LEAST", 0.0)
+    monkeypatch.setattr(watch, "_TIMES", 0.0)
+    tiny_run(tmp_path)
+    with served(tmp_path / "run") as get:
+        browser.get(get.address)  # type: ignore[attr-defined]
+        assert "3.25" not in browser.page_source
+        with (tmp_path / "run" / "policies" / "a_lol_seq" / "seed-0" / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 5, "eval_reward/mean": 3.25}) + "\n")
+        WebDriverWait(browser, 60).until(lambda it: "3.25" in it.page_source)
+        assert not [line for line in browser.get_log("browser") if "Content Security Policy" in line["message"]]
 
 
 def test_a_page_is_not_made_at_every_request(tmp_path: Path, tiny_run: Any) -> None:

@@ -32,7 +32,7 @@ from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError, looked_for
 from leftover.models.load import max_positions, torch_dtype
 from leftover.monitoring.ranks import launched
-from leftover.monitoring.terminal import harmless
+from leftover.monitoring.terminal import harmless, one_line
 from leftover.recipe.data_section import ENDINGS, LAYOUTS, ColumnsSection, DataSection
 from leftover.recipe.files import load_recipe, load_yaml, make_recipe, set_key
 from leftover.recipe.sections import Recipe
@@ -297,7 +297,7 @@ def _first_fault(plan: Plan, rows: Rows) -> str:
             if LEFT_OUT not in row:
                 check_row(row, data)
         except ValueError as error:
-            return f"{where}: {error}"[:80]
+            return one_line(f"{where.rpartition('/')[2]}: {error}", 80)
     return ""
 
 

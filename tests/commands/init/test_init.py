@@ -12,8 +12,10 @@ import pytest
 from leftover import cli
 from leftover.commands.init.run import make, recipe_name
 from leftover.errors import UserError
+from leftover.evaluation.gather import gather
 from leftover.pipeline import run
 from leftover.recipe.files import load_recipe
+from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
 
 # Enough rows for a scorer to be fitted, few steps, one policy.
@@ -52,7 +54,7 @@ def as_group(row: Row) -> Row:
 
 def as_messages(row: Row) -> Row:
     turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"].strip()}]
-    return {"messages": turns, "score": row["reward"], "thread_id": row["family"]}
+    return {"messages": turns, "score": row["reward"]}
 
 
 def as_csv(path: Path, rows: list[Row], delimiter: str = ",") -> str:
@@ -75,7 +77,7 @@ def made(rows: str, model: str, *overrides: str, **options: Any) -> Any:
         (with_truth, {"prompt": "input", "completion": " {output}", "reward": "liked"}),
         (as_pair, {}),
         (as_group, {"prompt": "{prompt}\n"}),
-        (as_messages, {"reward": "score", "family": "thread_id"}),
+        (as_messages, {"reward": "score"}),
     ],
 )
 def test_the_recipe_of_any_kind_of_file_runs(
@@ -91,8 +93,9 @@ def test_the_recipe_of_any_kind_of_file_runs(
     written = recipe.data.columns.model_dump(exclude_defaults=True)
     assert written == columns
     assert recipe.reward.functions[0]["new_completions"]["type"] == "linear"
-    results = run(recipe)
-    assert results is not None and results["can_score_new_completions"]
+    run(recipe, until="evaluate")
+    results = gather(open_run(recipe))
+    assert results["can_score_new_completions"]
     assert results["prepare"]["rows"]["rejected"] == 0
 
 
@@ -169,6 +172,15 @@ def test_many_rows_leave_a_part_to_a_judge(tmp_path: Path, tiny_llama_path: str)
     assert judge["fit"]["columns"] == {"prompt": "Question", "completion": " {Answer}", "reward": "Stars"}
     assert not list(dependent_judges(written.recipe))
     assert "path: &path " in written.text and "path: *path" in written.text
+
+
+@pytest.mark.parametrize(("rows_of_a_thread", "family"), [(2, "thread_id"), (1, "family")])
+def test_rows_of_one_thread_stay_together(
+    rows_of_a_thread: int, family: str, tmp_path: Path, tiny_llama_path: str
+) -> None:
+    rows = [with_truth(row) | {"thread_id": i // rows_of_a_thread} for i, row in enumerate(_ROWS)]
+    written = made(write_rows(tmp_path / "rows.jsonl", rows), tiny_llama_path)
+    assert written.recipe.data.columns.family == family, "ids that no two rows share tell nothing together"
 
 
 def test_few_rows_get_no_scorer_and_that_is_said(tmp_path: Path, tiny_llama_path: str) -> None:
