@@ -15,6 +15,7 @@ import click
 from leftover import __version__
 from leftover.commands.compare.command import compare
 from leftover.commands.generate.command import generate
+from leftover.commands.init.command import init
 from leftover.commands.judge.command import judge
 from leftover.commands.select.command import select
 from leftover.errors import UserError, nearest, remedy_of
@@ -45,7 +46,7 @@ def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
         )
 
 
-for _command in (compare, generate, judge, select):
+for _command in (compare, generate, init, judge, select):
     cli.add_command(_command)
 
 _RECIPE = click.argument("recipe", type=click.Path())
@@ -65,6 +66,9 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 
 @cli.command()
 @_RECIPE
+@click.option(
+    "--model", metavar="ID", help="RECIPE is a data file: train this model on it, by the recipe of `init --yes`."
+)
 @_SET
 @_QUICK
 @click.option("--rounds", type=click.IntRange(1), help="Set rounds.number: train again on what the policy writes.")
@@ -74,6 +78,7 @@ _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: cre
 @_PRIVATE
 def run(
     recipe: str,
+    model: str | None,
     overrides: tuple[str, ...],
     quick: bool,
     rounds: int | None,
@@ -82,14 +87,25 @@ def run(
     push_to_hub: str | None,
     private: bool,
 ) -> None:
-    """Prepare, train, evaluate and report. Continues where it stopped."""
+    """Prepare, train, evaluate and report. Continues where it stopped.
+
+    RECIPE is a recipe, or the folder of a run; with --model a data file, whose recipe is written beside the folder of
+    its run.
+    """
     if device is not None and not dry_run:
         raise UserError("--device is of --dry-run: it says whose time is told")
     from leftover.publish.hub import targets, with_push
     from leftover.recipe.files import QUICK
 
-    overrides = (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
-    loaded = with_push(_load(recipe, overrides), push_to_hub, private)
+    own, overrides = overrides, (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
+    if model is None:
+        loaded = _load(recipe, overrides)
+    else:
+        from leftover.commands.init.run import recipe_of_rows
+
+        set_up_logging()
+        loaded = recipe_of_rows(recipe, model, own, overrides, write=not dry_run)
+    loaded = with_push(loaded, push_to_hub, private)
     if quick:
         from leftover.runs.claim import check_quick
 
@@ -217,6 +233,17 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
         return
     set_up_logging()
     click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; default: one that is free.")
+def watch(run: str, port: int) -> None:
+    """Serve the report of a run in progress to this machine, anew as evaluations arrive. Only reads; Ctrl-C stops."""
+    from leftover.commands.watch import watch
+
+    set_up_logging()
+    watch(run, port)
 
 
 @cli.command()

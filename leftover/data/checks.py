@@ -14,8 +14,8 @@ from leftover.recipe.data_section import Constant, DataSection
 SPLITS = ("train", "validation", "test")
 LARGEST_REWARD = 1e15  # in size: objectives square rewards, in float32, which ends at 3e38
 # ATOMIC's files have names of three letters.
-_SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
-_SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
+SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | {"trn": "train", "tst": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 _NAME = re.compile(r"[\w.-]+")  # what most columns are called
 # Parts of an assistant's message that a template would write in addition to its content.
 _NOT_TEXT = ("tool_calls", "reasoning_content", "reasoning", "thinking")
@@ -164,7 +164,7 @@ def _split(raw: Row, data: DataSection) -> str | None:
         if source not in data.source_splits:
             raise ValueError(f"the source {source!r} is not one of data.source_splits: {', '.join(data.source_splits)}")
         return data.source_splits[source]
-    column, names = data.columns.split, _SPLIT_NAMES | data.split_names
+    column, names = data.columns.split, SPLIT_NAMES | data.split_names
     if column is None or (value := raw.get(column)) is None:
         return None
     if str(value) not in names:

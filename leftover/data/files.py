@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Columns of numbers or truth values.
 _SCORES = {"chosen_score", "chosen_reward", "rejected_score", "rejected_reward", "is_chosen"}
-_DELIMITERS = (";", "\t", "|", ",")
+DELIMITERS = (";", "\t", "|", ",")
 LONGEST_LINE = 64 * 2**20  # bytes of a text file, as they are unpacked; a row is no longer than that
 _SENTENCE_END = re.compile(r"(?<=[.!?])([\"'”’)]*)\s+")
 
@@ -176,7 +176,7 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
     """The names of the columns: the first line, or the published names where that line is a row."""
     if published and not set(published) <= set(cells):
         return list(published)
-    if len(cells) == 1 and (sign := next((sign for sign in _DELIMITERS if sign in cells[0]), None)):
+    if len(cells) == 1 and (sign := next((sign for sign in DELIMITERS if sign in cells[0]), None)):
         raise UserError(
             f"{path}: its header is the one column {cells[0]!r:.100}: set {data.names.data}.table.delimiter to "
             f"{json.dumps(sign)} if that parts the columns"

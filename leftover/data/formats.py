@@ -53,6 +53,12 @@ def read_rows(data: DataSection) -> Iterator[Located]:
                 yield from expand(Record(where, row, source.name, number, labelled), data)
 
 
+def read_records(data: DataSection) -> Iterator[Located]:
+    """Every record of every file of `data` as it stands there, before a layout makes rows of it."""
+    check_files(data)
+    return itertools.chain.from_iterable(_READERS[source.kind](source, data) for source in list_sources(data))
+
+
 def _labelled(
     stream: Iterator[Located], sources: Sequence[Source], data: DataSection
 ) -> tuple[bool, Iterator[Located]]:

@@ -56,7 +56,15 @@ class _Dumper(yaml.SafeDumper):
     """The dumper of what that loader reads back: a text such as 1e5 is quoted."""
 
 
-for _class in (_Loader, _Dumper):
+class _LineDumper(_Dumper):
+    """The same, with line breaks in texts as \\n."""
+
+
+_LineDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None),
+)
+for _class in (_Loader, _Dumper, _LineDumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
     )
@@ -110,8 +118,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
         path = path / "recipe.yaml"
     if path.suffix in ENDINGS.keys() - {".json"}:  # a recipe may be JSON, which is YAML too
         raise UserError(
-            f"{path} is a data file, not a recipe: name it as data.path in a recipe (a YAML file, as in the README); "
-            f"`leftover inspect {path}` shows what its rows are worth"
+            f"{path} is a data file, not a recipe: `leftover init {path} --model ID` writes one (`leftover run {path} "
+            f"--model ID` runs it as well), and `leftover inspect {path}` shows what its rows are worth"
         )
     if saved:
         _check_sum(path)
@@ -152,6 +160,14 @@ def make_recipe(
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default written out."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def one_line_of_yaml(content: dict[str, Any]) -> str:
+    """One key with its value, as `load_yaml` reads it back."""
+    (key,), (value,) = content.keys(), content.values()
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 2**31, "default_flow_style": True}
+    inside = yaml.dump([{key: value}], Dumper=_LineDumper, **options).strip()
+    return inside.removeprefix("[{").removesuffix("}]")
 
 
 def dump_saved(recipe: Recipe) -> str:

@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from leftover.evaluation.gather import gather_unfinished, read_records
@@ -47,6 +48,13 @@ _MAX_PAGE_BYTES = 2_900_000  # unless the completions need more with _MIN_BYTES
 _MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
+class Live(NamedTuple):
+    """Of a page that `leftover watch` serves: which state of the run it shows, and when that was read."""
+
+    state: str
+    time: str
+
+
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
     """One page of runs; default: report.html in the folder of the only run, or in the current one.
 
@@ -54,20 +62,23 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     """
     if output is not None:
         check_page(output)
-    views: list[dict[str, Any]] = []
-    runs = [FinishedRun(folder) for folder in folders]
-    for run, title in zip(runs, titles(folders), strict=True):
-        name = f"run-{len(views) + 1}"
-        missing = run.unfinished()
-        results = gather_unfinished(run) if missing else run.results()
-        views.append(
-            run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
-        )
-        if len(runs) > 1:
-            views[-1]["name"] = title
+    views = [view_of(folder, f"run-{number}") for number, folder in enumerate(folders, start=1)]
     default = Path(folders[0]) if len(folders) == 1 else Path()
-    side_by_side = runs_grid(titles(folders), [run.recipe for run in runs], [view["gathered"] for view in views])
-    return write_page(views, output or default / "report.html", side_by_side if len(runs) > 1 else None)
+    side_by_side = None
+    if len(folders) > 1:
+        names = titles(folders)
+        recipes = [FinishedRun(folder).recipe for folder in folders]
+        side_by_side = runs_grid(names, recipes, [view["gathered"] for view in views])
+        views = [view | {"name": name} for view, name in zip(views, names, strict=True)]
+    return write_page(views, output or default / "report.html", side_by_side)
+
+
+def view_of(folder: str | Path, name: str = "run-1") -> dict[str, Any]:
+    """What a page shows of the run in a folder, finished or not."""
+    run = FinishedRun(folder)
+    missing = run.unfinished()
+    results = gather_unfinished(run) if missing else run.results()
+    return run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
 
 
 def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
@@ -127,12 +138,19 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
 
 
 def write_page(runs: list[dict[str, Any]], path: Path, side_by_side: Grid | None = None) -> Path:
-    """Write the report of runs, of several with a table of all.
+    """Write the report of runs, of several with a table of all."""
+    return _write(path, page_text(runs, path.parent, side_by_side=side_by_side))
 
-    Their completions share what the rest leaves of `_MAX_PAGE_BYTES`.
+
+def page_text(
+    runs: list[dict[str, Any]], folder: Path, live: Live | None = None, side_by_side: Grid | None = None
+) -> str:
+    """The report of runs, whose completions share what the rest leaves of `_MAX_PAGE_BYTES`.
+
+    `folder`: where the page will lie.
     """
     title = " · ".join(dict.fromkeys(run["name"] for run in runs))
-    files = [_link(run["folder"] / "evaluation", path.parent) for run in runs]
+    files = [_link(run["folder"] / "evaluation", folder) for run in runs]
 
     def render(budget: int | None) -> str:
         embedded = [
@@ -140,10 +158,10 @@ def write_page(runs: list[dict[str, Any]], path: Path, side_by_side: Grid | None
             for run in runs
         ]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
-        return _render("report.html.j2", title=title, runs=shown, side_by_side=side_by_side)
+        return _render("report.html.j2", live=live, title=title, runs=shown, side_by_side=side_by_side)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
-    return _write(path, render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs)))))
+    return render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs))))
 
 
 def _link(target: Path, start: Path) -> str:
@@ -166,7 +184,7 @@ def write_inspection(name: str, rows: ScoredRows, analysis: dict[str, Any], path
     if cut:
         cut.append("--export writes all of them, whole, into a file.")
     values = {"advice": advice(analysis), "leftover": leftover_view(analysis), "embedded": embedded}
-    return _write(path, _render("inspect.html.j2", ("page", "rows"), title=name, cut=" ".join(cut), **values))
+    return _write(path, _render("inspect.html.j2", ("page", "rows"), None, title=name, cut=" ".join(cut), **values))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -174,13 +192,16 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _render(template: str, parts: Sequence[str] = ("page",), **values: Any) -> str:
+def _render(template: str, parts: Sequence[str] = ("page",), live: Live | None = None, **values: Any) -> str:
     """`parts`: names of the files of styles and scripts."""
     style, script = (
         "".join((TEMPLATES / f"{part}.{kind}").read_text("utf-8") for part in parts) for kind in ("css", "js")
     )
     policy = content_policy(script, style)
-    return _environment().get_template(template).render(style=style, script=script, policy=policy, **values)
+    if live is not None:
+        script += (TEMPLATES / "live.js").read_text("utf-8").replace("STATE", json.dumps(live.state))
+        policy = f"{content_policy(script, style)}; connect-src 'self'"
+    return _environment().get_template(template).render(style=style, script=script, policy=policy, live=live, **values)
 
 
 def content_policy(script: str, style: str) -> str:

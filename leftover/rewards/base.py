@@ -117,7 +117,7 @@ def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any
     Raises UserError for an unknown type or setting.
     """
     if isinstance(spec, (str, Path)):
-        section = _read_section(Path(spec))
+        section = read_section(Path(spec))
         with located(str(spec)):
             return load_reward({"type": "sum"} | section)
     if isinstance(spec, list):
@@ -130,7 +130,7 @@ def load_reward(spec: dict[str, Any] | list[dict[str, Any]] | str | Path) -> Any
     return make(f"{kind} reward", resolve_name(REWARDS[kind]), settings)
 
 
-def _read_section(path: Path) -> dict[str, Any]:
+def read_section(path: Path) -> dict[str, Any]:
     """The section `reward` in a YAML file: as in a recipe, alone, or its functions alone."""
     try:
         content = read_yaml(path)

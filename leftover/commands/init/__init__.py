@@ -1,0 +1,1 @@
+"""`leftover init`: from a file of rows and a model to a recipe."""

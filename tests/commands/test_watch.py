@@ -1,0 +1,159 @@
+"""`leftover watch`: the page of a run in progress over loopback. It only reads, and answers its own page alone."""
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leftover import cli
+from leftover.commands import watch
+from leftover.commands.watch import HOST, Watched, handler
+from leftover.errors import UserError
+from leftover.pipeline import prepare
+from leftover.recipe.files import make_recipe
+from leftover.runs.claim import open_run
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """`get(path, host=None)` -> status and body, of a server on a port of its own."""
+    server = watch.ThreadingHTTPServer((HOST, 0), handler(Watched(folder)))
+    port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def get(path: str, host: str | None = None, method: str = "GET") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(HOST, port, timeout=60)
+        connection.request(method, path, headers={} if host is None else {"Host": host.format(port=port)})
+        answer = connection.getresponse()
+        found = answer.status, answer.read().decode()
+        connection.close()
+        return found
+
+    get.address = f"http://{HOST}:{port}/"  # type: ignore[attr-defined]
+    try:
+        yield get
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+def test_a_finished_run_is_served_and_nothing_in_its_folder_changes(tmp_path: Path, tiny_run: Any) -> None:
+    tiny_run(tmp_path)
+    before = everything(tmp_path)
+    with served(tmp_path / "run") as get:
+        status, page = get("/")
+    assert status == 200 and "Completions side by side" in page and "live, read at" in page
+    assert "connect-src &#39;self&#39;" in page, "its script may ask for the state"
+    assert everything(tmp_path) == before
+
+
+def test_only_the_page_and_its_state_are_answered(tmp_path: Path, tiny_run: Any) -> None:
+    tiny_run(tmp_path)
+    with served(tmp_path / "run") as get:
+        for path in ("/recipe.yaml", "/../recipe.yaml", "/index.html", "/evaluation/reference.jsonl"):
+            assert get(path)[0] == 404, path
+        assert get("/", method="POST")[0] == 501
+        assert get("/", host="evil.example:{port}")[0] == 403
+        assert get("/state", host="evil.example")[0] == 403
+        assert get("/", host="127.0.0.1.evil.example:{port}")[0] == 403
+        assert get("/state", host="localhost:{port}")[0] == 200
+
+
+def test_a_run_without_any_evaluation_shows_what_is_known(tmp_path: Path, tiny_recipe: Any) -> None:
+    run = open_run(make_recipe(tiny_recipe(tmp_path)))
+    with served(run.folder) as get:
+        status, page = get("/")  # nothing is prepared
+        assert status == 200 and "Unfinished" in page
+        prepare(run, "score")
+        run.manifest.begin("reference", {})
+    run.close()
+    with served(run.folder) as get:
+        status, page = get("/")
+    assert status == 200 and "this run is not finished" in page and "at work on reference" in page
+
+
+def test_the_page_is_made_anew_when_an_evaluation_arrives(
+    tmp_path: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_AT_LEAST", 0.0)
+    monkeypatch.setattr(watch, "_TIMES", 0.0)
+    tiny_run(tmp_path)
+    watched = Watched(tmp_path / "run")
+    first, state = watched.page(), watched.state()
+    assert watched.page() is first, "nothing has changed"
+    log = tmp_path / "run" / "policies" / "a_lol_seq" / "seed-0" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write(json.dumps({"step": 5, "eval_nll": 1.5, "eval_reward/mean": 3.25}) + "\n")
+    assert watched.state() != state
+    second = watched.page()
+    assert second != first and "3.25" in second and "3.25" not in first
+    assert json.dumps(watched.state()) in second, "the page knows which state it shows"
+
+
+def test_a_browser_shows_the_evaluation_that_arrives(
+    browser: Any, tmp_path: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    monkeypatch.setattr(watch, "_AT_LEAST", 0.0)
+    monkeypatch.setattr(watch, "_TIMES", 0.0)
+    tiny_run(tmp_path)
+    with served(tmp_path / "run") as get:
+        browser.get(get.address)  # type: ignore[attr-defined]
+        assert "3.25" not in browser.page_source
+        with (tmp_path / "run" / "policies" / "a_lol_seq" / "seed-0" / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 5, "eval_reward/mean": 3.25}) + "\n")
+        WebDriverWait(browser, 60).until(lambda it: "3.25" in it.page_source)
+        assert not [line for line in browser.get_log("browser") if "Content Security Policy" in line["message"]]
+
+
+def test_a_page_is_not_made_at_every_request(tmp_path: Path, tiny_run: Any) -> None:
+    tiny_run(tmp_path)
+    watched = Watched(tmp_path / "run")
+    first = watched.page()
+    (tmp_path / "run" / "manifest.json").touch()
+    assert watched.page() is first and json.dumps(watched.state()) in first
+
+
+def test_a_run_that_cannot_be_read_is_told_and_looked_at_again(tmp_path: Path, tiny_run: Any) -> None:
+    tiny_run(tmp_path)
+    for name in ("manifest.json", "manifest.copy.json"):
+        (tmp_path / "run" / name).write_text("{")
+    with served(tmp_path / "run") as get:
+        status, said = get("/")
+    assert status == 503 and "manifest.json" in said
+
+
+def test_no_run_and_a_taken_port_are_refused(tmp_path: Path, tiny_run: Any) -> None:
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        watch.watch(tmp_path)
+    tiny_run(tmp_path)
+    with watch.ThreadingHTTPServer((HOST, 0), handler(Watched(tmp_path))) as other:
+        port = other.server_address[1]
+        with pytest.raises(UserError, match=f"--port {port}: "):
+            watch.watch(tmp_path / "run", port)
+
+
+def test_ctrl_c_stops_with_one_line(
+    tmp_path: Path, tiny_run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run(tmp_path)
+
+    def stopped(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.ThreadingHTTPServer, "serve_forever", stopped)
+    cli.main(["watch", str(tmp_path / "run")])
+    address, end = capsys.readouterr().out.splitlines()
+    assert "http://127.0.0.1:" in address and end == "Stopped watching; the run goes on."
