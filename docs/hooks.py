@@ -81,20 +81,6 @@ def api(names: str) -> str:
     return "\n\n".join(f"::: {_EXPORTS[name]}.{name}{plain * name.endswith('Config')}" for name in chosen)
 
 
-def commands() -> str:
-    """The help of every command, as the command line prints it."""
-    import click
-
-    from leftover.cli import cli
-
-    parts = []
-    for name, command in cli.commands.items():
-        context = click.Context(command, info_name=f"leftover {name}", max_content_width=_WIDTH, terminal_width=_WIDTH)
-        context.show_default = True
-        parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```")
-    return "\n\n".join(parts)
-
-
 def evaluation() -> str:
     """What an evaluation of a trainer measures: name, and which way is better."""
     from leftover.recipe.eval_metrics import (
@@ -116,7 +102,7 @@ def evaluation() -> str:
     return table(("metric", "of", "taken as better"), rows)
 
 
-GENERATED = {"evaluation": evaluation, "metrics": metrics, "settings": settings, "api": api, "commands": commands}
+GENERATED = {"evaluation": evaluation, "metrics": metrics, "settings": settings, "api": api}
 
 
 def generated(markdown: str) -> str:
