@@ -77,6 +77,26 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean '{close}'?" if close else ""
 
 
+@contextmanager
+def not_readable(what: str) -> Iterator[None]:
+    """Whatever a library raises for what it reads or makes inside becomes a UserError: `what`, and the error's line.
+
+    Libraries raise another type for every cause. Only what says nothing of the input passes: our own errors, a full
+    disk, too little memory.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in _OF_THE_MACHINE or type(error).__name__ == "OutOfMemoryError":
+            raise
+        line = first_line(error)
+        line = one_line(error, 200) if line.endswith(":") else line
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{line}") from error
+
+
 def looked_for(path: str | Path) -> str:
     """Where a path that is not there was looked for, and what is there under a name like it; for a message."""
     folder = Path(path).parent
@@ -109,6 +129,8 @@ def remedy_of(error: Exception) -> str | None:
     return None
 
 
+# Errors that say nothing of the file that was read or written.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _ELSEWHERE = "set output_dir to a folder of your own"
 # Numbers of errors, or else what their texts hold -> what the user can do.
 _REMEDIES: list[tuple[tuple[int, ...], str, str]] = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from leftover.data.encode import Encoder
 from leftover.data.rows import as_prompt
-from leftover.errors import RECIPE, SettingNames, UserError, first_line
+from leftover.errors import RECIPE, SettingNames, UserError, not_readable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,10 +29,8 @@ def load_tokenizer(
     """The tokenizer at `path` (folder or Hub id), with a padding token; `chat_template: plain` names ours."""
     from transformers import AutoTokenizer
 
-    try:
+    with not_readable(f"no tokenizer at '{path}' ({names.tokenizer})"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer at '{path}' ({names.tokenizer}): {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer at '{path}' has no end-of-sequence token; set one and save it again")
     if tokenizer.pad_token_id is None:

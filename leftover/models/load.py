@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from leftover.data.tokenizer import num_tokens
-from leftover.errors import UserError, first_line, one_line
+from leftover.errors import UserError, first_line, not_readable, one_line
 from leftover.monitoring.ranks import is_main_process, is_sharded
 from leftover.monitoring.terminal import adapter_warnings_off
 from leftover.recipe.sections import ModelSection
@@ -62,7 +61,7 @@ def load_model(
     options = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code, **(quantization or {})}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
-    try:
+    with not_readable(f"no language model at '{path}'"):
         base = base_path(path)
         for folder in (path, base):
             refuse_pickles(folder)
@@ -79,13 +78,12 @@ def load_model(
 
         # peft trains none with virtual tokens any further.
         trainable = not PeftConfig.from_pretrained(path).is_prompt_learning
-        with adapter_warnings_off():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, path, is_trainable=trainable)
-    except UserWarning as error:
-        raise UserError(f"the adapter at '{path}' lacks weights: {one_line(error, 300)}") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"no language model at '{path}': {first_line(error)}") from error
+        try:
+            with adapter_warnings_off():
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        except UserWarning as error:
+            raise UserError(f"the adapter at '{path}' lacks weights: {one_line(error, 300)}") from error
 
 
 def _refuse_missing(path: str, names: Iterable[str]) -> None:
@@ -204,8 +202,21 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def base_path(path: str) -> str:
-    """The model that an adapter's folder names as its base; a model's own path as it is."""
-    return str(read_json(Path(path) / "adapter_config.json")["base_model_name_or_path"]) if is_adapter(path) else path
+    """The model that an adapter's folder names as its base; a model's own path as it is.
+
+    Raises UserError if it names none, or an adapter.
+    """
+    if not is_adapter(path):
+        return path
+    config = Path(path) / "adapter_config.json"
+    content = read_json(config)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    if not base or not isinstance(base, str) or is_adapter(base):
+        raise UserError(
+            f"{config} has to name the whole model that the adapter was trained on, as base_model_name_or_path, and "
+            f"has {base!r:.80}: write its path or Hub id there"
+        )
+    return base
 
 
 def is_encoder_decoder(model: Any) -> bool:

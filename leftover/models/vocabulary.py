@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from leftover.data.tokenizer import num_tokens
-from leftover.errors import UserError
+from leftover.errors import UserError, not_readable
 from leftover.models.load import architecture_of, base_path
 from leftover.store.table import list_lengths, list_maxima
 
@@ -55,8 +55,9 @@ def check_vocabulary_at(
 ) -> None:
     """`check_vocabulary` of the model at a path (of an adapter: its base), by its config. No weights are read."""
     try:
-        config = AutoConfig.from_pretrained(base_path(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):  # said where the model is loaded
+        with not_readable(path):
+            config = AutoConfig.from_pretrained(base_path(path), trust_remote_code=trust_remote_code)
+    except UserError:  # said where the model is loaded
         return
     check_vocabulary_of(config, tokenizer, f"the model at '{path}'", trust_remote_code=trust_remote_code, key=key)
 
@@ -67,7 +68,10 @@ def check_vocabulary_of(
     """`check_vocabulary` of a config's model."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None and num_tokens(tokenizer) > rows:
-        with torch.device("meta"):  # some have more embeddings than outputs
+        with (
+            not_readable(f"{model}: none can be made of its config"),
+            torch.device("meta"),
+        ):  # some have more embeddings than outputs
             skeleton = architecture_of(config).from_config(config, trust_remote_code=trust_remote_code)
         check_vocabulary(tokenizer, embedding_rows(skeleton), model, key)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leftover.data.formats import check_files
-from leftover.errors import UserError, first_line, located, looked_for
+from leftover.errors import UserError, located, looked_for, not_readable
 from leftover.models.load import is_adapter, max_positions
 from leftover.models.vocabulary import check_vocabulary, check_vocabulary_at
 from leftover.monitoring.ranks import is_main_process, join, parted_by, wait
@@ -257,12 +257,9 @@ def model_positions(model: ModelSection) -> int | None:
             f"model.path '{path}' {inside} a run, which holds several models: name {', '.join(_models_in(run))}, or "
             "what `leftover export` writes"
         )
-    try:
-        found = AutoConfig.from_pretrained(path, trust_remote_code=model.remote_code)
-    except (OSError, ValueError) as error:
-        looked = "" if Path(path).exists() else looked_for(path)
-        raise UserError(f"no model at '{path}' (key model.path{looked}): {first_line(error)}") from error
-    return max_positions(found)
+    looked = "" if Path(path).exists() else looked_for(path)
+    with not_readable(f"no model at '{path}' (key model.path{looked})"):
+        return max_positions(AutoConfig.from_pretrained(path, trust_remote_code=model.remote_code))
 
 
 def _run_around(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from leftover.commands.dry_run.sources import DOWNLOAD, LOCAL, Source, list_sour
 from leftover.commands.dry_run.trace import Traced, skeleton
 from leftover.commands.dry_run.work import LEFTOVER, Amount, Sizes, Training, estimate_training
 from leftover.data.tokenizer import read_chat_template
-from leftover.errors import looked_for
+from leftover.errors import looked_for, not_readable
 from leftover.evaluation.frontier import COUNTS
 from leftover.models.load import is_encoder_decoder, torch_dtype
 from leftover.pipeline import STAGES
@@ -108,8 +108,10 @@ def estimate_run(
         config, shape_from = None, "not estimated for an encoder-decoder"
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
-        model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
-        shape = measure(model, config, section.quantization is not None)
+        named = "model.config" if section.path is None else f"model.path '{section.path}'"
+        with not_readable(f"{named}: no {config.model_type} can be made of its config"):
+            model = skeleton(config, section.lora, torch_dtype(section.dtype), section.attn_implementation)
+            shape = measure(model, config, section.quantization is not None)
     if shape is not None and with_memory:
         saves = {training.name: training.saves for training in trainings}
         holding = Holding(shape, sources, sizes, settings, saves)

@@ -27,6 +27,7 @@ from leftover.commands.dry_run.pace import Pace
 from leftover.commands.dry_run.shape import Shape
 from leftover.commands.dry_run.trace import checkpointing_name
 from leftover.commands.dry_run.work import Amount, Training
+from leftover.errors import UserError
 from leftover.models.generate import generate
 from leftover.models.load import torch_dtype, with_adapter
 from leftover.models.logprobs import completion_logprobs
@@ -81,9 +82,17 @@ def measured_pace(
             *(_decoding(model, rows, prompt, compute_dtype) for rows in dict.fromkeys((generated_at_once, few))),
         ]
 
-    start, step, passed, *decoded = by_layers(
-        config, lambda shortened: _causal(shortened, section, checkpointing), times
-    )
+    try:
+        start, step, passed, *decoded = by_layers(
+            config, lambda shortened: _causal(shortened, section, checkpointing), times
+        )
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise UserError(
+            "a layer of the model and its embeddings do not fit into this machine's memory, so that it cannot be timed "
+            "here: name another with --device (h100, ...), or check the sizes in the model's config"
+        ) from error
     least, most = (
         Training("", "", rows, seen=_rows(rows, *tokens)).operations(shape)
         for rows, tokens in ((1, (1, 1)), (rows_per_batch, (prompt, completion)))

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from leftover.commands.dry_run.published_sizes import CONFIGS
 from leftover.data.tokenizer import load_tokenizer, num_tokens
-from leftover.errors import UserError
+from leftover.errors import UserError, not_readable
 from leftover.models.load import make_config, unwrapped
 from leftover.recipe.sections import ModelSection, TokenizerSection
 
@@ -46,10 +46,11 @@ def find_config(model: ModelSection) -> tuple[PretrainedConfig | None, str]:
         return make_config(_vocabulary(model) | (model.config or {})), "model.config"
     try:
         options: dict[str, Any] = {"trust_remote_code": model.remote_code, "local_files_only": True}
-        found = AutoConfig.from_pretrained(model.path, **options)
-    except (OSError, ValueError) as error:
+        with not_readable(f"the config of '{model.path}' (key model.path) is refused"):
+            found = AutoConfig.from_pretrained(model.path, **options)
+    except UserError:
         if (Path(model.path) / "config.json").is_file():
-            raise UserError(f"the config of '{model.path}' (key model.path) is refused: {error}") from error
+            raise
     else:
         return found, "its config"
     for name in (model.path, Path(model.path).name):
@@ -68,7 +69,7 @@ def _vocabulary(model: ModelSection) -> dict[str, int]:
 
 
 def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
-    """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`)."""
+    """The shape of a skeleton (see `leftover.commands.dry_run.trace.skeleton`). ValueError for sizes below 1."""
     base = unwrapped(model)
     adapter = {id(p) for name, p in model.named_parameters() if "lora_" in name}
     head = base.get_output_embeddings().weight
@@ -83,6 +84,9 @@ def measure(model: Any, config: PretrainedConfig, quantised: bool) -> Shape:
     heads = getattr(text, "num_attention_heads", 1)
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
+    sizes = {"hidden size": text.hidden_size, "layers": text.num_hidden_layers, "vocabulary": head.shape[0]}
+    if min(sizes.values()) < 1:
+        raise ValueError(f"sizes below 1 ({', '.join(f'{name} {size}' for name, size in sizes.items())})")
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in trained),

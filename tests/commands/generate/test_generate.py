@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from leftover.cli import main
 from leftover.commands.generate import run as sampling
 from leftover.commands.generate.rows import Sample, completion_text
+from leftover.commands.generate.rows_file import RowsFile
 from leftover.demo.grammar import score_answers
+from leftover.errors import UserError
 from leftover.pipeline import prepare, run
 from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
@@ -483,15 +485,65 @@ def test_a_file_of_somebody_elses_is_not_written_to(
     assert "name a file that ends in .jsonl" in refused(capsys, tmp_path / "rows.csv", model, prompts_file)
 
 
-def test_rows_that_were_cut_since_are_not_continued(
-    trained: Path, prompts_file: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda content: b"",
+    "halved": lambda content: content[: len(content) // 2],
+    "with a letter changed": lambda content: content.replace(b"e", b"E", 1),
+    "with a line more": lambda content: content + b"{}\n",
+}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A finished file of rows; its key is {"seed": 0}."""
+    file = RowsFile(tmp_path / "rows.jsonl", {"seed": 0}, overwrite=False)
+    for number in range(3):
+        file.append([{"completion": f"the {number}"}], {"rows": 1})
+    file.finish()
+    return file.path
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_finished_file_that_was_damaged_since_is_refused(damage: Callable[[bytes], bytes], written: Path) -> None:
+    whole = written.read_bytes()
+    assert RowsFile(written, {"seed": 0}, overwrite=False).complete
+    written.write_bytes(damage(whole))
+    with pytest.raises(UserError, match=r"rows\.jsonl is .+ written.*: name another --output, or .* --overwrite"):
+        RowsFile(written, {"seed": 0}, overwrite=False)
+    assert not RowsFile(written, {"seed": 0}, overwrite=True).complete
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES.values())[:3], ids=list(DAMAGES)[:3])
+def test_an_unfinished_file_that_was_damaged_since_is_not_continued(
+    damage: Callable[[bytes], bytes], written: Path
 ) -> None:
-    model, output = trained / "policies/nll/seed-0", tmp_path / "rows.jsonl"
-    generate(output, model, prompts_file, *CHUNKED)
-    state = output.with_name("rows.jsonl.state.json")
-    state.write_text(state.read_text().replace('"complete": true', '"complete": false'))
-    output.write_text("")
-    assert "is shorter than it was" in refused(capsys, output, model, prompts_file, *CHUNKED)
+    file = RowsFile(written, {"seed": 0}, overwrite=True)
+    file.append([{"completion": "the first"}], {"rows": 1})
+    whole = written.read_bytes()
+    written.write_bytes(whole + b"half a row of a killed command")
+    assert RowsFile(written, {"seed": 0}, overwrite=False).chunks == 1 and written.read_bytes() == whole
+    written.write_bytes(damage(whole))
+    with pytest.raises(UserError, match="--overwrite"):
+        RowsFile(written, {"seed": 0}, overwrite=False)
+
+
+def test_a_state_of_an_earlier_version_is_believed(written: Path) -> None:
+    path = written.with_name("rows.jsonl.state.json")
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({name: of for name, of in state.items() if name not in ("checksum", "sha256")}))
+    assert RowsFile(written, {"seed": 0}, overwrite=False).complete
+    written.write_text("")
+    with pytest.raises(UserError, match="is shorter than it was"):
+        RowsFile(written, {"seed": 0}, overwrite=False)
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", "3", '{"chunks": 1}', '{"a":' * 50_000, "", "changed"])
+def test_a_damaged_state_is_named(state: str, written: Path) -> None:
+    path = written.with_name("rows.jsonl.state.json")
+    path.write_text(path.read_text().replace('"chunks": 3', '"chunks": 2') if state == "changed" else state)
+    with pytest.raises(UserError, match=r"^\S+rows\.jsonl\.state\.json.+--overwrite$"):
+        RowsFile(written, {"seed": 0}, overwrite=False)
+    assert not RowsFile(written, {"seed": 0}, overwrite=True).complete
 
 
 def test_fewer_prompts_are_a_seeded_choice(trained: Path, prompts_file: str, tmp_path: Path) -> None:
