@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_made(name: str, content: Any, model: Path) -> No
     if "index" in name:
         (model / "model.safetensors").unlink()
     damage(model, name, content)
-    with pytest.raises(UserError, match=rf"^no causal language model at '{model}': .+"):
+    with pytest.raises(UserError, match=rf"^no language model at '{model}': .+"):
         load_model(str(model))
 
 
@@ -90,7 +90,7 @@ def test_a_tensor_of_another_shape(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"] = torch.zeros(3)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=rf"^no causal language model at '{model}': .+"):
+    with pytest.raises(UserError, match=rf"^no language model at '{model}': .+"):
         load_model(str(model))
 
 
