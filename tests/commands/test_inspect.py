@@ -358,7 +358,7 @@ def test_what_to_do_about_rows_without_a_fault() -> None:
 def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: Callable, browser: Any) -> None:
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    many = [{"prompt": f"Asked {i}", "completion": " </script><b>x", "reward": float(i % 7)} for i in range(600)]
+    many = [{"prompt": f"Asked {i}th", "completion": " </script><b>x", "reward": float(i % 7)} for i in range(600)]
     path = rows_file([*repeating_rows(), *many])
     found = inspect(path, output=str(tmp_path / "a.html"))
     visit(browser, found.page)
@@ -370,7 +370,11 @@ def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: 
     assert 10 < len(browser.find_elements("css selector", "[data-body] tr[data-row]")) < 60, "only those in view"
 
     def places() -> list[str]:
-        return [where.rpartition(":")[2] for where in texts(browser, "[data-body] tr[data-row] th")]
+        script = "return [...document.querySelectorAll('[data-body] tr[data-row] th')].map((e) => e.textContent)"
+        return [where.rpartition(":")[2] for where in browser.execute_script(script)]
+
+    def press(selector: str) -> None:
+        browser.execute_script("arguments[0].click()", one(browser, selector))
 
     def choose(control: str, value: str) -> None:
         Select(one(browser, f"[data-{control}]")).select_by_value(value)
@@ -385,15 +389,15 @@ def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: 
     kept = f"{found.analysis['leftover']} of 636 rows"
     becomes(lambda: one(browser, "[data-status]").text == kept)
     choose("train", "")
-    one(browser, "[data-head] th:nth-child(2) button").click()
+    press("[data-head] th:nth-child(2) button")
     becomes(lambda: places()[:2] == ["35", "33"])  # the highest reward first
-    one(browser, "[data-head] th:nth-child(2) button").click()
+    press("[data-head] th:nth-child(2) button")
     browser.execute_script("const v = document.querySelector('[data-view]'); v.scrollTop = v.scrollHeight")
     becomes(lambda: places()[-1] == "36")  # without a reward: last either way
-    one(browser, "[data-search]").send_keys("asked 599")
+    one(browser, "[data-search]").send_keys("asked 599th")
     becomes(lambda: places() == ["636"])
-    one(browser, "[data-body] tr[data-row]").click()
-    becomes(lambda: texts(browser, "[data-detail] p") == ["Asked 599", " </script><b>x"])
+    press("[data-body] tr[data-row] td")
+    becomes(lambda: texts(browser, "[data-detail] p") == ["Asked 599th", " </script><b>x"])
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 

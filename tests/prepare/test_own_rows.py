@@ -1,7 +1,7 @@
 """What a user gives as a data set in Python: every kind of it, what is skipped of it, rows that are tokens already."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ PAIRS = [
 class Polars:
     """What is read of a data frame of polars."""
 
-    def iter_rows(self, named: bool) -> list[dict[str, Any]]:
-        return [dict(row) for row in ROWS[:2]]
+    def iter_rows(self, named: bool) -> Iterator[dict[str, Any]]:
+        assert named
+        return (dict(row) for row in ROWS[:2])
 
 
 def data_frame(_: Path) -> pd.DataFrame:

@@ -9,6 +9,13 @@
     return made;
   }
 
+  const PLACES = ["where", "repeats", "contradicts"];
+
+  // Places without the folders of their files.
+  function brief(places) {
+    return places === null ? "" : places.replace(/[^\s;]*\//g, "");
+  }
+
   function written(value) {
     if (value === null) return "";
     if (typeof value === "boolean") return value ? "yes" : "no";
@@ -90,7 +97,7 @@
       line.className = "gap";
       line.setAttribute("aria-hidden", "true");
       cell.colSpan = this.names.length;
-      cell.setAttribute("height", rows * HEIGHT);
+      cell.style.height = rows * HEIGHT + "px";
       line.append(cell);
       return line;
     }
@@ -100,7 +107,7 @@
       line.dataset.row = place;
       line.setAttribute("aria-selected", row === this.chosen ? "true" : "false");
       row.forEach((value, i) => {
-        const cell = element(i ? "td" : "th"), box = element("div", written(value));
+        const cell = element(i ? "td" : "th"), box = element("div", PLACES.includes(this.names[i]) ? brief(value) : written(value));
         box.dir = "auto";
         cell.append(box);
         line.append(cell);
