@@ -13,7 +13,14 @@ from leftover.errors import UserError
 from leftover.models import logprobs as module
 from leftover.models.engines.weights import unsupported
 from leftover.models.generate import generate
-from leftover.models.load import build_model, load_model, max_positions, save_model, start_token
+from leftover.models.load import (
+    align_generation_config,
+    build_model,
+    load_model,
+    max_positions,
+    save_model,
+    start_token,
+)
 from leftover.models.logprobs import completion_logprobs, head_is_last, output_head
 from leftover.models.probe import batching, check_causal
 from leftover.models.reference import prompt_hidden, reference_pass
@@ -211,3 +218,10 @@ def test_an_encoder_decoder_has_its_positions_twice_or_none(tokenizer: Any) -> N
 
 def test_vllm_serves_none(tokenizer: Any) -> None:
     assert unsupported(tiny("t5", tokenizer)) == "it is an encoder-decoder"
+
+
+def test_the_end_that_is_forced_at_the_limit_is_the_tokenizers(tokenizer: Any) -> None:
+    model = tiny("bart", tokenizer)
+    model.generation_config.forced_eos_token_id = 7
+    align_generation_config(model, tokenizer)
+    assert model.generation_config.forced_eos_token_id == tokenizer.eos_token_id
