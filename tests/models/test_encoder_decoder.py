@@ -13,7 +13,14 @@ from leftover.errors import UserError
 from leftover.models import logprobs as module
 from leftover.models.engines.weights import unsupported
 from leftover.models.generate import generate
-from leftover.models.load import build_model, load_model, max_positions, save_model, start_token
+from leftover.models.load import (
+    align_generation_config,
+    build_model,
+    load_model,
+    max_positions,
+    save_model,
+    start_token,
+)
 from leftover.models.logprobs import completion_logprobs, head_is_last, output_head
 from leftover.models.probe import batching, check_causal
 from leftover.models.reference import prompt_hidden, reference_pass
@@ -97,17 +104,23 @@ def test_features_are_what_the_encoder_makes_of_the_prompt_alone(model: Any, tok
         torch.testing.assert_close(torch.from_numpy(features[i]), pooled, atol=1e-5, rtol=1e-5)
 
 
-def steeper(model: Any) -> Any:
-    """With a head that is sure of what it writes, so that texts end, early and late."""
+def ending(kind: str, tokenizer: Any) -> Any:
+    """One whose completions end at different places: every eleventh token is an end of sequence."""
+    model = tiny(kind, tokenizer, decoder_start_token_id=tokenizer.bos_token_id)
+    torch.manual_seed(0)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(3 if model.config.model_type == "t5" else 60)
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(10, len(tokenizer), 11)]
+    model.generation_config.forced_eos_token_id = None
     return model
 
 
-def test_samples_have_the_log_probabilities_of_a_pass_whatever_the_batch(model: Any, tokenizer: Any) -> None:
-    prompts = [row["prompt_ids"] for row in make_rows(20)]
-    steeper(model)
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_samples_have_the_log_probabilities_of_a_pass_whatever_the_batch(kind: str, tokenizer: Any) -> None:
+    prompts, model = [row["prompt_ids"] for row in make_rows(20)], ending(kind, tokenizer)
     whole = generate(model, tokenizer, prompts, max_new_tokens=24, sample=True, temperature=0.9)
+    assert len({len(ids) for ids in whole.ids}) > 5
     for size in (1, 7):
         parts = generate(model, tokenizer, prompts, max_new_tokens=24, sample=True, temperature=0.9, batch_size=size)
         assert parts.ids == whole.ids
@@ -117,14 +130,13 @@ def test_samples_have_the_log_probabilities_of_a_pass_whatever_the_batch(model: 
         np.testing.assert_allclose(told, own, atol=2e-4)
 
 
-def test_greedy_completions_are_those_of_transformers(model: Any, tokenizer: Any) -> None:
-    prompts = [row["prompt_ids"] for row in make_rows(6)]
-    steeper(model)
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_greedy_completions_are_those_of_transformers(kind: str, tokenizer: Any) -> None:
+    prompts, model = [row["prompt_ids"] for row in make_rows(6)], ending(kind, tokenizer)
     found = generate(model, tokenizer, prompts, max_new_tokens=10).ids
+    assert len({tuple(ids) for ids in found}) > 2
     for prompt, ids in zip(prompts, found, strict=True):
-        plain = model.generate(
-            input_ids=torch.tensor([prompt]), do_sample=False, num_beams=1, max_new_tokens=10, forced_eos_token_id=None
-        )
+        plain = model.generate(input_ids=torch.tensor([prompt]), do_sample=False, num_beams=1, max_new_tokens=10)
         assert ids == plain[0, 1:].tolist(), "without the start token"
 
 
@@ -133,24 +145,25 @@ def test_texts_of_unequal_length_go_on_together_where_the_model_can(tokenizer: A
     assert kinds == {"t5": "any", "bart": "equally long"}
 
 
-@pytest.mark.parametrize(("kind", "calls"), [("t5", 3), ("bart", 2)])
-def test_stragglers_of_batches_go_on_in_one(kind: str, calls: int, tokenizer: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("kind", "rows"), [("t5", [8, 8, 2]), ("bart", [8, 8])])
+def test_stragglers_of_batches_go_on_in_one(kind: str, rows: list[int], tokenizer: Any, monkeypatch: Any) -> None:
     """Of BART, whose texts must be equally long, each batch is written to its end."""
     model = tiny(kind, tokenizer)
     batching(model, tokenizer.pad_token_id)
-    seen, made = [], model.generate
+    seen, made = list[int](), model.generate
     monkeypatch.setattr(model, "generate", lambda **given: seen.append(len(given["input_ids"])) or made(**given))
     ends, step = iter(range(10**6)), tokenizer.eos_token_id
 
     def end_most(module: Any, inputs: Any, logits: Any) -> Any:
-        """After some steps all rows but the first of a batch end."""
+        """At every fourth step all rows but the first of a batch end."""
+        logits[:, -1, step] = -1e4
         if next(ends) % 4 == 3:
             logits[1:, -1, step] = 1e4
         return logits
 
     with output_head(model).register_forward_hook(end_most):
         written = generate(model, tokenizer, [[5 + i] for i in range(16)], max_new_tokens=12, batch_size=8)
-    assert len(seen) == calls and all(written.ids)
+    assert seen == rows and {len(ids) for ids in written.ids} >= {4, 12}
 
 
 def test_a_new_model_begins_with_the_end_of_sequence_and_is_itself_when_read_back(
@@ -205,3 +218,10 @@ def test_an_encoder_decoder_has_its_positions_twice_or_none(tokenizer: Any) -> N
 
 def test_vllm_serves_none(tokenizer: Any) -> None:
     assert unsupported(tiny("t5", tokenizer)) == "it is an encoder-decoder"
+
+
+def test_the_end_that_is_forced_at_the_limit_is_the_tokenizers(tokenizer: Any) -> None:
+    model = tiny("bart", tokenizer)
+    model.generation_config.forced_eos_token_id = 7
+    align_generation_config(model, tokenizer)
+    assert model.generation_config.forced_eos_token_id == tokenizer.eos_token_id
