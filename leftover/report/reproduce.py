@@ -9,8 +9,7 @@ from leftover.evaluation.tables import Grid
 from leftover.monitoring.terminal import clock, size_text
 from leftover.recipe.files import dump_recipe
 from leftover.runs.finished import FinishedRun
-from leftover.store.files import read_json
-from leftover.store.manifest import Manifest
+from leftover.store.manifest import FileHashes, Manifest
 
 Entry = Mapping[str, Any]  # of a manifest, or the cost in it
 
@@ -22,8 +21,7 @@ _FILES_SHOWN = 40
 def reproduce_view(run: FinishedRun) -> dict[str, Any]:
     """The last section of the page, from what the stages recorded while they ran."""
     entries = all_entries(run.table.manifest, run.manifest)
-    path = run.folder / "hashes.json"
-    hashes = read_json(path) if path.is_file() else {}
+    hashes = FileHashes(run.folder).known
     # The last parts of a path identify the file.
     files = [["/".join(Path(name).parts[-3:]), entry[2]] for name, entry in hashes.items()]
     return {

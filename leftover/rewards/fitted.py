@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _DESCRIPTION = "reward.json"  # written last: a folder that has it is whole
+_KEYS = {"type": str, "target": str, "settings": dict, "facts": dict}
 
 
 class FitSettings(BaseModel):
@@ -129,7 +130,7 @@ class RowsReward(ABC):
     def load(self, folder: Path) -> None:
         """Read what `fit` wrote into `folder`, or into `path` if that is set."""
         folder = folder if self.path is None else Path(self.path)
-        Manifest(folder).check("reward")  # that of `leftover fit-reward`
+        Manifest(folder).check("reward", self._again(folder))  # that of `leftover fit-reward`
         described = self._describe(folder)
         self.target, self.settings = described["target"], self.Settings.model_construct(**described["settings"])
         self.restore(folder)
@@ -156,12 +157,24 @@ class RowsReward(ABC):
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]: ...
 
+    def _again(self, folder: Path) -> str:
+        """How a damaged one is made anew."""
+        if self.path is None:
+            return "run the recipe again, which sets it aside and computes that part anew"
+        return f"fit it again (`leftover fit-reward ROWS --output {folder}`), which sets it aside"
+
     def _describe(self, folder: Path) -> dict[str, Any]:
         try:
             described = read_json(folder / _DESCRIPTION)
+        except UserError as error:
+            raise UserError(f"{error}: {self._again(folder)}") from error
         except OSError as error:
             remedy = f"fit one with `leftover fit-reward ROWS --output {folder}`{looked_for(folder)}"
             raise UserError(f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): {remedy}") from error
+        if not isinstance(described, dict) or not all(isinstance(described.get(n), t) for n, t in _KEYS.items()):
+            raise UserError(
+                f"{folder / _DESCRIPTION} is damaged (it describes no fitted reward): {self._again(folder)}"
+            )
         if described["type"] != self.kind:
             raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.kind}: set the type")
         return described

@@ -17,7 +17,6 @@ from filelock import FileLock
 from leftover.errors import UserError
 from leftover.monitoring.costs import StageCost, StageMeter
 from leftover.monitoring.ranks import is_main_process, told, wait
-from leftover.store.files import read_json, write_json
 from leftover.store.sealed import digest, faults, read_sealed, set_aside, sha256, sums, write_sealed
 
 log = logging.getLogger(__name__)
@@ -110,13 +109,13 @@ class Manifest:
         """What is wrong with the files (or `logs`) of an artifact; of those of earlier versions nothing is known."""
         return faults(self.folder, self.entries.get(name, {}).get(which, {}))
 
-    def check(self, name: str) -> None:
+    def check(
+        self, name: str, remedy: str = "run the recipe again, which sets it aside and computes that part anew"
+    ) -> None:
         """Raises UserError if a file of a finished artifact is not as it was written."""
         if self.is_complete(name) and (found := self.faults(name)):
             path, what = next(iter(found.items()))
-            raise UserError(
-                f"{self.folder / path} {what}: run the recipe again, which sets it aside and computes that part anew"
-            )
+            raise UserError(f"{self.folder / path} {what}: {remedy}")
 
     def tell_damaged_logs(self, name: str) -> None:
         """Warn of the logs of a finished artifact that are not as they were written."""
@@ -232,15 +231,19 @@ def file_hash(path: Path) -> str:
     return sha256(path)[:16]
 
 
+_KNOWN = [int, int, str]  # size, modification time, the start of the SHA-256
+
+
 class FileHashes:
     """SHA-256 of files, remembered by size and modification time in `hashes.json` of a folder."""
 
     def __init__(self, folder: Path):
         self.path = folder / "hashes.json"
         try:
-            self.known: dict[str, list] = read_json(self.path) if self.path.is_file() else {}
+            found = read_sealed(self.path) or {}
         except UserError:  # they are computed anew
-            self.known = {}
+            found = {}
+        self.known = {path: of for path, of in found.items() if isinstance(of, list) and list(map(type, of)) == _KNOWN}
 
     def of(self, path: str | Path) -> str:
         """The hash of a file, or of all files of a folder with their names."""
@@ -253,5 +256,5 @@ class FileHashes:
             return remembered[2]
         value = file_hash(path)
         self.known[str(path)] = [stat.st_size, stat.st_mtime_ns, value]
-        write_json(self.path, self.known)
+        write_sealed(self.path, self.known, copied=False)
         return value

@@ -111,3 +111,23 @@ def test_bad_input_of_the_verb_exits_with_2_and_one_message(rows, tmp_path, caps
     said = capsys.readouterr().err
     for message in ("no data file at", "no file at", "unknown key 'featurs'; did you mean 'features'"):
         assert message in said
+
+
+def test_damaged_files_of_a_fitted_reward_are_named_with_the_remedy(rows, tmp_path):
+    folder = tmp_path / "fitted"
+    fit_reward(rows, str(folder))
+    described, again = (
+        folder / "reward.json",
+        rf": fit it again \(`leftover fit-reward ROWS --output {folder}`\), which",
+    )
+    whole = described.read_text()
+    for content in ("[]", "{}", "3", '{"type": "linear"}', "{"):
+        described.write_text(content)
+        with pytest.raises(UserError, match=rf"^{described} is damaged .+{again}"):
+            load_reward({"type": "linear", "path": str(folder)}).identity()
+    described.write_text(whole)
+    (folder / "vocabulary.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"vocabulary\.json is damaged .+{again}"):
+        load_reward({"type": "linear", "path": str(folder)})(["a"], ["b"])
+    fit_reward(rows, str(folder))
+    assert load_reward({"type": "linear", "path": str(folder)})(["a"], ["b"])

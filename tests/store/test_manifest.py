@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
 from leftover.store.files import write_json
-from leftover.store.manifest import FileHashes, Manifest, changes
+from leftover.store.manifest import FileHashes, Manifest, changes, file_hash
 from leftover.store.sealed import digest
 
 KEY = {"from": {"rows": "aaaa", "split": "bbbb"}, "seed": 0, "settings": {"folds": 5, "bounds": [0.0, 1.0]}}
@@ -192,3 +193,15 @@ def test_the_hash_of_a_folder_follows_names_and_contents(tmp_path):
     renamed = hashes.of(folder)
     (folder / "c.txt").write_text("")
     assert len({first, renamed, hashes.of(folder)}) == 3
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a":', '{"%s": 3}', '{"%s": [1, 2]}', "changed"])
+def test_damaged_hashes_are_computed_anew(content: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("a")
+    kept = tmp_path / "hashes.json"
+    known = FileHashes(tmp_path).of(data)
+    changed = kept.read_text().replace(known, "0" * len(known))
+    kept.write_text(changed if content == "changed" else content.replace("%s", str(data)))
+    assert FileHashes(tmp_path).of(data) == known == file_hash(data)
+    assert FileHashes(tmp_path).known.keys() == {str(data)}

@@ -68,7 +68,7 @@ class VerdictStore:
             try:
                 record = json.loads(line)
                 self.records[record["key"]] = record
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(
                     f"{self.path}, line {number}: not a verdict as `leftover judge` writes it; remove the line to have "
                     "its question asked again"

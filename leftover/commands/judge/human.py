@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leftover.commands.judge.ask import VerdictStore
 from leftover.commands.judge.endpoint import JudgeSettings
 from leftover.commands.judge.pairs import Comparison, Pair
 from leftover.commands.judge.questions import Criterion, judged_pairs, make_questions
 from leftover.commands.judge.summary import Values, cohen_kappa, krippendorff_alpha, summarise
-from leftover.errors import UserError
+from leftover.errors import UserError, one_line
 from leftover.report.page import TEMPLATES, content_policy
 from leftover.runs.names import judge_folder
-from leftover.store.files import read_json, write_json, write_text
+from leftover.store.files import write_text
 from leftover.store.folders import check_page
-from leftover.store.sealed import digest
+from leftover.store.sealed import digest, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def write_page(folder: Path, comparison: Comparison, criteria: Sequence[Criterio
             items.append({"id": number, "question": criterion.text} | texts)
             key[number] = {"pair": index, "criterion": criterion.name, "ours_first": ours_first}
     whole_key = comparison.describe() | {"criteria": dict(criteria), "pairs": pairs, "items": key}
-    write_json(_key_path(folder, page), whole_key)
+    write_sealed(_key_path(folder, page), whole_key)
     write_text(output, render_page(page, items))
     return len(items)
 
@@ -84,26 +84,24 @@ def import_ratings(
         raise UserError(f"the files are of {len(pages)} rating pages ({', '.join(pages)}): import one page at a time")
     page = pages[0]
     path = _key_path(folder, page)
-    if not page.isalnum() or not path.is_file():
+    key = _read_key(path) if page.isalnum() else None
+    if key is None:
         raise UserError(f"{files[0]}: '{folder}' wrote no rating page {page}; name the run that wrote it")
-    key = read_json(path)
     raters: dict[str, dict[str, int]] = {}
     for file, export in zip(files, exports, strict=True):
-        unknown = export.ratings.keys() - key["items"].keys()
+        unknown = export.ratings.keys() - key.items.keys()
         if unknown:
             raise UserError(f"{file}: the question '{min(unknown)}' is not on the page {page}")
         if export.rater in raters:
             raise UserError(f"{file}: the rater '{export.rater}' has another file; give each rater once")
         raters[export.rater] = export.ratings
-    pairs = [Pair(**pair) for pair in key.pop("pairs")]
-    criteria, items = key.pop("criteria"), key.pop("items")
-    found = key | {"page": page, "raters": sorted(raters), "criteria": {}}
-    for criterion, text in criteria.items():
-        values = {rater: _values(ratings, items, criterion) for rater, ratings in raters.items()}
-        judge = _judge_values(folder, pairs, Criterion(criterion, text), settings) if settings else {}
-        found["criteria"][criterion] = {"text": text} | _of_criterion(pairs, values, judge)
+    found: dict[str, Any] = (key.model_extra or {}) | {"page": page, "raters": sorted(raters), "criteria": {}}
+    for criterion, text in key.criteria.items():
+        values = {rater: _values(ratings, key.items, criterion) for rater, ratings in raters.items()}
+        judge = _judge_values(folder, key.pairs, Criterion(criterion, text), settings) if settings else {}
+        found["criteria"][criterion] = {"text": text} | _of_criterion(key.pairs, values, judge)
     results = judge_folder(folder) / "results" / f"human-{page}.json"
-    write_json(results, found)
+    write_sealed(results, found, copied=False)
     return found, results
 
 
@@ -122,14 +120,14 @@ def _of_criterion(pairs: list[Pair], values: dict[str, Values], judge: dict[str,
     return found
 
 
-def _values(ratings: dict[str, int], items: dict[str, Any], criterion: str) -> Values:
+def _values(ratings: dict[str, int], items: dict[str, "_Item"], criterion: str) -> Values:
     """Pair -> 1 if ours was preferred, 0.5 if both are equal, 0 if theirs was preferred."""
     found = {}
     for number, rating in ratings.items():
         item = items[number]
-        if item["criterion"] == criterion:
-            preferred = rating == (_FIRST if item["ours_first"] else _SECOND)
-            found[item["pair"]] = 0.5 if rating == _EQUAL else float(preferred)
+        if item.criterion == criterion:
+            preferred = rating == (_FIRST if item.ours_first else _SECOND)
+            found[item.pair] = 0.5 if rating == _EQUAL else float(preferred)
     return found
 
 
@@ -141,6 +139,46 @@ def _judge_values(folder: Path, pairs: list[Pair], criterion: Criterion, setting
     if not values:
         log.warning("judge: %s has no stored verdict on these pairs by '%s'", settings.model, criterion.name)
     return {settings.model: values}
+
+
+class _Item(BaseModel):
+    """A question of the page: whose completion stands first."""
+
+    model_config = ConfigDict(strict=True)
+
+    pair: int = Field(ge=0)
+    criterion: str
+    ours_first: bool
+
+
+class _Key(BaseModel):
+    """The key of a page: what `write_page` keeps to itself. All else in it describes the comparison."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    pairs: list[Pair] = Field(min_length=1)
+    criteria: dict[str, str]
+    items: dict[str, _Item]
+
+    @model_validator(mode="after")
+    def _of_the_page(self) -> "_Key":
+        for number, item in self.items.items():
+            if item.pair >= len(self.pairs) or item.criterion not in self.criteria:
+                raise ValueError(f"question {number} is of no pair or of no criterion")
+        return self
+
+
+def _read_key(path: Path) -> _Key | None:
+    """The key of a page, from its copy if it is damaged; None if there is none. UserError if no whole one is left."""
+    try:
+        content = read_sealed(path)
+        return None if content is None else _Key.model_validate_json(json.dumps(content))
+    except (UserError, ValidationError) as error:
+        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else one_line(error, 120)
+        raise UserError(
+            f"{path}, the key of the rating page, is damaged ({fault}): put back a whole one, or write the page again "
+            "with --human: of the same completions and criteria it is the same, and its ratings count"
+        ) from None
 
 
 class _Export(BaseModel):

@@ -17,6 +17,7 @@ from leftover.commands.judge.pairs import Comparison, Pair
 from leftover.commands.judge.questions import Criterion, make_questions
 from leftover.commands.judge.summary import cohen_kappa, krippendorff_alpha
 from leftover.errors import UserError
+from leftover.store.sealed import read_sealed
 from tests.commands.judge.judge_service import make_pairs
 
 GOOD, KIND = Criterion("good", "Which is good?"), Criterion("kind", "Which is kind?")
@@ -336,3 +337,82 @@ def test_a_rater_twice_or_two_pages_at_once_are_refused(tmp_path):
     mixed = [twice[0], rate(tmp_path, other, other_key, "bo", [1] * 5)]
     with pytest.raises(UserError, match=r"2 rating pages.*one page at a time"):
         import_ratings(tmp_path, mixed)
+
+
+# Damage to what the run keeps
+
+
+def export(folder, page, ratings):
+    path = folder / "ratings.json"
+    path.write_text(json.dumps({"page": page, "rater": "a", "ratings": ratings}))
+    return path
+
+
+def inverted(key):
+    for item in key["items"].values():
+        item["ours_first"] = not item["ours_first"]
+    return key
+
+
+KEYS = {
+    "a list": lambda key: [],
+    "empty": lambda key: {},
+    "null": lambda key: None,
+    "a number": lambda key: 3,
+    "a list of questions": lambda key: key | {"items": []},
+    "a number of pairs": lambda key: key | {"pairs": 3},
+    "no pair": lambda key: key | {"pairs": []},
+    "pairs of other keys": lambda key: key | {"pairs": [{"a": 1}]},
+    "a list of criteria": lambda key: key | {"criteria": []},
+    "questions without keys": lambda key: key | {"items": {"1": {}}},
+    "a question of no pair": lambda key: key | {"items": {"1": key["items"]["1"] | {"pair": 999}}},
+    "sides that were changed": inverted,
+}
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["with its copy", "without"])
+@pytest.mark.parametrize("damage", KEYS.values(), ids=KEYS)
+def test_a_damaged_key_of_the_page_is_read_from_its_copy_or_named(damage, copied, tmp_path, caplog):
+    _, data, key = make_page(tmp_path, MANY)
+    ratings = export(tmp_path, data["page"], {"1": 1})
+    whole, _ = import_ratings(tmp_path, [ratings])
+    path = tmp_path / "judge/human" / f"{data['page']}.json"
+    path.write_text(json.dumps(damage(key)))
+    if copied:
+        assert import_ratings(tmp_path, [ratings])[0] == whole
+        assert f"{path} is damaged" in caplog.text
+        return
+    path.with_suffix(".copy.json").write_text("{")
+    with pytest.raises(UserError, match=rf"^{path}, the key of the rating page, is damaged .+ again with --human"):
+        import_ratings(tmp_path, [ratings])
+    write_page(tmp_path, compare(MANY), [GOOD], tmp_path / "page.html")
+    assert import_ratings(tmp_path, [ratings])[0] == whole
+
+
+@pytest.mark.parametrize("pair", [0, 999])
+def test_a_key_of_an_earlier_version_is_believed_where_it_is_whole(pair, tmp_path):
+    _, data, key = make_page(tmp_path, MANY)
+    path = tmp_path / "judge/human" / f"{data['page']}.json"
+    path.with_suffix(".copy.json").unlink()
+    del key["checksum"]
+    path.write_text(json.dumps(key | {"items": {"1": key["items"]["1"] | {"pair": pair}}}))
+    ratings = export(tmp_path, data["page"], {"1": 1})
+    if not pair:
+        assert import_ratings(tmp_path, [ratings])[0]["raters"] == ["a"]
+        return
+    with pytest.raises(UserError, match=rf"^{path}, the key of the rating page, is damaged \(.*of no pair"):
+        import_ratings(tmp_path, [ratings])
+
+
+def test_results_that_were_changed_are_told(tmp_path):
+    _, data, _ = make_page(tmp_path, MANY)
+    _, results = import_ratings(tmp_path, [export(tmp_path, data["page"], {"1": 1})])
+    results.write_text(results.read_text().replace('"raters"', '"painters"'))
+    with pytest.raises(UserError, match="its checksum is of another content"):
+        read_sealed(results)
+
+
+def test_a_verdict_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "verdicts.jsonl").write_text('{"a":' * 50_000 + "1" + "}" * 50_000 + "\n")
+    with pytest.raises(UserError, match=r"verdicts\.jsonl, line 1: not a verdict .+ remove the line"):
+        VerdictStore(tmp_path)
