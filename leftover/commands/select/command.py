@@ -23,7 +23,9 @@ _EPILOG = (
     metavar="ROWS.jsonl|ROWS.parquet|FOLDER",
     help="File to write; a name without an ending: a folder for datasets.load_from_disk.",
 )
-@click.option("--format", "kind", type=click.Choice(FORMATS), default=FORMATS[0])
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), default=FORMATS[0], help="Columns for which kind of trainer."
+)
 @click.option("--rows", type=click.Choice(ROWS), help="Default: the leftover, rows above their value.")
 @click.option(
     "--top",
