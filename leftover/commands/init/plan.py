@@ -1,6 +1,7 @@
 """From what was found of rows, model and machine to the content of a recipe, with a comment a key."""
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from leftover.commands.init.machine import Machine
 from leftover.commands.init.scores import JUDGED, Scores, scorer
 from leftover.monitoring.terminal import size_text
 from leftover.recipe.files import make_recipe
+from leftover.recipe.sections import EvaluateSection
 
 Content = dict[str, Any]
 
@@ -145,13 +147,16 @@ def fit_memory(plan: Plan, rows: Rows, shape: Shape, machine: Machine) -> None:
     while True:
         estimate = estimate_run(make_recipe(plan.content), rows=rows)
         most = {
-            kind: max((size for m in estimate.memory if kind in m.stage and (size := _held(m, machine))), default=0)
-            for kind in ("training step", "")
-        }
+            kind: max((_held(m, machine) for m in estimate.memory if m.stage.startswith(stages)), default=0)
+            for kind, stages in (("training", "training step"), ("writing", ("validation", "evaluation")))
+        }  # a pass over many rows takes as many at once as there is room for
         if max(most.values()) <= machine.room:
             return
-        trains = most["training step"] > machine.room
-        if not (_lighter_training(plan, shape, machine) if trains else _lighter_writing(plan)):
+        # Halvings that it takes at least, since no more than all of it shrinks with the batch.
+        halvings = {kind: math.ceil(math.log2(held / machine.room)) for kind, held in most.items() if held}
+        trains = most["training"] > machine.room
+        lighter = _lighter_training(plan, shape, machine, halvings["training"]) if trains else None
+        if not (_lighter_writing(plan, halvings["writing"]) if lighter is None else lighter):
             plan.notes.append(
                 f"This takes about {size_text(max(most.values()))}, and {machine}: take a smaller model, or lower the "
                 "limits of data."
@@ -163,15 +168,16 @@ def _held(memory: Any, machine: Machine) -> int:
     return (memory.total if machine.on_gpu else memory.process) or 0
 
 
-def _lighter_training(plan: Plan, shape: Shape, machine: Machine) -> bool:
+def _lighter_training(plan: Plan, shape: Shape, machine: Machine, halvings: int) -> bool:
     """One step towards less memory; False if there is none left."""
     model, trainings = plan.content["model"], _trainings(plan)
     halved = {key: fields for key, fields in trainings.items() if fields["per_device_train_batch_size"] > 1}
     for key, fields in halved.items():
         batch = fields["per_device_train_batch_size"]
         whole = batch * fields.get("gradient_accumulation_steps", 1)
-        plan.put(f"{key}.per_device_train_batch_size", batch // 2, "rows that fit into memory at once")
-        plan.put(f"{key}.gradient_accumulation_steps", whole // (batch // 2), f"{whole} rows a step")
+        fewer = max(1, batch // 2**halvings)
+        plan.put(f"{key}.per_device_train_batch_size", fewer, "rows that fit into memory at once")
+        plan.put(f"{key}.gradient_accumulation_steps", whole // fewer, f"{whole} rows a step")
     if halved:
         return True
     if not all(fields.get("gradient_checkpointing") for fields in trainings.values()):
@@ -197,11 +203,12 @@ def _trainings(plan: Plan) -> dict[str, Content]:
     return {key: fields for key, fields in sections.items() if "per_device_train_batch_size" in fields}
 
 
-def _lighter_writing(plan: Plan) -> bool:
-    size = plan.content.get("evaluate", {}).get("batch_size", 64)
-    if size // 2 < _LEAST_GENERATED:
+def _lighter_writing(plan: Plan, halvings: int) -> bool:
+    size = plan.content.get("evaluate", {}).get("batch_size", EvaluateSection().batch_size)
+    if size <= _LEAST_GENERATED:
         return False
-    plan.put("evaluate.batch_size", size // 2, "completions that are written at a time, as many as fit into memory")
+    fewer = max(_LEAST_GENERATED, size // 2**halvings)
+    plan.put("evaluate.batch_size", fewer, "completions that are written at a time, as many as fit into memory")
     return True
 
 

@@ -195,8 +195,9 @@ def _likely_rewards(roles: Roles, columns: Columns) -> tuple[list[str], bool] | 
     free = {name: column for name, column in columns.items() if not roles.is_taken(name) and _may_score(column)}
     if found := named("reward", free, NUMBER, TRUTH, TEXT):
         return found, True
-    marks = [name for name, column in free.items() if column.kind == TRUTH or (column.kind == TEXT)]
-    numbers = [n for n, c in free.items() if c.kind == NUMBER and not _NO_SCORE.search(n.lower())]
+    marks = [name for name, column in free.items() if column.kind == TRUTH or column.kind == TEXT]
+    others = named("answer", free, NUMBER)
+    numbers = [n for n, c in free.items() if c.kind == NUMBER and n not in others and not _NO_SCORE.search(n.lower())]
     return (marks + numbers, False) if marks or numbers else None
 
 

@@ -139,14 +139,8 @@ def make(
         reward: a YAML as `reward` of a recipe, whose functions score the rows in place of a column.
         assume: ask nothing and take the likeliest.
     """
-    if not Path(rows).is_file():
-        raise UserError(f"no data file at '{rows}'{looked_for(rows)}; of a data set on the Hub, save a file first")
-    if Path(rows).suffix in (".yaml", ".yml"):
-        raise UserError(f"{rows} is a recipe, and init writes one: name the data file in its place")
+    plan, questions = _start(rows, model, overrides), Questions(assume)
     scored_by = None if reward is None else read_section(Path(reward))
-    name, questions = recipe_name(rows), Questions(assume)
-    plan = Plan({"name": name, "output_dir": f"runs/{name}", "model": {"path": model}, "data": {"path": rows}})
-    _override(plan, overrides)
     _name_delimiter(plan.content["data"])
     data, tokens = make_recipe(plan.content).data, _Tokens(plan)
     columns, number = count_columns(row for _, row in read_records(data))
