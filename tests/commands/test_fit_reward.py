@@ -116,7 +116,10 @@ def test_bad_input_of_the_verb_exits_with_2_and_one_message(rows, tmp_path, caps
 def test_damaged_files_of_a_fitted_reward_are_named_with_the_remedy(rows, tmp_path):
     folder = tmp_path / "fitted"
     fit_reward(rows, str(folder))
-    described, again = folder / "reward.json", rf": fit it again \(`leftover fit-reward ROWS --output {folder}`\), which"
+    described, again = (
+        folder / "reward.json",
+        rf": fit it again \(`leftover fit-reward ROWS --output {folder}`\), which",
+    )
     whole = described.read_text()
     for content in ("[]", "{}", "3", '{"type": "linear"}', "{"):
         described.write_text(content)
