@@ -89,7 +89,7 @@ def not_readable(what: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in _OF_THE_MACHINE or type(error).__name__ == "OutOfMemoryError":
+        if getattr(error, "errno", None) in OF_THE_MACHINE or type(error).__name__ == "OutOfMemoryError":
             raise
         line = first_line(error)
         line = one_line(error, 200) if line.endswith(":") else line
@@ -106,6 +106,11 @@ def looked_for(path: str | Path) -> str:
     return where + nearest(Path(path).name, [found.name for found in folder.iterdir()])
 
 
+def shortened(text: str, limit: int = 500) -> str:
+    """A text that may be of any length, for a message."""
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters)"
+
+
 def first_line(error: BaseException) -> str:
     """The first non-empty line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -120,6 +125,8 @@ def remedy_of(error: Exception) -> str | None:
     """The message for an error that the user can fix; None for a defect of ours."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_folder():
+        return "the folder that you run in is not there any more: change to one that is (cd), then run again"
     # A write on an open file knows no name; safetensors and torch.save raise their own errors without a number.
     code, name = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     place = f" ({name})" if name else ""
@@ -129,8 +136,15 @@ def remedy_of(error: Exception) -> str | None:
     return None
 
 
+def _has_working_folder() -> bool:
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
+
+
 # Errors that say nothing of the file that was read or written.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _ELSEWHERE = "set output_dir to a folder of your own"
 # Numbers of errors, or else what their texts hold -> what the user can do.
 _REMEDIES: list[tuple[tuple[int, ...], str, str]] = [
@@ -147,13 +161,28 @@ _REMEDIES: list[tuple[tuple[int, ...], str, str]] = [
     ((errno.EROFS,), "", f"the disk is read-only{{place}}; {_ELSEWHERE} on another disk"),
     ((errno.EACCES, errno.EPERM), "", f"no permission for a file{{place}}; {_ELSEWHERE}, or make the file readable"),
     (
-        (errno.ENOTDIR, errno.EISDIR),
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
         "",
         f"a file stands in the place of a folder, or the reverse{{place}}: mend that path, or {_ELSEWHERE}",
     ),
     (
         (errno.ENAMETOOLONG, errno.ELOOP),
         "",
-        f"the system takes no such path{{place}}; {_ELSEWHERE} with a shorter name",
+        "the system takes no such path{place}: it is too long, or a link that leads to itself; name another",
+    ),
+    (
+        (errno.EMFILE, errno.ENFILE),
+        "Too many open files",
+        "the system opens no more files for this process{place}: raise ulimit -n, then run again: it continues",
+    ),
+    (
+        (errno.EIO,),
+        "Input/output error",
+        "the disk or device failed to read or write{place}: check it (dmesg), or move to another",
+    ),
+    (
+        (),
+        "can't start new thread",
+        "the system starts no more threads: raise ulimit -u or end other programs, then run again: it continues",
     ),
 ]

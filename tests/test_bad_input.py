@@ -15,10 +15,11 @@ from leftover import LoLConfig
 from leftover.cli import main
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
-from leftover.errors import UserError
+from leftover.errors import UserError, remedy_of
 from leftover.monitoring.finite import plain
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import make_recipe
+from leftover.rewards import load_reward
 from leftover.training.settings import try_out
 from tests.conftest import MAX_POSITIONS, scored_rows
 
@@ -659,6 +660,7 @@ def test_a_whole_number_is_taken_where_an_optimizer_wants_a_fraction(tmp_path: P
     try_out(args)
 
 
+<<<<<<< HEAD
 def test_nothing_is_written_over_what_a_command_reads(
     tmp_path: Path, tiny_run: Callable, capsys: Any, rows_file: Callable
 ) -> None:
@@ -681,3 +683,30 @@ def test_nothing_is_written_over_what_a_command_reads(
             main(words)
         assert "report.html is a link that leads out of the run's folder" in capsys.readouterr().err
     assert rows.read_bytes() == before
+=======
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EEXIST, "a file stands in the place of a folder, or the reverse (x)"),
+        (errno.EIO, "the disk or device failed to read or write (x)"),
+        (errno.EMFILE, "the system opens no more files for this process (x)"),
+    ],
+)
+def test_other_errors_of_the_system_have_a_remedy(number: int, expected: str) -> None:
+    assert str(remedy_of(OSError(number, "as the kernel says", "x"))).startswith(expected)
+
+
+def test_a_thread_that_cannot_be_started_is_told() -> None:
+    assert "starts no more threads" in str(remedy_of(RuntimeError("can't start new thread")))
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert remedy_of(gone) is None
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as error:
+        load_reward({"type": "python", "function": "leftover.demo.grammar:score_answers"})
+    assert "the folder that you run in is not there any more" in str(remedy_of(error.value))
+>>>>>>> p-faults

@@ -14,6 +14,7 @@ from leftover.store.sealed import read_sealed
 
 _NOTES = (PREPARED, REWARD_STATE)
 _RESULTS = ("results.json", "comparison.json", FRONTIER)
+_FOLDERS = ("table", "reference", "policies", "evaluation", "logs", "export", "judge", "damaged", "rounds")
 
 
 @dataclass
@@ -47,10 +48,21 @@ def _check(run: FinishedRun) -> Checked:
         found.files += whole
         if name in _NOTES and not whole and run.table.has("reward"):
             found.faults.append(f"{run.folder / name} is missing")
+    found.faults += _misplaced(run.folder)
     found.faults += _faults_of_checkpoints(run.folder)
     if not found.faults:
         found.unfinished = run.unfinished()
     return found
+
+
+def _misplaced(folder: Path) -> Iterator[str]:
+    """Files where folders belong, and the reverse."""
+    for name in _FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            yield f"{folder / name} is no folder: move it away, and run the recipe again"
+    for name in ("manifest.json", "hashes.json", *_NOTES, *_RESULTS):
+        if (folder / name).exists() and not (folder / name).is_file():
+            yield f"{folder / name} is no file: move it away, and run the recipe again"
 
 
 def _check_manifest(manifest: Manifest, found: Checked) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from leftover.data.records import LEFT_OUT, Located, Record, Row, fill, layout_row, text_of
+from leftover.errors import shortened
 from leftover.recipe.data_section import DataSection, DialogueSection
 
 Turns = list[dict[str, str]]
@@ -30,7 +31,8 @@ def expand_dialogue(record: Record, data: DataSection) -> Iterator[Located]:
     if form is None:
         raise ValueError(
             "not a dialogue: none of the columns dialog (Wizard of Wikipedia), utterances (FaithDial), content "
-            f"(Topical-Chat), response (one reply a record) (found: {', '.join(sorted(record.row)) or 'none'})"
+            "(Topical-Chat), response (one reply a record) (found: "
+            f"{shortened(', '.join(sorted(record.row))) or 'none'})"
         )
     for turn, reply in enumerate(form(record.row), start=1):
         where = record.where if isinstance(record.row.get("response"), str) else f"{record.where} reply {turn}"

@@ -8,11 +8,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from leftover.data.records import FAULT, Located, Row, parse_number
-from leftover.errors import UserError, one_line
+from leftover.errors import OF_THE_MACHINE, UserError, one_line, shortened
 from leftover.recipe.data_section import DataSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,13 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}:{number}: not UTF-8 text ({error.reason}); convert it, as with iconv") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file: {error}") from error
+    except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise
+        at = f" after line {number}" if number else ""
+        raise UserError(
+            f"{path}: cannot be read{at} ({error.strerror}): is it a data file, and may you read it?"
+        ) from error
     if number == 0:
         raise UserError(f"{path}: the file is empty")
 
@@ -131,7 +141,13 @@ def read_table(source: Source, data: DataSection) -> Iterator[Located]:
         if isinstance(cells, str):
             yield where, {FAULT: cells}
         elif len(cells) != len(names):
-            yield where, {FAULT: f"{len(cells)} cells for the {len(names)} columns {', '.join(names)}", "cells": cells}
+            yield (
+                where,
+                {
+                    FAULT: f"{len(cells)} cells for the {len(names)} columns {shortened(', '.join(names))}",
+                    "cells": cells,
+                },
+            )
         else:
             looks_quoted += not quotes and any(len(c) > 1 and c[0] == c[-1] == '"' for c in cells)
             row: Row = dict(zip(names, (cell or None for cell in cells), strict=True))
@@ -184,7 +200,7 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
         key = f"{data.names.data}.table.names"
-        raise UserError(f"{path}: the header names '{repeated[0]}' twice; if it is a row, set {key}")
+        raise UserError(f"{path}: the header names '{shortened(repeated[0])}' twice; if it is a row, set {key}")
     return cells
 
 
@@ -195,11 +211,44 @@ def read_parquet(source: Source, data: DataSection) -> Iterator[Located]:
 
     try:
         with pq.ParquetFile(source.path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            names = file.schema_arrow.names
+            if repeated := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{source.path}: it has two columns named '{shortened(repeated)}': rename one")
+            left_out = set[str]()
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in _as_python(batch, left_out, source))
             for number, row in enumerate(rows, start=1):
                 yield f"{source.path} row {number}", row
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{source.path}: cannot be read as parquet: {one_line(error)}") from error
+
+
+def _as_python(batch: "pa.RecordBatch", left_out: set[str], source: Source) -> list[Row]:
+    """The rows of a batch; one with a cell that is no value of Python's, such as faulty UTF-8, is a faulty row.
+
+    Times that Python has no values for are seldom what rows are made of: such a column is left out, from here on, with
+    a warning.
+    """
+    import pyarrow as pa
+
+    rows: list[Row] = [{} for _ in range(batch.num_rows)]
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if name in left_out:
+            continue
+        try:
+            for row, value in zip(rows, column.to_pylist(), strict=True):
+                row[name] = value
+        except Exception:  # pyarrow, and what makes Python's values, raise another type for every cause
+            if pa.types.is_temporal(column.type):
+                left_out.add(name)
+                text = "%s: the column '%s' (%s) is left out: Python has no such times, or does not know their zone"
+                log.warning(text, source.path, name, column.type)
+                continue
+            for row, cell in zip(rows, column, strict=True):
+                try:
+                    row[name] = cell.as_py()
+                except Exception as fault:
+                    row.setdefault(FAULT, f"its column '{name}' ({column.type}) cannot be read: {one_line(fault, 80)}")
+    return rows
 
 
 def read_hub(source: Source, data: DataSection) -> Iterator[Located]:

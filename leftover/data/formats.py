@@ -1,6 +1,7 @@
 """From `data` of a recipe to rows: which file is read how, and which layout makes rows of its records."""
 
 import itertools
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from leftover.data.hh import expand_hh, listed_rows
 from leftover.data.labels import LABEL, label_is_reward
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record
 from leftover.data.reddit import reddit_row
-from leftover.errors import UserError, looked_for
+from leftover.errors import OF_THE_MACHINE, UserError, looked_for, shortened
 from leftover.recipe.data_section import ENDINGS, DataSection
 
 _READERS: dict[str, Callable[[Source, DataSection], Iterator[Located]]] = {
@@ -84,10 +85,33 @@ def expand(record: Record, data: DataSection) -> list[Located]:
 
 
 def check_files(data: DataSection) -> None:
-    """UserError if a file of `data` is missing; a path that cannot be a file is taken for a Hub id."""
+    """UserError if a file of `data` is missing or none; a path that cannot be a file is taken for a Hub id."""
     for path in data.paths:
+        if data.format != "hub" and (what := _no_file(path)):
+            raise UserError(f"'{shortened(path, 100)}'{data.names.path} {what}: name a data file")
         if _kind(path, data) != "hub" and not Path(path).is_file():
             raise UserError(f"no data file at '{path}'{data.names.path}{looked_for(path)}")
+
+
+def _no_file(path: str) -> str | None:
+    """What stands at a path that no rows can be read from, though it is there; None for a file, or for nothing."""
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISREG(mode):
+            with Path(path).open("rb") as file:
+                file.read(1)
+            return None
+    except FileNotFoundError:
+        return "is a link to what is not there" if Path(path).is_symlink() else None
+    except NotADirectoryError:  # Hub ids may begin as a file is called
+        return None
+    except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise
+        return f"cannot be read ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "is a folder" if Path(path).suffix in ENDINGS else None
+    return "is a pipe, which can be read only once" if stat.S_ISFIFO(mode) else "is no regular file"
 
 
 def data_files(data: DataSection) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from leftover.data.labels import with_label
 from leftover.data.records import FAULT, LEFT_OUT, Located, Record, Row, cell, fill_templates
+from leftover.errors import shortened
 from leftover.recipe.data_section import ColumnsSection, DataSection
 
 _SIDES = ("chosen", "rejected")
@@ -64,7 +65,7 @@ def _side(row: Row, side: str, columns: ColumnsSection) -> tuple[object, object]
     if given is None and by_default and all(isinstance(row[name], str) for name in _SIDES):
         cut = _where_they_part(row["chosen"], row["rejected"])
         if not whole[:cut].strip():
-            found = ", ".join(sorted(row))
+            found = shortened(", ".join(sorted(row)))
             raise ValueError(
                 f"no column '{columns.prompt}', and 'chosen' and 'rejected' share no beginning that could be the "
                 f"prompt (found: {found})"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from leftover.errors import closest
+from leftover.errors import closest, shortened
 from leftover.recipe.data_section import DataSection
 
 # What others call the columns that we look for by default, the likeliest first.
@@ -38,7 +38,7 @@ def no_column(names: Sequence[str], row: Mapping[str, Any], purpose: str = "", r
     """The fault of a record without these columns; `purpose` is what they are for, `remedy` where others are named."""
     # Without filled templates and keys of our own.
     found = sorted(str(column) for column in row if "{" not in str(column) and not str(column).startswith("__"))
-    said = f"no column {names[0]!r}{purpose} (found: {', '.join(found) or 'none'})"
+    said = f"no column {names[0]!r}{purpose} (found: {shortened(', '.join(found)) or 'none'})"
     said += "".join(f", and no column {name!r}" for name in names[1:]) + remedy
     if meant := {name: column for name in names if (column := _meant(name, row))}:
         return f"{said}; did you mean {' and '.join(map(repr, meant.values()))}?"

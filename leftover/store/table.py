@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from leftover.errors import UserError
 from leftover.monitoring.ranks import is_main_process, told, wait
 from leftover.monitoring.terminal import progress_bar
 from leftover.store.folders import remove
@@ -182,7 +183,10 @@ class Table:
 
     def _map(self, block: str) -> pa.Table:
         # A column may hold nothing but missing values in some shards, and so be of no type.
-        return pa.concat_tables([_mapped(shard) for shard in self._shards(block)], promote_options="permissive")
+        if not (shards := self._shards(block)):
+            what = f"{self.folder} is a file" if self.folder.is_file() else f"no rows in {self.folder / block}"
+            raise UserError(f"{what}, where a run keeps its rows: move away what is there, and run the recipe again")
+        return pa.concat_tables([_mapped(shard) for shard in shards], promote_options="permissive")
 
     def _shards(self, block: str) -> list[Path]:
         return sorted((self.folder / block).glob("*.arrow"))

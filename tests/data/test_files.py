@@ -3,13 +3,18 @@
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from leftover.data.formats import list_sources
+from leftover.data.formats import list_sources, read_rows
+from leftover.data.missing import no_column
+from leftover.data.records import FAULT
 from leftover.errors import UserError
 from leftover.prepare.rows import row_settings
 from leftover.recipe.data_section import DataSection
@@ -339,3 +344,93 @@ def test_a_change_of_such_a_setting_computes_the_rows_anew(tmp_path, tiny_recipe
     before = digest()
     assert digest(comet={"prompt": "{head}"}, max_completion_tokens=32) == before
     assert digest(split_names={"holdout": "test"}) != before
+
+
+# Parquet that Python has no values for
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(list(columns.values()), names=list(columns)), path)
+    return str(path)
+
+
+def strings(*values):
+    """A column of texts that may be faulty UTF-8."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+def read_all(path, **settings):
+    return [row for _, row in read_rows(DataSection(path=path, **settings))]
+
+
+@pytest.mark.parametrize("column", ["completion", "other"])
+def test_faulty_utf8_in_parquet_is_a_faulty_row(column, tmp_path):
+    columns = {"prompt": strings(b"a", b"b"), "completion": strings(b"c", b"d")} | {
+        column: strings(b"fine", b"\xff\xfe")
+    }
+    _, faulty = read_all(parquet(tmp_path / "x.parquet", **columns))
+    assert f"its column '{column}' (string) cannot be read: " in faulty[FAULT] and "utf-8" in faulty[FAULT]
+    assert faulty["prompt"] == "b"
+
+
+TIMES = {
+    "a long duration": pa.array([2**62], pa.duration("s")),
+    "no zone": pa.array([0], pa.timestamp("s", "No/Where")),
+}
+
+
+@pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
+def test_times_that_python_has_no_values_for_are_left_out(times, tmp_path, caplog):
+    path = parquet(tmp_path / "x.parquet", prompt=strings(b"a"), completion=strings(b"b"), when=times)
+    (row,) = read_all(path)
+    assert row["completion"] == "b" and "when" not in row
+    assert f"{path}: the column 'when' ({str(times.type)[:8]}" in caplog.text and "is left out" in caplog.text
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(
+        pa.table([strings(b"a"), strings(b"b"), strings(b"c")], names=["prompt", "completion", "prompt"]), path
+    )
+    with pytest.raises(UserError, match=f"^{path}: it has two columns named 'prompt': rename one"):
+        read_all(str(path))
+
+
+# What stands in the place of a data file
+
+
+PLACES = {
+    "pipe": (os.mkfifo, "is a pipe, which can be read only once"),
+    "folder": (Path.mkdir, "is a folder"),
+    "loop": (lambda path: path.symlink_to(path), r"cannot be read \(Too many levels of symbolic links\)"),
+    "link to nothing": (lambda path: path.symlink_to(path.with_name("gone")), "is a link to what is not there"),
+}
+
+
+@pytest.mark.parametrize(("make", "what"), PLACES.values(), ids=PLACES)
+def test_what_is_no_data_file_is_called_what_it_is(make, what, tmp_path):
+    path = tmp_path / "f.jsonl"
+    make(path)
+    with pytest.raises(UserError, match=rf"^'{path}' \(key data\.path\) {what}: name a data file$"):
+        read_all(str(path))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ""])
+def test_a_name_that_is_too_long_is_cut_and_no_matter_of_output_dir(ending):
+    with pytest.raises(UserError, match=r"\(key data\.path\) cannot be read \(File name too long\)") as refused:
+        read_all("x" * 5000 + ending)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read")
+def test_a_file_that_the_system_cannot_read_is_named():
+    with pytest.raises(UserError, match=r"^'/proc/self/mem' \(key data\.path\) cannot be read \(Input/output error\)"):
+        read_all("/proc/self/mem", format="jsonl")
+
+
+def test_a_header_of_any_length_is_cut(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(f"{'x' * 100_000},completion\na,b\na\n")
+    row, faulty = read_all(str(path))
+    assert "(100,012 characters)" in faulty[FAULT] and len(faulty[FAULT]) < 1000
+    assert len(no_column(["prompt"], row)) < 1000

@@ -241,3 +241,26 @@ def test_a_folder_that_holds_nothing_but_its_recipe_is_still_a_runs(tmp_path, ti
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run/recipe.yaml").write_text(text, "utf-8")
         open_run(recipe).close()
+
+
+def test_a_file_in_the_place_of_a_folder_or_the_reverse_is_named(
+    tmp_path: Path, tiny_run: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run(tmp_path)
+    run, folders, files = tmp_path / "run", ("table", "evaluation", "logs", "export"), ("results.json", "manifest.json")
+    for name in folders:
+        shutil.rmtree(run / name, ignore_errors=True)
+        (run / name).write_text("x")
+        if name == "table":
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["report", str(run)])
+            assert ended.value.code == 2 and f"{run / name} is a file" in capsys.readouterr().err
+    for name in files:
+        (run / name).unlink()
+        (run / name).mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(run)])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert [name for name in folders if f"{run / name} is no folder" not in said] == []
+    assert [name for name in files if f"{run / name} is no file" not in said] == []
