@@ -660,7 +660,6 @@ def test_a_whole_number_is_taken_where_an_optimizer_wants_a_fraction(tmp_path: P
     try_out(args)
 
 
-<<<<<<< HEAD
 def test_nothing_is_written_over_what_a_command_reads(
     tmp_path: Path, tiny_run: Callable, capsys: Any, rows_file: Callable
 ) -> None:
@@ -683,7 +682,8 @@ def test_nothing_is_written_over_what_a_command_reads(
             main(words)
         assert "report.html is a link that leads out of the run's folder" in capsys.readouterr().err
     assert rows.read_bytes() == before
-=======
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -709,4 +709,3 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FileNotFoundError) as error:
         load_reward({"type": "python", "function": "leftover.demo.grammar:score_answers"})
     assert "the folder that you run in is not there any more" in str(remedy_of(error.value))
->>>>>>> p-faults

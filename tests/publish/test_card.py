@@ -86,7 +86,8 @@ def test_no_folder_of_this_machine_and_no_markup_of_a_name_is_in_a_card(
     for card in cards(content).values():
         assert not [part for part in private if part in card.content]
         assert "<img" not in card.text.replace("\\<img", "") and not re.search(r"(?<!\\)\]\(z", card.text)
-        assert all(line.count("|") - line.count("\\|") == 5 for line in card.text.splitlines() if "range over" in line)
+        bars = [line.count("|") - line.count("\\|") for line in card.text.splitlines() if "range over" in line]
+        assert set(bars) <= {4, 5}, "a name cuts no cell in two"  # with a column of the data where it has rewards
 
 
 def test_the_code_of_a_card_runs(content: dict[str, Any], monkeypatch: Any, capsys: Any) -> None:
