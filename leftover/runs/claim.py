@@ -86,7 +86,11 @@ def _check_folder(run: Run) -> None:
     """UserError unless the folder is new, empty, or holds this run; of several processes the first looks."""
     if not is_main_process():  # which may be writing there already
         return
-    if run.folder.is_dir():
+    try:
+        there = run.folder.is_dir()
+    except OSError as error:
+        raise UserError(f"output_dir {run.folder} cannot be made ({error.strerror}): name one of your own") from error
+    if there:
         refuse_links(run.folder)
     saved = run.folder / "recipe.yaml"
     # A full disk may leave the temporary file, and a process that was killed the lock.
