@@ -102,7 +102,7 @@ def test_the_page_holds_all_sections_and_asks_for_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
         assert f"<h2>{heading}</h2>" in text
-    assert "held-out prompts" in text and "Reward distribution" in text and "Reward against value" in text
+    assert "held-out prompts" in text and "Reward distribution" in text and "Advantage of the training rows" in text
     assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"' >]*//""", re.sub(r"(?s)<script.*?</script>", "", text))
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
     assert not re.search(r"<[a-z][^<>]* style=", re.sub(r"(?s)<script.*?</script>", "", text)), (
