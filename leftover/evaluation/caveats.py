@@ -87,7 +87,7 @@ def data_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
     """That answers score below those of the data, or that the data's own have become unlikely."""
     found = []
     gap = row.get("difference_from_data")
-    if gap and gap["high"] < 0 and "families" not in gap:
+    if gap and gap["high"] is not None and gap["high"] < 0 and "families" not in gap:
         found.append(f"its answers score below the data's own ({interval(gap, '+.3f')})")
     now, before = (of.get("perplexity_of_test_completions") for of in (row, reference))
     if now and before and now > _PERPLEXITY_EXPLODES * before:

@@ -43,18 +43,19 @@ def outcome(results: Mapping[str, Any], name: str) -> str:
         return f"{NO_SCORER} {_recorded(table, [name])}"
     if "reward" not in row:
         return f"{name} has no reward on any held-out prompt: none of its completions came to an end."
-    gain = row["difference_from_reference"]
+    gain, rate = row["difference_from_reference"], number(row["win_rate"], ".0%")
+    wins = "" if rate == MISSING else f"; they win on {rate} (ties count half)"
     return (
         f"{_word(gain)}: on {_prompts(row)} held-out prompts the answers of the tuned model ({name}) score "
-        f"{_score(row)}, those of the starting model {_score(reference)} ({interval(gain, '+.3f')}); "
-        f"they win on {row['win_rate']:.0%} (ties count half)."
+        f"{_score(row)}, those of the starting model {_score(reference)} ({interval(gain, '+.3f')}){wins}."
     )
 
 
 def winner(results: Mapping[str, Any]) -> str:
     """Which method of a comparison is the best, or that none is."""
     own = results[results["primary"]]
-    scored = {name: row for name, row in own["table"].items() if "reward" in row and name != "data"}
+    known = {n: row for n, row in own["table"].items() if row.get("reward", {}).get("mean") is not None}
+    scored = {name: row for name, row in known.items() if name != "data"}
     if len(scored) < 2:
         return "No method was scored on the held-out prompts."
     first, second = sorted(scored, key=lambda name: -scored[name]["reward"]["mean"])[:2]
@@ -79,7 +80,7 @@ def winner(results: Mapping[str, Any]) -> str:
 def _word(gain: IntervalRecord) -> str:
     if "families" in gain:
         return "Too few prompts to tell"
-    if not excludes_zero(gain):
+    if gain["low"] is None or not excludes_zero(gain):
         return "No clear difference"
     return "Better" if gain["low"] > 0 else "Worse"
 

@@ -85,9 +85,10 @@ def test_policies_read_few_rows_of_a_prompt_where_completions_tell_which_is_best
             *rest: Any,
             of: Callable = module.row_metrics,
             name: str = module.__name__,
+            **options: Any,
         ) -> Any:
             seen[name.rpartition(".")[2]] |= set(Counter(row["group"] for row in rows).values())
-            return of(model, tokenizer, rows, *rest)
+            return of(model, tokenizer, rows, *rest, **options)
 
         monkeypatch.setattr(module, "row_metrics", spy)
     recipe = make_recipe(content)
