@@ -137,7 +137,7 @@ def test_names_of_earlier_versions_are_read_from_the_folder_of_their_run_alone(t
 def test_a_data_file_is_no_recipe(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{ending}"
     path.write_text('{"prompt": "p"}\n{"prompt": "q"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"data file, not a recipe.* data\.path .*leftover inspect"):
+    with pytest.raises(UserError, match=r"data file, not a recipe.*leftover init .*leftover inspect"):
         load_recipe(path)
 
 
