@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _DESCRIPTION = "reward.json"  # written last: a folder that has it is whole
-_KEYS = {"type": str, "target": str, "settings": dict, "facts": dict}
+_KEYS = {"type": str, "target": str, "settings": dict}
 
 
 class FitSettings(BaseModel):
@@ -107,7 +107,7 @@ class RowsReward(ABC):
         With a `path` it was fitted before: nothing is written.
         """
         if self.path is not None:
-            return self._describe(Path(self.path))["facts"]
+            return self._describe(Path(self.path)).get("facts", {})
         with located(f"{self.kind} reward"):
             if self.data is not None:
                 examples, counts = read_examples(self.data, folder / "rejected_rows.jsonl", self.settings.target)
@@ -171,10 +171,11 @@ class RowsReward(ABC):
         except OSError as error:
             remedy = f"fit one with `leftover fit-reward ROWS --output {folder}`{looked_for(folder)}"
             raise UserError(f"no fitted reward at '{folder}' (it has no {_DESCRIPTION}): {remedy}") from error
-        if not isinstance(described, dict) or not all(isinstance(described.get(n), t) for n, t in _KEYS.items()):
+        kind = described.get("type") if isinstance(described, dict) else None
+        if isinstance(kind, str) and kind != self.kind:
+            raise UserError(f"'{folder}' holds a reward of type {kind}, not {self.kind}: set the type")
+        if kind is None or not all(isinstance(described.get(n), t) for n, t in _KEYS.items()):
             raise UserError(
                 f"{folder / _DESCRIPTION} is damaged (it describes no fitted reward): {self._again(folder)}"
             )
-        if described["type"] != self.kind:
-            raise UserError(f"'{folder}' holds a reward of type {described['type']}, not {self.kind}: set the type")
         return described
