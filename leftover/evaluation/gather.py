@@ -11,7 +11,7 @@ from leftover.monitoring.finite import plain
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.recipe.sections import Recipe
 from leftover.rewards import learner
-from leftover.rewards.independence import dependent_judges, idle_scorers
+from leftover.rewards.independence import dependent_judges, fitted_rewards, idle_scorers
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import (
     DECODINGS,
@@ -157,4 +157,4 @@ def scoring_caveats(run: Run) -> list[str]:
     while source.reward.fitted_in is not None:  # of a later round these are the rounds before
         source = FinishedRun(source.reward.fitted_in).recipe
         earlier.append(source.data)
-    return [*dependent_judges(run.recipe, earlier), *idle_scorers(facts)]
+    return [*fitted_rewards(facts), *dependent_judges(run.recipe, earlier), *idle_scorers(facts)]

@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leftover.evaluation.caveats import caveats
 from leftover.evaluation.measures import number
 from leftover.evaluation.rounds import rounds_grid, rounds_sentence
 from leftover.evaluation.tables import Grid, escape, markdown_table, result_grid
-from leftover.evaluation.verdict import verdict
+from leftover.evaluation.verdict import headline, verdict
 from leftover.monitoring.terminal import console, visible
 from leftover.prepare.value.described import described
 from leftover.report.curves import draw_curves
@@ -119,4 +120,8 @@ def print_results(results: Mapping[str, Any]) -> None:
             f"Leftover: {leftover['leftover_rows']} of {leftover['training_rows']} training rows "
             f"({leftover['share']:.0%}) have a positive advantage."
         )
-    terminal.print(verdict(results))
+    terminal.print(headline(results))
+    if found := caveats(results):
+        terminal.print("Before you believe it:")
+    for caveat in found:
+        terminal.print(f"- {caveat}")

@@ -32,6 +32,16 @@ def dependent_judges(recipe: Recipe, earlier: Sequence[DataSection] = ()) -> Ite
             yield f"judge '{name}' is fitted on rows of {' and '.join(others)} (set another `part`)"
 
 
+def fitted_rewards(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """That new completions are scored by what was fitted on scores, and how well that orders held-out rows."""
+    for artifact, of_artifact in facts.items():
+        if not artifact.startswith("reward "):
+            continue
+        found = [facts_text({name: of_artifact[name]}) for name in _CHANCE if of_artifact.get(name)]
+        checked = f" ({found[0]} on {of_artifact.get('held_out_rows', 0):,} held-out rows)" if found else ""
+        yield f"new answers are scored by a model fitted on scores, {artifact}{checked}: read some before you trust it"
+
+
 def idle_scorers(facts: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Fitted rewards and judges whose held-out interval holds chance; `facts` by artifact, as the fit returned them."""
     for artifact, of_artifact in facts.items():

@@ -11,7 +11,7 @@ import pytest
 from leftover.pipeline import run
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import make_recipe
-from leftover.rewards.independence import dependent_judges, facts_text, idle_scorers
+from leftover.rewards.independence import dependent_judges, facts_text, fitted_rewards, idle_scorers
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows
 
@@ -31,6 +31,13 @@ def judged(
         "evaluate": {"judges": [judge if "type" in judge else linear(judge["part"]) | {"name": "held_out"}]},
     }
     return list(dependent_judges(make_recipe(content), earlier))
+
+
+def test_that_a_reward_was_fitted_is_told_with_what_it_knows() -> None:
+    spearman = {"value": 0.58, "low": 0.25, "high": 0.89}
+    facts = {"reward stars": {"held_out_rows": 30, "held_out_spearman": spearman}, "judge other": {}}
+    [said] = fitted_rewards(facts)
+    assert "fitted on scores, reward stars (" in said and "0.58" in said and "on 30 held-out rows" in said
 
 
 def test_a_judge_of_another_part_is_independent() -> None:
