@@ -67,8 +67,7 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     side_by_side = None
     if len(folders) > 1:
         names = titles(folders)
-        recipes = [FinishedRun(folder).recipe for folder in folders]
-        side_by_side = runs_grid(names, recipes, [view["gathered"] for view in views])
+        side_by_side = runs_grid(names, [view["about"] for view in views], [view["gathered"] for view in views])
         views = [view | {"name": name} for view, name in zip(views, names, strict=True)]
     return write_page(views, output or default / "report.html", side_by_side)
 
@@ -127,6 +126,7 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     rows = rows_of_run(run)
     return {
         "id": name,
+        "about": run.recipe,
         "frontier": frontier_of(run),
         "rounds": rounds_view(run.rounds) if run.rounds else None,
         "judge": judge_view(run.folder, run.manifest),

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.faults.outcome import HANG, NO_HELP, OUTSIDE, TRACEBACK, Outcome, finished, write_recipe
+from tests.faults.outcome import NO_HELP, OUTSIDE, Outcome, finished, write_recipe
 from tests.recipe.test_corpus import KEYS
 
 # As YAML, which `--set` takes.
@@ -43,14 +43,11 @@ def bad_values(content: dict[str, Any], folder: Path, number: int, seed: int) ->
         setting = f"{'.'.join([*parents, key])}={value}"
         status = finished(["run", str(recipe), "--set", setting], said)
         text = said.read_text(errors="replace")
-        if status is None:
-            outcome.note(HANG, f"fault {fault}, {setting}")
-        elif status == 99 or "Traceback (most recent call last)" in text:
-            outcome.note(TRACEBACK, f"fault {fault}, {setting}: {text[-600:]}")
-        elif status and key not in text:
-            outcome.note(NO_HELP, f"fault {fault}, {setting}: {text[-300:]}")
-        else:
-            outcome["a line that names the key" if status else "a value that the key may have"] += 1
+        if outcome.ended(status, text, f"fault {fault}, {setting}"):
+            if status and key not in text:
+                outcome.note(NO_HELP, f"fault {fault}, {setting}: {text[-300:]}")
+            else:
+                outcome["a line that names the key" if status else "a value that the key may have"] += 1
         shutil.rmtree(recipe.parent / "run", ignore_errors=True)
         if strays := _files(folder) - before:
             outcome.note(OUTSIDE, f"fault {fault}, {setting}: {sorted(map(str, strays))[:3]}")
@@ -78,11 +75,7 @@ def bad_rows(folder: Path, rows: list[dict[str, Any]], number: int, seed: int) -
         said = folder / "said.txt"
         status = finished(words, said, 60)
         text = said.read_text(errors="replace")
-        if status is None:
-            outcome.note(HANG, f"fault {fault}, {kind}, {path.name}")
-        elif status == 99 or "Traceback" in text:
-            outcome.note(TRACEBACK, f"fault {fault}, {kind}, {path.name}: {text[-400:]}")
-        else:
+        if outcome.ended(status, text, f"fault {fault}, {kind}, {path.name}"):
             outcome["a clear line" if status else "read"] += 1
         path.unlink()
     outcome["faults"] = number

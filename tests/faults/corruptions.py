@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.outcome import (
-    HANG,
     OTHER_RESULTS,
-    TRACEBACK,
     Outcome,
     differing,
     finished,
@@ -82,11 +80,9 @@ def corruptions(
                 given = [verb, str(mine), *options]
             status = finished(given, said)
             text = said.read_text(errors="replace")
-            if status is None:
-                outcome.note(HANG, f"{name}: {given[0]}")
-            elif status == 99 or "Traceback (most recent call last)" in text:
-                outcome.note(TRACEBACK, f"{name}: {given[0]}: {text[-600:]}")
-            elif given[0] != verb:
+            if not outcome.ended(status, text, f"{name}: {given[0]}"):
+                continue
+            if given[0] != verb:
                 outcome["reader: a clear line" if status else "reader: read"] += 1
             elif status == 2:
                 outcome["a clear line"] += 1

@@ -13,13 +13,13 @@ from tests.faults.outcome import (
     HANG,
     NO_HELP,
     OTHER_RESULTS,
-    SECONDS,
     TRACEBACK,
     Outcome,
     differing,
     finished,
     in_a_child,
     results,
+    status_of,
     write_recipe,
 )
 
@@ -76,11 +76,9 @@ def disks(content: dict[str, Any], folder: Path, number: int, seed: int) -> Outc
                 name = f"fault {fault}, read-only after {delay:.2f} s of {whole:.2f}"
                 status = _read_only_after(delay, disk, recipe, said)
             text = said.read_text(errors="replace")
-            if status is None:
-                outcome.note(HANG, name)
-            elif status == 99 or "Traceback (most recent call last)" in text:
-                outcome.note(TRACEBACK, f"{name}: {text[-600:]}")
-            elif status and not ("the disk is full" in text or "read-only" in text):
+            if not outcome.ended(status, text, name):
+                continue
+            if status and not ("the disk is full" in text or "read-only" in text):
                 outcome.note(NO_HELP, f"{name}: {text[-300:]}")
             else:
                 assert _remounted(disk, f"rw,size={_ROOM}")
@@ -100,9 +98,4 @@ def _read_only_after(delay: float, disk: Path, recipe: Path, said: Path) -> int 
     process.join(delay)
     while process.is_alive() and not _remounted(disk, "ro"):  # refused while a file is open to be written
         time.sleep(0.001)
-    process.join(SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return None
-    return process.exitcode
+    return status_of(process)

@@ -35,6 +35,16 @@ class Outcome(Counter[str]):
         if kind in FAILURES:
             self.bad.append(f"{kind}: {what}")
 
+    def ended(self, status: int | None, said: str, what: str) -> bool:
+        """Whether a command ended by itself and without a traceback; else that is noted."""
+        if status is None:
+            self.note(HANG, what)
+        elif status == 99 or "Traceback" in said:
+            self.note(TRACEBACK, f"{what}: {said[-600:]}")
+        else:
+            return True
+        return False
+
 
 def in_a_child(words: list[str], said: Path, before: Callable[[], None] = lambda: None) -> Any:
     """A forked process that runs a command; its status is that of the command, 99 after a traceback."""
@@ -67,7 +77,11 @@ def finished(
     words: list[str], said: Path, seconds: float = SECONDS, before: Callable[[], None] = lambda: None
 ) -> int | None:
     """The status of a command in a process of its own; None if it hangs."""
-    process = in_a_child(words, said, before)
+    return status_of(in_a_child(words, said, before), seconds)
+
+
+def status_of(process: Any, seconds: float = SECONDS) -> int | None:
+    """The status that a process ends with; None if it hangs, and is killed."""
     process.join(seconds)
     if process.is_alive():
         process.kill()

@@ -16,11 +16,9 @@ from typing import Any
 
 from leftover.services import client
 from tests.faults.outcome import (
-    HANG,
     LEAK,
     NO_HELP,
     OTHER_RESULTS,
-    TRACEBACK,
     Outcome,
     differing,
     finished,
@@ -158,10 +156,8 @@ def hostile_services(content: dict[str, Any], folder: Path, number: int, seed: i
                 kept = b"".join(path.read_bytes() for path in (recipe.parent / "run").rglob("*") if path.is_file())
                 if CANARY in text or CANARY.encode() in kept:
                     outcome.note(LEAK, f"{name}: {text[-300:]}")
-                elif status is None:
-                    outcome.note(HANG, name)
-                elif status == 99 or "Traceback (most recent call last)" in text:
-                    outcome.note(TRACEBACK, f"{name}: {text[-600:]}")
+                elif not outcome.ended(status, text, name):
+                    pass
                 elif status and (last or url not in text):
                     outcome.note(NO_HELP, f"{name}: {text[-300:]}")
                 elif last and (differ := differing(results(recipe.parent / "run"), expected)):
