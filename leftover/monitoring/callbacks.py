@@ -30,12 +30,14 @@ class _StepLines(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
         kept = [line for line in text.splitlines() if _step(line) <= state.global_step and state.global_step > 0]
+        counted = self._counted(args, state)
+        number, _, digest = counted.read_text(encoding="utf-8").partition(" ") if counted.is_file() else ("", "", "")
+        if number:  # those of this step that came after its checkpoint will come again
+            kept = kept[: int(number)]
         text = "".join(line + "\n" for line in kept)
         self.path.write_text(text, encoding="utf-8")
         self.number, self.hash = len(kept), hashlib.sha256(text.encode())
-        counted = self._counted(args, state)
-        number, _, digest = counted.read_text(encoding="utf-8").partition(" ") if counted.is_file() else ("0", "", "")
-        if len(kept) < int(number):
+        if len(kept) < int(number or 0):
             log.warning("%s is damaged: %d of %s lines are left", self.path, len(kept), number)
         elif digest and digest != self.hash.hexdigest():
             log.warning("%s is damaged (its SHA-256 is not that of what was written): its lines stay so", self.path)

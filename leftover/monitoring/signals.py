@@ -51,14 +51,32 @@ class Asked:
 
 @contextmanager
 def asked_by_signals(wanted: bool = True) -> Iterator[Asked]:
-    """Inside, SIGTERM and Ctrl-C ask. Python gives signals to the main thread alone: in others nothing is asked."""
-    asked = Asked()
+    """Inside, SIGTERM and Ctrl-C ask; one that nothing has obeyed by the end raises `Interrupted` there.
+
+    Inside a block of `obeyed_once_saved`, that is at the end of the outer one. Python gives signals to the main thread
+    alone: in others nothing is asked.
+    """
+    outer = signal.getsignal(signal.SIGTERM)
     if not wanted or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {number: signal.signal(number, asked) for number in _NUMBERS}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield Asked()
+    elif isinstance(outer, Asked):
+        outer.at_once = False
+        yield outer
+    else:
+        asked = Asked()
+        before: dict[int, Any] = {number: signal.signal(number, asked) for number in _NUMBERS}
+        try:
+            yield asked
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if asked.number:
+            raise Interrupted(asked.number)
+
+
+@contextmanager
+def obeyed_once_saved() -> Iterator[None]:
+    """Around a training and the saving of its model: a signal after the last step is obeyed once that is done."""
+    with asked_by_signals() as asked:
+        asked.at_once = True  # until the training begins
+        yield

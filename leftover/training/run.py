@@ -16,6 +16,7 @@ from leftover.models.load import save_model, whole_weights
 from leftover.monitoring.callbacks import CostSoFar, EvaluationsFile, MetricsFile
 from leftover.monitoring.memory import give_back, peak_memory
 from leftover.monitoring.ranks import is_main_process, told, wait
+from leftover.monitoring.signals import obeyed_once_saved
 from leftover.monitoring.trackers import own_run
 from leftover.monitoring.training_display import shown
 from leftover.objectives import ONLINE
@@ -63,16 +64,17 @@ def fit_reference(run: Run) -> None:
     if run.manifest.begin("reference", key, partial(run.discard, folder)).finished:
         return
     validation = split_rows(run.table, "validation", ())
-    facts = _train(
-        run,
-        folder,
-        run.models.base(),
-        reference_args(recipe, run.folder),
-        split_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
-        validation.select(_sample(validation, VALIDATION_TOKENS, run.seed)),
-        stops_early=True,
-    )
-    run.manifest.finish("reference", wrote=model_files(folder), logs=log_files(folder), **facts)
+    with obeyed_once_saved():
+        facts = _train(
+            run,
+            folder,
+            run.models.base(),
+            reference_args(recipe, run.folder),
+            split_rows(run.table, "train", (), chosen_only=recipe.data.train_on == "chosen"),
+            validation.select(_sample(validation, VALIDATION_TOKENS, run.seed)),
+            stops_early=True,
+        )
+        run.manifest.finish("reference", wrote=model_files(folder), logs=log_files(folder), **facts)
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -103,8 +105,9 @@ def train_one(run: Run, name: str, seed: int) -> None:
     """One policy with one seed; nothing if it is trained already."""
     artifact, folder = policy_artifact(name, seed), policy_folder(run.folder, name, seed)
     if not run.manifest.begin(artifact, policy_key(run, name, seed), partial(run.discard, folder)).finished:
-        facts = train_policy(run, name, seed)
-        run.manifest.finish(artifact, wrote=model_files(folder), logs=log_files(folder), **facts)
+        with obeyed_once_saved():
+            facts = train_policy(run, name, seed)
+            run.manifest.finish(artifact, wrote=model_files(folder), logs=log_files(folder), **facts)
 
 
 def policy_key(run: Run, name: str, seed: int) -> Key:

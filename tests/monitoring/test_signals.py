@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import leftover.training.policy_trainer
+import leftover.training.run
 from leftover import cli, pipeline
 from leftover.recipe.files import make_recipe
 from leftover.training.ppo.trainer import PPOTrainer
@@ -89,6 +90,43 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_had_happened(
     assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
     assert ours[1] == theirs[1], "line for line but times"
     assert ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("where", ["last line", "weights", "twice"])
+def test_a_signal_after_the_last_step_stops_and_what_follows_comes_once(
+    recipe: dict[str, Any], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    shutil.copytree(recipe["output_dir"], tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe | {"output_dir": str(tmp_path / "run")}))
+    log = LoLTrainer.log
+
+    def killed_log(self: LoLTrainer, logs: dict[str, float], *args: Any) -> None:
+        if "train_loss" in logs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        log(self, logs, *args)
+
+    with monkeypatch.context() as patch:
+        if where == "last line":
+            patch.setattr(LoLTrainer, "log", killed_log)
+        else:
+            save = leftover.training.run.save_model
+
+            def killed_save(*args: Any) -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if where == "twice":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                save(*args)
+
+            patch.setattr(leftover.training.run, "save_model", killed_save)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", str(tmp_path / "recipe.yaml")])
+    assert ended.value.code == 128 + signal.SIGTERM
+    caplog.clear()
+    cli.main(["train", str(tmp_path / "recipe.yaml")])
+    assert ("a_lol_seq, seed 0: reused" in caplog.text) == (where != "twice")
+    ours, theirs = outcome(tmp_path / "run"), outcome(Path(recipe["output_dir"]).with_name("undisturbed"))
+    assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
+    assert ours[1:] == theirs[1:]
 
 
 def test_a_step_of_ppo_is_finished_before_it_is_saved(
