@@ -42,7 +42,7 @@ reference: $(VENV)/installed
 	$(BIN)/python docs/make_reference.py
 
 # Two halves at once, one on each core: the log of the first is printed when the second is done.
-HALF := tests/commands tests/training tests/publish
+HALF := tests/commands tests/training tests/publish tests/rounds tests/distributed
 
 test: $(VENV)/installed lint typecheck
 	@export HF_HUB_OFFLINE=1; log=$$(mktemp); \
