@@ -22,21 +22,24 @@ class FrozenStart:
     def __init__(self, policy: nn.Module, *, offload: bool = False):
         self.offload = offload
         self.weights = [(p, self._put_away(p.detach().clone())) for p in policy.parameters() if p.requires_grad]
+        self._own: list[Tensor] = []  # the policy's, of the first weights that are the reference's now
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the policy is the reference."""
-        self._swap()
         try:
+            for parameter, frozen in self.weights:
+                self._own.append(self._put_away(parameter.data))
+                parameter.data = frozen.to(parameter.device)
             yield
         finally:
-            self._swap()
+            self.restore()
 
-    def _swap(self) -> None:
-        for i, (parameter, other) in enumerate(self.weights):
-            device, own = parameter.device, parameter.data
-            parameter.data = other.to(device)
-            self.weights[i] = (parameter, self._put_away(own))
+    def restore(self) -> None:
+        """Give the policy its own weights back; again where a signal has interrupted that."""
+        for (parameter, _), own in zip(self.weights, self._own, strict=False):
+            parameter.data = own.to(parameter.device)
+        self._own = []
 
     def _put_away(self, weight: Tensor) -> Tensor:
         return weight.cpu() if self.offload else weight

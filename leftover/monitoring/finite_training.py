@@ -64,6 +64,7 @@ class FiniteTrainer(Trainer):
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
             except Interrupted as error:
                 if not error.where and self._evaluates and self.state.global_step:
+                    self.leave_evaluation()
                     self.continuation.save_during_evaluation(error)
                 raise
         self.check_weights()
@@ -74,8 +75,11 @@ class FiniteTrainer(Trainer):
         # leave it together.
         self._evaluates = self.continuation.asked.at_once = processes() == 1 and self.continuation.may_defer
         found = super()._evaluate(*args, **kwargs)
-        self._evaluates = self.continuation.asked.at_once = False
+        self.continuation.asked.at_once = self._evaluates = False  # in this order: at once only where it is saved
         return found
+
+    def leave_evaluation(self) -> None:
+        """Make the model again what it was before an evaluation that was interrupted anywhere."""
 
     @property
     def _skips(self) -> bool:
@@ -133,6 +137,8 @@ class FiniteTrainer(Trainer):
             self.sums.back_to_mark()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._evaluates:  # its numbers are written once: from here on it is waited for
+            self.continuation.asked.at_once = False
         if "train_loss" in logs and self.continuation.took_up:  # the Trainer's is of the steps since it went on
             logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         super().log(logs, start_time)

@@ -211,6 +211,10 @@ class PolicyTrainer(FiniteTrainer):
         else:
             yield None
 
+    def leave_evaluation(self) -> None:
+        if self.reference is not None:
+            self.reference.restore()
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, our card without results, into `output_dir`; `push_to_hub` uploads it with the model.
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import leftover.training.policy_trainer
 import leftover.training.run
 from leftover import cli, pipeline
+from leftover.models.divergence import FrozenStart
 from leftover.recipe.files import make_recipe
 from leftover.training.ppo.trainer import PPOTrainer
 from leftover.training.trainer import LoLTrainer
@@ -40,6 +42,11 @@ def outcome(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [{k: v for k, v in line.items() if not any(time in k for time in _TIMES)} for line in lines]
     return load_file(folder / "model.safetensors"), lines, (folder / "evaluations.jsonl").read_text().splitlines()
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What the manifest notes of the policy."""
+    return json.loads((run / "manifest.json").read_text())["policy a_lol_seq, seed 0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -127,6 +134,50 @@ def test_a_signal_after_the_last_step_stops_and_what_follows_comes_once(
     ours, theirs = outcome(tmp_path / "run"), outcome(Path(recipe["output_dir"]).with_name("undisturbed"))
     assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
     assert ours[1:] == theirs[1:]
+
+
+@pytest.mark.parametrize("where", ["to the reference", "back", "before it is logged", "logged", "logged at the end"])
+def test_a_signal_anywhere_in_an_evaluation_leaves_the_policy_as_it_was_and_no_line_twice(
+    recipe: dict[str, Any], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recipe["output_dir"], tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe | {"output_dir": str(tmp_path / "run")}))
+    calls = list[str]()
+
+    def killing(method: Callable, name: str, at: int, before: bool) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            now = calls.count(name) == at
+            if now and before:
+                os.kill(os.getpid(), signal.SIGTERM)
+            found = method(*args, **kwargs)
+            if now and not before:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if where == "to the reference":
+            number = sum(1 for _ in FrozenStart(AutoModelForCausalLM.from_pretrained(recipe["model"]["path"])).weights)
+            patch.setattr(FrozenStart, "_put_away", killing(FrozenStart._put_away, "put away", number + 3, True))
+        elif where == "back":
+            patch.setattr(FrozenStart, "restore", killing(FrozenStart.restore, "restore", 1, True))
+        elif where == "before it is logged":
+            patch.setattr(LoLTrainer, "log", killing(LoLTrainer.log, "log", 1, True))
+        else:
+            at = 1 if where == "logged" else 4  # of three evaluations and one line of steps before the last
+            patch.setattr(LoLTrainer, "log", killing(LoLTrainer.log, "log", at, False))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", str(tmp_path / "recipe.yaml")])
+    assert ended.value.code == 128 + signal.SIGTERM
+    cli.main(["train", str(tmp_path / "recipe.yaml")])
+    undisturbed = Path(recipe["output_dir"]).with_name("undisturbed")
+    ours, theirs = outcome(tmp_path / "run"), outcome(undisturbed)
+    assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
+    assert ours[1:] == theirs[1:]
+    steps = [[entry["step"] for entry in facts(run)["evaluations"]] for run in (tmp_path / "run", undisturbed)]
+    assert steps[0] == steps[1] == [2, 4, 6]
 
 
 def test_a_step_of_ppo_is_finished_before_it_is_saved(
