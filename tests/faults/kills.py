@@ -5,9 +5,11 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from tests.faults.outcome import (
     HANG,
@@ -24,26 +26,25 @@ from tests.faults.outcome import (
 
 
 def kills(content: dict[str, Any], folder: Path, number: int, seed: int, deadly: int = signal.SIGKILL) -> Outcome:
-    """Kill runs at random moments, half of them at a random rename of a file; each goes on until it has ended."""
+    """Kill runs at a random time, rename of a file or call of a function; each goes on until it has ended."""
     draws, outcome = random.Random(seed), Outcome()
     undisturbed, said = write_recipe(folder / "undisturbed", content), folder / "said.txt"
     began = time.monotonic()
-    assert finished(["run", str(undisturbed)], said) == 0, said.read_text()
+    assert finished(["run", str(undisturbed)], said, before=lambda: _count_calls(folder / "calls.txt")) == 0
     whole = time.monotonic() - began
     expected = results(folder / "undisturbed/run")
-    renames = 120  # about as many as a run makes
+    moments = {_die_at_rename: 120, _die_at_call: int((folder / "calls.txt").read_text())}  # about as many as a run has
     killed = round_ = 0
     while killed < number:
         round_ += 1
         recipe = write_recipe(folder / str(round_), content)
         at: list[str] = []
         for _ in range(draws.randint(1, 5)):
-            by_rename, after = draws.random() < 0.5, draws.randint(1, renames)
-            delay = draws.uniform(0, whole)
-            process = in_a_child(
-                ["run", str(recipe)], said, (lambda n=after: _die_at_rename(n, deadly)) if by_rename else (lambda: None)
-            )
-            process.join(SECONDS if by_rename else delay)
+            die = draws.choice([None, *moments])
+            after, delay = draws.randint(1, moments.get(die, 1)), draws.uniform(0, whole)
+            before = (lambda d=die, n=after: d(n, deadly)) if die else (lambda: None)
+            process = in_a_child(["run", str(recipe)], said, before)
+            process.join(SECONDS if die else delay)
             if process.is_alive():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, deadly)
@@ -51,7 +52,7 @@ def kills(content: dict[str, Any], folder: Path, number: int, seed: int, deadly:
             if process.is_alive():
                 process.kill()
                 outcome.note(HANG, f"round {round_}: {said.read_text()[-300:]}")
-            at.append(f"rename {after}" if by_rename else f"{delay:.2f} s")
+            at.append(f"{die.__name__} {after}" if die else f"{delay:.2f} s")
             killed += process.exitcode != 0
             if process.exitcode == 99:
                 outcome.note(TRACEBACK, f"round {round_}, {at}: {said.read_text()[-500:]}")
@@ -86,3 +87,39 @@ def _die_at_rename(number: int, deadly: int) -> None:
         return moved
 
     Path.replace = replace  # type: ignore[method-assign]
+
+
+def _die_at_call(number: int, deadly: int) -> None:
+    """Die at the so-manieth call of, or return from, a function of ours or of the Trainer."""
+    left = number
+
+    def called(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        if _is_of_training(frame, event):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), deadly)
+
+    sys.setprofile(called)
+
+
+def _count_calls(path: Path) -> None:
+    """Write down how many calls and returns there were, once the process ends."""
+    number, end = 0, os._exit
+
+    def called(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal number
+        number += _is_of_training(frame, event)
+
+    def ended(status: int) -> NoReturn:
+        sys.setprofile(None)
+        path.write_text(str(number))
+        end(status)
+
+    os._exit = ended  # type: ignore[assignment]
+    sys.setprofile(called)
+
+
+def _is_of_training(frame: FrameType, event: str) -> bool:
+    name = frame.f_code.co_filename
+    return event in ("call", "return") and ("/leftover/" in name or "/transformers/trainer" in name)
