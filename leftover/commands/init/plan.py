@@ -93,7 +93,9 @@ def plan_rewards(plan: Plan, scores: Scores | None, scored_by: Content | None) -
         )
 
 
-_OF_FIT = ("path", "format", "columns", "labels", "table", "on_bad_row", "hub_config", "hub_data_dir", "hub_split")
+_OF_FIT = (
+    "path", "format", "columns", "prompts", "labels", "table", "on_bad_row", "hub_config", "hub_data_dir", "hub_split",
+)  # fmt: skip
 
 
 def plan_training(plan: Plan, rows: int, shape: Shape, machine: Machine) -> None:

@@ -155,11 +155,15 @@ def test_a_chat_model_is_asked_through_its_own_template(tmp_path: Path, tiny_lla
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     rows = write_rows(tmp_path / "rows.jsonl", [with_truth(row) for row in _ROWS])
-    columns = made(rows, str(chat)).recipe.data.columns
-    assert (columns.prompt, columns.completion) == ("[user] {input}\n[assistant] ", "output")
+    data = made(rows, str(chat)).recipe.data
+    assert (data.prompts, data.columns.prompt, data.columns.completion) == ("chat", "input", "output")
+    data = made(rows, str(chat), "data.prompts=text").recipe.data
+    assert (data.prompts, data.columns.completion) == ("text", " {output}")
     rendered = [{**with_truth(row), "input": f"[user] {row['prompt']}\n[assistant] "} for row in _ROWS]
-    columns = made(write_rows(tmp_path / "done.jsonl", rendered), str(chat)).recipe.data.columns
-    assert (columns.prompt, columns.completion) == ("input", "output"), "they are written by the template already"
+    data = made(write_rows(tmp_path / "done.jsonl", rendered), str(chat)).recipe.data
+    assert (data.prompts, data.columns.prompt, data.columns.completion) == ("text", "input", "output"), (
+        "they are written by the template already"
+    )
 
 
 def test_many_rows_leave_a_part_to_a_judge(tmp_path: Path, tiny_llama_path: str) -> None:
