@@ -30,7 +30,7 @@ from leftover.data.records import LEFT_OUT
 from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError, looked_for
-from leftover.models.load import max_positions, torch_dtype
+from leftover.models.load import max_positions, reads_two_texts, torch_dtype
 from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import harmless, one_line
 from leftover.recipe.data_section import ENDINGS, LAYOUTS, ColumnsSection, DataSection
@@ -217,6 +217,8 @@ class _Tokens:
         if are_conversations(roles, columns) or prompts == "chat":
             if self.tokenizer.chat_template is None:
                 plan.put("model.chat_template", "plain", "the model has none: turns of Human: and Assistant:")
+            return
+        if reads_two_texts(self.section):  # which do not meet
             return
         chat = None if prompts else Chat(self.tokenizer, self.section.template_options)
         for key, value in join_texts(roles, columns, chat).items():

@@ -17,6 +17,7 @@ from leftover.pipeline import run
 from leftover.recipe.files import load_recipe
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
+from tests.models.encoder_decoders import tiny
 
 # Enough rows for a scorer to be fitted, few steps, one policy.
 _QUICK = (
@@ -164,6 +165,15 @@ def test_a_chat_model_is_asked_through_its_own_template(tmp_path: Path, tiny_lla
     assert (data.prompts, data.columns.prompt, data.columns.completion) == ("text", "input", "output"), (
         "they are written by the template already"
     )
+
+
+def test_an_encoder_decoder_reads_texts_as_they_are(scored_csv: str, tmp_path: Path, tokenizer: Any) -> None:
+    tiny("t5", tokenizer).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    written = made(scored_csv, str(tmp_path / "t5"))
+    assert written.recipe.data.columns.completion == "Answer", "prompt and completion do not meet"
+    assert any("no limit of positions" in line for line in written.said)
+    assert any("not known for this model" in line for line in written.said)
 
 
 def test_many_rows_leave_a_part_to_a_judge(tmp_path: Path, tiny_llama_path: str) -> None:
