@@ -33,6 +33,8 @@ def check_row(raw: Row, data: DataSection) -> Row:
             remedy += f" (one prompt for all rows: {data.names.columns}.prompt: {{text: {missing['prompt']!r}}})"
         raise ValueError(no_column([*missing.values()], raw, remedy=remedy))
     prompt, completion = (raw[name] for name in names.values())
+    if data.prompts == "chat" and isinstance(prompt, str) and prompt.strip():
+        prompt = [{"role": "user", "content": prompt}]
     text = _text(prompt, columns.prompt)
     family, source, is_chosen = raw.get(columns.family), raw.get(columns.source), raw.get("is_chosen")
     if not isinstance(is_chosen, (bool, NoneType)):

@@ -1,4 +1,4 @@
-"""The advantage of a completion, and the rows it leaves over (A-LoL, arXiv 2305.14718, section 3)."""
+"""The advantage of a completion, and the rows it leaves over (A-LoL, arXiv 2305.14718, section 3.1)."""
 
 from typing import TypeVar
 

@@ -2,7 +2,8 @@
 
 Throughout: lp = sum_t log pi_theta(y_t), lq = sum_t log pi_ref(y_t), A = max(advantage, 0), and sg() stops the
 gradient. Every function returns the loss of each completion, shape [B]; a loss negates exactly once.
-Equations: A-LoL, arXiv 2305.14718, section 3; weights and clipping as in its released runs.
+Equations: A-LoL, arXiv 2305.14718, section 3, its baselines nll, wbc and r_gold section 4; weights and clipping as in
+its released runs.
 """
 
 from typing import Literal

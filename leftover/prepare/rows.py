@@ -20,7 +20,7 @@ from leftover.errors import UserError
 from leftover.monitoring.ranks import is_main_process, shared
 from leftover.prepare.checks import KEEP_LONG, NAME_SCORES, all_too_long
 from leftover.prepare.reread import reread
-from leftover.recipe.data_section import LAYOUTS, POLICY_KEYS, DataSection
+from leftover.recipe.data_section import LAYOUTS, DataSection, idle_for_rows
 from leftover.recipe.needs import records_scores
 from leftover.recipe.sections import TokenizerSection
 from leftover.runs.claim import check_random_weights
@@ -57,7 +57,7 @@ def read(run: Run) -> None:
 
 def row_settings(data: DataSection) -> dict[str, Any]:
     """The settings that rows depend on: all but those of later stages and of other layouts."""
-    return data.model_dump(exclude=POLICY_KEYS | (set(LAYOUTS) - {data.format}))
+    return data.model_dump(exclude=idle_for_rows(data) | (set(LAYOUTS) - {data.format}))
 
 
 def split(run: Run) -> None:

@@ -124,6 +124,9 @@ class DataSection(Section):
         "auto", "jsonl", "json", "parquet", "csv", "tsv", "hub", "documents", "hh", "comet", "reddit", "dialogue"
     ] = "auto"
     columns: ColumnsSection = ColumnsSection()
+    # What a prompt that is a text becomes. chat: one message of a user, whose answer the completion is, so that an
+    # instruct model is asked through its chat template, and reward functions get messages; text: it stays as it is.
+    prompts: Literal["text", "chat"] = "text"
     labels: Annotated[dict[str, float], TextKeys] = {}  # what classes in the reward column are worth: {good: 1, bad: 0}
     split_names: Annotated[dict[str, Split], TextKeys] = {}  # further names in the split column, as {holdout: test}
     source_splits: dict[str, Split] = {}  # the split of every source, where files or subsets are splits
@@ -176,6 +179,12 @@ POLICY_KEYS = {
     "validation_size",
     "test_size",
 }
+
+
+def idle_for_rows(data: DataSection) -> set[str]:
+    """The keys of a data section that its rows do not depend on. `prompts` came later: at its default, keys of earlier
+    tables and rewards stay as they are."""
+    return POLICY_KEYS | ({"prompts"} if data.prompts == "text" else set())
 
 
 # Formats that make prompts and completions themselves.

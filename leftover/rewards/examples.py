@@ -12,7 +12,7 @@ import numpy as np
 from leftover.data.formats import data_files, read_rows
 from leftover.data.rows import Rejects, as_prompt, check_rows, text_hash
 from leftover.errors import UserError, nearest
-from leftover.recipe.data_section import POLICY_KEYS, DataSection
+from leftover.recipe.data_section import POLICY_KEYS, DataSection, idle_for_rows
 from leftover.rewards.base import Prompt, make
 from leftover.store.manifest import file_hash
 from leftover.store.table import equals
@@ -74,7 +74,7 @@ def data_section(fit: object) -> DataSection:
 def data_identity(data: DataSection) -> dict[str, Any]:
     """What the rows of a data section depend on: its settings and the hashes of its files."""
     files = {path: file_hash(Path(path)) for path in data_files(data) if Path(path).is_file()}
-    return {"settings": data.model_dump(mode="json", exclude=POLICY_KEYS), "files": files}
+    return {"settings": data.model_dump(mode="json", exclude=idle_for_rows(data)), "files": files}
 
 
 @contextmanager

@@ -1,12 +1,10 @@
 """Loading a sequence classifier, and finding its labels, activation and lengths in its files."""
 
-import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -17,14 +15,11 @@ from transformers import (
 )
 
 from leftover.data.tokenizer import num_tokens
-from leftover.errors import UserError, first_line
+from leftover.errors import UserError, first_line, not_readable
 from leftover.models.load import max_positions, not_in_parts, torch_dtype
 from leftover.models.vocabulary import check_vocabulary, embedding_rows
 from leftover.rewards.joins import ClassifierSettings
 from leftover.rewards.neox import MODEL_TYPE, NeoXRewardModel, make_config
-
-# What the loaders raise for a folder that holds something else, or half of it.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
     """
     architecture: Any = AutoModelForSequenceClassification
     config: dict[str, Any] = {}
-    try:
+    with not_readable("no sequence classifier"):
         fields, _ = PreTrainedConfig.get_config_dict(path)
         if fields.get("model_type") == MODEL_TYPE:
             architecture, config = NeoXRewardModel, {"config": make_config(fields)}
@@ -74,8 +69,6 @@ def _load_files(path: str, dtype: str) -> tuple[Any, Any]:
         model, info = architecture.from_pretrained(
             path, **config, dtype=torch_dtype(dtype), output_loading_info=True, weights_only=True
         )
-    except _LOAD_ERRORS as error:
-        raise UserError(f"no sequence classifier: {first_line(error)}") from error
     if missing := ", ".join(sorted(info["missing_keys"])):
         raise UserError(f"not a trained sequence classifier: it has no weights for {missing}")
     # Without its files, transformers makes up a tokenizer that knows no word.
@@ -94,7 +87,7 @@ def untrained_classifier(
     Without weights the model is on the meta device.
     """
     architecture: Any = AutoModelForSequenceClassification
-    try:
+    with not_readable("no sequence classifier to start from"):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -111,8 +104,6 @@ def untrained_classifier(
         else:
             with torch.device("cpu" if weights else "meta"):
                 model = architecture.from_config(model_config, dtype=torch.float32)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"no sequence classifier to start from: {first_line(error)}") from error
     check_vocabulary(tokenizer, embedding_rows(model), "the model", "tokenizer")
     model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model

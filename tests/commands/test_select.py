@@ -138,6 +138,12 @@ def test_a_text_becomes_a_turn_without_its_outer_space(tmp_path: Path, monkeypat
     assert first["messages"] == turns
 
 
+def test_texts_in_chat_are_selected_as_messages(tmp_path: Path, rows_file: Callable) -> None:
+    found = made(rows_file(two_of_each()), overrides=["data.prompts=chat"], rows="all")
+    assert found[0]["prompt"] == [{"role": "user", "content": "Question 0?"}]
+    assert found[0]["completion"] == [{"role": "assistant", "content": " bad 0"}]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_kind_of_output_holds_the_same_rows_and_nothing_is_left_beside_it(
     kind: str, tmp_path: Path, rows_file: Callable, monkeypatch: Any

@@ -531,6 +531,22 @@ def test_a_changed_option_or_end_makes_the_tokens_stale(
     assert prepared(template_options={"enable_thinking": False}, end_tokens=["."])[0].startswith("table/tokens: stale")
 
 
+def test_texts_in_chat_are_the_tokens_of_their_messages(
+    tmp_path: Path, tiny_recipe: Callable, chat_model: Callable
+) -> None:
+    path = chat_model(CHATML)
+    texts = [{"prompt": f"My kettle leaks, part {i}.", "completion": "Check it."} for i in range(20)]
+    messages = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in texts]
+
+    def ids(rows: list, **data: Any) -> list[tuple[list[int], list[int]]]:
+        recipe = chat_recipe(tiny_recipe, tmp_path, path, rows)
+        found = tokenised(recipe | {"data": recipe["data"] | data})
+        return list(zip(found["prompt_ids"][:], found["completion_ids"][:], strict=True))
+
+    in_chat = ids(texts, prompts="chat")
+    assert in_chat == ids(messages) == ids(messages, prompts="chat") and in_chat != ids(texts)
+
+
 def test_the_same_messages_with_other_tools_are_another_prompt(
     tmp_path: Path, tiny_recipe: Callable, chat_model: Callable
 ) -> None:

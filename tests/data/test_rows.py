@@ -15,7 +15,9 @@ from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
 from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
 from leftover.errors import UserError
+from leftover.prepare.rows import row_settings
 from leftover.recipe.data_section import DataSection
+from leftover.rewards.examples import data_identity
 
 ROWS = [
     {"prompt": "What is 2 + 2?", "completion": " Four.", "reward": 1.0},
@@ -41,6 +43,30 @@ def test_jsonl_is_read_with_the_line_of_every_row(tmp_path, rows_file):
     rows = read(tmp_path, path)
     assert short(rows) == ROWS
     assert [r["where"] for r in rows] == [f"{path}:1", f"{path}:3"]
+
+
+def test_a_text_prompt_becomes_a_users_message_where_the_recipe_says_so(tmp_path, rows_file):
+    ask = {"role": "user", "content": "Why?"}
+    rows = [
+        {"prompt": "Why?", "completion": "So."},
+        {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+        {"prompt": "Why?", "completions": ["So."]},
+        {"prompt": [{"role": "system", "content": "Short."}, ask], "completion": "So."},
+        {"prompt": " ", "completion": "So."},
+    ]
+    found = read(tmp_path, rows_file(rows), prompts="chat", on_bad_row="skip")
+    assert [json.loads(row["prompt"]) for row in found] == [[ask]] * 4 + [rows[3]["prompt"]]
+    assert all(row["conversational"] for row in found) and {row["completion"] for row in found} == {"So.", "No."}
+    assert "'prompt' is empty" in (tmp_path / "rejects").read_text()
+    (made,) = read(tmp_path, rows_file(rows[:1]), prompts="chat", columns={"prompt": "Q: {prompt}"})
+    assert json.loads(made["prompt"]) == [{"role": "user", "content": "Q: Why?"}]
+
+
+def test_tables_and_rewards_of_before_keep_their_keys_while_prompts_are_texts(rows_file):
+    path = rows_file(ROWS)
+    for settings in (row_settings, lambda data: data_identity(data)["settings"]):
+        assert "prompts" not in settings(DataSection(path=path))
+        assert settings(DataSection(path=path, prompts="chat"))["prompts"] == "chat"
 
 
 def test_gzip_jsonl_is_read_like_the_plain_file(tmp_path, rows_file):

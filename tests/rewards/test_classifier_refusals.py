@@ -11,6 +11,7 @@ import torch
 from leftover.errors import UserError
 from leftover.rewards import load_reward
 from leftover.rewards.classifier import ClassifierReward
+from leftover.rewards.pretrained import untrained_classifier
 from tests.rewards import classifier_models
 
 
@@ -127,6 +128,20 @@ def test_a_conversation_that_the_chat_template_refuses_is_named(tmp_path):
 def test_a_classifier_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=f"classifier '{tmp_path}/none': no sequence classifier"):
         reward(f"{tmp_path}/none")(["Ada"], ["soon"])
+
+
+@pytest.mark.parametrize(
+    "config", ["[]", '{"model_type": "bert", "id2label": 3}', '{"model_type": "bert", "hidden_size": []}']
+)
+def test_a_config_that_transformers_stumbles_over_is_refused_in_a_line(config, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    for load in (
+        lambda: reward(str(tmp_path))(["Ada"], ["soon"]),
+        lambda: untrained_classifier(str(tmp_path), None, None),
+    ):
+        with pytest.raises(UserError, match="no sequence classifier") as refused:
+            load()
+        assert "\n" not in str(refused.value)
 
 
 def test_a_model_whose_head_was_never_trained_is_refused(tmp_path, classifiers):

@@ -141,4 +141,5 @@ def test_a_dry_run_counts_rows_and_says_that_costs_are_not_estimated(
 
     found = estimate_run(make_recipe(tiny_recipe(tmp_path, model={"path": tiny_t5_path})))
     assert found.shape is None and "encoder-decoder" in found.shape_from
+    assert any("time, memory and disk are not estimated for an encoder-decoder" in note for note in found.notes)
     assert not isinstance(found.rows, str) and found.rows.lengths is not None

@@ -31,6 +31,8 @@ from leftover.runs.run import Run
 from leftover.training.run import VALIDATION_TOKENS
 from leftover.trust import no_code
 
+_TWO_TEXTS = "not estimated for an encoder-decoder"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -105,7 +107,7 @@ def estimate_run(
     judges = Run(recipe).judges if evaluates or frontier else None
     scorers = fittings(recipe, {"reward": reward, "judge": judges}, with_memory, device == HERE)
     if config is not None and is_encoder_decoder(config):  # its two halves read different texts
-        config, shape_from = None, "not estimated for an encoder-decoder"
+        config, shape_from = None, _TWO_TEXTS
     shape, memory, disk = None, list[Memory](), list[tuple[str, float | None]]()
     if config is not None:
         named = "model.config" if section.path is None else f"model.path '{section.path}'"
@@ -132,6 +134,11 @@ def estimate_run(
         costs.frontier(policies)
     trainings, packages = references + policies, missing_packages(recipe)
     notes = [*_around(costs.lines), *_notes(reward, sizes, sources, trainings)]
+    if shape_from == _TWO_TEXTS:
+        notes.append(
+            "Operations, time, memory and disk are not estimated for an encoder-decoder: the run itself tells, from "
+            "its first steps on, how long it will take."
+        )
     return Estimate(
         recipe, sources, packages, rows, shape, shape_from, trainings, costs.lines, memory, disk, notes, device
     )

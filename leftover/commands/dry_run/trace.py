@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leftover.models.load import disable_dropout, unwrapped, with_adapter
+from leftover.models.load import architecture_of, disable_dropout, is_encoder_decoder, unwrapped, with_adapter
 from leftover.models.logprobs import head_sees_only, selected_logprobs
 from leftover.recipe.sections import LoraSection
 from leftover.runs.models import adapter_config
@@ -28,21 +28,22 @@ _UNMASKED = "leftover_unmasked"
 def skeleton(
     config: PretrainedConfig, lora: LoraSection | None, dtype: torch.dtype, attn_implementation: str | None = None
 ) -> Any:
-    """The causal LM of a config on the meta device, with the recipe's adapter if there is one.
+    """The language model of a config on the meta device, with the recipe's adapter if there is one.
 
     Its attention is PyTorch's fused one, whose memory is that of the flash kernels too, unless the recipe says eager.
     """
     AttentionInterface.register(_UNMASKED, _attention)
     AttentionMaskInterface.register(_UNMASKED, lambda *args, **options: None)
+    architecture = architecture_of(config)
     attention = "eager" if attn_implementation == "eager" else _UNMASKED
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            model = architecture.from_config(config, dtype=dtype, attn_implementation=attention)
         except KeyError:  # GPT-J and others have a list of their own
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+            model = architecture.from_config(config, dtype=dtype, attn_implementation="eager")
         if lora is None:
             return model
-        return with_adapter(model, adapter_config(lora))
+        return with_adapter(model, adapter_config(lora, is_encoder_decoder(config)))
 
 
 def _attention(*args: Any, softcap: float | None = None, **options: Any) -> Any:

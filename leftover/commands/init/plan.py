@@ -93,7 +93,9 @@ def plan_rewards(plan: Plan, scores: Scores | None, scored_by: Content | None) -
         )
 
 
-_OF_FIT = ("path", "format", "columns", "labels", "table", "on_bad_row", "hub_config", "hub_data_dir", "hub_split")
+_OF_FIT = (
+    "path", "format", "columns", "prompts", "labels", "table", "on_bad_row", "hub_config", "hub_data_dir", "hub_split",
+)  # fmt: skip
 
 
 def plan_training(plan: Plan, rows: int, shape: Shape, machine: Machine) -> None:
@@ -146,6 +148,9 @@ def fit_memory(plan: Plan, rows: Rows, shape: Shape, machine: Machine) -> None:
     """Change batches, then checkpointing, then weights, until the dry run's estimate fits; else a note says so."""
     while True:
         estimate = estimate_run(make_recipe(plan.content), rows=rows)
+        if estimate.shape is None:  # of an encoder-decoder
+            plan.notes.append("Whether batches fit into memory is not known for this model: lower them where it ends.")
+            return
         most = {
             kind: max((_held(m, machine) for m in estimate.memory if m.stage.startswith(stages)), default=0)
             for kind, stages in (("training", "training step"), ("writing", ("validation", "evaluation")))

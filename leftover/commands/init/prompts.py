@@ -1,4 +1,4 @@
-"""How text prompts and completions meet: through the chat template of a chat model, else with a space between them."""
+"""How text prompts and completions meet: as a chat of a chat model, else with a space between them."""
 
 from leftover.commands.init.columns import ANSWERED, ASKED, TEXT, TEXTS, Column
 from leftover.commands.init.roles import TWO_PARTS, Columns, Roles
@@ -17,39 +17,39 @@ def are_conversations(roles: Roles, columns: Columns) -> bool:
     return asked in columns and columns[asked].kind in (ASKED, ANSWERED)
 
 
-def join_texts(roles: Roles, columns: Columns, chat: Chat) -> dict[str, str]:
-    """Templates for `data.columns` that part prompt and completion; empty where they are parted already.
+def join_texts(roles: Roles, columns: Columns, chat: Chat | None) -> dict[str, str]:
+    """Keys of `data` that part prompt and completion; empty where they are parted already.
 
-    Of a chat model they are its own template around the prompt, so that it is asked as it has learnt to be.
+    Of a chat model (`chat`; None: prompts are to stay texts) that is its own template, so that it is asked as it has
+    learnt to be.
     """
     prompt = roles.columns.get("prompt", "")
     named = columns.get(prompt)
     if prompt != TWO_PARTS and ("{" in prompt or named is None):  # a template of the user's, or no column
         return {}
-    template = prompt if "{" in prompt else f"{{{prompt}}}"
-    if chat.tokenizer.chat_template is not None and (around := _around(chat)):
-        begun = around[0].strip()[:8]
-        if named is not None and begun and named.sample.startswith(begun):  # rendered already
-            return {}
-        before, after = (text.replace("{", "{{").replace("}", "}}") for text in around)
-        return {"prompt": before + template + after}
+    if chat is not None and (before := _before(chat)) is not None:
+        begun = before.strip()[:8]
+        rendered = named is not None and begun and named.sample.startswith(begun)
+        return {} if rendered else {"prompts": "chat"}
     held = next((name for name in ("completion", "chosen", "completions") if name in roles.columns), "")
     completion = columns.get(roles.columns.get(held, ""))
     if named is None or named.kind != TEXT or _is_parted(named, completion):
         return {}
     spaced = not any(script in _WITHOUT_SPACES for script, _ in named.scripts.most_common(1))
     if completion is not None and held == "completion" and spaced:
-        return {"completion": f" {{{completion.name}}}"}
-    return {"prompt": f"{template}\n"}
+        return {"columns.completion": f" {{{completion.name}}}"}
+    return {"columns.prompt": f"{{{prompt}}}\n"}
 
 
-def _around(chat: Chat) -> tuple[str, str] | None:
-    """What the chat template writes before and after the one message of a user."""
+def _before(chat: Chat) -> str | None:
+    """What the chat template writes before the one message of a user; None if there is none that takes it."""
+    if chat.tokenizer.chat_template is None:
+        return None
     try:
-        before, found, after = chat.asked(Conversation([{"role": "user", "content": _PLACE}])).partition(_PLACE)
+        before, found, _ = chat.asked(Conversation([{"role": "user", "content": _PLACE}])).partition(_PLACE)
     except ConversationFault:
         return None
-    return (before, after) if found else None
+    return before if found else None
 
 
 def _is_parted(prompt: Column, completion: Column | None) -> bool:

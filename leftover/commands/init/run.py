@@ -30,7 +30,7 @@ from leftover.data.records import LEFT_OUT
 from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
 from leftover.errors import UserError, looked_for
-from leftover.models.load import max_positions, torch_dtype
+from leftover.models.load import max_positions, reads_two_texts, torch_dtype
 from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import harmless, one_line
 from leftover.recipe.data_section import ENDINGS, LAYOUTS, ColumnsSection, DataSection
@@ -213,12 +213,16 @@ class _Tokens:
 
     def join(self, plan: Plan, roles: Roles, columns: Mapping[str, Column]) -> None:
         """See that conversations have a template, and that texts and completions do not run together."""
-        if are_conversations(roles, columns):
+        prompts = plan.content["data"].get("prompts")
+        if are_conversations(roles, columns) or prompts == "chat":
             if self.tokenizer.chat_template is None:
                 plan.put("model.chat_template", "plain", "the model has none: turns of Human: and Assistant:")
             return
-        for key, template in join_texts(roles, columns, Chat(self.tokenizer, self.section.template_options)).items():
-            plan.put(f"data.columns.{key}", template)
+        if reads_two_texts(self.section):  # which do not meet
+            return
+        chat = None if prompts else Chat(self.tokenizer, self.section.template_options)
+        for key, value in join_texts(roles, columns, chat).items():
+            plan.put(f"data.{key}", value)
 
     def shape(self) -> Shape:
         config, where = find_config(self.section)
@@ -324,6 +328,7 @@ def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
         "output_dir": "the run's folder: models, results, report.html",
         "data.path": f"{len(rows.group):,} rows of {prompts:,} prompts{several}; {scores}",
         "data.columns": "what your columns are for; a name with braces is a template",
+        "data.prompts": "each is asked as a user's message, through the model's chat template",
         "data.labels": "what the words are worth",
         "data.table": "how the columns of the file are parted",
     }

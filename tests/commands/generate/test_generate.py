@@ -179,6 +179,18 @@ def test_columns_are_named_as_the_recipe_names_them_and_pass_through(trained: Pa
     assert "tools" not in found[-1] and "truth" not in found[-1] and found[-1]["split"] == "test"
 
 
+def test_texts_are_asked_in_chat_and_written_as_messages(trained: Path, tmp_path: Path) -> None:
+    asked = scored_rows(1)[0]["prompt"]
+    found = generate(
+        tmp_path / "rows.jsonl",
+        trained / "policies/nll/seed-0",
+        write_rows(tmp_path / "p.jsonl", [{"prompt": asked}]),
+        *("--set", "data.prompts=chat", "--set", "model.chat_template=plain"),
+        *("--n", 1, "--unfinished", "keep", "--max-new-tokens", 8),
+    )
+    assert [row["prompt"] for row in found] == [[{"role": "user", "content": asked}]]
+
+
 def test_a_template_over_columns_gives_way_to_a_plain_name(trained: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "p.jsonl", [{"q": scored_rows(1)[0]["prompt"]}])
     found = generate(

@@ -17,6 +17,7 @@ from leftover.pipeline import run
 from leftover.recipe.files import load_recipe
 from leftover.runs.claim import open_run
 from tests.conftest import scored_rows, write_rows
+from tests.models.encoder_decoders import tiny
 
 # Enough rows for a scorer to be fitted, few steps, one policy.
 _QUICK = (
@@ -155,11 +156,24 @@ def test_a_chat_model_is_asked_through_its_own_template(tmp_path: Path, tiny_lla
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     rows = write_rows(tmp_path / "rows.jsonl", [with_truth(row) for row in _ROWS])
-    columns = made(rows, str(chat)).recipe.data.columns
-    assert (columns.prompt, columns.completion) == ("[user] {input}\n[assistant] ", "output")
+    data = made(rows, str(chat)).recipe.data
+    assert (data.prompts, data.columns.prompt, data.columns.completion) == ("chat", "input", "output")
+    data = made(rows, str(chat), "data.prompts=text").recipe.data
+    assert (data.prompts, data.columns.completion) == ("text", " {output}")
     rendered = [{**with_truth(row), "input": f"[user] {row['prompt']}\n[assistant] "} for row in _ROWS]
-    columns = made(write_rows(tmp_path / "done.jsonl", rendered), str(chat)).recipe.data.columns
-    assert (columns.prompt, columns.completion) == ("input", "output"), "they are written by the template already"
+    data = made(write_rows(tmp_path / "done.jsonl", rendered), str(chat)).recipe.data
+    assert (data.prompts, data.columns.prompt, data.columns.completion) == ("text", "input", "output"), (
+        "they are written by the template already"
+    )
+
+
+def test_an_encoder_decoder_reads_texts_as_they_are(scored_csv: str, tmp_path: Path, tokenizer: Any) -> None:
+    tiny("t5", tokenizer).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    written = made(scored_csv, str(tmp_path / "t5"))
+    assert written.recipe.data.columns.completion == "Answer", "prompt and completion do not meet"
+    assert any("no limit of positions" in line for line in written.said)
+    assert any("not known for this model" in line for line in written.said)
 
 
 def test_many_rows_leave_a_part_to_a_judge(tmp_path: Path, tiny_llama_path: str) -> None:
