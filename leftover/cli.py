@@ -21,7 +21,7 @@ from leftover.commands.select.command import select
 from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
 from leftover.monitoring.signals import Interrupted, stop_on_sigterm
-from leftover.monitoring.terminal import harmless, set_up_logging
+from leftover.monitoring.terminal import harmless, set_up_logging, tell_start
 from leftover.trust import allow_code
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def run(
     if model is None:
         loaded = _load(recipe, overrides)
     else:
+        tell_start()
         from leftover.commands.init.run import recipe_of_rows
 
         set_up_logging()
@@ -129,7 +130,9 @@ def run(
 @_DRY_RUN
 def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
     """Tokenise and score the rows; fit the reference; compute its log-probabilities, value and advantage."""
+    tell_start()
     from leftover import pipeline
+    from leftover.monitoring.stages import Stages
     from leftover.runs.claim import open_run
 
     if only not in (None, *pipeline.STEPS):
@@ -141,7 +144,9 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
         set_up_logging()
         opened = open_run(loaded)
         try:
-            pipeline.prepare(opened, only)
+            stages = Stages(pipeline.titles("prepare", only))
+            pipeline.prepare(opened, only, begins=stages.begin)
+            stages.end()
         finally:
             opened.close()
 
@@ -179,6 +184,7 @@ def check(run: str) -> None:
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
+    tell_start()
     from leftover.recipe.files import load_recipe
 
     return load_recipe(recipe, list(overrides))
@@ -192,8 +198,9 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool, device: str | None 
         print_estimate(recipe, until, device)
     else:
         from leftover import pipeline
+        from leftover.commands.dry_run.ahead import tell_time
 
-        _show(pipeline.run(recipe, until), recipe.output_dir)
+        _show(pipeline.run(recipe, until, tell_time=tell_time), recipe.output_dir)
 
 
 def _run_rounds(recipe: "Recipe", dry_run: bool, device: str | None) -> None:
@@ -222,6 +229,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 
     Of a folder nothing is computed. A recipe in its place is run first, up to results.json and report.md.
     """
+    tell_start()
     from leftover.commands.report import report_on
 
     if dry_run:
@@ -239,7 +247,13 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 @click.argument("run", type=click.Path())
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; default: one that is free.")
 def watch(run: str, port: int) -> None:
-    """Serve the report of a run in progress to this machine, anew as evaluations arrive. Only reads; Ctrl-C stops."""
+    """Serve the report of a run in progress, as a page that only this machine can open.
+
+    The page says which step the run is at, and loads itself anew within about ten seconds of every line of a training's
+    log and every evaluation. It answers GET and HEAD, reads the folder of RUN and writes nothing; Ctrl-C stops it, and
+    the run goes on.
+    """
+    tell_start()
     from leftover.commands.watch import watch
 
     set_up_logging()
@@ -266,6 +280,7 @@ def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: 
 
     TABLE is a data file in any format of data.path, a recipe, or the folder of a run.
     """
+    tell_start()
     from leftover.commands.inspect import inspect
 
     set_up_logging()
@@ -282,6 +297,7 @@ def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: 
 @_PRIVATE
 def export(run_folder: str, push_to_hub: str | None, private: bool, **options: Any) -> None:
     """Write a policy as a plain folder for from_pretrained and vLLM, or push it to the Hub."""
+    tell_start()
     from leftover.publish.export import export_policy
     from leftover.publish.hub import export_and_push
 
@@ -304,6 +320,7 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key, such as features=pair.")
 def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, ...]) -> None:
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
+    tell_start()
     from leftover.commands.fit_reward import fit_reward, show
 
     set_up_logging()
@@ -315,10 +332,12 @@ def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, .
 @click.option("--output-dir", default="runs/demo", type=click.Path(), help="Folder that gets one for each seed.")
 def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
+    tell_start()
+    from leftover.commands.dry_run.ahead import tell_time
     from leftover.demo import run_demo
 
     set_up_logging()
-    _show(*run_demo(output_dir, seed))
+    _show(*run_demo(output_dir, seed, tell_time))
 
 
 def _show(results: dict[str, Any] | None, folder: str) -> None:

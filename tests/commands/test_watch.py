@@ -80,7 +80,7 @@ def test_a_run_without_any_evaluation_shows_what_is_known(tmp_path: Path, tiny_r
     run.close()
     with served(run.folder) as get:
         status, page = get("/")
-    assert status == 200 and "this run is not finished" in page and "at work on reference" in page
+    assert status == 200 and "this run is not finished" in page and "stopped before its end" in page
 
 
 def test_the_page_is_made_anew_when_an_evaluation_arrives(

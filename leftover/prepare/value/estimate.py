@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 # Hidden states kept in memory for the attention head.
 _MAX_HIDDEN_BYTES = 2 * 2**30
 _CHUNK = 2048
+_FITTED_TO = {
+    "reference_samples": "the scores of answers that the reference wrote",
+    "recorded": "the scores of the rows",
+    "group_loo": "the other answers of every prompt",
+}
 
 
 @dataclass
@@ -128,10 +133,10 @@ def estimate_values(
     if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
-        "value: targets %s, %s, held-out R2 %s on %d prompts",
-        targets,
+        "value: from %s; %s, which explains %s of how held-out ones differ (R2), of %d prompts",
+        _FITTED_TO[targets],
         described(report),
-        f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
+        f"{report['r2']:.3f}" if report["r2"] is not None else "an unknown share",
         report["num_prompts"],
     )
     if report["kind"] == "constant" and not report.get("own_samples_weight"):
