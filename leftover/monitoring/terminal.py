@@ -10,6 +10,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from leftover.monitoring.ranks import is_main_process
@@ -120,14 +121,16 @@ def _indented(text: str, indent: str) -> str:
     return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
+@cache
 def tell_start() -> None:
-    """Say at once that something happens, if PyTorch is not loaded yet, which takes seconds."""
+    """Say at once, and once, that something happens, if PyTorch is not loaded yet, which takes seconds."""
     if "torch" not in sys.modules and is_main_process():
         print("Leftover starts; loading PyTorch takes some seconds ...", file=sys.stderr, flush=True)
 
 
 def set_up_logging() -> None:
     """Log progress, a few lines a stage; libraries log warnings and errors only."""
+    tell_start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     logging.getLogger("leftover").setLevel(logging.INFO)
     import datasets
