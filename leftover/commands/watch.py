@@ -27,7 +27,7 @@ _TELLING = (
     "judge/results/*.json",
 )  # fmt: skip
 # A page is made anew at most so often: seconds, and as a multiple of what the last one took.
-_AT_LEAST, _TIMES = 5.0, 2.0
+_AT_LEAST, _TIMES = 5.0, 1.0
 
 
 class Watched:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from leftover.commands.dry_run.estimate import Estimate, estimate_run
+from leftover.commands.dry_run.here import OPERATIONS, device
 from leftover.commands.dry_run.pace import HERE
 from leftover.commands.dry_run.rows import Lengths, Rows
 from leftover.commands.dry_run.sources import offline
@@ -21,26 +22,37 @@ from leftover.store.table import column, equals, list_lengths
 log = logging.getLogger(__name__)
 
 _WORTH_IT = 2e11  # operations: a run of fewer is over about as soon as the machine is timed
+_OF_THE_RUN = 0.1  # what the timing may take of it; it takes about as much as so many training steps:
+_TIMED_STEPS = 10
 
 
 def tell_time(run: Run, until: str) -> None:
     """Log about how long a run takes up to a stage; call it once its rows are tokens.
 
-    Nothing is told of a run that has a reference already, of one that takes seconds, and where several processes share
-    the work.
+    Nothing is told of a run that has a reference already, of one so short that the timing would be a good part of it,
+    and where several processes share the work.
     """
     if launched() > 1 or run.manifest.is_complete("reference") or run.table.has("reference"):
         return
     try:
         rows = rows_of(run)
         with offline(), _random_state_kept():
-            work = estimate_run(run.recipe, until, rows=rows, with_memory=False).work
-            if sum(line.operations or 0.0 for line in work) < _WORTH_IT:
+            if not _worth_timing(estimate_run(run.recipe, until, rows=rows, with_memory=False)):
                 return
             told = _text(estimate_run(run.recipe, until, rows=rows, with_memory=False, device=HERE))
     except UserError as error:  # such as a model that is too large to be timed: the run itself will tell
         told = f"How long the run takes is not known ({error})"
     log.info("%s", told)
+
+
+def _worth_timing(estimate: Estimate) -> bool:
+    whole = sum(line.operations or 0.0 for line in estimate.work)
+    steps = [0.0]
+    if estimate.shape is not None:
+        known = [training for training in estimate.trainings if training.seen is not None and training.steps]
+        steps += [training.operations(estimate.shape) / (training.steps or 1) for training in known]
+    timing = _TIMED_STEPS * min(max(steps), OPERATIONS[device().type])
+    return whole >= max(_WORTH_IT, timing / _OF_THE_RUN)
 
 
 def rows_of(run: Run) -> Rows:

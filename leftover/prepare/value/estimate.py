@@ -133,11 +133,11 @@ def estimate_values(
     if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
-        "value: from %s; %s, which explains %s of how held-out ones differ (R2), of %d prompts",
-        _FITTED_TO[targets],
+        "value: %s, from %s (%s prompts), held-out R2 %s",
         described(report),
-        f"{report['r2']:.3f}" if report["r2"] is not None else "an unknown share",
-        report["num_prompts"],
+        _FITTED_TO[targets],
+        f"{report['num_prompts']:,}",
+        f"{report['r2']:.3f}" if report["r2"] is not None else "not known",
     )
     if report["kind"] == "constant" and not report.get("own_samples_weight"):
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")

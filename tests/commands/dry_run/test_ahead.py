@@ -41,6 +41,9 @@ def test_the_time_is_told_once_and_draws_no_number_of_the_run(
     ahead.tell_time(tokenised, "report")
     assert not caplog.messages, "it takes less than the timing"
     monkeypatch.setattr(ahead, "_WORTH_IT", 0.0)
+    ahead.tell_time(tokenised, "report")
+    assert not caplog.messages, "it has fewer steps than the timing"
+    monkeypatch.setattr(ahead, "_TIMED_STEPS", 0.1)
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(1))
