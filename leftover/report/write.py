@@ -120,8 +120,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     leftover = results["prepare"].get("leftover")
     if leftover:
         terminal.print(
-            f"Leftover: {leftover['leftover_rows']} of {leftover['training_rows']} training rows "
-            f"({leftover['share']:.0%}) have a positive advantage."
+            f"Leftover: {leftover['leftover_rows']:,} of {leftover['training_rows']:,} training rows "
+            f"({leftover['share']:.0%}) are better than what the reference would answer (advantage above 0)."
         )
     terminal.print(headline(results))
     if found := caveats(results):
