@@ -45,17 +45,12 @@ class StageMeter:
     def __init__(self, earlier: StageCost):
         self.earlier, self.started, self.memory = earlier, time.monotonic(), MemoryMeter()
 
-    @property
-    def seconds(self) -> float:
-        """Of this process."""
-        return time.monotonic() - self.started
-
     def read(self) -> StageCost:
         self.memory.read()
         here, before = machine(), self.earlier
         machines = before.get("machines", [])
         cost: StageCost = {
-            "seconds": round(before.get("seconds", 0.0) + self.seconds, 3),
+            "seconds": round(before.get("seconds", 0.0) + time.monotonic() - self.started, 3),
             "sessions": before.get("sessions", 0) + 1,
             "peak_memory": max(before.get("peak_memory", 0), self.memory.process),
             "machines": machines if here in machines else [*machines, here],

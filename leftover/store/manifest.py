@@ -188,7 +188,7 @@ class Manifest:
             cost = {"cost": meter.read()} if meter else {}
             noted = {_FILES: sums(self.folder, wrote)} | ({_LOGS: sums(self.folder, logs)} if logs else {})
             self._write(name, self.entries[name] | {"complete": True, **cost, **facts, **noted})
-            took = meter.seconds if meter else 0.0
+            took = cost["cost"]["seconds"] - meter.earlier.get("seconds", 0.0) if meter else 0.0  # of this process
             rows = f"{facts['num_rows']:,} rows" if "num_rows" in facts else "the rows"
             level = logging.INFO if took >= _LONG else logging.DEBUG
             self._tell(name, "done", f"{{done}}, in {clock(took)}", level=level, rows=rows)

@@ -30,7 +30,7 @@ def test_what_took_long_is_told_with_its_time_and_rows_and_later_that_it_is_kept
     manifest = Manifest(tmp_path, "table/")
     manifest.names["score-a_b"] = "score-a:b"
     for seconds in (0.2, 3.0):
-        monkeypatch.setattr("leftover.monitoring.costs.StageMeter.seconds", seconds)
+        monkeypatch.setattr("leftover.monitoring.costs.StageMeter.read", lambda _, took=seconds: {"seconds": took})
         manifest.begin("score-a_b", {"seconds": seconds})
         manifest.finish("score-a_b", num_rows=2591)
     manifest.begin("score-a_b", {"seconds": 3.0})
