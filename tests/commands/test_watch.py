@@ -69,7 +69,12 @@ def test_only_the_page_and_its_state_are_answered(tmp_path: Path, tiny_run: Any)
         for path in ("/recipe.yaml", "/../recipe.yaml", "/index.html", "/evaluation/reference.jsonl"):
             assert get(path)[0] == 404, path
         assert get("/", method="POST")[0] == 501
-        assert get("/", method="HEAD") == (200, "") and get("/recipe.yaml", method="HEAD") == (404, "")
+        assert get("/", method="HEAD")[0] == 200 and get("/recipe.yaml", method="HEAD")[0] == 404
+        port = int(get.address.rpartition(":")[2].strip("/"))  # type: ignore[attr-defined]
+        with socket.create_connection((HOST, port)) as connection, connection.makefile("rb") as answer:
+            connection.sendall(f"HEAD / HTTP/1.0\r\nHost: {HOST}:{port}\r\n\r\n".encode())
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        assert b"Content-Length: " in head and body == b""
         assert get("/doing") == (200, "finished")
         assert get("/", host="evil.example:{port}")[0] == 403
         assert get("/state", host="evil.example")[0] == 403

@@ -1,6 +1,8 @@
 """What commands say at 80 columns: help, results and what to do next."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ def test_help_is_cut_nowhere_at_80_columns(command: str | None) -> None:
     assert max(map(len, found.output.splitlines())) <= 80
     cut = [line for line in found.output.splitlines() if re.search(r"[a-z,;:.]\.\.\.$", line)]
     assert cut == []
+
+
+def test_a_run_speaks_before_it_loads_what_takes_seconds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "leftover", "run", str(tmp_path / "nowhere.yaml")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stderr.splitlines()
+    assert said[0].startswith("Leftover starts") and said[1].startswith("error: ") and len(said) == 2
 
 
 def test_no_number_of_a_table_is_cut_at_80_columns(terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
