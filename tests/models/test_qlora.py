@@ -186,6 +186,7 @@ def test_quantised_weights_make_the_reference_and_its_columns_stale(
 ) -> None:
     run(make_recipe(tiny_recipe(tmp_path, model={"lora": NF4["lora"]})), until="prepare")
     caplog.set_level(logging.INFO, "leftover")
+    caplog.clear()
     run(make_recipe(tiny_recipe(tmp_path, model=NF4)), until="prepare")
     states = told_states(caplog)
     assert states["reference"] == states["table/reference"] == "stale" and states["table/tokens"] == "reused"
@@ -314,6 +315,7 @@ def test_checkpointing_is_in_no_key(tmp_path: Path, tiny_recipe: Callable, caplo
     caplog.set_level(logging.INFO, "leftover")
     content["train"] |= {"gradient_checkpointing": True}
     content["reference"]["train"] |= {"gradient_checkpointing": True}
+    caplog.clear()
     run(make_recipe(content), until="train")
     states = told_states(caplog)
     assert states["policy a_lol_seq, seed 0"] == "reused" and "stale" not in states.values()
