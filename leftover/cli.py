@@ -5,6 +5,7 @@ what they need, so that `--help` answers at once.
 """
 
 import faulthandler
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from leftover.commands.select.command import select
 from leftover.errors import UserError, nearest, remedy_of
 from leftover.monitoring.ranks import is_main_process, launched, rank
 from leftover.monitoring.signals import Interrupted, stop_on_sigterm
-from leftover.monitoring.terminal import harmless, set_up_logging
+from leftover.monitoring.terminal import harmless, set_up_logging, tell_start
 from leftover.trust import allow_code
 
 if TYPE_CHECKING:
@@ -32,13 +33,31 @@ _SHARED = ("run", "prepare", "train", "evaluate", "generate")
 _EPILOG = "Errors that you can fix exit with status 2 and say how; --debug shows the traceback."
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+# In the order in which one comes to need them.
+_ORDER = (
+    "demo", "init", "inspect", "run", "watch", "report", "generate", "export", "select", "compare", "judge",
+    "fit-reward", "prepare", "train", "evaluate", "check",
+)  # fmt: skip
+
+
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+
+@click.group(
+    cls=_InOrder, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--allow-code", is_flag=True, help="Let code run that the recipe of a run's folder names.")
+@click.option("--allow-code", is_flag=True, help="Run Python code that a run's folder names: for folders you trust.")
 @click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context, debug: bool, allow_code: bool) -> None:
-    """Turn scored text into a better language model (A-LoL)."""
+    """Turn scored text into a better language model (A-LoL).
+
+    A recipe names rows, a reward, a model and methods; `run` makes a folder of it, the run. It fits a reference model
+    on the rows, trains policies from it, one a method, and compares their answers to prompts that were held out.
+    """
     if launched() > 1 and context.invoked_subcommand not in _SHARED:
         raise UserError(
             f"leftover {context.invoked_subcommand} runs in one process, and a launcher has started {launched()} "
@@ -64,14 +83,16 @@ _PUSH = click.option("--push-to-hub", metavar="OWNER/NAME", help="Push the polic
 _PRIVATE = click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 
 
-@cli.command()
+@cli.command(short_help="Train by a recipe, evaluate, write the report.")
 @_RECIPE
 @click.option(
     "--model", metavar="ID", help="RECIPE is a data file: train this model on it, by the recipe of `init --yes`."
 )
 @_SET
 @_QUICK
-@click.option("--rounds", type=click.IntRange(1), help="Set rounds.number: train again on what the policy writes.")
+@click.option(
+    "--rounds", type=click.IntRange(1), help="Train so often, each time on what the policy wrote (rounds.number)."
+)
 @_DRY_RUN
 @_DEVICE
 @_PUSH
@@ -87,9 +108,10 @@ def run(
     push_to_hub: str | None,
     private: bool,
 ) -> None:
-    """Prepare, train, evaluate and report. Continues where it stopped.
+    """Read and score the rows, train, evaluate on held-out prompts, report.
 
-    RECIPE is a recipe, or the folder of a run; with --model a data file, whose recipe is written beside the folder of
+    The same command goes on where it stopped, and makes nothing again that has not changed. RECIPE is a recipe, or the
+    folder of a run; with --model a data file, whose recipe is written beside the folder of
     its run.
     """
     if device is not None and not dry_run:
@@ -101,6 +123,7 @@ def run(
     if model is None:
         loaded = _load(recipe, overrides)
     else:
+        tell_start()
         from leftover.commands.init.run import recipe_of_rows
 
         set_up_logging()
@@ -118,7 +141,7 @@ def run(
         click.echo(f"Then '{target.policy}' would be pushed to '{target.hub_id}'.")
 
 
-@cli.command()
+@cli.command(short_help="The part of `run` before training.")
 @_RECIPE
 @_SET
 @click.option(
@@ -128,8 +151,14 @@ def run(
 )
 @_DRY_RUN
 def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: bool) -> None:
-    """Tokenise and score the rows; fit the reference; compute its log-probabilities, value and advantage."""
+    """The part of `run` before training: read and score the rows, fit the reference model on them.
+
+    Then, for every row: how likely the reference finds the answer (log-probability), what score it would reach itself
+    (value), and by how much the row is better (advantage).
+    """
+    tell_start()
     from leftover import pipeline
+    from leftover.monitoring.stages import Stages
     from leftover.runs.claim import open_run
 
     if only not in (None, *pipeline.STEPS):
@@ -141,33 +170,35 @@ def prepare(recipe: str, overrides: tuple[str, ...], only: str | None, dry_run: 
         set_up_logging()
         opened = open_run(loaded)
         try:
-            pipeline.prepare(opened, only)
+            stages = Stages(pipeline.titles("prepare", only))
+            pipeline.prepare(opened, only, begins=stages.begin)
+            stages.end()
         finally:
             opened.close()
 
 
-@cli.command()
+@cli.command(short_help="The part of `run` up to the trained policies.")
 @_RECIPE
 @_SET
 @_DRY_RUN
 def train(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Prepare, and train every policy of the recipe."""
+    """The part of `run` up to the trained policies: one for every method and seed of the recipe."""
     _run_stages(_load(recipe, overrides), "train", dry_run)
 
 
-@cli.command()
+@cli.command(short_help="The part of `run` before the report.")
 @_RECIPE
 @_SET
 @_DRY_RUN
 def evaluate(recipe: str, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Prepare, train, and evaluate the reference and every policy on held-out prompts."""
+    """The part of `run` before the report: train, and let reference and policies answer held-out prompts."""
     _run_stages(_load(recipe, overrides), "evaluate", dry_run)
 
 
-@cli.command()
+@cli.command(short_help="Are all files of a run as they were written?")
 @click.argument("run", type=click.Path())
 def check(run: str) -> None:
-    """Check every file of a run's folder against what was written; status 1 if one is damaged. Writes nothing."""
+    """Hold every file of the folder RUN against what was written; status 1 if one is damaged. Writes nothing."""
     from leftover.commands.check import check, lines
 
     found = check(run)
@@ -179,6 +210,7 @@ def check(run: str) -> None:
 
 
 def _load(recipe: str, overrides: tuple[str, ...]) -> "Recipe":
+    tell_start()
     from leftover.recipe.files import load_recipe
 
     return load_recipe(recipe, list(overrides))
@@ -192,8 +224,9 @@ def _run_stages(recipe: "Recipe", until: str, dry_run: bool, device: str | None 
         print_estimate(recipe, until, device)
     else:
         from leftover import pipeline
+        from leftover.commands.dry_run.ahead import tell_time
 
-        _show(pipeline.run(recipe, until), recipe.output_dir)
+        _show(pipeline.run(recipe, until, tell_time=tell_time), recipe.output_dir)
 
 
 def _run_rounds(recipe: "Recipe", dry_run: bool, device: str | None) -> None:
@@ -209,10 +242,10 @@ def _run_rounds(recipe: "Recipe", dry_run: bool, device: str | None) -> None:
     results = run(recipe)
     assert results is not None  # the report is the last stage
     print_rounds(results)
-    click.echo(f"Report: {Path(recipe.output_dir) / 'report.html'} (and report.md)")
+    _show_end(recipe.output_dir, better=True)
 
 
-@cli.command()
+@cli.command(short_help="One page of one or more runs, finished or not.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
 @_SET
 @click.option("--output", type=click.Path(), help="Page to write; default: RUN/report.html.")
@@ -222,6 +255,7 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
 
     Of a folder nothing is computed. A recipe in its place is run first, up to results.json and report.md.
     """
+    tell_start()
     from leftover.commands.report import report_on
 
     if dry_run:
@@ -235,18 +269,30 @@ def report(runs: tuple[str, ...], overrides: tuple[str, ...], output: str | None
     click.echo(f"Report: {report_on(runs, overrides=overrides, output=output)}")
 
 
-@cli.command()
+@cli.command(short_help="The report of a run while it runs.")
 @click.argument("run", type=click.Path())
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; default: one that is free.")
+@click.option(
+    "--port",
+    default=0,
+    type=click.IntRange(0, 65535),
+    show_default=False,
+    help="Port on 127.0.0.1; default: one that is free.",
+)
 def watch(run: str, port: int) -> None:
-    """Serve the report of a run in progress to this machine, anew as evaluations arrive. Only reads; Ctrl-C stops."""
+    """Serve the report of a run in progress, as a page that only this machine can open.
+
+    The page says which step the run is at, and loads itself anew within about ten seconds of every line of a training's
+    log and every evaluation. It answers GET and HEAD, reads the folder of RUN and writes nothing; Ctrl-C stops it, and
+    the run goes on.
+    """
+    tell_start()
     from leftover.commands.watch import watch
 
     set_up_logging()
     watch(run, port)
 
 
-@cli.command()
+@cli.command(short_help="How good is my data? Before any training.")
 @click.argument("table")
 @_SET
 @click.option("--reward", type=click.Path(), help="Score the rows of a file: a YAML list as under reward.functions.")
@@ -259,29 +305,32 @@ def watch(run: str, port: int) -> None:
     "--export",
     type=click.Path(),
     metavar="ROWS.csv|.jsonl|.parquet",
-    help="Also write every row: its line, reward, value, advantage, whether it would train, repeats, contradictions.",
+    help="Also write every row: its line, reward, value (what its prompt is expected to reach), advantage (the "
+    "difference), whether it would train, what it repeats or contradicts.",
 )
 def inspect(table: str, overrides: tuple[str, ...], reward: str | None, output: str | None, export: str | None) -> None:
-    """How good is my data? The leftover, duplicates, and rows that contradict others, before any training.
+    """How good is my data? Which rows are better than expected (the leftover), repeat or contradict others.
 
     TABLE is a data file in any format of data.path, a recipe, or the folder of a run.
     """
+    tell_start()
     from leftover.commands.inspect import inspect
 
     set_up_logging()
     inspect(table, overrides=overrides, reward=reward, output=output, export=export).show()
 
 
-@cli.command()
+@cli.command(short_help="A trained model as a plain folder, or to the Hub.")
 @click.argument("run_folder", metavar="RUN", type=click.Path())
 @click.option("--policy", help="Name of the policy; default: the recipe's first.")
 @click.option("--seed", type=int, help="Training seed of the policy; default: the recipe's first.")
 @click.option("--output", type=click.Path(), help="Folder to write; default: RUN/export.")
-@click.option("--merge", is_flag=True, help="Merge an adapter into its base.")
+@click.option("--merge", is_flag=True, help="Merge a LoRA adapter into its model.")
 @_PUSH
 @_PRIVATE
 def export(run_folder: str, push_to_hub: str | None, private: bool, **options: Any) -> None:
-    """Write a policy as a plain folder for from_pretrained and vLLM, or push it to the Hub."""
+    """Write a policy (a trained model of RUN) as a plain folder for transformers and vLLM, or push it to the Hub."""
+    tell_start()
     from leftover.publish.export import export_policy
     from leftover.publish.hub import export_and_push
 
@@ -292,7 +341,7 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
         click.echo(export_policy(run_folder, **options))
 
 
-@cli.command("fit-reward")
+@cli.command("fit-reward", short_help="Learn a reward from scored or preferred rows.")
 @click.argument("rows", type=click.Path())
 @click.option(
     "--output",
@@ -304,29 +353,50 @@ def export(run_folder: str, push_to_hub: str | None, private: bool, **options: A
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key, such as features=pair.")
 def fit_reward(rows: str, output: str, kind: str | None, overrides: tuple[str, ...]) -> None:
     """Fit a reward on labelled, scored or preferred ROWS: a data file, or a YAML with `fit:` and other keys."""
+    tell_start()
     from leftover.commands.fit_reward import fit_reward, show
 
     set_up_logging()
     show(*fit_reward(rows, output, kind, overrides), output)
 
 
-@cli.command()
+@cli.command(short_help="The whole method on made-up data.")
 @click.option("--seed", default=0, help="Seed of the data, the model and the run.")
 @click.option("--output-dir", default="runs/demo", type=click.Path(), help="Folder that gets one for each seed.")
 def demo(seed: int, output_dir: str) -> None:
     """The whole method on made-up data: no network, no GPU, about three minutes."""
+    tell_start()
+    from leftover.commands.dry_run.ahead import tell_time
     from leftover.demo import run_demo
 
     set_up_logging()
-    _show(*run_demo(output_dir, seed))
+    _show(*run_demo(output_dir, seed, tell_time))
 
 
 def _show(results: dict[str, Any] | None, folder: str) -> None:
     if results is not None:  # the last stage ran
+        from leftover.evaluation.verdict import is_better
         from leftover.report.write import print_results
 
         print_results(results)
-        click.echo(f"Report: {Path(folder) / 'report.html'} (and report.md)")
+        _show_end(folder, is_better(results))
+
+
+def _show_end(folder: str, better: bool) -> None:
+    """Where the report is, and two things to do next: use the policy, or, unless it is better, look at the rows."""
+    run = shlex.quote(folder)
+    use = {
+        f"leftover generate {run} PROMPTS.jsonl --output answers.jsonl": "let it answer prompts of your own",
+        f"leftover export {run}": "a plain folder of the model, for transformers and vLLM",
+    }
+    look = {
+        f"leftover inspect {run}": "which rows repeat or contradict others, and which would train",
+        f"leftover select {run} --output best.jsonl": "the rows that are worth training on, for any trainer",
+    }
+    click.echo(f"Report: {Path(folder) / 'report.html'} (and report.md)")
+    click.echo("Next:")
+    for command, what in (use if better else look).items():
+        click.echo(f"  {command}\n    {what}")
 
 
 def main(arguments: list[str] | None = None) -> None:

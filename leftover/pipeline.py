@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.monitoring.ranks import is_main_process
+from leftover.monitoring.stages import Stages
 from leftover.prepare import checks, constants, rows, scores
 from leftover.prepare.extras import compute_extras
 from leftover.publish import hub
@@ -15,8 +16,12 @@ from leftover.runs.claim import open_run
 from leftover.runs.run import Run
 
 
-def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | None:
+def run(
+    recipe: Recipe | str | Path, until: str = "report", *, tell_time: Callable[[Run, str], None] | None = None
+) -> dict[str, Any] | None:
     """The stages in the order of the paper, up to and including `until`; finished ones are reused.
+
+    tell_time: called with the run and `until` once the rows are tokens, to say how long the rest takes.
 
     Returns the results (the content of `results.json`), or None if it stops before the report.
     """
@@ -25,24 +30,44 @@ def run(recipe: Recipe | str | Path, until: str = "report") -> dict[str, Any] | 
         hub.check_login([target.hub_id for target in hub.targets(recipe)])
     if until not in STAGES:
         raise ValueError(f"until: {until!r} is not one of {', '.join(STAGES)}")
-    opened = open_run(recipe)
+    opened, stages = open_run(recipe), Stages(titles(until))
+
+    def begins(name: str) -> None:
+        if name == "score" and tell_time is not None:
+            stages.end()
+            tell_time(opened, until)
+        stages.begin(name)
+
+    result = None
     try:
-        for name, stage in STAGES.items():
-            result = stage(opened)
-            if name == until:
-                break
+        prepare(opened, begins=begins)
+        for name in list(STAGES)[1 : list(STAGES).index(until) + 1]:
+            begins(name)
+            result = STAGES[name](opened)
+        stages.end()
     finally:
         opened.close()
     return result
 
 
-def prepare(run: Run, only: str | None = None) -> None:
-    """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step."""
+def titles(until: str, only: str | None = None) -> dict[str, str]:
+    """What is told of a run up to a stage, or of its preparation up to the step `only`."""
+    names = [*STEPS, *(name for name in STAGES if name != "prepare")]
+    last = until if until != "prepare" else only or list(STEPS)[-1]
+    return {name: TITLES[name] for name in names[: names.index(last) + 1] if name in TITLES}
+
+
+def prepare(run: Run, only: str | None = None, *, begins: Callable[[str], None] = lambda step: None) -> None:
+    """Rows -> token ids, rewards, reference, log pi_ref(y|x), V(x), A(x, y) and extras; `only`: up to that step.
+
+    begins: called with the name of every step before it.
+    """
     check_settings(run)  # before anything is computed for them
     checks.check_recipe(run.recipe, run.reward)
     checks.check_reporting(run.recipe)
     check_models(run)
     for name, step in STEPS.items():
+        begins(name)
         step(run)
         if name == only:
             return
@@ -122,4 +147,15 @@ STAGES: dict[str, Callable[[Run], Any]] = {
     "train": train,
     "evaluate": evaluate,
     "report": report,
+}
+
+# A step or a stage -> what the terminal calls it, and those after it that have no title of their own.
+TITLES = {
+    "rows": "Read the rows",
+    "score": "Score the answers",
+    "reference": "Fit the reference, from which policies start",
+    "value": "Estimate how well the reference answers each prompt",
+    "train": "Train the policies",
+    "evaluate": "Evaluate on held-out prompts",
+    "report": "Write the report",
 }

@@ -173,3 +173,12 @@ def _save(architecture: Any, config: Any, tokenizer: Any, folder: Path) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def told_states(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
+    """artifact -> what was first told of it: done, reused, stale, resumed or damaged; done in a moment is at DEBUG."""
+    found: dict[str, str] = {}
+    for record in caplog.records:
+        if hasattr(record, "artifact"):
+            found.setdefault(record.artifact, record.state)
+    return found

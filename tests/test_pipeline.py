@@ -18,21 +18,11 @@ from leftover.pipeline import run
 from leftover.prepare.checks import value_targets
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.runs.claim import open_run
-from tests.conftest import evaluated, scored_rows
+from tests.conftest import evaluated, scored_rows, told_states
 
 
 def recorded(**more: Any) -> dict[str, Any]:
     return {"reward": {"functions": [{"type": "column"}], **more}, "value": {"targets": "recorded", "folds": 3}}
-
-
-def states(caplog: Any) -> dict[str, str]:
-    """artifact -> done, reused or stale, from the log."""
-    said = {}
-    for record in caplog.records:
-        name, _, rest = record.getMessage().partition(": ")
-        if rest.split(" ")[0] in ("done", "reused", "stale", "resumed"):
-            said.setdefault(name, rest)
-    return said
 
 
 def test_a_run_writes_model_results_and_report(tmp_path: Path, tiny_recipe: Callable) -> None:
@@ -64,22 +54,24 @@ def test_a_second_run_reuses_everything_and_a_changed_learning_rate_only_retrain
     content = tiny_run(tmp_path)
     caplog.set_level(logging.INFO, "leftover")
     run(make_recipe(content), until="evaluate")
-    assert all(state.startswith("reused") for state in states(caplog).values())
+    assert set(told_states(caplog).values()) == {"reused"}
     caplog.clear()
     content["train"] = content["train"] | {"learning_rate": 5e-4}
     run(make_recipe(content), until="evaluate")
-    said = states(caplog)
-    assert said.pop("policy a_lol_seq, seed 0") == "stale (settings.learning_rate: 0.001 -> 0.0005)"
-    assert said.pop("evaluation of a_lol_seq-seed-0").startswith("stale (model")
-    assert all(state.startswith("reused") for state in said.values()), said
+    said = told_states(caplog)
+    assert said.pop("policy a_lol_seq, seed 0") == said.pop("evaluation of a_lol_seq-seed-0") == "stale"
+    assert set(said.values()) == {"reused"}, said
+    changed = "Policy a_lol_seq, seed 0: made again, since something changed (settings.learning_rate: 0.001 -> 0.0005)"
+    again = "Evaluation of a_lol_seq, seed 0: made again, since something changed (model)"
+    assert changed in caplog.messages and again in caplog.messages
     caplog.clear()
     content["reward"] = {"functions": [{"type": "text", "function": "length"}]}
     run(make_recipe(content), until="evaluate")
-    said = states(caplog)
+    said = told_states(caplog)
     for stale in ("table/reward", "table/value", "policy a_lol_seq, seed 0"):
-        assert said[stale].startswith("stale"), (stale, said)
+        assert said[stale] == "stale", (stale, said)
     for kept in ("table/rows", "table/split", "table/tokens", "table/reference", "reference"):
-        assert said[kept].startswith("reused"), (kept, said)
+        assert said[kept] == "reused", (kept, said)
 
 
 def test_changed_rows_are_never_served_stale(tmp_path: Path, tiny_recipe: Callable, caplog: Any) -> None:
@@ -87,8 +79,8 @@ def test_changed_rows_are_never_served_stale(tmp_path: Path, tiny_recipe: Callab
     caplog.set_level(logging.INFO, "leftover")
     caplog.clear()
     run(make_recipe(tiny_recipe(tmp_path, rows=scored_rows(60, seed=3))), until="prepare")
-    assert len(states(caplog)) == 8
-    assert all(state.startswith("stale") for state in states(caplog).values())
+    assert len(told_states(caplog)) == 8
+    assert set(told_states(caplog).values()) == {"stale"}
 
 
 def test_recorded_scores_are_judged_by_the_log_ratio_of_held_out_rows(tmp_path: Path, tiny_recipe: Callable) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,16 +16,18 @@ from leftover.monitoring.terminal import harmless
 from leftover.recipe.files import load_recipe
 from leftover.report.page import Live, page_text, view_of
 from leftover.runs.finished import FinishedRun
+from leftover.runs.going import at_work
 from leftover.trust import no_code
 
 HOST = "127.0.0.1"
 # Files of a run's folder, and of its rounds, that change when there is something new to show.
 _TELLING = (
     "recipe.yaml", "manifest.json", "table/manifest.json", "prepare.json", "results.json", "comparison.json",
-    "rounds.json", "frontier.json", "policies/*/*/metrics.jsonl", "judge/results/*.json",
+    "rounds.json", "frontier.json", "writer.lock", "reference/metrics.jsonl", "policies/*/*/metrics.jsonl",
+    "judge/results/*.json",
 )  # fmt: skip
 # A page is made anew at most so often: seconds, and as a multiple of what the last one took.
-_AT_LEAST, _TIMES = 5.0, 10.0
+_AT_LEAST, _TIMES = 5.0, 1.0
 
 
 class Watched:
@@ -46,12 +48,21 @@ class Watched:
             if (state := self.state()) != self._shown:
                 started = time.monotonic()
                 with no_code():
-                    live = Live(state, time.strftime("%H:%M:%S") + _at_work(self.folder))
-                    page = page_text([view_of(self.folder)], self.folder, live)
+                    live = Live(state, time.strftime("%H:%M:%S"), self.doing())
+                    page = page_text([view_of(self.folder, live=True)], self.folder, live)
                 taken = time.monotonic() - started
                 self._shown, self._page = state, page
                 self._due = time.monotonic() + max(_AT_LEAST, _TIMES * taken)
             return self._page
+
+    def doing(self) -> str:
+        """Where the run is, in a few words."""
+        with no_code():
+            run = FinishedRun(self.folder)
+            doing = at_work(run)
+            if doing is not None:
+                return f"at work: {doing}"
+            return "stopped before its end" if run.unfinished() else "finished"
 
     def _now(self) -> str:
         return hashlib.sha256("\n".join(self._marks()).encode()).hexdigest()[:16]
@@ -66,16 +77,11 @@ class Watched:
                 yield f"{path} {found.st_mtime_ns} {found.st_size}"
 
 
-def _at_work(folder: Path) -> str:
-    """What a run has begun and not finished, for the head of the page."""
-    run = FinishedRun(folder)
-    manifests = (run.table.manifest, run.manifest)
-    begun = [m.label + name for m in manifests for name, entry in m.entries.items() if not entry["complete"]]
-    return f"; at work on {', '.join(begun)}" if begun else ""
-
-
 def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
-    """Answers `/` with the page and `/state` with its state, and nothing else."""
+    """Answers `/` with the page, `/state` with its state, `/doing` with where the run is, and nothing else.
+
+    HEAD is answered as GET, without the body.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "leftover", ""
@@ -88,18 +94,22 @@ def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/state":
                 self._answer(HTTPStatus.OK, "text/plain", watched.state())
             elif self.path == "/":
-                self._page()
+                self._told(watched.page, "text/html")
+            elif self.path == "/doing":
+                self._told(watched.doing, "text/plain")
             else:
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", "There is only one page: /")
 
-        def _page(self) -> None:
+        do_HEAD = do_GET
+
+        def _told(self, make: Callable[[], str], kind: str) -> None:
             try:
-                page = watched.page()
+                text = make()
             except (UserError, OSError) as error:  # such as files that the run is replacing
                 said = f"The run cannot be shown at the moment: {error}\nThis page looks again."
                 self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", said, Refresh=f"{_AT_LEAST:.0f}")
             else:
-                self._answer(HTTPStatus.OK, "text/html", page)
+                self._answer(HTTPStatus.OK, kind, text)
 
         def _answer(self, status: HTTPStatus, kind: str, text: str, **headers: str) -> None:
             body = text.encode(errors="replace")
@@ -114,7 +124,8 @@ def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             """Requests are not news."""

@@ -1,6 +1,7 @@
 """Make the demonstration's files from a seed, then run its recipe like any other."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,20 @@ from leftover.demo.grammar import make_rows
 from leftover.errors import UserError
 from leftover.recipe.files import make_recipe
 from leftover.recipe.sections import Recipe
+from leftover.runs.run import Run
 from leftover.store.folders import LOCK, held, make_folder
 
 NUM_PROMPTS = 3000
 _VOCABULARY = 1200  # so many that every word is one token
 
 
-def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str]:
-    """Generate data, tokenizer and a random model under `output_dir`, and run everything; returns (results, folder)."""
+def run_demo(
+    output_dir: str | Path, seed: int = 0, tell_time: Callable[[Run, str], None] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Generate data, tokenizer and a random model under `output_dir`, and run everything; returns (results, folder).
+
+    tell_time: as of `leftover.pipeline.run`.
+    """
     import torch
 
     from leftover.pipeline import run
@@ -28,7 +35,7 @@ def run_demo(output_dir: str | Path, seed: int = 0) -> tuple[dict[str, Any], str
     make_folder(folder, "--output-dir")
     with held(folder):
         recipe = demo_recipe(folder, seed)
-        results = run(recipe)
+        results = run(recipe, tell_time=tell_time)
     assert results is not None
     return results, recipe.output_dir
 

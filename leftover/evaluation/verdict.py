@@ -15,6 +15,7 @@ NO_SCORER = (
     "scorer on the same scale (new_completions of the column reward), `leftover judge` with a language model, or "
     "`leftover judge --human` with people."
 )
+_BETTER = "Better"
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -33,6 +34,11 @@ def headline(results: Mapping[str, Any]) -> str:
         return winner(results)
     against = {name: found for name, found in own.get("main_against", {}).items() if found}
     return " ".join([outcome(results, main), *_against_controls(against)])
+
+
+def is_better(results: Mapping[str, Any]) -> bool:
+    """Whether the headline says that the main policy is better than the model that it started from."""
+    return headline(results).startswith(_BETTER)
 
 
 def outcome(results: Mapping[str, Any], name: str) -> str:
@@ -82,7 +88,7 @@ def _word(gain: IntervalRecord) -> str:
         return "Too few prompts to tell"
     if gain["low"] is None or not excludes_zero(gain):
         return "No clear difference"
-    return "Better" if gain["low"] > 0 else "Worse"
+    return _BETTER if gain["low"] > 0 else "Worse"
 
 
 def _against_controls(against: Mapping[str, Difference]) -> list[str]:

@@ -4,10 +4,13 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from copy import copy
+from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from leftover.monitoring.ranks import is_main_process
@@ -86,7 +89,12 @@ def one_line(text: str, width: int, *, keep: str = "start") -> str:
 
 
 class LogHandler(logging.Handler):
-    """Writes to the current `sys.stderr`, so that log lines pass above a live display."""
+    """Writes to the current `sys.stderr`, so that log lines pass above a live display; there no word is cut in two.
+
+    A record may bring its own `indent`: that of its lines, and that of all later ones.
+    """
+
+    indent = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         # Of other processes only errors, which may be theirs alone.
@@ -95,14 +103,34 @@ class LogHandler(logging.Handler):
         if not str(record.name).startswith("leftover"):  # libraries log the tracebacks of what they get over
             record = copy(record)
             record.exc_info = record.exc_text = None
+        own, self.indent = getattr(record, "indent", (self.indent, self.indent))
         try:
-            sys.stderr.write(harmless(self.format(record)) + "\n")
+            sys.stderr.write(_indented(harmless(self.format(record)), own) + "\n")
         except OSError:
             self.handleError(record)
 
 
+def _indented(text: str, indent: str) -> str:
+    """Each line behind `indent`; for a terminal in lines of its width, further ones a little deeper."""
+    if not is_live():
+        return textwrap.indent(text, indent)
+    width = max(40, shutil.get_terminal_size().columns)
+    wrapper = textwrap.TextWrapper(
+        width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(wrapper.fill(line) for line in text.splitlines())
+
+
+@cache
+def tell_start() -> None:
+    """Say at once, and once, that something happens, if PyTorch is not loaded yet, which takes seconds."""
+    if "torch" not in sys.modules and is_main_process():
+        print("Leftover starts; loading PyTorch takes some seconds ...", file=sys.stderr, flush=True)
+
+
 def set_up_logging() -> None:
-    """Log progress, one line a stage; libraries log warnings and errors only."""
+    """Log progress, a few lines a stage; libraries log warnings and errors only."""
+    tell_start()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogHandler()])
     logging.getLogger("leftover").setLevel(logging.INFO)
     import datasets

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from leftover.monitoring.memory import memory_in_use
-from leftover.monitoring.terminal import console, is_live, one_line
+from leftover.monitoring.terminal import clock, console, is_live, one_line
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -143,7 +143,9 @@ class TrainingProgress(TrainerCallback):
 
     def show_evaluation(self, completions: Sequence[Completion]) -> None:
         step = f"step {self.pace.step}/{self.pace.max_steps}"
-        log.info("%s: %s", self.name, ", ".join(filter(None, [step, self.evaluation_text(), self.pace_text()])))
+        left = self.pace.seconds_left
+        parts = [step, self.evaluation_text(), self.pace_text(), f"{clock(left)} left" if left else ""]
+        log.info("%s: %s", self.name, ", ".join(filter(None, parts)))
 
     def close(self) -> None:
         """Give the terminal back."""

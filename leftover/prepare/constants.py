@@ -254,7 +254,13 @@ def leftover_facts(advantages: np.ndarray) -> dict[str, Any]:
     ess = effective_sample_size(np.square(positive))
     if ess < FEW_ROWS * len(positive):
         log.warning("leftover: few rows carry the run (effective sample size %.0f of %d)", ess, len(positive))
-    log.info("leftover: %d of %d training rows, effective sample size %.0f", len(positive), len(scored), ess)
+    log.info(
+        "leftover: %d of %d training rows are better than what the reference would answer; they count as much as "
+        "%.0f rows of equal weight",
+        len(positive),
+        len(scored),
+        ess,
+    )
     return {
         "training_rows": len(scored),
         "leftover_rows": len(positive),

@@ -108,6 +108,7 @@ def score_component(run: Run, name: str) -> None:
                 bar.update(len(done[-1]))
         return {f"reward/{name}": np.concatenate(done)}
 
+    run.table.manifest.names[score_block(name)] = f"score-{name}"
     run.table.write_columns(score_block(name), key, rows, compute, description=f"score {name}")
 
 

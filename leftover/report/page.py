@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,9 +32,11 @@ from leftover.report.rounds import rounds_view
 from leftover.report.several import runs_grid, titles
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
+from leftover.runs.going import at_work
 from leftover.runs.names import decodings, policy_artifact
 from leftover.store.files import write_text
 from leftover.store.folders import check_page
+from leftover.store.sealed import digest
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,10 +51,11 @@ _MAX_BYTES, _MIN_BYTES = 2_200_000, 200_000  # of the completions of a run
 
 
 class Live(NamedTuple):
-    """Of a page that `leftover watch` serves: which state of the run it shows, and when that was read."""
+    """Of a page that `leftover watch` serves: the state of the run that it shows, when that was read, its head line."""
 
     state: str
     time: str
+    doing: str
 
 
 def write_report_page(folders: Sequence[str | Path], output: Path | None = None) -> Path:
@@ -72,12 +75,14 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
     return write_page(views, output or default / "report.html", side_by_side)
 
 
-def view_of(folder: str | Path, name: str = "run-1") -> dict[str, Any]:
-    """What a page shows of the run in a folder, finished or not."""
+def view_of(folder: str | Path, name: str = "run-1", live: bool = False) -> dict[str, Any]:
+    """What a page shows of the run in a folder, finished or not; `live`: the page loads itself anew."""
     run = FinishedRun(folder)
     missing = run.unfinished()
     results = gather_unfinished(run) if missing else run.results()
-    return run_view(run, results, name) if results and not missing else unfinished_view(run, results, missing, name)
+    if results and not missing:
+        return run_view(run, results, name)
+    return unfinished_view(run, results, missing, name, live)
 
 
 def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") -> dict[str, Any]:
@@ -97,7 +102,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
 
 
 def unfinished_view(
-    run: FinishedRun, results: Mapping[str, Any] | None, missing: Sequence[str], name: str = "run-1"
+    run: FinishedRun, results: Mapping[str, Any] | None, missing: Sequence[str], name: str = "run-1", live: bool = False
 ) -> dict[str, Any]:
     """What there is of a run that is not finished; `results` are those of the policies that are evaluated."""
     recipe, keys = run.recipe, product(run.recipe.policies, run.recipe.seeds)
@@ -112,10 +117,17 @@ def unfinished_view(
     if results:
         view |= run_view(run, results, name)
     view["training"] = training_view(run.folder, recipe, about) | {"table": training_grid(training)}
-    view["verdict"]["sentence"] = f"Unfinished. {view['verdict']['sentence']}".strip()
+    doing = at_work(run)
+    going = "" if doing is None else ", and still going"
+    view["verdict"]["sentence"] = f"Unfinished{going}. {view['verdict']['sentence']}".strip()
     shown = [*missing[:_MISSING_SHOWN], *([f"{len(missing) - _MISSING_SHOWN} more"] * (len(missing) > _MISSING_SHOWN))]
+    if doing is None:
+        state = f"this run is not finished; missing: {', '.join(shown)}. `leftover run {run.folder}` continues it"
+    else:
+        refreshes = "this page refreshes itself" if live else "this page shows what there was when it was made"
+        state = f"this run is still going ({doing}); {refreshes}. To come: {', '.join(shown)}"
     view["verdict"]["caveats"] = [
-        f"this run is not finished; missing: {', '.join(shown)}. `leftover run {run.folder}` continues it",
+        state,
         *view["verdict"]["caveats"],
     ]
     return view
@@ -123,18 +135,25 @@ def unfinished_view(
 
 def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     """What a page shows of a run with or without results."""
-    rows = rows_of_run(run)
+    state = digest({"table": run.table.manifest.entries, "prepared": run.prepared, "recipe": run.recipe.model_dump()})
     return {
         "id": name,
         "about": run.recipe,
         "frontier": frontier_of(run),
         "rounds": rounds_view(run.rounds) if run.rounds else None,
         "judge": judge_view(run.folder, run.manifest),
-        "leftover": leftover_view(analyse(rows)) if rows else None,
+        "leftover": _leftover(run.folder, state),
         "num_examples": run.recipe.evaluate.num_examples,
         "folder": run.folder,
         "reproduce": reproduce_view(run),
     }
+
+
+@lru_cache(maxsize=4)
+def _leftover(folder: Path, state: str) -> dict[str, Any] | None:
+    """The section on the rows of a run; made once for every `state` of them, since it takes longest."""
+    rows = rows_of_run(FinishedRun(folder))
+    return leftover_view(analyse(rows)) if rows else None
 
 
 def write_page(runs: list[dict[str, Any]], path: Path, side_by_side: Grid | None = None) -> Path:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _TEXT_SHOWN = 300  # characters of a text in Markdown
+_NUMBER_WIDTH = 8  # of a cell that is not wrapped
 _PIPED_WIDTH = 1000  # columns: nothing is cut or wrapped if no terminal sets a width
 
 
@@ -97,8 +98,10 @@ def print_table(results: Mapping[str, Any], table: Grid) -> "Console":
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    for i, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for i, (name, *cells) in enumerate(zip(table.header, *table.cells, strict=True)):
+        # Where a terminal is too narrow, names and intervals go on in a second line; no number is cut.
+        number = i > 0 and max(map(len, cells), default=0) <= _NUMBER_WIDTH
+        shown.add_column(name, justify="left" if i == 0 else "right", no_wrap=number, overflow="fold")
     for line in table.cells:
         shown.add_row(*line)
     terminal = console(width=_PIPED_WIDTH)
@@ -117,8 +120,8 @@ def print_results(results: Mapping[str, Any]) -> None:
     leftover = results["prepare"].get("leftover")
     if leftover:
         terminal.print(
-            f"Leftover: {leftover['leftover_rows']} of {leftover['training_rows']} training rows "
-            f"({leftover['share']:.0%}) have a positive advantage."
+            f"Leftover: {leftover['leftover_rows']:,} of {leftover['training_rows']:,} training rows "
+            f"({leftover['share']:.0%}) are better than what the reference would answer (advantage above 0)."
         )
     terminal.print(headline(results))
     if found := caveats(results):

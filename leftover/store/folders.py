@@ -66,6 +66,26 @@ def held(target: Path) -> Iterator[None]:
         give_back(lock)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process writes into a folder now, by what its lock says: nothing is written, nor locked, to find out.
+
+    Of a process on another machine that was killed this is not known: it is taken to be there.
+    """
+    holder = _holder(folder.resolve() / LOCK)
+    process = holder.get("process")
+    if not isinstance(process, int) or process <= 0:
+        return False
+    if holder.get("host") != socket.gethostname() or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)  # asks whether it is there
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def _ourselves() -> dict[str, str | int]:
     """What the holder writes into the lock."""
     return {"process": os.getpid(), "host": socket.gethostname(), "launch": _launch()}

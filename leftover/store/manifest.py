@@ -7,6 +7,7 @@ that the numbers do not depend on, so a change recomputes what depends on it and
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from filelock import FileLock
 from leftover.errors import UserError
 from leftover.monitoring.costs import StageCost, StageMeter
 from leftover.monitoring.ranks import is_main_process, told, wait
+from leftover.monitoring.terminal import clock
 from leftover.store.sealed import digest, faults, read_sealed, set_aside, sha256, sums, write_sealed
+from leftover.store.spoken import spoken, whether_told
 
 log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
 _FILES = "files"  # of an entry: path -> SHA-256 of what was written
 _LOGS = "logs"  # the same, of logs, which are not worth making an artifact again
+_LONG = 1.0  # seconds: what takes less is not told
 _OURS = ("key", "complete", "cost", _FILES, _LOGS)  # all other entries of an entry are facts
 
 
@@ -46,7 +50,9 @@ def changes(old: Any, new: Any, prefix: str = "") -> list[str]:
     if old == new:
         return []
     # A digest means nothing to a reader: name the input without its value.
-    return [prefix.removeprefix("from.")] if prefix.startswith("from.") else [f"{prefix}: {old} -> {new}"]
+    if prefix.startswith("from.") or all(re.fullmatch("[0-9a-f]{16}", str(value)) for value in (old, new)):
+        return [prefix.removeprefix("from.")]
+    return [f"{prefix}: {old} -> {new}"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Status:
 class Manifest:
     """`manifest.json` of a folder: the key, the state and the facts of every artifact in it.
 
-    `label` precedes every name in the log. `shared`: several processes write entries of the folder, each its own
+    `label` precedes every name where it is told. `shared`: several processes write entries of the folder, each its own
     under the lock `manifest.lock`. `meaning`: two keys for which it gives the same say the same; they are stored as
     they are.
     """
@@ -81,6 +87,7 @@ class Manifest:
     ):
         self.label, self.shared, self.meaning = label, shared, meaning
         self.folder, self.path = folder, folder / "manifest.json"
+        self.names: dict[str, str] = {}  # of artifacts whose names are told otherwise than they are kept
         self._meters: dict[str, StageMeter] = {}  # of what this process has begun and not finished
         self.reload()
 
@@ -145,14 +152,16 @@ class Manifest:
         key = as_json(key)
         status = self.status(name, key)
         if status.finished:
-            log.info("%s%s: reused (%s)", self.label, name, status.reason)
+            self._tell(name, "reused", "{noun}: kept from before")
             self.tell_damaged_logs(name)
             return status
         if status.action == "damaged":
-            log.warning("%s%s: computed again: %s", self.label, name, status.reason)
+            self._tell(name, "damaged", "{noun}: made again: {reason}", status.reason, logging.WARNING)
             set_aside(self.folder, status.damaged)
-        elif status.action != "new":
-            log.info("%s%s: %s (%s)", self.label, name, status.action, status.reason)
+        elif status.action == "resumed":
+            self._tell(name, "resumed", "{noun}: goes on where it stopped")
+        elif status.action == "stale":
+            self._tell(name, "stale", "{noun}: made again, since something changed ({reason})", status.reason)
         discards = status.discard and not (in_parts and status.action == "damaged")
         if discards:
             discard()
@@ -179,10 +188,24 @@ class Manifest:
             cost = {"cost": meter.read()} if meter else {}
             noted = {_FILES: sums(self.folder, wrote)} | ({_LOGS: sums(self.folder, logs)} if logs else {})
             self._write(name, self.entries[name] | {"complete": True, **cost, **facts, **noted})
-            log.info("%s%s: done", self.label, name)
+            took = cost["cost"]["seconds"] - meter.earlier.get("seconds", 0.0) if meter else 0.0  # of this process
+            rows = f"{facts['num_rows']:,} rows" if "num_rows" in facts else "the rows"
+            level = logging.INFO if took >= _LONG else logging.DEBUG
+            self._tell(name, "done", f"{{done}}, in {clock(took)}", level=level, rows=rows)
         wait()
         if not is_main_process():
             self.reload()
+
+    def _tell(
+        self, name: str, state: str, text: str, reason: str = "", level: int = logging.INFO, rows: str = ""
+    ) -> None:
+        """Log a line in the words of `spoken`; the record has the `artifact` and its `state` too."""
+        artifact = self.label + name
+        if not whether_told(artifact):
+            return
+        noun, done = spoken(self.label + self.names.get(name, name))
+        told = text.format(noun=noun, done=done.replace("{rows}", rows), reason=reason)
+        log.log(level, "%s", told, extra={"artifact": artifact, "state": state})
 
     def note_costs(self, wrote: Iterable[Path] = ()) -> None:
         """Write down what the stage begun last took and wrote so far, in case the process is killed.

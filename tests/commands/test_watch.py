@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,10 @@ from leftover.commands.watch import HOST, Watched, handler
 from leftover.errors import UserError
 from leftover.pipeline import prepare
 from leftover.recipe.files import make_recipe
+from leftover.report.page import write_report_page
+from leftover.runs import going
 from leftover.runs.claim import open_run
+from leftover.store.folders import LOCK, is_held
 
 
 @contextmanager
@@ -64,6 +69,13 @@ def test_only_the_page_and_its_state_are_answered(tmp_path: Path, tiny_run: Any)
         for path in ("/recipe.yaml", "/../recipe.yaml", "/index.html", "/evaluation/reference.jsonl"):
             assert get(path)[0] == 404, path
         assert get("/", method="POST")[0] == 501
+        assert get("/", method="HEAD")[0] == 200 and get("/recipe.yaml", method="HEAD")[0] == 404
+        port = int(get.address.rpartition(":")[2].strip("/"))  # type: ignore[attr-defined]
+        with socket.create_connection((HOST, port)) as connection, connection.makefile("rb") as answer:
+            connection.sendall(f"HEAD / HTTP/1.0\r\nHost: {HOST}:{port}\r\n\r\n".encode())
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        assert b"Content-Length: " in head and body == b""
+        assert get("/doing") == (200, "finished")
         assert get("/", host="evil.example:{port}")[0] == 403
         assert get("/state", host="evil.example")[0] == 403
         assert get("/", host="127.0.0.1.evil.example:{port}")[0] == 403
@@ -80,7 +92,47 @@ def test_a_run_without_any_evaluation_shows_what_is_known(tmp_path: Path, tiny_r
     run.close()
     with served(run.folder) as get:
         status, page = get("/")
-    assert status == 200 and "this run is not finished" in page and "at work on reference" in page
+    assert status == 200 and "this run is not finished" in page and "stopped before its end" in page
+
+
+def test_a_run_that_goes_on_says_where_it_is_and_asks_for_no_second_one(tmp_path: Path, tiny_run: Any) -> None:
+    """Its lock names this process; the policy is begun anew, and its log has come to a line and a half."""
+    run = open_run(make_recipe(tiny_run(tmp_path)))
+    folder, name = run.folder / "policies/a_lol_seq/seed-0", "policy a_lol_seq, seed 0"
+    run.manifest.begin(name, run.manifest.entries[name]["key"] | {"seed": "other"})
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 3, "loss": 1.0}) + '\n{"step": 4, "lo')
+    before = everything(tmp_path)
+    with served(run.folder) as get:
+        (_, page), doing = get("/"), get("/doing")[1]
+        where = "step 3 of 4, policy a_lol_seq, seed 0"
+        assert doing == f"at work: {where}"
+        assert f"this run is still going ({where}); this page refreshes itself" in page
+        assert "continues it" not in page and everything(tmp_path) == before
+        run.close()
+        assert get("/doing")[1] == "stopped before its end"
+    page = write_report_page([run.folder]).read_text()
+    assert "continues it" in page and "still going" not in page
+
+
+@pytest.mark.parametrize(
+    ("holder", "held"),
+    [
+        ({"process": os.getpid(), "host": socket.gethostname()}, True),
+        ({"process": 2**22 + 1, "host": socket.gethostname()}, False),  # beyond the largest id there can be
+        ({"process": 2**22 + 1, "host": "elsewhere"}, True),
+        ({"host": "elsewhere"}, False),
+    ],
+)
+def test_who_writes_a_folder_is_told_by_its_lock(tmp_path: Path, holder: dict[str, Any], held: bool) -> None:
+    assert not is_held(tmp_path)
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    assert is_held(tmp_path) == held
+
+
+def test_steps_without_a_limit_are_told_by_epochs() -> None:
+    assert going._of({"step": 20, "epoch": 0.5}, {"num_train_epochs": 2}) == " of 80"
+    assert going._of({"step": 20, "epoch": 0.5}, {"num_train_epochs": 2, "max_steps": 30}) == " of 30"
+    assert going._of({"step": 20}, {}) == ""
 
 
 def test_the_page_is_made_anew_when_an_evaluation_arrives(

@@ -519,16 +519,16 @@ def test_a_changed_option_or_end_makes_the_tokens_stale(
     def prepared(**model: Any) -> tuple[str, list[list[int]]]:
         caplog.clear()
         prompt_ids = tokenised(chat_recipe(tiny_recipe, tmp_path, path, chat_rows(30), **model))["prompt_ids"][:]
-        said = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("table/tokens"))
-        return said, prompt_ids
+        said = [r.getMessage() for r in caplog.records if getattr(r, "artifact", "") == "table/tokens"]
+        return next(iter(said), ""), prompt_ids
 
     caplog.set_level(logging.INFO, "leftover")
     _, thinking = prepared()
-    assert prepared()[0].startswith("table/tokens: reused")
+    assert prepared()[0] == "Tokens: kept from before"
     said, without = prepared(template_options={"enable_thinking": False})
-    assert said.startswith("table/tokens: stale (tokenizer.template_options")
+    assert said.startswith("Tokens: made again, since something changed (tokenizer.template_options")
     assert all(b[: len(a)] == a and len(b) > len(a) for a, b in zip(thinking, without, strict=True))
-    assert prepared(template_options={"enable_thinking": False}, end_tokens=["."])[0].startswith("table/tokens: stale")
+    assert prepared(template_options={"enable_thinking": False}, end_tokens=["."])[0].startswith("Tokens: made again")
 
 
 def test_texts_in_chat_are_the_tokens_of_their_messages(

@@ -22,7 +22,7 @@ from leftover.recipe.files import make_recipe
 from leftover.runs.claim import open_run
 from leftover.training.metrics import initial_logratio
 from leftover.training.run import train_policy
-from tests.conftest import evaluated
+from tests.conftest import evaluated, told_states
 from tests.training.test_trainer import prepared_rows
 
 NF4 = {"quantization": "nf4", "lora": {"r": 4, "alpha": 8}}
@@ -186,11 +186,11 @@ def test_quantised_weights_make_the_reference_and_its_columns_stale(
 ) -> None:
     run(make_recipe(tiny_recipe(tmp_path, model={"lora": NF4["lora"]})), until="prepare")
     caplog.set_level(logging.INFO, "leftover")
+    caplog.clear()
     run(make_recipe(tiny_recipe(tmp_path, model=NF4)), until="prepare")
-    said = [record.getMessage() for record in caplog.records]
-    assert "reference: stale (quantization: new)" in said
-    assert any(line.startswith("table/reference: stale") and "quantization: new" in line for line in said)
-    assert any(line.startswith("table/tokens: reused") for line in said)
+    states = told_states(caplog)
+    assert states["reference"] == states["table/reference"] == "stale" and states["table/tokens"] == "reused"
+    assert "Reference model: made again, since something changed (quantization: new)" in caplog.messages
 
 
 @pytest.mark.parametrize(("quantised", "refused"), [(True, False), (False, True)])
@@ -315,10 +315,10 @@ def test_checkpointing_is_in_no_key(tmp_path: Path, tiny_recipe: Callable, caplo
     caplog.set_level(logging.INFO, "leftover")
     content["train"] |= {"gradient_checkpointing": True}
     content["reference"]["train"] |= {"gradient_checkpointing": True}
+    caplog.clear()
     run(make_recipe(content), until="train")
-    said = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("policy a_lol_seq, seed 0: reused") for line in said)
-    assert not [line for line in said if "stale" in line]
+    states = told_states(caplog)
+    assert states["policy a_lol_seq, seed 0"] == "reused" and "stale" not in states.values()
 
 
 def test_a_run_with_checkpointing_is_the_run_without(tmp_path: Path, tiny_recipe: Callable) -> None:

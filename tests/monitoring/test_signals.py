@@ -130,7 +130,7 @@ def test_a_signal_after_the_last_step_stops_and_what_follows_comes_once(
     assert ended.value.code == 128 + signal.SIGTERM
     caplog.clear()
     cli.main(["train", str(tmp_path / "recipe.yaml")])
-    assert ("a_lol_seq, seed 0: reused" in caplog.text) == (where != "twice")
+    assert ("a_lol_seq, seed 0: kept from before" in caplog.text) == (where != "twice")
     ours, theirs = outcome(tmp_path / "run"), outcome(Path(recipe["output_dir"]).with_name("undisturbed"))
     assert all(theirs[0][name].equal(weights) for name, weights in ours[0].items())
     assert ours[1:] == theirs[1:]

@@ -17,6 +17,7 @@ from leftover.monitoring.terminal import (
     one_line,
     progress_bar,
     set_up_logging,
+    tell_start,
     visible,
 )
 
@@ -26,9 +27,12 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-def put_in_place(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
+def put_in_place(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, modules: dict[str, Any] | None = None) -> None:
     # Not of `sys` itself, whose streams pytest sets anew before every test.
-    monkeypatch.setattr("leftover.monitoring.terminal.sys", SimpleNamespace(stdout=stream, stderr=stream))
+    monkeypatch.setattr(
+        "leftover.monitoring.terminal.sys",
+        SimpleNamespace(stdout=stream, stderr=stream, modules=modules or sys.modules),
+    )
 
 
 @pytest.fixture
@@ -180,3 +184,40 @@ def test_tracebacks_that_libraries_log_are_left_out(monkeypatch: pytest.MonkeyPa
         LogHandler().emit(record)
     said = stream.getvalue()
     assert said.startswith("it goes on\nit goes on\n") and said.count("Traceback") == 1
+
+
+def test_a_line_comes_before_what_takes_seconds_to_load_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    for modules, said in (({}, 1), (sys.modules, 0)):
+        stream = io.StringIO()
+        put_in_place(monkeypatch, stream, modules or {"os": io})
+        tell_start.cache_clear()
+        tell_start()
+        tell_start()
+        assert len(stream.getvalue().splitlines()) == said
+    tell_start.cache_clear()
+
+
+def logged(*records: tuple[str, dict[str, Any]]) -> None:
+    handler = LogHandler()
+    for text, more in records:
+        record = logging.LogRecord("leftover", logging.INFO, "", 0, text, (), None)
+        vars(record).update(more)
+        handler.emit(record)
+
+
+def test_at_a_terminal_long_lines_break_between_words_behind_the_indent(
+    terminal: FakeTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/a/folder/with/a/name/that/is/longer/than/any/line-is"
+    logged(("1/2 Read", {"indent": ("", "    ")}), (f"a word and another word and {path}", {}))
+    lines = terminal.getvalue().splitlines()
+    assert lines == ["1/2 Read", "    a word and another word and", f"      {path}"]
+
+
+def test_without_a_terminal_every_message_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    put_in_place(monkeypatch, stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    logged(("word " * 30, {}))
+    assert len(stream.getvalue().splitlines()) == 1

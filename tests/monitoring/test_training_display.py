@@ -70,8 +70,8 @@ def test_elsewhere_than_at_a_terminal_every_evaluation_is_one_plain_line(
     main(["train", str(Path(prepared["output_dir"]).parent / "recipe.yaml")])
     lines = told(caplog)
     assert len(lines) == 2
-    number = r"-?\d[\d.]*"
-    form = rf"a_lol_seq-seed-0: step 2/4, held-out reward {number}, best {number} at step 2, [\d,]+ tokens/s"
+    number, speed = r"-?\d[\d.]*", r"[\d,]+ tokens/s, [\d.]+ s left"
+    form = rf"a_lol_seq-seed-0: step 2/4, held-out reward {number}, best {number} at step 2, {speed}"
     assert re.fullmatch(form, lines[0]), lines[0]
     said = "".join(capfd.readouterr())
     assert "\r" not in said and "\x1b" not in said

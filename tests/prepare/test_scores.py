@@ -131,7 +131,7 @@ def test_every_component_has_a_column_of_its_own_and_another_function_leaves_it_
     caplog.clear()
     content["reward"] = {"functions": [LENGTH | {"weight": 3.0}, DIVERSITY]}
     run = prepare(content)
-    assert "table/score-length: reused" in caplog.text
+    assert "Scores by length: kept from before" in caplog.text
     table = run.table.open(*[score_block(n) for n in run.reward.components], "reward")
     expected = 3.0 * column(table, "reward/length") + column(table, "reward/ngram_diversity")
     np.testing.assert_allclose(column(table, "reward"), expected)
@@ -232,11 +232,11 @@ def test_a_reward_that_learns_is_fitted_once_and_again_when_it_changes(tmp_path,
     caplog.clear()
     assert prepare(content).reward(["p"], [""]) == [5 * train]
     assert Imported.fits == 3
-    assert "table/score-mine: stale" in caplog.text
+    assert "Scores by mine: made again" in caplog.text
     # Other training rows: it learns anew, and what it scored before is stale although it scores the same rows.
     caplog.clear()
     prepare(content | {"seed": 1})
-    assert "table/rows: reused" in caplog.text and "table/score-mine: stale" in caplog.text
+    assert "Rows: kept from before" in caplog.text and "Scores by mine: made again" in caplog.text
 
 
 def test_prepare_only_stops_after_the_step_it_names(tmp_path, tiny_recipe, capsys):

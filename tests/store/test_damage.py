@@ -37,10 +37,9 @@ DAMAGES: list[Callable[[Path], None]] = [flip, cut, Path.unlink]
 def run_again(recipe: dict[str, Any], caplog: Any) -> list[str]:
     """What a rerun has computed, by the names in the log."""
     caplog.clear()
-    with caplog.at_level("INFO", "leftover"):
+    with caplog.at_level("DEBUG", "leftover"):
         pipeline.run(make_recipe(recipe))
-    done = [record.getMessage() for record in caplog.records if record.name == "leftover.store.manifest"]
-    return [line.removesuffix(": done") for line in done if line.endswith(": done") and not line.startswith("models")]
+    return [record.artifact for record in caplog.records if getattr(record, "state", "") == "done"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -93,7 +93,7 @@ def test_beginning_what_is_finished_leaves_it_finished(tmp_path):
 def test_the_log_says_what_is_stale_and_why(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "leftover.store.manifest"):
         begun(tmp_path).begin("value", key_with(seed=1))
-    assert "value: stale (seed: 0 -> 1)" in caplog.text
+    assert "Value: made again, since something changed (seed: 0 -> 1)" in caplog.text
 
 
 def test_artifacts_of_one_folder_do_not_touch_each_other(tmp_path):

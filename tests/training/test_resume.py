@@ -65,7 +65,7 @@ def test_killed_while_preparing_and_while_training_gives_the_undisturbed_weights
     before = len(said(recipes["killed"]))
     finish(recipes["killed"])
     last = said(recipes["killed"])[before:]
-    assert "reused" in last and "continues at checkpoint-" in last
+    assert "kept from before" in last and "continues at checkpoint-" in last
     ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "undisturbed")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     files = [tmp_path / name / "run/policies/a_lol_seq/seed-0/evaluations.jsonl" for name in recipes]

@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from leftover.monitoring.terminal import set_up_logging
+from leftover.monitoring.terminal import set_up_logging, tell_start
 
 
-@click.command()
+@click.command(short_help="Several methods on the same rows, in one table.")
 @click.argument("recipe", type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
@@ -45,6 +45,7 @@ def compare(
     recipe: str, overrides: tuple[str, ...], frontier: bool, quick: bool, dry_run: bool, **options: Any
 ) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
+    tell_start()
     from leftover.recipe.files import QUICK, load_recipe
 
     loaded = load_recipe(recipe, [*QUICK * quick, *overrides])

@@ -41,7 +41,7 @@ from leftover.runs.models import adapter_config
 _FEW_LAYERS = 5  # as many are built at most
 _LAYER_WEIGHTS = 2e7  # of all further layers that are built: of a large model one, which is long enough to be timed
 # Operations that a call takes at most: of a large model fewer and shorter rows are timed.
-_OPERATIONS = {"cpu": 1e11, "cuda": 1e13}
+OPERATIONS = {"cpu": 1e11, "cuda": 1e13}
 _WEIGHT = 0.01
 _LONG_ENOUGH = 0.15  # seconds; a call is repeated until they are over
 _MOST_STEPS = 20
@@ -113,7 +113,7 @@ def _most_tokens(shape: Shape, operations: int) -> int:
     """Tokens of a call with so many operations a weight and token, through the layers that are built."""
     of_layer = shape.trunk / shape.layers
     layers = shape.layers if shape.layers <= _FEW_LAYERS else 1 + _further(of_layer)
-    return max(2, int(_OPERATIONS[device().type] / (operations * of_layer * layers)))
+    return max(2, int(OPERATIONS[device().type] / (operations * of_layer * layers)))
 
 
 def _further(of_layer: float) -> int:

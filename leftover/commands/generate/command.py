@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from leftover.monitoring.terminal import set_up_logging
+from leftover.monitoring.terminal import set_up_logging, tell_start
 
 
-@click.command()
+@click.command(short_help="Let a model answer prompts, and score the answers.")
 @click.argument("model")
 @click.argument("prompts", required=False)
 @click.option("--output", required=True, type=click.Path(), help="JSON lines file to write or continue.")
@@ -51,6 +51,7 @@ def generate(model: str, prompts: str | None, **options: Any) -> None:
     MODEL is a folder, a Hub id, an adapter or the folder of a run; PROMPTS is a file in any format of data.path, of
     which only the prompts are read.
     """
+    tell_start()
     from leftover.commands.generate.run import generate_rows
 
     set_up_logging()

@@ -7,7 +7,7 @@ import click
 from leftover.monitoring.terminal import set_up_logging
 
 
-@click.command()
+@click.command(short_help="Write a recipe for a file of rows.")
 @click.argument("rows", type=click.Path())
 @click.option("--model", required=True, metavar="ID", help="The model to train: a folder or Hub id.")
 @click.option("--output", default="recipe.yaml", type=click.Path(), help="Recipe to write; never over another file.")

@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from leftover.errors import UserError
-from leftover.monitoring.terminal import set_up_logging
+from leftover.monitoring.terminal import set_up_logging, tell_start
 
 _EPILOG = "RUN/judge/verdicts.jsonl keeps every answer as it arrives: the same command continues and never pays twice."
 _PROMPTS_OF_PAGE = 50
 
 
-@click.command(epilog=_EPILOG)
+@click.command(short_help="Let a language model or people judge the answers.", epilog=_EPILOG)
 @click.argument("run_folder", metavar="RUN", type=click.Path())
 @click.option(
     "--against",
@@ -85,6 +85,7 @@ def judge(
     **options: Any,
 ) -> None:
     """Compare a policy's completions with others of the same prompts, judged by a language model or by people."""
+    tell_start()
     from leftover.commands.judge import run, show
     from leftover.commands.judge.endpoint import read_settings
     from leftover.commands.judge.human import import_ratings, write_page

@@ -14,7 +14,7 @@ _EPILOG = (
 )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(short_help="The rows worth training on, for any trainer.", epilog=_EPILOG)
 @click.argument("table")
 @click.option(
     "--output",

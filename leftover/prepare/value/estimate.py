@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 # Hidden states kept in memory for the attention head.
 _MAX_HIDDEN_BYTES = 2 * 2**30
 _CHUNK = 2048
+_FITTED_TO = {
+    "reference_samples": "the scores of answers that the reference wrote",
+    "recorded": "the scores of the rows",
+    "group_loo": "the other answers of every prompt",
+}
 
 
 @dataclass
@@ -128,11 +133,11 @@ def estimate_values(
     if not np.isfinite(report["r2"]):
         report["r2"] = None  # too few prompts to hold any out, or targets without spread
     log.info(
-        "value: targets %s, %s, held-out R2 %s on %d prompts",
-        targets,
+        "value: %s, from %s (%s prompts), held-out R2 %s",
         described(report),
-        f"{report['r2']:.3f}" if report["r2"] is not None else "n/a",
-        report["num_prompts"],
+        _FITTED_TO[targets],
+        f"{report['num_prompts']:,}",
+        f"{report['r2']:.3f}" if report["r2"] is not None else "not known",
     )
     if report["kind"] == "constant" and not report.get("own_samples_weight"):
         log.warning("value: nothing beat the constant on held-out prompts; V(x) is the mean reward for every prompt")

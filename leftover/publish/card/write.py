@@ -47,7 +47,7 @@ def write_cards(run: FinishedRun, results: dict[str, Any]) -> None:
     saved = [(policy, seed, folder) for policy, seed, folder in saved if folder.is_dir()]
     for policy, seed, folder in saved:
         write_card(run, results, policy, seed, folder)
-    log.info("cards: %s beside %d models", NAME, len(saved))
+    log.info("model cards: %s beside %d models", NAME, len(saved))
 
 
 def write_card(
