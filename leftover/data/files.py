@@ -197,10 +197,14 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
             f"{path}: its header is the one column {cells[0]!r:.100}: set {data.names.data}.table.delimiter to "
             f"{json.dumps(sign)} if that parts the columns"
         )
+    # Spreadsheets leave columns without a name behind the last one.
+    cells[:] = [name or f"column {number}" for number, name in enumerate(cells, start=1)]
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
         key = f"{data.names.data}.table.names"
-        raise UserError(f"{path}: the header names '{shortened(repeated[0])}' twice; if it is a row, set {key}")
+        raise UserError(
+            f"{path}: the header names '{shortened(repeated[0])}' twice: rename one; if it is a row, set {key}"
+        )
     return cells
 
 

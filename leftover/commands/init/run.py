@@ -12,20 +12,19 @@ import numpy as np
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.shape import Shape, find_config, measure
 from leftover.commands.dry_run.trace import skeleton
-from leftover.commands.init.ask import Questions
-from leftover.commands.init.columns import NUMBER, Column, count_columns
+from leftover.commands.guess.ask import Questions
+from leftover.commands.guess.columns import NUMBER, Column, count_columns
+from leftover.commands.guess.data import ignored, name_delimiter, names_of
+from leftover.commands.guess.roles import Roles, find_roles, no_score_in
 from leftover.commands.init.limits import limits
 from leftover.commands.init.machine import Machine, this_machine
 from leftover.commands.init.plan import Content, Plan, fit_memory, in_order, plan_data, plan_rewards, plan_training
 from leftover.commands.init.prompts import are_conversations, join_texts
-from leftover.commands.init.roles import Roles, find_roles
 from leftover.commands.init.scores import scores_of
 from leftover.commands.init.text import yaml_with_comments
 from leftover.data.chat import Chat
 from leftover.data.checks import SPLIT_NAMES, SPLITS, check_row
-from leftover.data.files import DELIMITERS, read_lines
 from leftover.data.formats import list_sources, read_records, read_rows
-from leftover.data.labels import LABEL
 from leftover.data.records import LEFT_OUT
 from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
@@ -141,7 +140,7 @@ def make(
     """
     plan, questions = _start(rows, model, overrides), Questions(assume)
     scored_by = None if reward is None else read_section(Path(reward))
-    _name_delimiter(plan.content["data"])
+    name_delimiter(plan.content["data"])
     data, tokens = make_recipe(plan.content).data, _Tokens(plan)
     columns, number = count_columns(row for _, row in read_records(data))
     if not number:
@@ -233,24 +232,9 @@ def _override(plan: Plan, overrides: Sequence[str]) -> None:
         set_key(plan.content, override)
 
 
-def _name_delimiter(data: Content) -> None:
-    """What parts the columns of a table, where that is not what its ending says."""
-    kind = next((ENDINGS[end] for end in Path(data["path"]).suffixes[-2:] if end in ENDINGS), "")
-    if data.get("format", kind) not in ("csv", "tsv") or data.get("table"):
-        return
-    usual = "," if data.get("format", kind) == "csv" else "\t"
-    header = next(line for _, line in read_lines(data["path"]))
-    if usual not in header and (sign := next((sign for sign in DELIMITERS if sign in header), None)):
-        data["table"] = {"delimiter": sign}
-
-
 def _name_columns(plan: Plan, roles: Roles, columns: Mapping[str, Column], number: int) -> bool:
     """`data.columns` and `data.labels`; returns whether the rows' own splits are used."""
-    usual, named = ColumnsSection().model_dump(), dict[str, Any]()
-    for key, column in roles.columns.items():
-        as_label = key == "reward" and column == LABEL and not roles.labels  # read by itself, for KTO as well
-        if key in usual and column != usual[key] and not as_label:
-            named[key] = column
+    named: dict[str, Any] = dict(names_of(roles, columns))
     split = columns.get(roles.columns.get("split", ""))
     own_splits = False
     if split is not None:
@@ -300,9 +284,9 @@ def _by_answers(roles: Roles, columns: Mapping[str, Column], rows: str) -> Conte
     answer = columns.get(roles.columns.get("answer", ""))
     if answer is None:
         found = ", ".join(name for name in columns if "." not in name)
-        raise UserError(
-            f"{rows}: no column holds scores (found: {found}), and rows are weighed by them. {_WHAT_SCORES}"
-        )
+        free = {name: column for name, column in columns.items() if not roles.is_taken(name)}
+        why = no_score_in(free) or f"no column holds scores (found: {found})"
+        raise UserError(f"{rows}: {why}, and rows are weighed by them. {_WHAT_SCORES}")
     return {"functions": [{"type": "text", "function": "numeric_answer" if answer.kind == NUMBER else "answer"}]}
 
 
@@ -342,9 +326,7 @@ def _said_of_columns(
         f"  {role:<12} {column!r} ({roles.why.get(role, '')})"
         for role, column in sorted(roles.columns.items(), key=_place)
     ]
-    top = [name for name in columns if "." not in name] + [name.partition(".")[0] for name in columns]
-    ignored = [name for name in dict.fromkeys(top) if not roles.is_taken(name)]
-    return [*said, f"  {'ignored':<12} {', '.join(ignored) or 'none'}"]
+    return [*said, f"  {'ignored':<12} {', '.join(ignored(roles, columns)) or 'none'}"]
 
 
 def _place(role: tuple[str, str]) -> int:
