@@ -16,7 +16,7 @@ from leftover.data.formats import check_files, read_records, read_rows
 from leftover.data.records import Located, Row
 from leftover.data.rows import ROWS_SCHEMA, Rejects, as_prompt, check_rows, log_rows
 from leftover.data.splits import unique_ids
-from leftover.errors import UserError
+from leftover.errors import UserError, counted
 from leftover.prepare.own_rows import Rows, located_rows, stream
 from leftover.recipe.data_section import DataSection
 from leftover.recipe.files import load_recipe, make_recipe, set_key
@@ -177,9 +177,9 @@ def _rows_of(
     log_rows(stats, rejected)
     rewards = _rewards(rows, reward) if reward is not None else column(rows, "recorded_reward").astype(np.float64)
     if not np.isfinite(rewards).any():
-        raise UserError(f"--reward gives none of the {len(rows)} rows of {data.path} a score")
+        raise UserError(f"--reward gives none of the {counted(len(rows), 'row')} of {data.path} a score")
     group = unique_ids(
         Stored(rows, "prompt", "tools", of=lambda row: f"{row['prompt']}\0{row['tools'] or ''}"), len(rows)
     )
     value, about = value_of_words(prompts_of(rows), group, unique_ids(Stored(rows, "family"), len(rows)), rewards)
-    return scored_rows(rows, group, rewards, value, about)
+    return scored_rows(rows, group, rewards, value, about, data.columns)

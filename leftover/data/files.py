@@ -266,7 +266,9 @@ def read_hub(source: Source, data: DataSection) -> Iterator[Located]:
         for number, row in enumerate(rows, start=1):
             yield f"{named} row {number}", row
     except Exception as error:  # datasets raises a different type for every cause
-        raise UserError(f"{named}: cannot be read as hub: {one_line(error)}") from error
+        offline = "Offline" in type(error).__name__ or "Offline" in str(error)
+        remedy = "; nothing is downloaded offline: unset HF_HUB_OFFLINE, or name a data file" if offline else ""
+        raise UserError(f"{named}: cannot be read as hub: {one_line(error)}{remedy}") from error
 
 
 def read_documents(source: Source, data: DataSection) -> Iterator[Located]:

@@ -17,7 +17,7 @@ from leftover.commands.guess.columns import NUMBER, Column, count_columns
 from leftover.commands.guess.data import ignored, name_delimiter, names_of
 from leftover.commands.guess.roles import Roles, find_roles, no_score_in
 from leftover.commands.init.limits import limits
-from leftover.commands.init.machine import Machine, this_machine
+from leftover.commands.init.machine import this_machine
 from leftover.commands.init.plan import Content, Plan, fit_memory, in_order, plan_data, plan_rewards, plan_training
 from leftover.commands.init.prompts import are_conversations, join_texts
 from leftover.commands.init.scores import scores_of
@@ -166,10 +166,13 @@ def make(
     plan_data(plan, within, found, rejected, own_splits)
     plan_rewards(plan, scores, scored_by)
     machine, shape = this_machine(), tokens.shape()
-    low, high = plan.content["data"].get("part", (0.0, 1.0))
-    plan_training(plan, round((high - low) * int(found.where("train").sum())), shape, machine)
     _override(plan, overrides)
-    _fitted(plan, shape, machine, overrides)
+    used = read(make_recipe(plan.content))
+    assert isinstance(used, Rows) and used.lengths is not None
+    plan_training(plan, _num_training(used, scores is not None), shape, machine)
+    _override(plan, overrides)
+    fit_memory(plan, used, shape, machine)
+    _override(plan, overrides)
     _comment(plan, roles, found, str(scores or "scored by the functions below"))
     said = [
         *_said_of_columns(rows, number, data, roles, columns),
@@ -290,12 +293,14 @@ def _by_answers(roles: Roles, columns: Mapping[str, Column], rows: str) -> Conte
     return {"functions": [{"type": "text", "function": "numeric_answer" if answer.kind == NUMBER else "answer"}]}
 
 
-def _fitted(plan: Plan, shape: Shape, machine: Machine, overrides: Sequence[str]) -> None:
-    """Make batches fit into memory; what the user has set stays."""
-    rows = read(make_recipe(plan.content))
-    assert isinstance(rows, Rows)
-    fit_memory(plan, rows, shape, machine)
-    _override(plan, overrides)
+def _num_training(rows: Rows, recorded: bool) -> int:
+    """Rows that plain fine-tuning would train on: of the training split, not too long and, if scores are `recorded`,
+    with one."""
+    assert rows.lengths is not None
+    inside = rows.where("train") & rows.scored if recorded else rows.where("train")
+    if rows.lengths.exact:
+        return int((inside & rows.lengths.kept).sum())
+    return round(rows.lengths.kept_share * int(inside.sum()))
 
 
 def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
@@ -336,9 +341,7 @@ def _place(role: tuple[str, str]) -> int:
 
 
 def _text(plan: Plan, rows: str, model: str) -> str:
-    head = (
-        f"# Written by `leftover init {rows} --model {model}`. Every key and its default: leftover/recipe/sections.py\n"
-    )
+    head = f"# Written by `leftover init {rows} --model {model}`. Every key and its default: docs/reference/recipe.md\n"
     judges = plan.content.get("evaluate", {}).get("judges") or [{}]
     fit = judges[0].get("fit")
     shared = [key for key in ("path", "columns", "labels") if isinstance(fit, dict) and key in fit]
