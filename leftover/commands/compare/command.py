@@ -45,9 +45,9 @@ def compare(
     recipe: str, overrides: tuple[str, ...], frontier: bool, quick: bool, dry_run: bool, **options: Any
 ) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
-    from leftover.recipe.files import QUICK, load_recipe
+    from leftover.recipe.files import load_recipe, quick_overrides
 
-    loaded = load_recipe(recipe, [*QUICK * quick, *overrides])
+    loaded = load_recipe(recipe, [*(quick_overrides(overrides) if quick else ()), *overrides])
     if quick:
         from leftover.runs.claim import check_quick
 

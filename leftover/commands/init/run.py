@@ -28,7 +28,7 @@ from leftover.data.formats import list_sources, read_records, read_rows
 from leftover.data.records import LEFT_OUT
 from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
-from leftover.errors import UserError, looked_for
+from leftover.errors import UserError, counted, looked_for
 from leftover.models.load import max_positions, torch_dtype
 from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import harmless, one_line
@@ -311,7 +311,7 @@ def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
     plan.comments |= {
         "name": "of the run, for reports",
         "output_dir": "the run's folder: models, results, report.html",
-        "data.path": f"{len(rows.group):,} rows of {prompts:,} prompts{several}; {scores}",
+        "data.path": f"{counted(len(rows.group), 'row')} of {counted(prompts, 'prompt')}{several}; {scores}",
         "data.columns": "what your columns are for; a name with braces is a template",
         "data.labels": "what the words are worth",
         "data.table": "how the columns of the file are parted",
@@ -326,7 +326,7 @@ def _said_of_columns(
     rows: str, number: int, data: DataSection, roles: Roles, columns: Mapping[str, Column]
 ) -> list[str]:
     kind = list_sources(data)[0].kind
-    said = [f"{rows}: {number:,} records ({kind}), read as {roles.layout}"]
+    said = [f"{rows}: {counted(number, 'record')} ({kind}), read as {roles.layout}"]
     said += [
         f"  {role:<12} {column!r} ({roles.why.get(role, '')})"
         for role, column in sorted(roles.columns.items(), key=_place)
