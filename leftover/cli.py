@@ -117,9 +117,12 @@ def run(
     if device is not None and not dry_run:
         raise UserError("--device is of --dry-run: it says whose time is told")
     from leftover.publish.hub import targets, with_push
-    from leftover.recipe.files import QUICK
+    from leftover.recipe.files import quick_overrides
 
-    own, overrides = overrides, (*QUICK * quick, *overrides, *([f"rounds.number={rounds}"] if rounds else []))
+    own, overrides = (
+        overrides,
+        (*(quick_overrides(overrides) if quick else ()), *overrides, *([f"rounds.number={rounds}"] if rounds else [])),
+    )
     if model is None:
         loaded = _load(recipe, overrides)
     else:

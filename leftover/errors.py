@@ -62,6 +62,11 @@ def located(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """`1 row`, `1,204 rows`; `nouns` where the plural is no mere s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
 def closest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The valid name closest to `name`, whatever its case; None if none is close (1 is equal)."""
     import difflib

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leftover.commands.scored import IN_PYTHON, scored_source
+from leftover.errors import counted
 from leftover.monitoring.shown import Shown
 from leftover.monitoring.terminal import console
 from leftover.prepare.own_rows import Rows
@@ -17,6 +18,11 @@ from leftover.report.page import write_inspection
 from leftover.store.folders import check_page
 from leftover.store.row_files import check_rows_output, write_rows
 
+_TARGETS = {
+    "recorded": "the rows' own scores",
+    "reference_samples": "the reference's own completions",
+    None: "the rows",
+}
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
@@ -34,22 +40,34 @@ class Inspection(Shown):
         about, twins, odd = analysis["about_value"], analysis["duplicates"], analysis["disagreement"]
         r2 = about.get("r2")
         terminal = console(width=140)
+        if analysis["looked_at"]:
+            terminal.print(f"Looked at {analysis['looked_at']}.")
+        scored, worth = counted(analysis["rows"], "scored row"), round(analysis["effective_sample_size"])
         terminal.print(
-            f"Leftover: {analysis['leftover']:,} of {analysis['rows']:,} scored rows ({analysis['share']:.0%}) are "
-            f"above their value, worth {analysis['effective_sample_size']:,.0f} equally weighted rows."
+            f"Leftover, what A-LoL would train on: {analysis['leftover']:,} of {scored} ({analysis['share']:.0%}) are "
+            "above their value; weighted by how far (the advantage: score less value), they are worth "
+            f"{counted(worth, 'equally weighted row')}."
+        )
+        targets = _TARGETS.get(about.get("targets"), about.get("targets"))
+        terminal.print(
+            f"Value, the score that a prompt leads to expect: {described(about)}, of {targets}; on held-out prompts R² "
+            f"{'n/a' if r2 is None else format(r2, '.3f')} (1: exact; 0: no better than one number for all)."
         )
         terminal.print(
-            f"Value: {described(about)}, {about.get('targets', '')}; held-out R² "
-            f"{'n/a' if r2 is None else format(r2, '.3f')}."
-        )
-        terminal.print(
-            f"Duplicates: {twins['repeated_rows']:,} repeated rows; {twins['contradictions']:,} pairs of prompt and "
-            "completion with scores that contradict each other."
+            f"Contradictions, one prompt and completion with several scores: {twins['contradictions']:,}, in "
+            f"{counted(twins['contradicting_rows'], 'row')}. Repeats, further rows of a prompt and completion with one "
+            f"score: {twins['repeats']:,}."
         )
         if odd["correlation"] is not None:
-            terminal.print(f"Neighbours: rewards of similar texts correlate by {odd['correlation']:+.2f}.")
-        if analysis["without_advantage"]:
-            terminal.print(f"{analysis['without_advantage']:,} rows have no score, and are in none of these numbers.")
+            terminal.print(
+                f"Neighbours, rows that read alike: their scores correlate by {odd['correlation']:+.2f} (near 0: the "
+                "score sees more than words, or is noise)."
+            )
+        if number := analysis["without_advantage"]:
+            have = "has" if number == 1 else "have"
+            terminal.print(
+                f"{counted(number, 'row')} {have} no score: of these numbers they are in none but the repeats."
+            )
         terminal.print(f"Page: {self.page}", soft_wrap=True)
         if self.export:
             terminal.print(f"Every row: {self.export}", soft_wrap=True)

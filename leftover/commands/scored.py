@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +11,15 @@ import numpy as np
 from datasets import Dataset
 
 from leftover import pipeline
-from leftover.data.formats import check_files, read_rows
-from leftover.data.records import Located
+from leftover.commands.guess.data import as_overrides, as_set, guess_columns, name_delimiter
+from leftover.data.formats import check_files, read_records, read_rows
+from leftover.data.records import Located, Row
 from leftover.data.rows import ROWS_SCHEMA, Rejects, as_prompt, check_rows, log_rows
 from leftover.data.splits import unique_ids
-from leftover.errors import UserError
-from leftover.prepare.own_rows import Rows, located_rows
+from leftover.errors import UserError, counted
+from leftover.prepare.own_rows import Rows, located_rows, stream
 from leftover.recipe.data_section import DataSection
-from leftover.recipe.files import load_recipe, make_recipe
+from leftover.recipe.files import load_recipe, make_recipe, set_key
 from leftover.report.analysis.rows import ScoredRows, prompts_of, rows_of_run, scored_rows, value_of_words
 from leftover.rewards import ColumnReward, SumReward, learner, load_reward, text_lengths
 from leftover.rewards.python import check_finite
@@ -28,6 +30,25 @@ from leftover.store.folders import make_folder
 from leftover.store.table import SHARD_ROWS, Stored, column, on_disk
 
 IN_PYTHON = "rows"  # what rows in Python are called
+
+
+class Remedies(NamedTuple):
+    """What the user can do about rows that cannot be taken as they are."""
+
+    no_score: str
+    faulty_rows: str
+
+
+_OF_FILE = Remedies(
+    "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward",
+    "Fix them, name your columns (--set data.columns.completion=COLUMN; of a table without a header line "
+    "--set 'data.table.names=[a, b]'), or put them aside with --set data.on_bad_row=skip",
+)
+_OF_PYTHON = Remedies(
+    "name yours by overrides=['data.columns.reward=COLUMN'], or score the rows by reward='rewards.yaml'",
+    "Fix them, name your columns by overrides=['data.columns.completion=COLUMN'], or put them aside by "
+    "overrides=['data.on_bad_row=skip']",
+)
 
 
 class Source(NamedTuple):
@@ -66,18 +87,37 @@ def scored_source(
         yield Source(path.name or str(table), found, run.folder)
         return
     name = str(table) if in_file else IN_PYTHON
-    content = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": name}}
-    data = make_recipe(content, where="leftover", overrides=overrides).data
-    if in_file:
-        check_files(data)
-    read = read_rows(data) if in_file else located_rows(table, name, data)
+    rows = None if in_file else stream(table, name)
     scores = _unfitted_reward(reward) if reward else None
-    remedy = "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward"
-    if not in_file:
-        remedy = "name yours by overrides=['data.columns.reward=COLUMN'], or score the rows by reward='rewards.yaml'"
+    of_functions = scores is not None and not any(isinstance(c, ColumnReward) for c in scores.components.values())
+    data = _data(name, rows, overrides, of_functions)
+    read = read_rows(data) if rows is None else located_rows(rows, name, data)
+    remedies = _OF_FILE if in_file else _OF_PYTHON
     make_folder(rejects.parent, option)
     with tempfile.TemporaryDirectory(prefix=".leftover-rows-", dir=rejects.parent) as stored:
-        yield Source(Path(name).name or name, _rows_of(read, data, scores, remedy, rejects, Path(stored)))
+        yield Source(Path(name).name or name, _rows_of(read, data, scores, remedies, rejects, Path(stored)))
+
+
+def _data(name: str, rows: Iterable[Row] | None, overrides: Sequence[str], scored: bool) -> DataSection:
+    """How rows are read: as the overrides say, and where they say nothing by what their columns are called and hold.
+
+    Args:
+        rows: in Python; None: `name` is a file, or an id of the Hub.
+        scored: by functions alone.
+    """
+    content: dict[str, Any] = {"name": "inspect", "output_dir": ".", "model": {"path": "."}, "data": {"path": name}}
+    for override in overrides:
+        set_key(content, override)
+    data = make_recipe(deepcopy(content), where="leftover").data
+    if rows is None:
+        check_files(data)
+        if all(Path(path).is_file() for path in data.paths):
+            name_delimiter(content["data"])
+            data = make_recipe(deepcopy(content), where="leftover").data
+    records = (lambda: (row for _, row in read_records(data))) if rows is None else (lambda: rows)
+    option = as_set if rows is None else as_overrides
+    guess_columns(content["data"], data, records, option=option, scored=scored)
+    return make_recipe(content, where="leftover").data
 
 
 def _unfitted_reward(path: str) -> SumReward:
@@ -122,18 +162,24 @@ def _rewards(rows: Dataset, reward: SumReward) -> np.ndarray:
 
 
 def _rows_of(
-    located: Iterable[Located], data: DataSection, reward: SumReward | None, remedy: str, rejects: Path, stored: Path
+    located: Iterable[Located],
+    data: DataSection,
+    reward: SumReward | None,
+    remedies: Remedies,
+    rejects: Path,
+    stored: Path,
 ) -> ScoredRows:
     """Checked rows, stored in a folder, with their recorded rewards, or with those that `reward` gives."""
     stats, rejected = dict[str, Any](), Rejects(rejects)
-    checked = check_rows(located, data, rejected, stats, score_remedy=None if reward else remedy)
+    no_score = None if reward else remedies.no_score
+    checked = check_rows(located, data, rejected, stats, remedies.faulty_rows, no_score)
     rows = on_disk(stored, checked, ROWS_SCHEMA)
     log_rows(stats, rejected)
     rewards = _rewards(rows, reward) if reward is not None else column(rows, "recorded_reward").astype(np.float64)
     if not np.isfinite(rewards).any():
-        raise UserError(f"--reward gives none of the {len(rows)} rows of {data.path} a score")
+        raise UserError(f"--reward gives none of the {counted(len(rows), 'row')} of {data.path} a score")
     group = unique_ids(
         Stored(rows, "prompt", "tools", of=lambda row: f"{row['prompt']}\0{row['tools'] or ''}"), len(rows)
     )
     value, about = value_of_words(prompts_of(rows), group, unique_ids(Stored(rows, "family"), len(rows)), rewards)
-    return scored_rows(rows, group, rewards, value, about)
+    return scored_rows(rows, group, rewards, value, about, data.columns)

@@ -142,10 +142,10 @@ def _score(value: object, column: str, data: DataSection, generated: bool) -> fl
         value = parse_number(value)  # as in a CSV file
     if not isinstance(value, (bool, int, float)):
         kind = "text" if isinstance(value, str) else type(value).__name__
-        raise ValueError(
-            f"'{column}' is the {kind} {value!r:.40}, not a number; give classes numbers in {key}, "
-            "as {good: 1, bad: 0}"
-        )
+        remedy = f"give classes numbers in {key}, as {{good: 1, bad: 0}}"
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
+            remedy = "write it with a decimal point"
+        raise ValueError(f"'{column}' is the {kind} {value!r:.40}, not a number; {remedy}")
     try:
         score = float(value)
     except OverflowError:  # an integer beyond the floats

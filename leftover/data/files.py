@@ -197,10 +197,14 @@ def _header(path: str, cells: list[str], published: tuple[str, ...], data: DataS
             f"{path}: its header is the one column {cells[0]!r:.100}: set {data.names.data}.table.delimiter to "
             f"{json.dumps(sign)} if that parts the columns"
         )
+    # Spreadsheets leave columns without a name behind the last one.
+    cells[:] = [name or f"column {number}" for number, name in enumerate(cells, start=1)]
     repeated = sorted({name for name in cells if cells.count(name) > 1})
     if repeated:
         key = f"{data.names.data}.table.names"
-        raise UserError(f"{path}: the header names '{shortened(repeated[0])}' twice; if it is a row, set {key}")
+        raise UserError(
+            f"{path}: the header names '{shortened(repeated[0])}' twice: rename one; if it is a row, set {key}"
+        )
     return cells
 
 
@@ -262,7 +266,9 @@ def read_hub(source: Source, data: DataSection) -> Iterator[Located]:
         for number, row in enumerate(rows, start=1):
             yield f"{named} row {number}", row
     except Exception as error:  # datasets raises a different type for every cause
-        raise UserError(f"{named}: cannot be read as hub: {one_line(error)}") from error
+        offline = "Offline" in type(error).__name__ or "Offline" in str(error)
+        remedy = "; nothing is downloaded offline: unset HF_HUB_OFFLINE, or name a data file" if offline else ""
+        raise UserError(f"{named}: cannot be read as hub: {one_line(error)}{remedy}") from error
 
 
 def read_documents(source: Source, data: DataSection) -> Iterator[Located]:

@@ -93,6 +93,15 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     return _FIELD.sub(filled, template)
 
 
+def unfilled(template: str, text: str) -> str:
+    """The one cell that the template made the text of; the text as it is where it is no template, or has more."""
+    fields = [match for match in _FIELD.finditer(template) if match[1] is not None]
+    if len(fields) != 1:
+        return text
+    before, after = template[: fields[0].start()], template[fields[0].end() :]
+    return text.removeprefix(fill(before, {})).removesuffix(fill(after, {}))
+
+
 def fill_templates(row: Row, columns: ColumnsSection) -> Row:
     """The row with a cell for every template, path and constant of `columns`, under its own text as its name.
 

@@ -130,6 +130,8 @@ def records(rows: Any, name: str) -> list[Row]:
 
 def stream(rows: Any, name: str) -> Iterable[Row]:
     """`records`, to be looped over more than once; those of a data set, a data frame or a table are not held."""
+    if isinstance(rows, _Stream):
+        return rows
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return rows.with_format(None)
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):  # a data frame of pandas

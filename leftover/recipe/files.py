@@ -34,6 +34,17 @@ QUICK = (
 )  # fmt: skip
 
 
+def quick_overrides(own: Sequence[str]) -> list[str]:
+    """Those of `--quick`, before the user's own ones: where these evaluate otherwise, saving follows, as without it."""
+    given = {key.strip(): value for key, _, value in (override.partition("=") for override in own)}
+    follows = [
+        f"train.save_{name}={given[f'train.eval_{name}']}"
+        for name in ("strategy", "steps")
+        if f"train.eval_{name}" in given
+    ]
+    return [*QUICK, *follows]
+
+
 _MOST_NODES = 100_000  # in a file of YAML
 _SUM = "# SHA-256 of the lines below: "
 

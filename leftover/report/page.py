@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from leftover.errors import counted
 from leftover.evaluation.gather import gather_unfinished, read_records
 from leftover.evaluation.measures import number
 from leftover.evaluation.tables import Grid, training_grid
@@ -238,6 +239,7 @@ def _environment() -> "Environment":
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
     environment.filters |= {
+        "counted": counted,
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": Markup,  # made by report/svg.py, which escapes what it writes
         "own": Markup,  # page.css and page.js

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from leftover import cli
 from leftover.commands.inspect import inspect
+from leftover.data.records import unfilled
 from leftover.demo import grammar
 from leftover.errors import UserError
 from leftover.report.analysis.advice import advice
@@ -37,8 +38,7 @@ def test_duplicates_are_told_from_contradictions_and_from_completions_used_for_m
     completions = ["Yes", "yes", "no", "yes", "no", "maybe"]
     found = find_duplicates(prompts, completions, np.array([1.0, 3.0, 0.0, 2.0, np.nan, 1.0]))
     # Rows 0 and 1 are one pair, scored 1 and 3; "yes" stands under a, a, b and "no" under a, c.
-    assert found["repeated_rows"] == 1
-    assert found["contradictions"] == 1
+    assert (found["contradictions"], found["contradicting_rows"], found["repeats"]) == (1, 2, 0)
     assert found["widest"] == [{"row": 0, "count": 2, "low": 1.0, "high": 3.0}]
     assert found["shared_completions"] == 5
     assert found["most_shared"] == [{"row": 0, "count": 3, "prompts": 2}, {"row": 2, "count": 2, "prompts": 2}]
@@ -46,7 +46,7 @@ def test_duplicates_are_told_from_contradictions_and_from_completions_used_for_m
 
 def test_rows_without_a_reward_contradict_nothing() -> None:
     found = find_duplicates(["a", "a"], ["x", "x"], np.array([np.nan, 1.0]))
-    assert (found["repeated_rows"], found["contradictions"], found["widest"]) == (1, 0, [])
+    assert (found["repeats"], found["contradictions"], found["contradicting_rows"], found["widest"]) == (1, 0, 0, [])
 
 
 def test_a_row_scored_unlike_the_rows_that_read_like_it_stands_out() -> None:
@@ -206,9 +206,9 @@ def test_inspect_tells_of_a_data_file_alone(tmp_path: Path, rows_file: Callable,
     path = rows_file([*given, given[0], unscored])
     cli.main(["inspect", path])
     said = " ".join(capsys.readouterr().out.split())
-    assert "of 41 scored rows" in said and "1 repeated rows" in said and "1 rows have no score" in said
+    assert "of 41 scored rows" in said and "with one score: 1." in said and " 1 row has no score" in said
     page = (tmp_path / "rows.jsonl.inspect.html").read_text(encoding="utf-8")
-    assert "Rows that disagree with their neighbours" in page and given[0]["completion"].strip() in page
+    assert "Rows that disagree with their <span" in page and given[0]["completion"].strip() in page
 
 
 def test_inspect_scores_rows_by_the_functions_it_is_given(tmp_path: Path, rows_file: Callable) -> None:
@@ -254,8 +254,15 @@ def test_inspect_scores_rows_a_part_at_a_time(tmp_path: Path, rows_file: Callabl
 
 def test_inspect_takes_a_recipe_before_any_training(tmp_path: Path, tiny_recipe: Callable) -> None:
     (tmp_path / "recipe.yaml").write_text(json.dumps(tiny_recipe(tmp_path)))
-    found = inspect(str(tmp_path / "recipe.yaml"))
+    found = inspect(str(tmp_path / "recipe.yaml"), export=tmp_path / "rows.jsonl")
     analysis, page = found.analysis, found.page
+    num_rows = len((tmp_path / "rows.jsonl").read_text().splitlines())
+    told = rf"the {num_rows} training rows of (\d+) rows \(not at (\d+) of validation, (\d+) of test\)"
+    whole, validation, test = map(int, re.fullmatch(told, analysis["looked_at"]).groups())  # type: ignore[union-attr]
+    assert whole == num_rows + validation + test and f"Looked at {analysis['looked_at']}." in " ".join(
+        str(found).split()
+    )
+    assert f"Of {analysis['looked_at']}:" in page.read_text(encoding="utf-8")
     assert page == tmp_path / "run/inspect.html" and page.is_file()
     assert not (tmp_path / "run/reference").exists(), "no model was trained"
     assert 0 < analysis["leftover"] < analysis["rows"] and analysis["about_value"]["targets"] == "recorded"
@@ -306,14 +313,18 @@ def test_every_row_is_exported_with_what_is_known_of_it(
         found = [json.loads(line) for line in lines] or pq.read_table(export).to_pylist()
         assert (found[35]["prompt"], found[35]["completion"]) == ("=SUM(A1)", "-1+2")
     assert [row["where"] for row in found] == [f"{path}:{i + 1}" for i in range(36)]
-    assert [row["advantage"] for row in found[:35]] == pytest.approx(list(analysis["advantage"]))
+    assert [row["advantage"] for row in found[:35]] == pytest.approx(list(analysis["advantage"]), rel=1e-5)
+    assert all(len(f"{abs(row['advantage']):f}".strip("0").rstrip(".")) <= 9 for row in found[:35]), "no 0.0600000001"
     assert [row["kept"] for row in found] == [a > 0 for a in analysis["advantage"]] + [False]
     repeats = {i: row["repeats"] for i, row in enumerate(found) if row["repeats"]}
-    assert repeats == {30: f"{path}:1", 31: f"{path}:1", **dict.fromkeys((32, 33, 34), f"{path}:2")}
+    assert repeats == {30: f"{path}:1", 31: f"{path}:1"}, "rows that contradict one another are no repeats"
+    twins = analysis["duplicates"]
+    assert len(repeats) == twins["repeats"]
     contradicts = {i: row["contradicts"] for i, row in enumerate(found) if row["contradicts"]}
     assert contradicts == {
         1: f"{path}:33; {path}:35", 32: f"{path}:2; {path}:35", 33: f"{path}:2; {path}:35", 34: f"{path}:2; {path}:33"
     }  # fmt: skip
+    assert len(contradicts) == twins["contradicting_rows"] == 4 and twins["contradictions"] == 1
     assert found[35]["reward"] is None and found[35]["advantage"] is None
 
 
@@ -336,15 +347,19 @@ def test_an_inspection_ends_in_what_to_do(tmp_path: Path, rows_file: Callable, c
     page = tmp_path / "a.html"
     cli.main(["inspect", rows_file(repeating_rows()), "--output", str(page)])
     said = capsys.readouterr().out
-    [todo] = re.findall(r"Fix 1 contradiction, drop 2 repeats, score 1 row; \d+% of the rows would not train\.", said)
-    assert todo in page.read_text(encoding="utf-8") and "--export rows.csv" in said
-    kept = round(float(re.search(r"\((\d+)%\) are above", said)[1]))  # type: ignore[index]
+    [todo] = re.findall(
+        r"Fix 1 contradiction \(4 rows\), drop 2 repeats, score 1 row that has no score; \d+% of the scored rows would "
+        r"not train, \d of those to fix or drop among them\.",
+        " ".join(said.split()),
+    )
+    assert todo in " ".join(page.read_text(encoding="utf-8").split()) and "--export rows.csv" in said
+    kept = round(float(re.search(r"\((\d+)%\) are above", " ".join(said.split()))[1]))  # type: ignore[index]
     assert abs(100 - kept - int(re.search(r"(\d+)% of", todo)[1])) <= 1  # type: ignore[index]
 
 
 def test_what_to_do_about_rows_without_a_fault() -> None:
     assert advice(analyse(rows([1.0, 0.0], [0.5, 0.5]))) == [
-        "No row contradicts or repeats another; 50% of the rows would not train."
+        "No row contradicts or repeats another; 50% of the scored rows would not train."
     ]
     nothing = rows([1.0, 0.0], [2.0, 2.0])
     nothing.about_value = {"kind": "constant"}
@@ -383,7 +398,7 @@ def test_the_page_holds_every_row_to_sort_and_filter(tmp_path: Path, rows_file: 
     choose("fault", "contradicts")
     becomes(lambda: places() == ["2", "33", "34", "35"])
     choose("fault", "repeats")
-    becomes(lambda: places() == ["31", "32", "33", "34", "35"])
+    becomes(lambda: places() == ["31", "32"])
     choose("fault", "")
     choose("train", "yes")
     kept = f"{found.analysis['leftover']} of 636 rows"
@@ -405,3 +420,27 @@ def test_a_page_says_which_rows_it_has_no_room_for(tmp_path: Path, rows_file: Ca
     monkeypatch.setattr("leftover.report.page._MAX_ROWS", 10)
     page = inspect(rows_file(scored_rows(12)), output=str(tmp_path / "a.html")).page.read_text(encoding="utf-8")
     assert "These are the first 10 of 12 rows. --export writes all of them" in page
+
+
+def test_exports_have_the_texts_of_the_users_own_columns(tmp_path: Path, tiny_recipe: Callable) -> None:
+    content = tiny_recipe(tmp_path)
+    content["data"]["columns"] = {"prompt": "Q: {{x}} {prompt}\n", "completion": " {completion}"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    inspect(str(tmp_path / "recipe.yaml"), export=tmp_path / "rows.jsonl")
+    lines = Path(content["data"]["path"]).read_text(encoding="utf-8").splitlines()
+    given = {(row["prompt"], row["completion"]) for row in map(json.loads, lines)}
+    found = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert found and {(row["prompt"], row["completion"]) for row in found} <= given
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "cell"),
+    [
+        (" {answer}", " yes", "yes"),
+        ("{{x}}{q}{{y}}\n", "{x}why{y}\n", "why"),
+        ("answer", " yes", " yes"),
+        ("{a} {b}", "x y", "x y"),
+    ],
+)
+def test_a_template_is_taken_off_again(template: str, text: str, cell: str) -> None:
+    assert unfilled(template, text) == cell

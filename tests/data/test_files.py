@@ -70,7 +70,7 @@ def test_names_for_a_file_that_has_a_header_line_are_refused(tmp_path):
 
 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"names '1' twice; if it is a row, .*data\.table\.names"):
+    with pytest.raises(UserError, match=r"names '1' twice: rename one; if it is a row, .*data\.table\.names"):
         read(write(tmp_path / "a.tsv", "1\t1\tx\n2\t2\ty\n"))
 
 

@@ -11,7 +11,7 @@ from leftover.commands.dry_run.checks import _portable
 from leftover.commands.dry_run.sources import on_the_hub
 from leftover.data.formats import data_files
 from leftover.data.tokenizer import PLAIN_CHAT_TEMPLATE
-from leftover.recipe.files import load_recipe, load_yaml
+from leftover.recipe.files import load_recipe, load_yaml, make_recipe, quick_overrides
 from leftover.recipe.lol_config import LoLConfig, objective_settings
 from leftover.recipe.sections import Recipe
 from leftover.rewards import load_reward
@@ -149,3 +149,11 @@ def test_engagement_is_asked_of_the_turns_without_the_knowledge(name: str) -> No
     end = "<|endoftext|>"
     found = pattern_in(name).search(f"Knowledge: Tea is old.{end}Hello{end}Hi{end}Any\ntea? {end}")
     assert found is not None and found.group(1) == f"Hello{end}Hi{end}Any\ntea?"
+
+
+@pytest.mark.parametrize("own", [["train.eval_steps=0.5"], ["train.eval_steps=10"], ["train.eval_strategy=epoch"], []])
+def test_a_quick_run_saves_where_the_user_has_it_evaluate(own: list[str], tmp_path: Path) -> None:
+    content = {"name": "t", "output_dir": "runs/t", "model": {"path": "m"}, "data": {"path": "rows.jsonl"}}
+    settings = make_recipe(content, overrides=[*quick_overrides(own), *own]).train
+    assert settings["save_steps"] == settings["eval_steps"] and settings["save_strategy"] == settings["eval_strategy"]
+    LoLConfig(output_dir=str(tmp_path), load_best_model_at_end=True, **settings)  # which transformers would refuse

@@ -46,9 +46,9 @@ def compare(
 ) -> None:
     """Every method on the same rows under the same budget, in one table. Continues where it stopped."""
     tell_start()
-    from leftover.recipe.files import QUICK, load_recipe
+    from leftover.recipe.files import load_recipe, quick_overrides
 
-    loaded = load_recipe(recipe, [*QUICK * quick, *overrides])
+    loaded = load_recipe(recipe, [*(quick_overrides(overrides) if quick else ()), *overrides])
     if quick:
         from leftover.runs.claim import check_quick
 

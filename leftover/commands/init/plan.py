@@ -101,7 +101,7 @@ _OF_FIT = (
 def plan_training(plan: Plan, rows: int, shape: Shape, machine: Machine) -> None:
     """Weights and batches as the model's size alone suggests; `fit_memory` then makes them fit.
 
-    `rows`: training rows.
+    `rows`: training rows that have a score and are not too long.
     """
     parameters = f"{shape.parameters / 1e6:,.1f} million parameters"
     if shape.parameters > (_FULL_ON_GPU if machine.on_gpu else _FULL_ON_CPU):
@@ -118,7 +118,12 @@ def plan_training(plan: Plan, rows: int, shape: Shape, machine: Machine) -> None
     number = steps(rows, of_a_step, slow)
     passes = number * of_a_step / max(1, rows)
     few = "; few, for this is a CPU" if slow and passes < 2 else ""
-    plan.put("train.max_steps", number, f"of every policy; {passes:.1f} passes over {rows:,} training rows{few}")
+    plan.put(
+        "train.max_steps",
+        number,
+        f"of every policy; {passes:.1f} passes over {rows:,} training rows with a score{few}; A-LoL "
+        "draws from those above their value alone",
+    )
     _rates(plan, shape.parameters)
     plan.put(
         "reference.train.num_train_epochs", 1 if rows > _MANY_ROWS else 2, "the model learns to write such rows first"

@@ -1,7 +1,7 @@
 """How text prompts and completions meet: as a chat of a chat model, else with a space between them."""
 
-from leftover.commands.init.columns import ANSWERED, ASKED, TEXT, TEXTS, Column
-from leftover.commands.init.roles import TWO_PARTS, Columns, Roles
+from leftover.commands.guess.columns import ANSWERED, ASKED, TEXT, TEXTS, Column
+from leftover.commands.guess.roles import TWO_PARTS, Columns, Roles
 from leftover.data.chat import Chat, Conversation, ConversationFault
 
 _PLACE = "PLACE OF THE PROMPT"

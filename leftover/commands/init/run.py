@@ -12,24 +12,23 @@ import numpy as np
 from leftover.commands.dry_run.rows import Rows, read
 from leftover.commands.dry_run.shape import Shape, find_config, measure
 from leftover.commands.dry_run.trace import skeleton
-from leftover.commands.init.ask import Questions
-from leftover.commands.init.columns import NUMBER, Column, count_columns
+from leftover.commands.guess.ask import Questions
+from leftover.commands.guess.columns import NUMBER, Column, count_columns
+from leftover.commands.guess.data import ignored, name_delimiter, names_of
+from leftover.commands.guess.roles import Roles, find_roles, no_score_in
 from leftover.commands.init.limits import limits
-from leftover.commands.init.machine import Machine, this_machine
+from leftover.commands.init.machine import this_machine
 from leftover.commands.init.plan import Content, Plan, fit_memory, in_order, plan_data, plan_rewards, plan_training
 from leftover.commands.init.prompts import are_conversations, join_texts
-from leftover.commands.init.roles import Roles, find_roles
 from leftover.commands.init.scores import scores_of
 from leftover.commands.init.text import yaml_with_comments
 from leftover.data.chat import Chat
 from leftover.data.checks import SPLIT_NAMES, SPLITS, check_row
-from leftover.data.files import DELIMITERS, read_lines
 from leftover.data.formats import list_sources, read_records, read_rows
-from leftover.data.labels import LABEL
 from leftover.data.records import LEFT_OUT
 from leftover.data.rows import check_rows
 from leftover.data.tokenizer import load_tokenizer
-from leftover.errors import UserError, looked_for
+from leftover.errors import UserError, counted, looked_for
 from leftover.models.load import max_positions, reads_two_texts, torch_dtype
 from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import harmless, one_line
@@ -141,7 +140,7 @@ def make(
     """
     plan, questions = _start(rows, model, overrides), Questions(assume)
     scored_by = None if reward is None else read_section(Path(reward))
-    _name_delimiter(plan.content["data"])
+    name_delimiter(plan.content["data"])
     data, tokens = make_recipe(plan.content).data, _Tokens(plan)
     columns, number = count_columns(row for _, row in read_records(data))
     if not number:
@@ -167,10 +166,13 @@ def make(
     plan_data(plan, within, found, rejected, own_splits)
     plan_rewards(plan, scores, scored_by)
     machine, shape = this_machine(), tokens.shape()
-    low, high = plan.content["data"].get("part", (0.0, 1.0))
-    plan_training(plan, round((high - low) * int(found.where("train").sum())), shape, machine)
     _override(plan, overrides)
-    _fitted(plan, shape, machine, overrides)
+    used = read(make_recipe(plan.content))
+    assert isinstance(used, Rows) and used.lengths is not None
+    plan_training(plan, _num_training(used, scores is not None), shape, machine)
+    _override(plan, overrides)
+    fit_memory(plan, used, shape, machine)
+    _override(plan, overrides)
     _comment(plan, roles, found, str(scores or "scored by the functions below"))
     said = [
         *_said_of_columns(rows, number, data, roles, columns),
@@ -237,24 +239,9 @@ def _override(plan: Plan, overrides: Sequence[str]) -> None:
         set_key(plan.content, override)
 
 
-def _name_delimiter(data: Content) -> None:
-    """What parts the columns of a table, where that is not what its ending says."""
-    kind = next((ENDINGS[end] for end in Path(data["path"]).suffixes[-2:] if end in ENDINGS), "")
-    if data.get("format", kind) not in ("csv", "tsv") or data.get("table"):
-        return
-    usual = "," if data.get("format", kind) == "csv" else "\t"
-    header = next(line for _, line in read_lines(data["path"]))
-    if usual not in header and (sign := next((sign for sign in DELIMITERS if sign in header), None)):
-        data["table"] = {"delimiter": sign}
-
-
 def _name_columns(plan: Plan, roles: Roles, columns: Mapping[str, Column], number: int) -> bool:
     """`data.columns` and `data.labels`; returns whether the rows' own splits are used."""
-    usual, named = ColumnsSection().model_dump(), dict[str, Any]()
-    for key, column in roles.columns.items():
-        as_label = key == "reward" and column == LABEL and not roles.labels  # read by itself, for KTO as well
-        if key in usual and column != usual[key] and not as_label:
-            named[key] = column
+    named: dict[str, Any] = dict(names_of(roles, columns))
     split = columns.get(roles.columns.get("split", ""))
     own_splits = False
     if split is not None:
@@ -304,18 +291,20 @@ def _by_answers(roles: Roles, columns: Mapping[str, Column], rows: str) -> Conte
     answer = columns.get(roles.columns.get("answer", ""))
     if answer is None:
         found = ", ".join(name for name in columns if "." not in name)
-        raise UserError(
-            f"{rows}: no column holds scores (found: {found}), and rows are weighed by them. {_WHAT_SCORES}"
-        )
+        free = {name: column for name, column in columns.items() if not roles.is_taken(name)}
+        why = no_score_in(free) or f"no column holds scores (found: {found})"
+        raise UserError(f"{rows}: {why}, and rows are weighed by them. {_WHAT_SCORES}")
     return {"functions": [{"type": "text", "function": "numeric_answer" if answer.kind == NUMBER else "answer"}]}
 
 
-def _fitted(plan: Plan, shape: Shape, machine: Machine, overrides: Sequence[str]) -> None:
-    """Make batches fit into memory; what the user has set stays."""
-    rows = read(make_recipe(plan.content))
-    assert isinstance(rows, Rows)
-    fit_memory(plan, rows, shape, machine)
-    _override(plan, overrides)
+def _num_training(rows: Rows, recorded: bool) -> int:
+    """Rows that plain fine-tuning would train on: of the training split, not too long and, if scores are `recorded`,
+    with one."""
+    assert rows.lengths is not None
+    inside = rows.where("train") & rows.scored if recorded else rows.where("train")
+    if rows.lengths.exact:
+        return int((inside & rows.lengths.kept).sum())
+    return round(rows.lengths.kept_share * int(inside.sum()))
 
 
 def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
@@ -326,7 +315,7 @@ def _comment(plan: Plan, roles: Roles, rows: Rows, scores: str) -> None:
     plan.comments |= {
         "name": "of the run, for reports",
         "output_dir": "the run's folder: models, results, report.html",
-        "data.path": f"{len(rows.group):,} rows of {prompts:,} prompts{several}; {scores}",
+        "data.path": f"{counted(len(rows.group), 'row')} of {counted(prompts, 'prompt')}{several}; {scores}",
         "data.columns": "what your columns are for; a name with braces is a template",
         "data.prompts": "each is asked as a user's message, through the model's chat template",
         "data.labels": "what the words are worth",
@@ -342,14 +331,12 @@ def _said_of_columns(
     rows: str, number: int, data: DataSection, roles: Roles, columns: Mapping[str, Column]
 ) -> list[str]:
     kind = list_sources(data)[0].kind
-    said = [f"{rows}: {number:,} records ({kind}), read as {roles.layout}"]
+    said = [f"{rows}: {counted(number, 'record')} ({kind}), read as {roles.layout}"]
     said += [
         f"  {role:<12} {column!r} ({roles.why.get(role, '')})"
         for role, column in sorted(roles.columns.items(), key=_place)
     ]
-    top = [name for name in columns if "." not in name] + [name.partition(".")[0] for name in columns]
-    ignored = [name for name in dict.fromkeys(top) if not roles.is_taken(name)]
-    return [*said, f"  {'ignored':<12} {', '.join(ignored) or 'none'}"]
+    return [*said, f"  {'ignored':<12} {', '.join(ignored(roles, columns)) or 'none'}"]
 
 
 def _place(role: tuple[str, str]) -> int:
@@ -359,9 +346,7 @@ def _place(role: tuple[str, str]) -> int:
 
 
 def _text(plan: Plan, rows: str, model: str) -> str:
-    head = (
-        f"# Written by `leftover init {rows} --model {model}`. Every key and its default: leftover/recipe/sections.py\n"
-    )
+    head = f"# Written by `leftover init {rows} --model {model}`. Every key and its default: docs/reference/recipe.md\n"
     judges = plan.content.get("evaluate", {}).get("judges") or [{}]
     fit = judges[0].get("fit")
     shared = [key for key in ("path", "columns", "labels") if isinstance(fit, dict) and key in fit]

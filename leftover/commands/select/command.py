@@ -10,7 +10,9 @@ ROWS = ("leftover", "best", "all")
 _EPILOG = (
     "Columns are those of TRL. prompt-completion: prompt, completion, weight; messages: messages, weight; pairs: "
     "prompt, chosen, rejected, margin; kto: prompt, completion, label; groups: prompt, completions, rewards, "
-    "advantages. A weight is the advantage of a leftover row, and 1 with --top and --rows."
+    "advantages. A weight is the advantage of a leftover row, its score less its value, and 1 with --top and --rows. "
+    "Texts are as a run trains on them: those of a recipe have its templates filled, so that a completion may begin "
+    "with the space that parts it from its prompt. Messages are without them."
 )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from leftover.data.records import Row
+from leftover.data.records import Row, unfilled
 from leftover.data.rows import as_prompt
 from leftover.objectives.advantage import advantage as beyond
 from leftover.report.analysis.rows import ScoredRows
@@ -46,11 +46,9 @@ class Selected:
                 yield place, row | ({"tools": texts["tools"][i]} if self.has_tools else {})
 
     def numbers(self, place: int) -> dict[str, float]:
-        return {
-            "weight": float(self.weights[place]),
-            "reward": float(self.reward[place]),
-            "advantage": float(self.rows.advantage[place]),
-        }
+        found = {"weight": self.weights[place], "advantage": self.rows.advantage[place]}
+        numbers = {name: float(f"{number:.6g}") for name, number in found.items()}
+        return numbers | {"reward": float(f"{self.reward[place]:.12g}")}
 
 
 def prompt_completion(found: Selected) -> Iterator[Row]:
@@ -64,8 +62,9 @@ def messages(found: Selected) -> Iterator[Row]:
     for place, row in found.examples(np.flatnonzero(found.selected)):
         prompt, completion = row.pop("prompt"), row.pop("completion")
         if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt.strip()}]
-            completion = [{"role": "assistant", "content": completion.strip()}]
+            columns = found.rows.columns  # whose templates are another way to write turns
+            prompt = [{"role": "user", "content": unfilled(columns.prompt, prompt).strip()}]
+            completion = [{"role": "assistant", "content": unfilled(columns.completion, completion).strip()}]
         yield {"messages": prompt + completion} | row | found.numbers(place)
 
 
@@ -88,7 +87,7 @@ def pairs(found: Selected) -> Iterator[Row]:
             "prompt": chosen["prompt"],
             "chosen": chosen["completion"],
             "rejected": rejected["completion"],
-            "margin": float(found.reward[i] - found.reward[j]),
+            "margin": float(f"{found.reward[i] - found.reward[j]:.6g}"),
             "chosen_reward": float(found.reward[i]),
             "rejected_reward": float(found.reward[j]),
         } | rest

@@ -11,7 +11,7 @@ import numpy as np
 from leftover.commands.scored import IN_PYTHON, scored_source
 from leftover.commands.select.formats import FORMATS, Selected
 from leftover.data.records import Row
-from leftover.errors import UserError, nearest
+from leftover.errors import UserError, counted, nearest
 from leftover.monitoring.shown import Shown
 from leftover.monitoring.terminal import console
 from leftover.objectives import OBJECTIVES
@@ -44,17 +44,15 @@ class Selection(Shown):
 
     def show(self) -> None:
         """Print what was done, in plain words."""
-        word = _WORDS.get(self.format, f"{self.format} row") + ("" if self.num_rows == 1 else "s")
+        written = counted(self.num_rows, _WORDS.get(self.format, f"{self.format} row"))
         where = f" to {self.path}" if self.path else ""
         desirable = f" ({self.num_selected:,} desirable)" if self.format == "kto" else ""
-        of = f"{self.what}, {self.num_selected:,} of {self.num_scored:,} scored rows"
+        of = f"{self.what}, {self.num_selected:,} of {counted(self.num_scored, 'scored row')}"
         terminal = console(width=140)
-        terminal.print(
-            f"{'Wrote' if self.path else 'Made'} {self.num_rows:,} {word}{desirable}{where}: {of}.", soft_wrap=True
-        )
+        terminal.print(f"{'Wrote' if self.path else 'Made'} {written}{desirable}{where}: {of}.", soft_wrap=True)
         for reason, number in self.left_out.items():
             if number:
-                terminal.print(f"Skipped {number:,} {reason}.", soft_wrap=True)
+                terminal.print(f"Skipped {_of(number, reason)}.", soft_wrap=True)
 
 
 def select(
@@ -118,7 +116,7 @@ class _Counted:
             self.number += 1
             yield row
         if not self.number:
-            reasons = "; ".join(f"{number:,} {reason}" for reason, number in self._left_out.items() if number)
+            reasons = "; ".join(_of(number, reason) for reason, number in self._left_out.items() if number)
             raise UserError(
                 f"no row can be written: {reasons}; pairs need prompts with several completions, of which a selected "
                 "one has a higher reward than another (--rows best takes the best of every prompt)"
@@ -137,8 +135,14 @@ def _check(format: str, rows: str | None, top: float | None) -> None:
     if format == "kto" and rows == "all":
         raise UserError(
             "--rows all leaves no undesirable row: of kto the selected rows are the desirable ones, and all others are "
-            "written too"
+            "written too. Leave --rows out (desirable: the rows above their value), or give --rows best or --top 25"
         )
+
+
+def _of(number: int, reason: str) -> str:
+    """`3 rows without a score`, `1 row without a score`: a reason begins with its noun in the plural."""
+    nouns, _, rest = reason.partition(" ")
+    return f"{counted(number, nouns.removesuffix('s'), nouns)} {rest}"
 
 
 def _what(rows: str | None, top: float | None) -> str:
@@ -157,7 +161,7 @@ def _selected(rows: ScoredRows, which: str, top: float) -> tuple[Selected, dict[
     selected &= np.isfinite(reward)
     weights = rows.advantage if which == "leftover" else np.ones(len(reward))
     left_out = {
-        f"row{'' if unscored.sum() == 1 else 's'} without a score": int(unscored.sum()),
+        "rows without a score": int(unscored.sum()),
         "rows of the file's own validation and test splits (--set data.columns.split=null takes them)": int(
             held_out.sum()
         ),

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from leftover.errors import counted
+
 
 def kinds_of_rows(about: Mapping[str, Any]) -> dict[str, int]:
     """Estimate -> how many of the folds that give training rows their value chose it, the most frequent first.
@@ -29,7 +31,7 @@ def described(about: Mapping[str, Any]) -> str:
     parts: list[str] = []
     for kind, count in found.items():
         of = "" if parts else f" of {folds} folds"
-        size = f" ({rows[kind]:,} rows)" if kind in rows else ""
+        size = f" ({counted(rows[kind], 'row')})" if kind in rows else ""
         parts.append(f"{'the constant' if kind == 'constant' else kind} in {count}{of}{size}")
     return ", ".join(parts)
 

@@ -28,6 +28,7 @@ def analyse(rows: ScoredRows) -> dict[str, Any]:
     heaviest = ordered[advantage[ordered] > 0][:_ROWS_SHOWN]
     widest = ordered[advantage[ordered] <= 0][::-1][:_ROWS_SHOWN]
     duplicates = find_duplicates(rows.prompts, rows.completions, rows.reward)
+    faulty = duplicates.pop("faulty")
     for kind in ("widest", "most_shared"):
         duplicates[kind] = [one | _row(rows, one["row"]) for one in duplicates[kind]]
     return {
@@ -37,6 +38,8 @@ def analyse(rows: ScoredRows) -> dict[str, Any]:
         "share": len(positive) / max(len(known), 1),
         "effective_sample_size": effective_sample_size(np.square(positive)),
         "top_weight": weight_of_heaviest(np.square(positive)),
+        "faulty_dropped": int((faulty[known] & (advantage[known] <= 0)).sum()),
+        "looked_at": rows.looked_at,
         "about_value": rows.about_value,
         "kinds": kinds_of_rows(rows.about_value),
         "calibration": calibration(rows.value, rows.reward, fixed=_constants(rows)),
@@ -162,9 +165,10 @@ def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards:
         rewards: [N], NaN if a row has none.
 
     Returns:
-        repeated_rows: rows beyond the first of their prompt and completion.
         contradictions: how many prompt-and-completion pairs were given more than one reward.
-        repeats: the repeated rows of all other pairs, which can be dropped and nothing is lost.
+        contradicting_rows: the rows with a reward of these pairs.
+        repeats: of all other pairs the rows beyond the first, which can be dropped and nothing is lost.
+        faulty: [N] bool, those repeats and contradicting rows; no row is both.
         pair: [N] a number for every prompt and completion, which rows that repeat one another share.
         shared_completions: rows whose completion stands under more than one prompt.
         widest: the contradictions of the widest spread, each `row`, `count`, `low`, `high`.
@@ -181,14 +185,18 @@ def find_duplicates(prompts: Sequence[str], completions: Sequence[str], rewards:
     spread = np.where(np.isfinite(low), high - low, 0.0)
     widest = [i for i in np.argsort(-spread, kind="stable")[:_DUPLICATES_SHOWN] if spread[i] > 0]
 
+    contradicting = (spread[pair] > 0) & scored
+    repeats = (spread[pair] == 0) & (first[pair] != np.arange(len(pair)))
+
     # One pair is one prompt under its completion, so counting pairs counts prompts.
     _, first_of, of_completion = np.unique(said[first], return_index=True, return_inverse=True)
     num_prompts, num_rows = np.bincount(of_completion), np.bincount(of_completion, counts).astype(int)
     most = [i for i in np.argsort(-num_prompts, kind="stable")[:_DUPLICATES_SHOWN] if num_prompts[i] > 1]
     return {
-        "repeated_rows": int(len(prompts) - len(first)),
         "contradictions": int((spread > 0).sum()),
-        "repeats": int((counts - 1)[spread == 0].sum()),
+        "contradicting_rows": int(contradicting.sum()),
+        "repeats": int(repeats.sum()),
+        "faulty": contradicting | repeats,
         "pair": pair,
         "shared_completions": int(num_rows[num_prompts > 1].sum()),
         "widest": [

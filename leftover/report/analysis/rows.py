@@ -2,22 +2,25 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leftover.data.chat import readable
-from leftover.errors import UserError
+from leftover.data.records import unfilled
+from leftover.errors import UserError, counted
 from leftover.objectives.advantage import advantage
 from leftover.prepare.readers import training_mask
+from leftover.recipe.data_section import ColumnsSection
 from leftover.runs.finished import FinishedRun
-from leftover.store.table import Stored, column
+from leftover.store.table import Stored, column, equals
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_PLAIN = ColumnsSection()  # without a template
 _NUM_FEATURES = 100
 # So many prompts teach which words there are and their directions; the rest is read a part at a time.
 _FITTED, _CHUNK = 100_000, 4096
@@ -36,6 +39,10 @@ class ScoredRows:
     about_value: dict[str, Any]  # targets, kind, r2 (None if it could not be measured)
     stored: "Dataset"  # the rows with all that was read of them
     group: np.ndarray  # rows of one prompt share a number
+    columns: ColumnsSection = field(
+        default_factory=ColumnsSection
+    )  # whose templates are in the stored texts, and not in these
+    looked_at: str = ""  # which of all rows these are, in words
 
     @cached_property
     def advantage(self) -> np.ndarray:
@@ -54,28 +61,51 @@ def rows_of_run(run: FinishedRun) -> ScoredRows | None:
     if about_value:
         blocks.append("value")
     rows = run.table.open(*blocks)
-    rows = rows.select(np.flatnonzero(training_mask(rows)))
+    mask = training_mask(rows)
+    looked_at = _looked_at(rows, int(mask.sum()))
+    rows = rows.select(np.flatnonzero(mask))
     reward = column(rows, "reward") if len(rows) else np.empty(0)
     if not np.isfinite(reward).any():
         return None
-    group = column(rows, "group")
+    group, columns = column(rows, "group"), run.recipe.data.columns
     if about_value:
         value = column(rows, "value")
     else:
         value, about_value = value_of_words(prompts_of(rows), group, column(rows, "family_id"), reward)
-    return scored_rows(rows, group, reward, value, about_value)
+    return scored_rows(rows, group, reward, value, about_value, columns, looked_at)
+
+
+def _looked_at(rows: "Dataset", training: int) -> str:
+    """Training rows alone are looked at: where the others are."""
+    kept = equals(rows, "kept", True)
+    others = {f"of {name}": int((kept & equals(rows, "split", name)).sum()) for name in ("validation", "test")}
+    others["too long"] = int((~kept).sum())
+    told = ", ".join(f"{number:,} {what}" for what, number in others.items() if number)
+    not_at = f" (not at {told})" if told else ""
+    return f"the {counted(training, 'training row')} of {counted(len(rows), 'row')}{not_at}"
 
 
 def scored_rows(
-    rows: "Dataset", group: np.ndarray, reward: np.ndarray, value: np.ndarray, about_value: dict[str, Any]
+    rows: "Dataset",
+    group: np.ndarray,
+    reward: np.ndarray,
+    value: np.ndarray,
+    about_value: dict[str, Any],
+    columns: ColumnsSection = _PLAIN,
+    looked_at: str = "",
 ) -> ScoredRows:
-    """The texts of stored rows, with these numbers."""
-    completions, sources, where = (Stored(rows, name) for name in ("completion", "source", "where"))
-    return ScoredRows(prompts_of(rows), completions, sources, where, reward, value, about_value, rows, group)
+    """The texts of stored rows as the user's own columns have them, with these numbers."""
+    completions = Stored(rows, "completion", of=lambda row: unfilled(columns.completion, row["completion"]))
+    sources, where = (Stored(rows, name) for name in ("source", "where"))
+    prompts = prompts_of(rows, columns.prompt)
+    return ScoredRows(prompts, completions, sources, where, reward, value, about_value, rows, group, columns, looked_at)
 
 
-def prompts_of(rows: "Dataset") -> Sequence[str]:
-    return Stored(rows, "prompt", "conversational", of=readable)
+def prompts_of(rows: "Dataset", template: str = "") -> Sequence[str]:
+    def text(row: dict[str, Any]) -> str:
+        return readable(row) if row["conversational"] else unfilled(template, row["prompt"])
+
+    return Stored(rows, "prompt", "conversational", of=text)
 
 
 def value_of_words(

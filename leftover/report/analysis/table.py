@@ -12,6 +12,7 @@ TABLE_COLUMNS = (
     "where", "reward", "value", "advantage", "kept", "repeats", "contradicts", "source", "prompt", "completion"
 )  # fmt: skip
 _RIVALS_SHOWN = 5
+_DIGITS_OF_REWARD = 12  # it is the user's own number
 
 
 def table_rows(rows: ScoredRows, pair: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -20,7 +21,8 @@ def table_rows(rows: ScoredRows, pair: np.ndarray) -> Iterator[dict[str, Any]]:
         where               file and line, as the row was read
         reward, value, advantage   None where the row has none
         kept                whether it would train: A > 0
-        repeats             the place of the first row with its prompt and completion; None of that row itself
+        repeats             the place of the first row with its prompt and completion; None of that row itself, and
+                            of rows that contradict one another, which are no mere repeats
         contradicts         places of rows with its prompt and completion and another reward, the first of each reward
         source, prompt, completion
 
@@ -42,8 +44,9 @@ def table_rows(rows: ScoredRows, pair: np.ndarray) -> Iterator[dict[str, Any]]:
             shown = [places[row] for row in unlike] if np.isfinite(rows.reward[i]) else []
             if shown and found.num_rewards - 1 > len(shown):
                 shown.append(f"and {found.num_rewards - 1 - len(shown):,} more")
-            reward, value, advantage = map(_number, (rows.reward[i], rows.value[i], rows.advantage[i]))
-            again = places[int(repeats[i])] if repeats[i] != i else None
+            reward = written(rows.reward[i], _DIGITS_OF_REWARD)
+            value, advantage = written(rows.value[i]), written(rows.advantage[i])
+            again = places[int(repeats[i])] if repeats[i] != i and not found.first else None
             known = (where, reward, value, advantage, bool(rows.advantage[i] > 0), again, "; ".join(shown) or None)
             yield dict(zip(TABLE_COLUMNS, (*known, source, prompt, completion), strict=True))
 
@@ -74,5 +77,6 @@ def _rivals(pair: np.ndarray, reward: np.ndarray) -> dict[int, _Rivals]:
     return found
 
 
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def written(value: float, digits: int = 6) -> float | None:
+    """A number as files have it: 0.06, where a difference of two floats is 0.06000000000000005; None for NaN."""
+    return float(f"{value:.{digits}g}") if np.isfinite(value) else None

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from leftover import cli
+from leftover import cli, pipeline
 from leftover.commands.init.run import make, recipe_name
+from leftover.commands.inspect import inspect
 from leftover.errors import UserError
 from leftover.evaluation.gather import gather
 from leftover.pipeline import run
@@ -119,6 +120,18 @@ def test_every_line_has_a_comment_and_the_columns_are_told(scored_csv: str, tiny
     assert {name: fields["objective"] for name, fields in written.recipe.policies.items()} == {
         "a_lol_seq": "a_lol_seq", "nll": "nll", "nll_top": "nll_top",
     }  # fmt: skip
+
+
+def test_passes_are_over_the_rows_that_are_trained_on(tmp_path: Path, tiny_llama_path: str) -> None:
+    rows = [row if i % 3 else row | {"reward": None} for i, row in enumerate(_ROWS)]
+    rows[1] = rows[1] | {"completion": " word" * 90}  # too long
+    written = made(write_rows(tmp_path / "rows.jsonl", rows), tiny_llama_path, f"output_dir={tmp_path / 'run'}")
+    told = int(re.search(r"passes over (\d+) training rows with a score", written.text)[1])  # type: ignore[index]
+    opened = open_run(written.recipe)
+    pipeline.prepare(opened, "score")
+    opened.close()
+    analysis = inspect(tmp_path / "run", output=tmp_path / "a.html").analysis
+    assert told == analysis["rows"] < 40
 
 
 def test_limits_are_quantiles_of_the_tokens_within_the_positions(tmp_path: Path, tiny_llama_path: str) -> None:

@@ -11,6 +11,7 @@ from leftover.data.missing import are_turns, paths_of
 from leftover.data.records import FAULT, Row, parse_number
 
 _MOST_VALUES = 32  # that are counted; a column of more holds no classes
+_COUNTS = 10  # cells at least of a column that numbers the rows
 _LETTERS = 100_000  # whose script is looked up
 
 # Kinds of cells.
@@ -32,6 +33,8 @@ class Column:
     ending_blank: int = 0
     low: float = float("inf")  # of numbers
     high: float = float("-inf")
+    running: bool = True  # every number is one more than the last, as of ids
+    last: float | None = None
     values: Counter[str] | None = field(default_factory=Counter)  # None: more than _MOST_VALUES
     scripts: Counter[str] = field(default_factory=Counter)  # of letters: LATIN, CJK, ...
 
@@ -52,6 +55,11 @@ class Column:
         """Whether two cells differ."""
         return self.values is None or len(self.values) > 1
 
+    @property
+    def counts(self) -> bool:
+        """Whether it numbers the rows, more than a few of them, one by one."""
+        return self.kind == NUMBER and self.running and self.cells >= _COUNTS
+
     def add(self, value: Any) -> None:
         if value is None or value == "" or value != value:  # NaN, as data frames write an empty cell
             return
@@ -60,6 +68,8 @@ class Column:
         self.kinds[kind] += 1
         if kind in (NUMBER, TRUTH):
             self.low, self.high = min(self.low, float(plain)), max(self.high, float(plain))
+            self.running = self.running and self.last in (None, float(plain) - 1)
+            self.last = float(plain)
         elif kind == TEXT:
             self.sample = self.sample or value
             self.characters += len(value)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from leftover.commands.init.ask import Questions
-from leftover.commands.init.columns import count_columns
-from leftover.commands.init.roles import Roles, find_roles
-from leftover.commands.init.worth import known_worths
+from leftover.commands.guess.ask import Questions
+from leftover.commands.guess.columns import count_columns
+from leftover.commands.guess.roles import Roles, find_roles
+from leftover.commands.guess.worth import known_worths
 from leftover.errors import UserError
 from tests.conftest import scored_rows
 

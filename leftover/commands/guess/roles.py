@@ -1,13 +1,14 @@
 """Which column is the prompt, which the completion, which the score: by their names, else by what stands in them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from leftover.commands.init.ask import NONE, Questions
-from leftover.commands.init.columns import ANSWERED, ASKED, NUMBER, NUMBERS, PARTS, TEXT, TEXTS, TRUTH, Column
-from leftover.commands.init.worth import is_no_score, known_worths
+from leftover.commands.guess.ask import NONE, Questions
+from leftover.commands.guess.columns import ANSWERED, ASKED, NUMBER, NUMBERS, PARTS, TEXT, TEXTS, TRUTH, Column
+from leftover.commands.guess.worth import is_no_score, known_worths
 from leftover.data.missing import ALMOST, USUAL_NAMES
 from leftover.errors import UserError, closest
 from leftover.recipe.data_section import ColumnsSection
@@ -59,11 +60,12 @@ def named(role: str, columns: Columns, *kinds: str) -> list[str]:
     return sorted(found, key=found.__getitem__)
 
 
-def find_roles(columns: Columns, given: Mapping[str, Any], questions: Questions) -> Roles:
+def find_roles(columns: Columns, given: Mapping[str, Any], questions: Questions, *, scored: bool = False) -> Roles:
     """What the columns of a file are for.
 
     Args:
         given: of `data`, what the user has set: `columns`, `labels`.
+        scored: functions give the scores, and no column of them is looked for.
 
     Raises UserError for rows that no recipe can read as they are, with what has to be done to them.
     """
@@ -81,7 +83,8 @@ def find_roles(columns: Columns, given: Mapping[str, Any], questions: Questions)
             roles.take(name, name, BY_NAME)
         if "prompt" not in roles.columns and (prompts := named("prompt", columns, TEXT, ASKED)):
             roles.take("prompt", prompts[0], BY_NAME)
-    _take_reward(roles, columns, given, questions)
+    if not scored:
+        _take_reward(roles, columns, given, questions)
     for role in ("family", "answer"):
         found = [name for name in named(role, columns, TEXT, NUMBER) if not roles.is_taken(name)]
         if role not in roles.columns and found and _serves(role, columns[found[0]], roles):
@@ -194,11 +197,30 @@ def _likely_rewards(roles: Roles, columns: Columns) -> tuple[list[str], bool] | 
     """Columns that may be the score, the likeliest first, and whether they are called so."""
     free = {name: column for name, column in columns.items() if not roles.is_taken(name) and _may_score(column)}
     if found := named("reward", free, NUMBER, TRUTH, TEXT):
-        return found, True
+        found.sort(key=lambda name: free[name].counts)
+        return found, not free[found[0]].counts
     marks = [name for name, column in free.items() if column.kind == TRUTH or column.kind == TEXT]
     others = named("answer", free, NUMBER)
     numbers = [n for n, c in free.items() if c.kind == NUMBER and n not in others and not _NO_SCORE.search(n.lower())]
     return (marks + numbers, False) if marks or numbers else None
+
+
+def no_score_in(columns: Columns) -> str | None:
+    """Why a column that is called as a score is none; None if no column is called so."""
+    found = named("reward", columns, NUMBER, TRUTH, TEXT)
+    column = columns[found[0]] if found else None
+    if column is None:
+        return None
+    if not column.differs:
+        value = next(iter(column.values or ()), "")
+        return f"the column '{column.name}' is {value} in every row, and tells no row from another"
+    return f"the column '{column.name}' holds texts such as '{column.sample:.40}': write them as numbers (3.5)"
+
+
+def first_few(words: Iterable[str], number: int, most: int = 10) -> str:
+    """`a, b, ... and 12 more`."""
+    more = f" and {number - most:,} more" if number > most else ""
+    return ", ".join(islice(words, most)) + more
 
 
 def _may_score(column: Column) -> bool:
@@ -218,7 +240,10 @@ def _take_words(roles: Roles, column: Column, given: Mapping[str, Any], question
         return
     remedy = f"set it by --set 'data.labels={{WORD: NUMBER, ...}}' (the column '{column.name}')"
     if column.values is None:
-        raise UserError(f"the column '{column.name}' holds too many different words to be classes; {remedy}")
+        raise UserError(
+            f"the column '{column.name}' holds too many different texts to be classes, such as '{column.sample:.40}': "
+            f"write them as numbers (3.5), or {remedy}"
+        )
     roles.labels = known_worths(column.values)
     for word in column.values:
         if word in roles.labels:
@@ -232,8 +257,9 @@ def _take_words(roles: Roles, column: Column, given: Mapping[str, Any], question
         else:
             roles.unscored.append(word)
             questions.assumed.append(f"What is '{word}' worth? Took it for no score; {remedy}")
+            questions.doubts.append(f"What is '{word}' worth?")
     if len(set(roles.labels.values())) < 2:
-        words = ", ".join(map(repr, column.values))
+        words = first_few(map(repr, column.values), len(column.values))
         raise UserError(f"nothing is known of what {words} are worth; {remedy}")
 
 

@@ -15,15 +15,20 @@ NONE = "none of them"  # a choice
 
 @dataclass
 class Questions:
-    """`assume`: ask nothing and take the likeliest; what was taken so stands in `assumed`, a sentence each."""
+    """`assume`: ask nothing and take the likeliest; what was taken so stands in `assumed`, a sentence each.
+
+    `doubts`: the questions alone, with what could have been taken, the likeliest first.
+    """
 
     assume: bool
     assumed: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     def choose(self, question: str, choices: Sequence[str], remedy: str) -> str:
         """One of the choices, of which the first is the likeliest. `remedy`: what answers it without being asked."""
         if self.assume:
             others = ", ".join(choice for choice in choices[1:] if choice != NONE)
+            self.doubts.append(f"{question.rstrip('?')}: {', '.join(choices)}?")
             self.assumed.append(f"{question} Took {choices[0]}{f' (not {others})' if others else ''}; {remedy}")
             return choices[0]
         click.echo(harmless(question))
