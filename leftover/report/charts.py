@@ -146,7 +146,7 @@ def points(
             paint_points(axis, of, label=printable(name), **style_of(name, names))
         if "reference" in lines:
             paint_reference(axis, lines["reference"][0][1]["mean"], color=NEUTRAL)
-        axis.set(xlabel=x, ylabel=printable(y))
+        axis.set(xlabel=x, ylabel=printable(y, 18))
 
     said = "; ".join(
         f"{name} " + ", ".join(f"{of['mean']:.3f} at {at:.3g}" for at, of in found) for name, found in lines.items()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leftover.evaluation.caveats import caveats
-from leftover.evaluation.measures import excludes_zero, interval
+from leftover.evaluation.measures import excludes_zero, interval, number
 from leftover.evaluation.policy import order_intervals
 from leftover.evaluation.statistics import by_source, compare, interval_record, summarise
 from leftover.evaluation.verdict import headline, outcome, verdict, winner
@@ -376,3 +376,17 @@ def test_completions_without_text_are_counted_where_there_are_some():
     ours[0][2]["text"] = " \n"
     assert row_of(ours)["empty"] == 1 / 4
     assert "empty" not in row_of()
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [
+        (-0.001, ".2f", "0.00"),
+        (-0.0001, "+.3f", "+0.000"),
+        (-0.01, ".2f", "-0.01"),
+        (0, ",d", "0"),
+        (-0.0, ".0%", "0%"),
+    ],
+)
+def test_what_is_rounded_to_nothing_has_no_minus(value: float, form: str, shown: str) -> None:
+    assert number(value, form) == shown
