@@ -102,7 +102,14 @@ def evaluation() -> str:
     return table(("metric", "of", "taken as better"), rows)
 
 
-GENERATED = {"evaluation": evaluation, "metrics": metrics, "settings": settings, "api": api}
+def words() -> str:
+    """The words that a report explains under the pointer."""
+    from leftover.report.terms import WORDS
+
+    return table(("word", "meaning"), WORDS.items())
+
+
+GENERATED = {"evaluation": evaluation, "words": words, "metrics": metrics, "settings": settings, "api": api}
 
 
 def generated(markdown: str) -> str:

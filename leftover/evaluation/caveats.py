@@ -19,11 +19,12 @@ _MANY_CLIPPED = 0.25  # importance weights of the last logged steps
 _LARGE_KL = 10.0  # nats a completion: what the best of n = 60,000 samples has, since its KL is ln n - (n - 1) / n
 _MANY_REPEATS = 0.05  # of the held-out rows
 _FEW_ROWS = 200  # that a policy draws from
+_FEW_GROUPS = 100  # of two rows at least, each of which says one thing: that an answer is better than another
 _PERPLEXITY_EXPLODES = 3.0  # x the reference's
 
 
 def caveats(results: Mapping[str, Any]) -> list[str]:
-    """What a reader should know before believing the main policy's numbers, and who else owes its own to length."""
+    """What a reader should know before believing the main policy's numbers, and of its controls length and few rows."""
     primary, main = results["primary"], results["main"]
     table = results[primary]["table"]
     found = [
@@ -33,8 +34,8 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         *training_caveats(results["training"].get(main, {})),
     ]
     for name in (name for name in table if name not in (main, "reference", "data")):
-        if said := length_caveat(table[name], table["reference"]):
-            found.append(f"{name}: {said}")
+        of_rows = few_rows_caveat(results["training"].get(name, {}))
+        found += [f"{name}: {said}" for said in (length_caveat(table[name], table["reference"]), of_rows) if said]
     for decoding in decodings(results)[1:]:
         if said := _empty(results[decoding]["table"][main]):
             found.append(f"{decoding}: {said}")
@@ -100,9 +101,8 @@ def data_caveats(row: ResultRow, reference: ResultRow) -> list[str]:
 def training_caveats(seeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What was odd in the training of a policy: seed -> its facts."""
     found = []
-    rows = min((facts["selected_rows"] for facts in seeds.values() if facts.get("selected_rows")), default=_FEW_ROWS)
-    if rows < _FEW_ROWS:
-        found.append(f"it learnt from {rows:,} rows only")
+    if said := few_rows_caveat(seeds):
+        found.append(said)
     if (clipped := max((facts.get("clipped_weights", 0.0) for facts in seeds.values()), default=0.0)) > _MANY_CLIPPED:
         found.append(
             f"{clipped:.0%} of the importance weights of the last steps are beyond the clip: the policy has moved far "
@@ -113,6 +113,17 @@ def training_caveats(seeds: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{skipped} {'step was' if skipped == 1 else 'steps were'} left out, since numbers were not finite"
         )
     return found
+
+
+def few_rows_caveat(seeds: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """That a policy learnt from few rows; of a method that compares answers, from few prompts with some to compare."""
+    for key, least, what in (
+        ("groups", _FEW_GROUPS, "pairs or groups of answers"),
+        ("selected_rows", _FEW_ROWS, "rows"),
+    ):
+        if counts := [facts[key] for facts in seeds.values() if facts.get(key)]:
+            return f"it learnt from {min(counts):,} {what} only" if min(counts) < least else None
+    return None
 
 
 def length_caveat(row: ResultRow, reference: ResultRow) -> str | None:

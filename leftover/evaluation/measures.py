@@ -13,7 +13,10 @@ FEW_PAIRS = 20
 
 def number(value: float | None, form: str) -> str:
     """`value` under a format specification; a dash if it was not measured or is not finite."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, form)
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = format(value, form)
+    return text if set(text) & set("123456789") else format(abs(value) * 0, form)  # no "-0.00"
 
 
 def bounds(value: IntervalRecord, form: str = ".3f") -> str:
@@ -128,7 +131,8 @@ _MEASURES = (
     Measure(
         "kl",
         "KL",
-        meaning="policy to reference, in nats a completion, on the policy's samples and at their temperature",
+        meaning="policy to reference, in nats a completion, on the policy's samples and at their temperature; an "
+        "estimate, which may come out slightly below 0",
     ),
     Measure("kl_to_origin", "KL to the origin", meaning="the same to the model of reference.origin"),
     Measure(

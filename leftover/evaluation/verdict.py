@@ -42,7 +42,7 @@ def is_better(results: Mapping[str, Any]) -> bool:
 
 
 def outcome(results: Mapping[str, Any], name: str) -> str:
-    """Whether one policy is better than the model that it started from."""
+    """Whether one policy is better than the reference, the model that it started from."""
     table = results[results["primary"]]["table"]
     row, reference = table[name], table["reference"]
     if not results["can_score_new_completions"]:
@@ -53,7 +53,8 @@ def outcome(results: Mapping[str, Any], name: str) -> str:
     wins = "" if rate == MISSING else f"; they win on {rate} (ties count half)"
     return (
         f"{_word(gain)}: on {_prompts(row)} held-out prompts the answers of the tuned model ({name}) score "
-        f"{_score(row)}, those of the starting model {_score(reference)} ({interval(gain, '+.3f')}){wins}."
+        f"{_score(row)}, those of the reference, from which it started, {_score(reference)} "
+        f"({interval(gain, '+.3f')}){wins}."
     )
 
 
@@ -79,7 +80,11 @@ def winner(results: Mapping[str, Any]) -> str:
             f"No winner. {asked} the two highest, {best} with {_score(scored[first])} and {_called(second)} with "
             f"{_score(scored[second])}, cannot be told apart{by}"
         )
-    start = "" if "reference" in (first, second) else f"; the starting model has {_score(scored['reference'])}"
+    start = (
+        ""
+        if "reference" in (first, second)
+        else f"; the reference, from which all started, has {_score(scored['reference'])}"
+    )
     return f"{said}{start}."
 
 
@@ -137,4 +142,4 @@ def _score(row: ResultRow) -> str:
 
 
 def _called(name: str) -> str:
-    return "the starting model" if name == "reference" else name
+    return "the reference (from which all started)" if name == "reference" else name

@@ -10,10 +10,10 @@ from leftover.report.figures import (
     over_seeds,
     paint_curve,
     paint_points,
+    paint_reference,
     paint_reward_against_diversity,
-    series_style,
 )
-from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable
+from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, SURFACE, draw, printable, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +31,8 @@ class Chart(NamedTuple):
     description: str
 
 
-def style_of(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Colour, marker and line of a policy among all of a page, those of its other pictures. The reference is grey."""
-    policies = [n for n in names if n not in ("reference", "data")]
-    if name not in policies:
-        return {"color": NEUTRAL if name == "reference" else INK, "ls": "-", "marker": "o"}
-    place = policies.index(name)
-    return series_style(place) | {"color": SERIES[place % len(SERIES)]}
-
-
 def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str]) -> Chart | None:
-    """Reward histograms over the same bins: an outline for each policy, filled for the reference."""
+    """Reward histograms over the same bins: an outline for each policy; filled, with its mean, for the reference."""
     if not rewards:
         return None
     edges = _edges(np.concatenate(list(rewards.values())))
@@ -50,9 +41,12 @@ def reward_distribution(rewards: Mapping[str, np.ndarray], names: Sequence[str])
         for name, values in rewards.items():
             heights = np.histogram(values, edges)[0] / len(values)
             is_reference = name == "reference"
-            style = style_of(name, names) | {"alpha": 0.35 if is_reference else 1}
+            style = style_of(name, names) | {"lw": 1.6}
             del style["marker"]
-            axis.stairs(heights, edges, fill=is_reference, lw=1.6, label=printable(name), **style)
+            if is_reference:
+                axis.axvline(values.mean(), **style, label="reference's mean")
+                style |= {"alpha": 0.35, "ls": "-"}
+            axis.stairs(heights, edges, fill=is_reference, label=printable(name), **style)
         axis.set(xlabel="reward", ylabel="share of completions", ylim=(0, None))
 
     means = ", ".join(f"{name} mean {values.mean():.3f}" for name, values in rewards.items())
@@ -67,11 +61,15 @@ def reward_against_diversity(table: Mapping[str, "ResultRow"], names: Sequence[s
 
     def paint(axis: "Axes") -> None:
         for name, row in rows.items():
-            style = style_of(name, names) | {"ls": None}
-            paint_reward_against_diversity(axis, row, ms=5, lw=1.3, label=printable(name), **style)
+            style = style_of(name, names)
+            if name == "reference":
+                paint_reference(axis, row["reward"]["mean"], color=NEUTRAL)
+            else:
+                style["ls"] = ""
+            paint_reward_against_diversity(axis, row, ms=6, lw=1.3, label=printable(name), **style)
         axis.margins(x=0.2, y=0.15)
         axis.locator_params(axis="x", nbins=5)
-        axis.set(xlabel="distinct-2 at equal length, × reference (more diverse →)", ylabel="mean reward, 95 %")
+        axis.set(xlabel="distinct-2, × reference (more diverse →)", ylabel="mean reward, 95 %")
 
     said = ", ".join(f"{n} {r['reward']['mean']:.3f} at {r['distinct_2_relative']:.3f}" for n, r in rows.items())
     return Chart("Reward against diversity", draw(paint), f"Mean reward at distinct-2, × reference: {said}.")
@@ -87,21 +85,35 @@ def wins(shares: Mapping[str, tuple[float, float, float]], names: Sequence[str])
             color = style_of(name, names)["color"]
             for i, (part, alpha) in enumerate(zip(parts, (1.0, 0.45, 0.15), strict=True)):
                 axis.barh(place, part, left=sum(parts[:i]), color=color, alpha=alpha, height=0.55)
-        axis.axvline(0.5, color=INK, lw=0.8, ls=(0, (3, 3)))
-        axis.set_yticks(range(len(shares)), [printable(name, 16) for name in shares])
+        rates = [won + tied / 2 for won, tied, _ in shares.values()]
+        dots: dict[str, Any] = {"marker": "D", "ms": 5, "mfc": SURFACE, "mec": INK}
+        axis.plot(rates, range(len(shares)), ls="", **dots, label="win rate")
+        reference = style_of("reference", names) | {"marker": ""}
+        axis.axvline(0.5, lw=1.4, label="reference: 0.5", **reference)
+        axis.set_yticks(range(len(shares)), [printable(name, 14) for name in shares])
         axis.set(xlabel="wins · ties (paler) · losses (palest)", xlim=(0, 1), ylim=(len(shares) - 0.4, -0.6))
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(axis="y", visible=False)
 
     said = "; ".join(f"{name} wins {w:.0%}, ties {t:.0%}, loses {lost:.0%}" for name, (w, t, lost) in shares.items())
     height = max(2.6, 1.0 + 0.34 * min(len(shares), 6) + 0.17 * max(len(shares) - 6, 0))  # of many bars thinner ones
     picture = draw(paint, height=height)
-    return Chart("Wins, ties, losses against the reference", picture, f"Against the reference: {said}.")
+    return Chart("Wins against the reference", picture, f"Against the reference: {said}.")
 
 
 def curve(
-    title: str, curves: Mapping[str, Curve], names: Sequence[str], chosen: Mapping[str, set[int]], label: str
+    title: str,
+    curves: Mapping[str, Curve],
+    names: Sequence[str],
+    chosen: Mapping[str, set[int]],
+    label: str,
+    reference: tuple[float, str] | None = None,
 ) -> Chart | None:
-    """A metric along optimizer steps: mean over seeds with their range, a ring at every step in `chosen`."""
+    """A metric along optimizer steps: mean over seeds with their range, a ring at every step in `chosen`.
+
+    `reference`: what the reference has, and what the legend calls that line.
+    """
     lines = {name: line for name, seeds in curves.items() if (line := over_seeds(seeds)).steps}
     if not lines:
         return None
@@ -112,11 +124,14 @@ def curve(
         for name in lines:
             style = style_of(name, names) | {"label": printable(name), "ms": 2.5}
             paint_curve(axis, curves[name], chosen.get(name, ()), **style)
+        if reference is not None:
+            paint_reference(axis, *reference, color=NEUTRAL)
         axis.set(xlabel="optimizer step", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     said = "; ".join(f"{name} from {line.means[0]:.3g} to {line.means[-1]:.3g}" for name, line in lines.items())
-    return Chart(title, draw(paint), f"{label} along training: {said}.")
+    level = "" if reference is None else f"; {reference[1]}: {reference[0]:.3g}"
+    return Chart(title, draw(paint), f"{label} along training: {said}{level}.")
 
 
 def points(
@@ -129,7 +144,9 @@ def points(
     def paint(axis: "Axes") -> None:
         for name, of in lines.items():
             paint_points(axis, of, label=printable(name), **style_of(name, names))
-        axis.set(xlabel=x, ylabel=printable(y))
+        if "reference" in lines:
+            paint_reference(axis, lines["reference"][0][1]["mean"], color=NEUTRAL)
+        axis.set(xlabel=x, ylabel=printable(y, 18))
 
     said = "; ".join(
         f"{name} " + ", ".join(f"{of['mean']:.3f} at {at:.3g}" for at, of in found) for name, found in lines.items()

@@ -1,16 +1,17 @@
 """Curves along training: those of the page, from metrics.jsonl, and learning_curves.png, from the evaluations."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from leftover.evaluation.measures import MEASURES
 from leftover.recipe.policy_config import PolicyConfig
 from leftover.recipe.sections import Recipe
 from leftover.report import charts
-from leftover.report.figures import Curve, figure, paint_curve, series_style
+from leftover.report.figures import Curve, figure, paint_curve, paint_reference, policy_style
 from leftover.runs.names import policy_folder
 
 # metric -> title and label of the axis
@@ -30,7 +31,11 @@ _PANELS = {
     "eval_completions/mean_length": ("Length on the selection prompts", "tokens"),
 }
 _IN_PNG = ("eval_reward/mean", "eval_logratio/rank_correlation", "eval_nll")
+_DECODING = {"greedy": "greedy", "sample": "sampled"}  # the setting of training -> the table of the results
 _ONLINE_ONLY = {"kl", "entropy"}
+# What the reference has by definition, and where the result table holds it, of the test prompts.
+_OF_REFERENCE = {"eval_kl": 0.0, "kl": 0.0, "logratio/mean": 0.0, "importance_weight/mean": 1.0}
+_IN_TABLE = {"eval_reward/mean": "reward", "eval_completions/mean_length": "length"}
 
 Training = Mapping[str, Mapping[Any, Mapping[str, Any]]]  # policy -> seed -> what the manifest keeps of its training
 
@@ -43,18 +48,40 @@ def training_view(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> d
         for p, seeds in training.items()
     }
     pictures, missing = [], []
+    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
+    decodings = {(shared | fields)["eval_decoding"] for fields in recipe.policies.values()}
+    tables = [results[name]["table"] for decoding in decodings if (name := _DECODING[decoding]) in results]
     for metric, (title, label) in _PANELS.items():
         if metric == "eval_logratio/rank_correlation" and results["can_score_new_completions"]:
             continue
         names = ["reference", *training]
-        picture = charts.curve(title, _curves(logs, metric), names, _chosen(training), label)
+        curves = _curves(logs, metric)
+        level = reference_level(metric, curves, tables)
+        picture = charts.curve(title, curves, names, _chosen(training), label, level)
         if picture is not None:
             pictures.append(picture)
         elif metric not in _ONLINE_ONLY:
             missing.append(title)
-    shared = {"eval_decoding": PolicyConfig.eval_decoding} | recipe.train
-    all_greedy = all((shared | fields)["eval_decoding"] == "greedy" for fields in recipe.policies.values())
-    return {"charts": pictures, "missing": missing, "unsampled": all_greedy and _PANELS["eval_kl"][0] in missing}
+    unsampled = decodings == {"greedy"} and _PANELS["eval_kl"][0] in missing
+    return {"charts": pictures, "missing": missing, "unsampled": unsampled}
+
+
+def reference_level(
+    metric: str, curves: Mapping[str, Curve], tables: Sequence[Mapping[str, Any]]
+) -> tuple[float, str] | None:
+    """What the reference has of a metric, and what to call it; None if nothing knows it.
+
+    It is known by definition, or from evaluations before the first step (`eval_on_start`); else what it has on the test
+    prompts stands for it, if all policies are evaluated by the decoding of the only one of `tables`.
+    """
+    if metric in _OF_REFERENCE:
+        return _OF_REFERENCE[metric], "reference"
+    if starts := [seed[0] for curve in curves.values() for seed in curve.values() if 0 in seed]:
+        return float(np.mean(starts)), "reference"
+    if metric in _IN_TABLE and len(tables) == 1:
+        level = MEASURES[_IN_TABLE[metric]].value(tables[0].get("reference", {}))
+        return None if level is None else (level, "reference, test prompts")
+    return None
 
 
 def draw_curves(folder: Path, training: Training, name: str = "learning_curves.png") -> str | None:
@@ -65,11 +92,13 @@ def draw_curves(folder: Path, training: Training, name: str = "learning_curves.p
         return None
     from matplotlib.ticker import MaxNLocator
 
-    styles, chosen = {policy: series_style(i) for i, policy in enumerate(training)}, _chosen(training)
+    styles, chosen = {policy: policy_style(policy, training) for policy in training}, _chosen(training)
     with figure(ncols=len(panels), figsize=(5.5 * len(panels), 3.8), squeeze=False) as (made, axes):
         for axis, (metric, curves) in zip(axes[0], panels.items(), strict=True):
             for policy, curve in curves.items():
                 paint_curve(axis, curve, chosen[policy], label=policy, ms=3.5, **styles[policy])
+            if level := reference_level(metric, curves, []):
+                paint_reference(axis, *level)
             title, label = _PANELS[metric]
             axis.set_title(title, fontsize=10)
             axis.set(xlabel="optimizer step (a ring: the checkpoint that was kept)", ylabel=label)

@@ -20,6 +20,10 @@ _MAX_STEPS = 200  # points of a curve: more than its picture can show, and each 
 COLORS = ("#0b7a70", "#d1631b", "#4a5fc1", "#a63d7d", "#7a8a12", "#7b5a3a", "#3b8bc4", "#b53a3a")
 _MARKERS = "os^DvPX"
 _LINES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+# The reference is grey, a star and a line of long dashes; the data's own answers are black.
+GREY, BLACK = "#827c72", "#1f1d1a"
+_REFERENCE_STYLE: dict[str, Any] = {"color": GREY, "marker": "*", "ls": (0, (8, 3))}
+_DATA_STYLE: dict[str, Any] = {"color": BLACK, "marker": "d", "ls": "-"}
 
 
 @contextmanager
@@ -46,6 +50,19 @@ def series_style(number: int) -> dict[str, Any]:
         "marker": _MARKERS[(turn + color) % len(_MARKERS)],
         "ls": _LINES[(turn + color) % len(_LINES)],
     }
+
+
+def policy_style(name: str, names: Iterable[str]) -> dict[str, Any]:
+    """Colour, marker and line of one of `names`, which may hold the reference and the data too."""
+    if name == "reference":
+        return dict(_REFERENCE_STYLE)
+    policies = [n for n in names if n not in ("reference", "data")]
+    return series_style(policies.index(name)) if name in policies else dict(_DATA_STYLE)
+
+
+def paint_reference(axis: "Axes", level: float, label: str | None = None, *, color: str = GREY) -> None:
+    """A level line at what the reference has; `label` for the legend, if nothing else there stands for it."""
+    axis.axhline(level, lw=1.1, label=label, zorder=1.5, color=color, ls=_REFERENCE_STYLE["ls"])
 
 
 class Line(NamedTuple):

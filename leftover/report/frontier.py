@@ -11,7 +11,8 @@ from leftover.evaluation.frontier import BEST_OF_N
 from leftover.evaluation.measures import interval, number
 from leftover.evaluation.tables import Grid
 from leftover.report.charts import Chart
-from leftover.report.svg import GRID, INK, NEUTRAL, SERIES, draw, printable, standalone
+from leftover.report.figures import paint_reference
+from leftover.report.svg import GRID, INK, SERIES, draw, printable, standalone, style_of
 from leftover.runs.finished import FinishedRun
 from leftover.store.sealed import read_sealed
 
@@ -23,15 +24,17 @@ log = logging.getLogger(__name__)
 FRONTIER = "frontier.json"
 _FARTHEST = 20.0  # nats that a picture shows
 _TICKS = (0, 1, 2, 4, 8, 16)
-# Of more methods than there are colours these have one, the others are grey.
+# Of more methods than there are colours these stand out.
 _MAIN = ("a_lol_seq", "nll", "nll_top10", "dpo", "kto", "ppo")
-_LABEL_GAP = 0.052  # of the height of a picture, between two names
+_SHARE_OF_AXIS = 0.75  # of the height of a picture; the rest are labels and legend
+_LINE_HEIGHT = 0.18  # inches, between two names
 
 
 def frontier_svg(results: Mapping[str, Any]) -> str:
     """The content of frontier.svg: all measures against KL."""
-    painted = [_painter(results, measure) for measure in results["measures"]]
-    return standalone(draw(*painted, width=5.0, height=3.4))
+    height = _height(results, 3.4)
+    painted = [_painter(results, measure, height) for measure in results["measures"]]
+    return standalone(draw(*painted, width=5.0, height=height))
 
 
 def frontier_of(run: FinishedRun) -> dict[str, Any] | None:
@@ -99,7 +102,8 @@ def _chart(results: Mapping[str, Any], measure: str) -> Chart:
         for name, curve in results["curves"].items()
         if None not in (curve[measure][0], curve[measure][-1])
     )
-    picture = draw(_painter(results, measure, title=False), height=2.9)
+    height = _height(results, 3.1)
+    picture = draw(_painter(results, measure, height, title=False), height=height)
     return Chart(f"{_title(measure)} against KL", picture, f"{_title(measure)} against KL to the reference: {said}.")
 
 
@@ -108,58 +112,76 @@ def _title(measure: str) -> str:
     return f"{kind} {name}".strip().capitalize() if not name else f"{kind.capitalize()} {printable(name)}"
 
 
-def colours(methods: Sequence[str]) -> dict[str, str]:
-    """A colour for each method, if there are enough; else for the main ones, and grey for the others."""
-    coloured = methods
-    if len(methods) > len(SERIES):
-        coloured = sorted(methods, key=lambda name: _MAIN.index(name) if name in _MAIN else len(_MAIN))[: len(_MAIN)]
-    return dict.fromkeys(methods, NEUTRAL) | dict(zip(coloured, SERIES, strict=False))
+def _height(results: Mapping[str, Any], least: float) -> float:
+    """Inches of a picture in which every name has a line."""
+    return max(least, 1.0 + _LINE_HEIGHT * len(results["curves"]))
 
 
-def _painter(results: Mapping[str, Any], measure: str, *, title: bool = True) -> Callable[["Axes"], None]:
-    """What draws a measure against KL: a line and the checkpoints of every method, its name at the line's end."""
+def standing_out(methods: Sequence[str]) -> set[str]:
+    """The methods whose lines are thick: all, if there are few enough, else the main ones."""
+    if len(methods) <= len(SERIES):
+        return set(methods)
+    return set(sorted(methods, key=lambda name: _MAIN.index(name) if name in _MAIN else len(_MAIN))[: len(_MAIN)])
+
+
+def _painter(
+    results: Mapping[str, Any], measure: str, height: float, *, title: bool = True
+) -> Callable[["Axes"], None]:
+    """What draws a measure against KL: a line and the checkpoints of every method, its name at the line's end.
+
+    `height`: of the picture, in inches.
+    """
     curves, points = results["curves"], results["points"]
-    painted = colours([name for name in curves if name != BEST_OF_N]) | {BEST_OF_N: INK}
+    methods = [name for name in curves if name != BEST_OF_N]
+    styles = {name: style_of(name, methods) for name in methods}
+    styles[BEST_OF_N] = {"color": INK, "marker": "o", "ls": (0, (4, 2))}
+    thick = standing_out(methods) | {BEST_OF_N}
 
     def paint(axis: "Axes") -> None:
         axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         ends = {}
-        # Grey first, so that what has a colour lies on top.
-        for name in sorted(curves, key=lambda name: painted[name] != NEUTRAL):
+        starts = []
+        for name in sorted(curves, key=lambda name: name in thick):  # what stands out lies on top
             x, y = (np.array(curves[name][of], np.float64) for of in ("kl", measure))
-            seen, color = x <= _FARTHEST, painted[name]
+            seen, style, main = x <= _FARTHEST, styles[name], name in thick
+            starts += [float(y[0])] if x[0] == 0 and np.isfinite(y[0]) else []
             own = [p for p in points if p["method"] == name and p.get(measure) is not None and p["kl"] <= _FARTHEST]
             dots = [max(p["kl"], 0) for p in own], [p[measure] for p in own]
-            axis.plot(*dots, ls="", marker=".", ms=2.5, color=color, alpha=0.4)
-            style: dict[str, Any] = {"marker": "o", "ms": 3, "ls": (0, (4, 2))} if name == BEST_OF_N else {}
-            axis.plot(np.maximum(x[seen], 0), y[seen], color=color, lw=0.9 if color == NEUTRAL else 1.7, **style)
+            axis.plot(*dots, ls="", marker=".", ms=2.5, color=style["color"], alpha=0.4)
+            every = max(1, int(seen.sum()) // 5)
+            width: dict[str, Any] = {"lw": 1.6, "ms": 4} if main else {"lw": 0.8, "ms": 2.5, "alpha": 0.6}
+            axis.plot(np.maximum(x[seen], 0), y[seen], markevery=every, **width, **style)
             if np.isfinite(y[seen][-1]):
                 ends[name] = max(float(x[seen][-1]), 0), float(y[seen][-1])
         axis.set_xlim(0, 1.03 * max([2.0, *(x for x, _ in ends.values())]))
         axis.set_xticks([tick for tick in _TICKS if tick <= axis.get_xlim()[1]], minor=False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.margins(y=0.08)
+        if starts:  # all begin at the reference
+            reference = style_of("reference", methods)
+            paint_reference(axis, starts[0], color=reference["color"])
+            axis.plot(0, starts[0], ms=9, clip_on=False, zorder=5, label="reference", **reference)
         axis.set(xlabel="KL to the reference, nats a completion", ylabel="tokens" if measure == "length" else "mean")
         if title:
-            axis.set_title(_title(measure), fontsize=10, loc="left", color=INK)
-        _name_lines(axis, ends, painted)
+            axis.set_title(_title(measure), loc="left", color=INK)
+        gap = _LINE_HEIGHT / (_SHARE_OF_AXIS * height)
+        _name_lines(axis, ends, {name: style["color"] for name, style in styles.items()}, gap)
 
     return paint
 
 
-def _name_lines(axis: "Axes", ends: Mapping[str, tuple[float, float]], painted: Mapping[str, str]) -> None:
-    """The names at the right, each as near to the height of its line's end as the others allow."""
+def _name_lines(axis: "Axes", ends: Mapping[str, tuple[float, float]], painted: Mapping[str, str], gap: float) -> None:
+    """The names at the right, each as near to the height of its line's end as the others allow, `gap` apart."""
     low, high = axis.get_ylim()
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [(ends[name][1] - low) / (high - low) for name in order]
-    for name, height in zip(order, apart(wanted, _LABEL_GAP), strict=True):
+    for name, height in zip(order, apart(wanted, gap), strict=True):
         axis.annotate(
             printable(name, 18),
             xy=ends[name],
             xytext=(1.04, height),
             textcoords="axes fraction",
             va="center",
-            fontsize=7.5,
             color=painted[name],
             arrowprops={"arrowstyle": "-", "color": GRID, "lw": 0.7, "shrinkA": 0, "shrinkB": 2},
             annotation_clip=False,

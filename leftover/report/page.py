@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -15,22 +15,23 @@ from urllib.parse import quote
 from leftover.errors import counted
 from leftover.evaluation.gather import gather_unfinished, read_records
 from leftover.evaluation.measures import number
-from leftover.evaluation.tables import Grid, training_grid
+from leftover.evaluation.tables import training_grid
 from leftover.monitoring.terminal import visible
 from leftover.prepare.readers import test_rows, unique_prompts
 from leftover.prepare.value.described import described
+from leftover.report import completions
 from leftover.report.analysis.advice import advice
 from leftover.report.analysis.analysis import analyse
 from leftover.report.analysis.rows import ScoredRows, rows_of_run
 from leftover.report.analysis.table import TABLE_COLUMNS, table_rows
-from leftover.report.completions import side_by_side
 from leftover.report.curves import training_view
 from leftover.report.embedded import Embedded, embed, shorten
 from leftover.report.frontier import frontier_of
 from leftover.report.judge import judge_view
 from leftover.report.reproduce import reproduce_view
 from leftover.report.rounds import rounds_view
-from leftover.report.several import runs_grid, titles
+from leftover.report.several import SideBySide, side_by_side, titles
+from leftover.report.terms import meaning_of, names_explained, parts
 from leftover.report.views import leftover_view, results_view, verdict_view, with_main
 from leftover.runs.finished import FinishedRun
 from leftover.runs.going import at_work
@@ -41,6 +42,7 @@ from leftover.store.sealed import digest
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,12 +70,12 @@ def write_report_page(folders: Sequence[str | Path], output: Path | None = None)
         check_page(output)
     views = [view_of(folder, f"run-{number}") for number, folder in enumerate(folders, start=1)]
     default = Path(folders[0]) if len(folders) == 1 else Path()
-    side_by_side = None
+    beside = None
     if len(folders) > 1:
-        names = titles(folders)
-        side_by_side = runs_grid(names, [view["about"] for view in views], [view["gathered"] for view in views])
+        names, recipes = titles(folders), [view["about"] for view in views]
+        beside = side_by_side(names, recipes, [view["gathered"] for view in views])
         views = [view | {"name": name} for view, name in zip(views, names, strict=True)]
-    return write_page(views, output or default / "report.html", side_by_side)
+    return write_page(views, output or default / "report.html", beside)
 
 
 def view_of(folder: str | Path, name: str = "run-1", live: bool = False) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def run_view(run: FinishedRun, results: Mapping[str, Any], name: str = "run-1") 
         "verdict": verdict_view(results),
         "results": results_view(results, records),
         "training": training_view(run.folder, recipe, results) | {"table": training_grid(results["training"])},
-        "completions": side_by_side(prompts, records, results["main"], decodings(results), recipe.seeds[0]),
+        "completions": completions.side_by_side(prompts, records, results["main"], decodings(results), recipe.seeds[0]),
     }
 
 
@@ -140,6 +142,7 @@ def _sections(run: FinishedRun, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "about": run.recipe,
+        "named": names_explained(run.recipe.policies),
         "frontier": frontier_of(run),
         "rounds": rounds_view(run.rounds) if run.rounds else None,
         "judge": judge_view(run.folder, run.manifest),
@@ -157,13 +160,13 @@ def _leftover(folder: Path, state: str) -> dict[str, Any] | None:
     return leftover_view(analyse(rows)) if rows else None
 
 
-def write_page(runs: list[dict[str, Any]], path: Path, side_by_side: Grid | None = None) -> Path:
+def write_page(runs: list[dict[str, Any]], path: Path, beside: SideBySide | None = None) -> Path:
     """Write the report of runs, of several with a table of all."""
-    return _write(path, page_text(runs, path.parent, side_by_side=side_by_side))
+    return _write(path, page_text(runs, path.parent, beside=beside))
 
 
 def page_text(
-    runs: list[dict[str, Any]], folder: Path, live: Live | None = None, side_by_side: Grid | None = None
+    runs: list[dict[str, Any]], folder: Path, live: Live | None = None, beside: SideBySide | None = None
 ) -> str:
     """The report of runs, whose completions share what the rest leaves of `_MAX_PAGE_BYTES`.
 
@@ -178,7 +181,7 @@ def page_text(
             for run in runs
         ]
         shown = [r | {"embedded": e, "files": f} for r, e, f in zip(runs, embedded, files, strict=True)]
-        return _render("report.html.j2", live=live, title=title, runs=shown, side_by_side=side_by_side)
+        return _render("report.html.j2", live=live, title=title, runs=shown, side_by_side=beside)
 
     rest = len(render(None).encode("utf-8", errors="replace"))
     return render(min(_MAX_BYTES, max(_MIN_BYTES, (_MAX_PAGE_BYTES - rest) // len(runs))))
@@ -212,10 +215,10 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _render(template: str, parts: Sequence[str] = ("page",), live: Live | None = None, **values: Any) -> str:
-    """`parts`: names of the files of styles and scripts."""
+def _render(template: str, files: Sequence[str] = ("page",), live: Live | None = None, **values: Any) -> str:
+    """`files`: names of the files of styles and scripts."""
     style, script = (
-        "".join((TEMPLATES / f"{part}.{kind}").read_text("utf-8") for part in parts) for kind in ("css", "js")
+        "".join((TEMPLATES / f"{part}.{kind}").read_text("utf-8") for part in files) for kind in ("css", "js")
     )
     policy = content_policy(script, style)
     if live is not None:
@@ -238,7 +241,7 @@ def _environment() -> "Environment":
 
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_readable)
-    environment.filters |= {
+    filters: dict[str, Callable[..., object]] = {
         "counted": counted,
         "inside": lambda embedded: Markup(embedded.text),  # made by report/embedded.py
         "drawing": Markup,  # made by report/svg.py, which escapes what it writes
@@ -246,8 +249,20 @@ def _environment() -> "Environment":
         "short": lambda text: shorten(text.strip(), _SHOWN),
         "number": _with_minus,
         "described": described,
+        "meaning": meaning_of,
+        "explained": _explained,
     }
+    environment.filters |= filters
     return environment
+
+
+def _explained(text: str, named: Mapping[str, str] | None = None) -> "Markup":
+    """The text as markup, in which terms, and the names of `named`, explain themselves."""
+    from markupsafe import Markup
+
+    term = Markup('<span class="term" tabindex="0" data-meaning="{}">{}</span>')
+    pieces = ((visible(piece), meaning) for piece, meaning in parts(text, named))
+    return Markup("").join(term.format(meaning, piece) if meaning else piece for piece, meaning in pieces)
 
 
 def _readable(value: object) -> object:

@@ -6,7 +6,7 @@ from typing import Any
 
 from leftover.evaluation.rounds import rounds_grid, rounds_sentence
 from leftover.report import charts
-from leftover.report.figures import figure, paint_points, series_style
+from leftover.report.figures import figure, paint_points, paint_reference, policy_style
 from leftover.runs.names import ROUNDS_PICTURE
 
 NOTE = (
@@ -37,8 +37,10 @@ def draw_rounds(rounds: Mapping[str, Any], path: Path) -> None:
     shown = _pictures(rounds)
     with figure(ncols=len(shown), figsize=(5 * len(shown), 3.8), squeeze=False) as (made, axes):
         for axis, (title, x, y, lines) in zip(axes[0], shown, strict=True):
-            for place, (name, points) in enumerate(lines.items()):
-                paint_points(axis, points, label=name, **series_style(place))
+            for name, points in lines.items():
+                paint_points(axis, points, label=name, **policy_style(name, lines))
+            if "reference" in lines:
+                paint_reference(axis, lines["reference"][0][1]["mean"])
             axis.set_title(title, fontsize=10)
             axis.set(xlabel=x, ylabel=y)
             axis.grid(alpha=0.3)

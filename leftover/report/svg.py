@@ -6,15 +6,16 @@ every colour that a figure may use is a stand-in that becomes a class here, and 
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from leftover.report.figures import figure
+from leftover.report.figures import BLACK, COLORS, GREY, figure, policy_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Classes of page.css: ink and grid of the theme, then one colour a series.
 INK, GRID, SURFACE = "#000001", "#000002", "#000003"
@@ -23,14 +24,17 @@ NEUTRAL = "#000004"  # the reference's
 _CLASSES = {INK: "ink", GRID: "grid", SURFACE: "surface", NEUTRAL: "neutral"} | {
     color: f"series-{number}" for number, color in enumerate(SERIES)
 }
+_STAND_INS = {**dict(zip(COLORS, SERIES, strict=True)), GREY: NEUTRAL, BLACK: INK}
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _MANY = 9
+# Points. A picture of 4 inches is shown 330 pixels wide on a phone and beside two others: 12 pixels are 10.5 points.
+_TEXT = 10.6
 _RC = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "svg.hashsalt": "leftover",  # the same numbers give the same file
     "text.parse_math": False,
-    "font.size": 9,
+    "font.size": _TEXT,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
@@ -45,12 +49,12 @@ _RC = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": _TEXT,
     "lines.linewidth": 1.6,
 }
 
 
-def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2.6) -> str:
+def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2.8) -> str:
     """The SVG of what each `paint` draws on an axis of so many inches, two side by side.
 
     With a legend above unless it is too long, or none has labels.
@@ -65,7 +69,7 @@ def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2
             one(axis)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         if 0 < len(labels) <= _MANY:
-            made.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.2)
+            _legend(made, handles, labels)
         layout = made.get_layout_engine()
         assert layout is not None
         layout.execute(made)
@@ -73,6 +77,17 @@ def draw(*paint: Callable[["Axes"], None], width: float = 4.0, height: float = 2
         buffer = io.StringIO()
         made.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator")))
     return themed(buffer.getvalue())
+
+
+def _legend(made: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """The legend above, in as many columns as the picture is wide enough for."""
+    for columns in range(min(4, len(labels)), 0, -1):
+        legend = made.legend(
+            handles, labels, loc="outside upper left", ncols=columns, handlelength=2, columnspacing=1, handletextpad=0.5
+        )
+        if columns == 1 or legend.get_window_extent().width <= made.bbox.width:
+            return
+        legend.remove()
 
 
 def standalone(drawn: str) -> str:
@@ -89,6 +104,12 @@ def standalone(drawn: str) -> str:
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
     assert size is not None  # matplotlib writes one
     return f'{drawn[:end]} width="{size[1]}pt" height="{size[2]}pt"><style>{style}</style>{drawn[end + 1 :]}'
+
+
+def style_of(name: str, names: Iterable[str]) -> dict[str, Any]:
+    """`policy_style` in the stand-ins of the page's colours."""
+    style = policy_style(name, names)
+    return style | {"color": _STAND_INS[style["color"]]}
 
 
 _prefix = iter(range(10**9))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leftover.evaluation.caveats import caveats
-from leftover.evaluation.measures import excludes_zero, interval
+from leftover.evaluation.measures import excludes_zero, interval, number
 from leftover.evaluation.policy import order_intervals
 from leftover.evaluation.statistics import by_source, compare, interval_record, summarise
 from leftover.evaluation.verdict import headline, outcome, verdict, winner
@@ -89,7 +89,8 @@ def test_the_verdict_begins_with_whether_it_is_better(low: float, high: float, e
     assert said.startswith(
         f"{expected}: on 40 held-out prompts the answers of the tuned model (p) score {1 + mean:.3f}, "
     )
-    assert f"those of the starting model 1.000 ({mean:+.3f} [{low:+.3f}, {high:+.3f}]); they win on 90%" in said
+    assert f"those of the reference, from which it started, 1.000 ({mean:+.3f} [{low:+.3f}, {high:+.3f}])" in said
+    assert "); they win on 90% (ties count half)" in said
     assert "it beats nll (+0.300 [+0.100, +0.500]), is not clearly apart from top (" in said and "failed" not in said
     assert outcome(results, "p") in said and "Against" not in outcome(results, "p")
 
@@ -102,15 +103,17 @@ def test_a_comparison_names_its_winner_or_says_that_there_is_none() -> None:
     assert headline(results) == winner(results) == headline(results | {"main": "b"})
     assert winner(results) == (
         "Best: a. On 40 held-out prompts its answers score 2.000, those of the next, b, 1.800, by +0.200 [+0.100, "
-        "+0.300]; the starting model has 1.000."
+        "+0.300]; the reference, from which all started, has 1.000."
     )
     own |= {"marks": {}, "lead": None}  # of an earlier version
     assert winner(results) == (
         "No winner. On 40 held-out prompts the two highest, a with 2.000 and b with 1.800, cannot be told apart; the "
-        "starting model has 1.000."
+        "reference, from which all started, has 1.000."
     )
     table["reference"] = scored(1.9)
-    assert winner(results).endswith("a with 2.000 and the starting model with 1.900, cannot be told apart.")
+    assert winner(results).endswith(
+        "a with 2.000 and the reference (from which all started) with 1.900, cannot be told apart."
+    )
 
 
 def test_of_recorded_scores_the_verdict_claims_nothing_and_says_how_to_find_out() -> None:
@@ -373,3 +376,17 @@ def test_completions_without_text_are_counted_where_there_are_some():
     ours[0][2]["text"] = " \n"
     assert row_of(ours)["empty"] == 1 / 4
     assert "empty" not in row_of()
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [
+        (-0.001, ".2f", "0.00"),
+        (-0.0001, "+.3f", "+0.000"),
+        (-0.01, ".2f", "-0.01"),
+        (0, ",d", "0"),
+        (-0.0, ".0%", "0%"),
+    ],
+)
+def test_what_is_rounded_to_nothing_has_no_minus(value: float, form: str, shown: str) -> None:
+    assert number(value, form) == shown

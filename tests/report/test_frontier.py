@@ -1,12 +1,14 @@
 """The frontier's pictures, tables and sentences, from made-up numbers of twenty methods."""
 
+import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from leftover.report.frontier import apart, colours, frontier_svg, frontier_view, level_grid, turns
-from leftover.report.svg import NEUTRAL, SERIES
+from leftover.report import charts
+from leftover.report.frontier import apart, frontier_svg, frontier_view, level_grid, standing_out, turns
+from leftover.report.svg import _CLASSES, style_of
 from tests.browser import visit
 
 METHODS = ["nll", "a_lol_seq", "dpo", "kto", *(f"method_{i}" for i in range(16))]
@@ -50,13 +52,31 @@ def test_names_stand_apart_and_as_near_to_their_lines_as_they_can():
     assert np.diff(crowded) == pytest.approx([0.05] * 29)
 
 
-def test_of_many_methods_the_main_ones_have_a_colour_and_the_others_are_grey():
-    found = colours(METHODS)
-    assert list(found) == METHODS
-    assert [name for name, color in found.items() if color != NEUTRAL] == METHODS[:6]  # two that are not main, too
-    assert {found[name] for name in METHODS[:6]} == {*SERIES[:6]}
-    few = colours(METHODS[-8:])
-    assert list(few.values()) == list(SERIES)
+def test_of_many_methods_the_main_ones_stand_out():
+    assert standing_out(METHODS) == {*METHODS[:6]}  # two that are not main, too
+    assert standing_out(METHODS[-8:]) == {*METHODS[-8:]}
+
+
+def test_methods_have_the_colour_and_dash_of_the_pages_other_pictures_and_begin_at_the_reference():
+    methods = METHODS[:3]
+    svg = frontier_view(made_up(methods))["charts"][0].svg
+    for name in methods:
+        assert f'stroke-{_CLASSES[style_of(name, methods)["color"]]}"' in svg
+    curve = charts.curve("t", {name: {0: {1: 1.0, 2: 2.0}} for name in methods}, methods, {}, "l", (0.0, "reference"))
+    dashes = [set(re.findall('stroke-dasharray="([^"]+)"', picture)) for picture in (svg, curve.svg)]
+    assert len(dashes[1]) == 3 and len(dashes[0] & dashes[1]) >= 2, "those of two methods, drawn as wide"
+    assert ">reference<" in svg and "stroke-neutral" in svg
+
+
+def test_names_in_pictures_are_large_enough_and_do_not_touch():
+    """A picture of 288 points is shown 330 pixels wide at least: 12 pixels are 10.5 points."""
+    for chart in frontier_view(made_up())["charts"]:
+        root = ElementTree.fromstring(chart.svg)
+        texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+        assert min(float(e.get("font-size").removesuffix("px")) for e in texts) >= 10.5
+        names = [e for e in texts if "".join(e.itertext()).startswith(("method_", "best of n", "nll", "dpo"))]
+        heights = sorted(float(re.findall(r"-?[\d.]+", e.get("transform"))[-1]) for e in names)
+        assert len(heights) == 19 and np.diff(heights).min() > 10
 
 
 def test_the_picture_has_a_panel_a_measure_and_every_name_in_each():

@@ -23,7 +23,8 @@ from leftover.pipeline import run
 from leftover.recipe.files import load_recipe, make_recipe
 from leftover.report.completions import side_by_side
 from leftover.report.page import run_view, write_page, write_report_page
-from leftover.report.several import runs_grid, titles
+from leftover.report.several import runs_caveats, runs_grid, scales, titles
+from leftover.report.terms import OBJECTIVES
 from leftover.runs.finished import FinishedRun
 from leftover.runs.names import evaluation_artifact, read_completions
 from leftover.store.manifest import Manifest
@@ -98,17 +99,31 @@ def embedded(page: Path) -> dict[str, Any]:
     return json.loads(found[2] if found[1] == "json" else gzip.decompress(base64.b64decode(found[2])))
 
 
+def without_terms(text: str) -> str:
+    """The page's text without the marks around terms that explain themselves."""
+    return re.sub(r'<span class="term"[^>]*>(.*?)</span>', r"\1", text)
+
+
 def test_the_page_holds_all_sections_and_asks_for_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
         assert f"<h2>{heading}</h2>" in text
-    assert "held-out prompts" in text and "Reward distribution" in text and "Advantage of the training rows" in text
+    shown = without_terms(text)
+    assert "held-out prompts" in shown and "Reward distribution" in shown and "Advantage of the training rows" in shown
     assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"' >]*//""", re.sub(r"(?s)<script.*?</script>", "", text))
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
     assert not re.search(r"<[a-z][^<>]* style=", re.sub(r"(?s)<script.*?</script>", "", text)), (
         "the policy forbids them"
     )
     assert page.stat().st_size < 3_000_000
+
+
+def test_terms_of_the_page_are_explained_and_say_nothing_else(page: Path) -> None:
+    text = page.read_text("utf-8")
+    explained = dict(re.findall(r'data-meaning="([^"]+)">([^<]+)</span>', text)).values()
+    headings = {"KL", "effective sample size", "distinct\u20112, × reference", "nll", "reference", "data"}
+    assert headings <= {word.strip() for word in explained}
+    assert OBJECTIVES["nll"] in text and "slightly below 0" in text
 
 
 def test_the_page_holds_every_completion_as_it_is(page: Path, folder: Path) -> None:
@@ -192,6 +207,27 @@ def test_of_several_runs_the_table_shows_what_their_recipes_differ_in(tmp_path: 
     assert grid.cells[1] == ["two", "–", "–", "–", "–", "[0, 1]"]
 
 
+def test_rewards_of_several_runs_that_are_not_comparable_are_marked(tmp_path: Path, tiny_recipe: Callable) -> None:
+    content = tiny_recipe(tmp_path)
+    scaled = {"functions": [{"type": "column", "weight": 2.0}]}
+    unfinished = content.get("evaluate", {}) | {"unfinished": "drop"}
+    alike, other, third = (
+        make_recipe(content | more)
+        for more in ({"seeds": [1]}, {"reward": content["reward"] | scaled}, {"evaluate": unfinished})
+    )
+    recipes = [make_recipe(content), alike, other, third]
+    assert scales(recipes) == ["A", "A", "B", "C"] and runs_caveats(recipes[:2]) == []
+    [said] = runs_caveats(recipes)
+    assert "not comparable (reward.functions, evaluate.unfinished differ)" in said
+    scored = {"reward": {"mean": 1.0, "low": 0.9, "high": 1.1}, "win_rate": 0.75, "length": 8.0}
+    found = [{"main": "a_lol_seq", "primary": "sampled", "sampled": {"table": {"a_lol_seq": scored}}}] * 4
+    grid = runs_grid([*"abcd"], recipes, found)
+    assert grid.header[:6] == ["run", "policy", "scale of reward", "reward [95 %] †", "win rate †", "length"]
+    assert [line[2] for line in grid.cells] == ["A", "A", "B", "C"]
+    moved = make_recipe(content | {"seed": 7})
+    assert ["not on the same rows (seed differ)" in said for said in runs_caveats([recipes[0], moved])] == [True]
+
+
 def test_runs_are_called_by_the_folders_that_tell_them_apart() -> None:
     assert titles(["/a/x/run", "/a/y/run"]) == ["x", "y"] and titles(["/a/x", "/b/y"]) == ["x", "y"]
     assert titles(["/a/x/1", "/a/y/1", "/b/x/1"]) == ["a/x/1", "a/y/1", "b/x/1"]
@@ -248,7 +284,7 @@ def test_of_an_unfinished_run_the_page_shows_what_there_is_and_nothing_else_is_w
     text = (copy / "report.html").read_text(encoding="utf-8")
     (copy / "report.html").unlink()
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-    assert '<p class="sentence">Unfinished.' in text and missing in text and "continues it" in text
+    assert '<p class="sentence">Unfinished.' in text and missing in without_terms(text) and "continues it" in text
     for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
         shown = heading in (*sections, "Reproduce")
         assert (f"<h2>{heading}</h2>" in text) == shown, heading
@@ -381,10 +417,48 @@ def test_tables_begin_with_five_columns_and_terms_explain_themselves(browser: An
     browser.execute_script("document.querySelector('button.columns').click()")
     assert shown() == first
     assert not one(browser, ".tip").is_displayed()
-    browser.execute_script("document.querySelector('[data-meaning]').focus()")
-    assert one(browser, ".tip").is_displayed() and one(browser, ".tip").text.startswith("Mean over prompts.")
+    for term, meaning in (
+        ("#run-1-results th", "Mean over prompts."),
+        ("#run-1-results tbody th", "The answers of the held-out rows themselves."),
+        (".tiles", "The model that every policy starts from"),
+    ):
+        browser.execute_script(f"document.querySelector('{term} [data-meaning]').focus()")
+        assert one(browser, ".tip").is_displayed() and one(browser, ".tip").text.startswith(meaning)
     one(browser, "body").send_keys("\ue00c")  # Escape
     assert not one(browser, ".tip").is_displayed()
+
+
+def test_the_text_of_pictures_is_shown_large_enough(browser: Any, page: Path) -> None:
+    """12 pixels at least, whatever a picture is scaled to."""
+    visit(browser, page)
+    browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    for pixels in (1280, 390):
+        width(browser, pixels)
+        found = browser.execute_script(
+            """return [...document.querySelectorAll("svg.plot text")].map((text) => {
+              const at = text.getScreenCTM();
+              return [parseFloat(getComputedStyle(text).fontSize) * Math.hypot(at.a, at.b), text.textContent];
+            })"""
+        )
+        assert len(found) > 50 and [text for size, text in found if size < 12] == []
+
+
+@pytest.mark.parametrize("kind", ["hostile", "large"])
+def test_on_paper_there_are_ten_completions_on_six_pages_at_most(
+    browser: Any, page: Path, large: Path, kind: str
+) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    width(browser, 1280)
+    visit(browser, {"hostile": page, "large": large}[kind])
+    WebDriverWait(browser, 20).until(lambda it: it.find_elements("css selector", ".asked"))
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+    pages = max(int(count) for count in re.findall(rb"/Type /Pages\s*/Count (\d+)", base64.b64decode(printed)))
+    assert 2 <= pages <= 6
+    rows = browser.find_elements("css selector", ".printed .row")
+    assert len(rows) == min(10, len(texts(browser, ".option")))
+    assert [len(row.find_elements("css selector", ".answers > div")) for row in rows] == [3] * len(rows)
+    assert not one(browser, ".printed").is_displayed(), "on the screen"
 
 
 def test_a_compressed_page_is_unpacked_searched_and_linked_into(browser: Any, large: Path) -> None:

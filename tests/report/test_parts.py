@@ -11,20 +11,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from leftover.commands.compare.tables import method_caveats
 from leftover.evaluation.caveats import caveats, run_caveats
 from leftover.evaluation.statistics import reward_length_correlation
 from leftover.evaluation.tables import escape
 from leftover.monitoring.terminal import clock
+from leftover.objectives import OBJECTIVES
 from leftover.publish.card.facts import results_facts
-from leftover.report import charts
-from leftover.report.charts import style_of
+from leftover.report import charts, terms
 from leftover.report.completions import side_by_side
-from leftover.report.curves import read_log
+from leftover.report.curves import read_log, reference_level
 from leftover.report.embedded import Embedded, as_script_json, embed, shorten
-from leftover.report.figures import COLORS, series_style, thinned
-from leftover.report.page import TEMPLATES
+from leftover.report.figures import COLORS, GREY, series_style, thinned
+from leftover.report.page import TEMPLATES, _explained
 from leftover.report.reproduce import machines, stages
-from leftover.report.svg import printable
+from leftover.report.svg import printable, style_of
 from leftover.report.views import verdict_view, win_shares, with_main
 from leftover.report.write import as_csv
 
@@ -88,7 +89,9 @@ def test_colours_of_both_themes_can_be_told_from_what_is_behind_them(theme: int)
     text = [(ink, back) for ink in ("ink", "muted", "accent", "up", "down") for back in ("paper", "card", "wash")]
     faint = {pair: contrast(*pair) for pair in [*text, ("ink", "mark")] if contrast(*pair) < 4.5}
     lines = {
-        name: contrast(name, "card") for name in colors if re.fullmatch(r"s\d", name) and contrast(name, "card") < 3
+        name: contrast(name, "card")
+        for name in colors
+        if re.fullmatch(r"s\d|neutral", name) and contrast(name, "card") < 3
     }
     assert not faint and not lines
 
@@ -97,6 +100,42 @@ def test_a_kept_checkpoint_is_ringed_between_the_steps_that_were_logged() -> Non
     without, ringed = (charts.curve("t", {"p": {0: {10: 1.0, 20: 3.0}}}, ["p"], chosen, "l")
                        for chosen in ({"p": {30}}, {"p": {15}}))  # fmt: skip
     assert without is not None and ringed is not None and len(ringed.svg) > len(without.svg)
+
+
+def test_the_reference_has_one_line_and_one_star_in_every_picture() -> None:
+    names = ["reference", "p"]
+    row: dict[str, Any] = {"reward": {"mean": 1.0, "low": 0.5, "high": 1.5}, "distinct_2_relative": 1.0}
+    at = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    found = [
+        picture("p"),
+        charts.reward_against_diversity({"reference": row, "p": row}, names),
+        charts.wins({"p": (0.5, 0.25, 0.25)}, names),
+        charts.curve("t", {"p": {0: {1: 1.0, 2: 2.0}}}, names, {}, "l", (1.5, "reference")),
+        charts.points("t", {"reference": [(0.0, at)], "p": [(1.0, at)]}, names, "x", "y"),
+    ]
+    for chart in found:
+        assert chart is not None
+        root = ElementTree.fromstring(chart.svg)
+        lines = [e for e in root.iter() if "stroke-neutral" in e.get("class", "") and e.get("stroke-dasharray")]
+        widths = {float(e.get("stroke-width", "0")) for e in lines}
+        dashes = [[float(n) for n in e.get("stroke-dasharray", "").split(",")] for e in lines]
+        assert lines and all(any(d == pytest.approx([8 * w, 3 * w]) for w in widths) for d in dashes), chart.title
+        texts = ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("}text")]
+        assert any(text.startswith("reference") for text in texts), chart.title
+    assert found[3] is not None and found[3].description.endswith("; reference: 1.5.")
+
+
+def test_what_the_reference_has_is_known_by_definition_or_measured_and_else_left_out() -> None:
+    curves = {"p": {0: {0: 2.0, 10: 3.0}, 1: {0: 4.0, 10: 3.0}}}
+    table = {"reference": {"reward": {"mean": 7.0}, "length": 5.0}}
+    assert reference_level("eval_kl", curves, []) == (0.0, "reference")
+    assert reference_level("eval_entropy", curves, [table]) == (3.0, "reference"), "before the first step"
+    later = {"p": {0: {10: 3.0}}}
+    assert reference_level("eval_reward/mean", later, [table]) == (7.0, "reference, test prompts")
+    assert reference_level("eval_completions/mean_length", later, [table]) == (5.0, "reference, test prompts")
+    assert reference_level("eval_reward/mean", later, [table, table]) is None, "of two decodings neither"
+    assert reference_level("eval_reward/mean", later, [{}]) is None
+    assert reference_level("eval_entropy", later, [table]) is None
 
 
 def test_long_curves_are_drawn_by_means_of_neighbours() -> None:
@@ -117,6 +156,7 @@ def picture(name: str) -> charts.Chart:
 def test_all_pictures_have_the_colours_of_the_page() -> None:
     style = (TEMPLATES / "page.css").read_text()
     assert tuple(re.findall(r"--s\d: light-dark\((#\w+),", style)) == COLORS
+    assert re.findall(r"--neutral: light-dark\((#\w+),", style) == [GREY]
     styles = [style_of(name, [*"abcdefgh", "reference"]) for name in "abcdefgh"]
     assert [one["ls"] for one in styles] == [series_style(i)["ls"] for i in range(8)]
     grey = [(str(one["ls"]), one["marker"]) for one in styles]
@@ -333,6 +373,18 @@ def test_clipped_importance_weights_and_steps_left_out_are_a_caveat_of_the_polic
     assert skipped == "2 steps were left out, since numbers were not finite"
 
 
+def test_few_pairs_are_a_caveat_as_few_rows_are_of_the_controls_too() -> None:
+    given = results()
+    given["training"] = {"p": {"0": {"selected_rows": 400, "groups": 99}, "1": {"selected_rows": 500, "groups": 120}}}
+    assert caveats(given) == ["it learnt from 99 pairs or groups of answers only"]
+    assert method_caveats(given, "sampled") == {"p": caveats(given)}, "of a comparison"
+    given["training"]["p"]["0"]["groups"] = 100
+    assert caveats(given) == [] == list(method_caveats(given, "sampled"))
+    given["sampled"]["table"]["nll"] = dict(given["sampled"]["table"]["p"])
+    given["training"]["nll"] = {"0": {"selected_rows": 12}}
+    assert caveats(given) == ["nll: it learnt from 12 rows only"]
+
+
 def test_empty_completions_are_a_caveat_of_either_decoding() -> None:
     assert caveats(results(empty=0.04)) == []
     assert caveats(results(empty=0.2)) == ["20% of completions are empty"]
@@ -354,3 +406,20 @@ def test_no_control_mark_reaches_markdown_and_no_formula_a_table() -> None:
     assert escape("\x1b]0;owned\x07 \u202egnp <b>") == r"\\x1b]0;owned\\x07 \\u202egnp \<b\>"
     written = as_csv([{"policy": "=cmd|' /C calc'!A0", "reward": -0.5}, {"policy": "@sum", "reward": 1.0}])
     assert written.splitlines()[1:] == ["'=cmd|' /C calc'!A0,-0.5", "'@sum,1.0"]
+
+
+def test_every_term_is_explained_where_it_first_stands_and_every_objective_has_a_line() -> None:
+    text = "KL to the reference (KL 12), of a_kl_reference, not preference; its effective sample size, R² and nll_top"
+    found = list(terms.parts(text))
+    assert "".join(piece for piece, _ in found) == text
+    assert [piece for piece, meaning in found if meaning] == ["KL", "reference", "effective sample size", "R²"]
+    assert terms.meaning_of("Value") == terms.WORDS["value"] and terms.meaning_of("its value") is None
+    assert terms.meaning_of("Held-out NLL") == terms.WORDS["NLL"] and terms.meaning_of("steps") is None
+    assert {*OBJECTIVES, "ppo"} == {*terms.OBJECTIVES}
+    named = terms.names_explained({"best": {"objective": "nll", "rows": "top"}, "mine": {"objective": "of a package"}})
+    assert named["best"].endswith("of the highest scores alone.") and "mine" not in named and "reference" in named
+
+
+def test_an_explained_text_is_still_text() -> None:
+    found = str(_explained("<b>KL</b> & \x00"))
+    assert "<b>" not in found and "&lt;b&gt;<span" in found and ">KL</span>" in found and "\x00" not in found

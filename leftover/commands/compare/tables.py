@@ -6,7 +6,7 @@ from typing import Any
 
 from leftover.commands.compare.gather import training_cost
 from leftover.commands.dry_run.show import plain_table, print_tables
-from leftover.evaluation.caveats import completion_caveats
+from leftover.evaluation.caveats import completion_caveats, training_caveats
 from leftover.evaluation.gather import DATA, REFERENCE
 from leftover.evaluation.measures import MEASURES, MISSING, Measure, columns, number, part, part_names
 from leftover.evaluation.tables import SHORT_RECORDED, Grid, Markdown, escape, grid
@@ -78,9 +78,13 @@ def part_grids(results: Mapping[str, Any], decoding: str) -> dict[str, Grid]:
 
 
 def method_caveats(results: Mapping[str, Any], decoding: str) -> dict[str, list[str]]:
-    """What to know before believing the completions of a method, for methods with something to know."""
+    """What to know before believing a method's numbers, for methods with something to know."""
     table = results[decoding]["table"]
-    found = {n: completion_caveats(row, table[REFERENCE]) for n, row in table.items() if n not in (DATA, REFERENCE)}
+    found = {
+        name: [*completion_caveats(row, table[REFERENCE]), *training_caveats(results["training"].get(name, {}))]
+        for name, row in table.items()
+        if name not in (DATA, REFERENCE)
+    }
     return {name: said for name, said in found.items() if said}
 
 

@@ -14,7 +14,7 @@ from leftover.evaluation.verdict import winner
 from leftover.monitoring.finite import plain
 from leftover.publish.card import write_cards
 from leftover.report.curves import draw_curves
-from leftover.report.figures import figure, paint_reward_against_diversity, series_style
+from leftover.report.figures import figure, paint_reference, paint_reward_against_diversity, policy_style
 from leftover.report.frontier import FRONTIER, frontier_svg, frontier_view
 from leftover.report.page import run_view, write_page, write_report_page
 from leftover.report.write import as_csv, render
@@ -103,7 +103,7 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
     if REFERENCE not in table:
         return None
     reference = table.pop(REFERENCE)
-    styles = {name: series_style(number) for number, name in enumerate(table)}
+    styles = {name: policy_style(name, table) for name in table}
     ranked = sorted(table, key=lambda name: -table[name]["reward"]["mean"])  # the legend's order
     with figure(rc={"svg.hashsalt": "leftover"}, figsize=(7.5, 5.2)) as (made, axis):  # equal numbers, equal files
         for name in ranked:
@@ -113,8 +113,9 @@ def draw_reward_diversity(folder: Path, results: Mapping[str, Any]) -> str | Non
             if len(seeds) > 1:
                 at = [table[name]["distinct_2_relative"]] * len(seeds)
                 axis.plot(at, seeds, ls="", marker=".", ms=4, color=style["color"], alpha=0.6)
-        paint_reward_against_diversity(axis, reference, lw=1, label=REFERENCE, color="black", marker="*", ms=10, ls="")
-        axis.axhline(reference["reward"]["mean"], color="black", lw=0.6, ls=":")
+        style = policy_style(REFERENCE, table)
+        paint_reward_against_diversity(axis, reference, lw=1, label=REFERENCE, ms=10, **style)
+        paint_reference(axis, reference["reward"]["mean"])
         axis.set(
             xlabel="distinct-2 over the reference's, both cut to the shorter for every prompt",
             ylabel="reward on held-out prompts [95 %]; dots: seeds",

@@ -119,7 +119,7 @@
       this.shown = [];
       this.limit = PAGE_SIZE;
       this.at = -1;
-      for (const name of ["search", "sort", "filter", "source", "decoding", "against", "status", "list", "detail"])
+      for (const name of ["search", "sort", "filter", "source", "decoding", "against", "status", "list", "detail", "printed"])
         this[name] = root.querySelector("[data-" + name + "]");
       this.fillControls();
       root.hidden = false;
@@ -193,6 +193,7 @@
         this.step(step);
       });
       window.addEventListener("hashchange", () => this.follow());
+      window.addEventListener("beforeprint", () => this.print());
     }
 
     keeps(prompt, words) {
@@ -347,6 +348,26 @@
       link.href = hash;
       bar.append(link);
       return bar;
+    }
+
+    // On paper: some prompts from the shown one on, in their order, each with the data, the reference and the main policy.
+    print() {
+      this.printed.replaceChildren();
+      const count = Number(this.printed.dataset.printed), first = Math.max(0, Math.min(this.at, this.shown.length - count));
+      for (const prompt of this.shown.slice(first, first + count)) {
+        const row = element("div", "row"), asked = element("p", "text prompt", prompt.prompt), answers = element("div", "answers");
+        asked.dir = "auto";
+        for (const name of ["data", "reference", this.main]) {
+          const cell = this.cell(prompt, name);
+          if (!cell) continue;
+          const answer = element("div"), text = element("p", "text", cell[0].trim());
+          text.dir = "auto";
+          answer.append(element("h4", "", cell[1] === null ? name : name + " " + plain(cell[1])), text);
+          answers.append(answer);
+        }
+        row.append(asked, answers);
+        this.printed.append(row);
+      }
     }
 
     answer(prompt, name, cell) {
