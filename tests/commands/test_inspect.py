@@ -183,7 +183,7 @@ def test_a_constant_value_has_no_slope_and_the_page_says_why(tmp_path: Path) -> 
     assert analysis["calibration"]["slope"] is None and len(analysis["calibration"]["bins"]) == 5
     page = write_inspection("rows", found, analysis, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "its bins and a slope are left out" in page and "has the slope" not in page
-    assert "Reward against value" not in page and "Advantage of the training rows" in page
+    assert "Reward against value" not in page and "Advantage of the training rows" in re.sub("<[^>]+>", "", page)
     assert "no value estimate beat the constant" in page.lower()
     # Where other folds took ridge, the slope is theirs.
     found.value = np.where(fold < 2, means[fold], reward / 2)

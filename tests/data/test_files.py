@@ -326,7 +326,9 @@ def test_a_setting_is_part_of_the_key_of_rows_unless_it_is_of_later_stages_or_ot
         "test_size",
     }
     layouts = {"documents", "comet", "reddit", "dialogue"}
-    assert (name in row_settings(DataSection(path="a.jsonl"))) == (name not in later | layouts)
+    newer = {"prompts"}  # in the key where it is not the default, so that earlier tables are kept
+    assert (name in row_settings(DataSection(path="a.jsonl"))) == (name not in later | layouts | newer)
+    assert "prompts" in row_settings(DataSection(path="a.jsonl", prompts="chat"))
     if name in layouts:
         assert name in row_settings(DataSection(path="a.jsonl", format=name))
 
