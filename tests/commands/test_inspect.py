@@ -39,6 +39,7 @@ def test_duplicates_are_told_from_contradictions_and_from_completions_used_for_m
     found = find_duplicates(prompts, completions, np.array([1.0, 3.0, 0.0, 2.0, np.nan, 1.0]))
     # Rows 0 and 1 are one pair, scored 1 and 3; "yes" stands under a, a, b and "no" under a, c.
     assert (found["contradictions"], found["contradicting_rows"], found["repeats"]) == (1, 2, 0)
+    assert found["faulty"].tolist() == [True, True, False, False, False, False]
     assert found["widest"] == [{"row": 0, "count": 2, "low": 1.0, "high": 3.0}]
     assert found["shared_completions"] == 5
     assert found["most_shared"] == [{"row": 0, "count": 3, "prompts": 2}, {"row": 2, "count": 2, "prompts": 2}]
@@ -47,6 +48,7 @@ def test_duplicates_are_told_from_contradictions_and_from_completions_used_for_m
 def test_rows_without_a_reward_contradict_nothing() -> None:
     found = find_duplicates(["a", "a"], ["x", "x"], np.array([np.nan, 1.0]))
     assert (found["repeats"], found["contradictions"], found["contradicting_rows"], found["widest"]) == (1, 0, 0, [])
+    assert found["faulty"].tolist() == [False, True], "a repeat is to be dropped"
 
 
 def test_a_row_scored_unlike_the_rows_that_read_like_it_stands_out() -> None:
