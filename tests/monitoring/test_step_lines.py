@@ -75,3 +75,17 @@ def test_lines_that_were_changed_since_a_checkpoint_are_told(tmp_path: Path, cap
     (tmp_path / "checkpoint-2/metrics.lines").write_text("2")  # as earlier versions wrote it
     MetricsFile(lines.path).on_train_begin(args, state, None)
     assert caplog.text == ""
+
+
+def test_a_line_of_the_same_step_that_came_after_its_checkpoint_comes_again(tmp_path: Path, caplog: Any) -> None:
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(is_world_process_zero=True, global_step=0)
+    (tmp_path / "checkpoint-2").mkdir()
+    lines = MetricsFile(tmp_path / "metrics.jsonl")
+    lines.on_train_begin(args, state, None)
+    for state.global_step in (1, 2):
+        lines.on_log(args, state, None, logs={"loss": 1.0})
+    lines.on_save(args, state, None)
+    before = lines.path.read_text()
+    lines.on_log(args, state, None, logs={"train_loss": 1.0})  # then it is killed
+    MetricsFile(lines.path).on_train_begin(args, state, None)
+    assert lines.path.read_text() == before and caplog.text == ""
