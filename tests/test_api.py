@@ -56,5 +56,9 @@ def test_an_inspection_shows_itself_in_a_notebook(tmp_path: Path, monkeypatch: A
     rows = scored_rows(20)
     found = leftover.inspect([*rows, rows[0] | {"prompt": rows[0]["prompt"].upper(), "reward": 7.0}])
     shown = found._repr_html_()
-    assert "Fix 1 contradiction (2 rows); " in shown and "of the scored rows would not train" in shown and "<b>" not in shown
+    assert (
+        "Fix 1 contradiction (2 rows); " in shown
+        and "of the scored rows would not train" in shown
+        and "<b>" not in shown
+    )
     assert found.page.is_file()

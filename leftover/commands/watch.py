@@ -1,5 +1,6 @@
 """`leftover watch`: the report of a run in progress, served to this machine alone. Reads, and never writes."""
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -123,9 +124,10 @@ def handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
             }
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # whoever asked has gone, as a page does that is loaded anew
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             """Requests are not news."""

@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
     value = _native(value)
     if isinstance(value, (str, list, dict)) or value is None:
         return value
-    return None if value != value or type(value).__name__ == "NAType" else value  # NaN, NaT, pandas.NA
+    return None if type(value).__name__ == "NAType" or value != value else value  # pandas.NA, NaN, NaT
 
 
 def column_names(rows: Any) -> set[str]:

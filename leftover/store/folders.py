@@ -79,7 +79,7 @@ def is_held(folder: Path) -> bool:
         return True
     try:
         os.kill(process, 0)  # asks whether it is there
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's
         return True
@@ -100,7 +100,7 @@ def _holder(path: Path) -> dict[str, str | int]:
     """What the last holder wrote; it may not have come to it yet."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # such as `null`
         return {}
 
 

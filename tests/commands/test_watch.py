@@ -83,6 +83,20 @@ def test_only_the_page_and_its_state_are_answered(tmp_path: Path, tiny_run: Any)
         assert get("/state", host="localhost:{port}")[0] == 200
 
 
+def test_a_browser_that_has_gone_is_no_news(
+    tmp_path: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run(tmp_path)
+    monkeypatch.setattr(Watched, "page", lambda self: "x" * 10_000_000)  # more than a socket holds
+    with served(tmp_path / "run") as get:
+        port = int(get.address.rpartition(":")[2].strip("/"))  # type: ignore[attr-defined]
+        with socket.create_connection((HOST, port)) as connection:
+            connection.sendall(f"GET / HTTP/1.0\r\nHost: {HOST}:{port}\r\n\r\n".encode())
+            connection.recv(1)
+        assert get("/doing") == (200, "finished")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_run_without_any_evaluation_shows_what_is_known(tmp_path: Path, tiny_recipe: Any) -> None:
     run = open_run(make_recipe(tiny_recipe(tmp_path)))
     with served(run.folder) as get:
@@ -122,9 +136,11 @@ def test_a_run_that_goes_on_says_where_it_is_and_asks_for_no_second_one(tmp_path
         ({"process": 2**22 + 1, "host": socket.gethostname()}, False),  # beyond the largest id there can be
         ({"process": 2**22 + 1, "host": "elsewhere"}, True),
         ({"host": "elsewhere"}, False),
+        ({"process": 2**70, "host": socket.gethostname()}, False),
+        (None, False),
     ],
 )
-def test_who_writes_a_folder_is_told_by_its_lock(tmp_path: Path, holder: dict[str, Any], held: bool) -> None:
+def test_who_writes_a_folder_is_told_by_its_lock(tmp_path: Path, holder: dict[str, Any] | None, held: bool) -> None:
     assert not is_held(tmp_path)
     (tmp_path / LOCK).write_text(json.dumps(holder))
     assert is_held(tmp_path) == held

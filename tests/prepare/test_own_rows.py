@@ -71,6 +71,7 @@ def table(folder: Path) -> str:
         lambda _: pa.Table.from_pylist(ROWS[:2]),
         lambda _: Polars(),
         data_frame,
+        lambda folder: data_frame(folder).convert_dtypes(),  # whose gaps are pandas.NA
         from_parquet,
         lines,
         table,

@@ -13,7 +13,7 @@ from leftover.commands.dry_run.here import OPERATIONS, device
 from leftover.commands.dry_run.pace import HERE
 from leftover.commands.dry_run.rows import Lengths, Rows
 from leftover.commands.dry_run.sources import offline
-from leftover.errors import UserError
+from leftover.errors import UserError, first_line
 from leftover.monitoring.ranks import launched
 from leftover.monitoring.terminal import clock
 from leftover.runs.run import Run
@@ -40,8 +40,10 @@ def tell_time(run: Run, until: str) -> None:
             if not _worth_timing(estimate_run(run.recipe, until, rows=rows, with_memory=False)):
                 return
             told = _text(estimate_run(run.recipe, until, rows=rows, with_memory=False, device=HERE))
-    except UserError as error:  # such as a model that is too large to be timed: the run itself will tell
-        told = f"How long the run takes is not known ({error})"
+    except (
+        Exception
+    ) as error:  # a model too large to be timed, or of a kind that few layers do not make: the run goes on
+        told = f"How long the run takes is not known ({error if isinstance(error, UserError) else first_line(error)})"
     log.info("%s", told)
 
 

@@ -181,8 +181,11 @@ def _shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     found = copy.deepcopy(config)
     text = found.get_text_config()
     text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+    if kinds := getattr(text, "layer_types", None):
+        # Attention comes first where the first layers have none: decoding counts the tokens that its cache holds.
+        attention = next((kind for kind in kinds if kind.endswith("attention") and kind != "linear_attention"), None)
+        kept = list(kinds[:layers])
+        text.layer_types = kept if attention in (None, *kept) else [attention, *kept[1:]]
     return found
 
 

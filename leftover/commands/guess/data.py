@@ -96,6 +96,8 @@ def guess_columns(
         typed = [f"data.columns.{key}={_as_yaml(column)}" for key, column in names.items()]
         if roles.labels:
             typed.append(f"data.labels={json.dumps(roles.labels, ensure_ascii=False)}")
+        if roles.unscored:
+            typed.append("data.on_bad_row=skip")
         raise UserError(
             f"{data.path}: it is not certain what the columns are for. {' '.join(questions.doubts)} "
             f"If the first is right, add: {option(typed)}"
@@ -105,6 +107,8 @@ def guess_columns(
     content["columns"] = given | names
     if roles.labels:
         content["labels"] = roles.labels
+    if roles.unscored:
+        content.setdefault("on_bad_row", "skip")
     log.warning("%s", _said(roles, columns, content))
 
 
@@ -157,7 +161,7 @@ def _said(roles: Roles, columns: Mapping[str, Column], content: Content) -> str:
 def _range(roles: Roles, columns: Mapping[str, Column]) -> str:
     """What the scores are: an id or a year is seen by it."""
     if roles.labels:
-        no_score = [f"{word} is no score" for word in roles.unscored]
+        no_score = [f"rows of {word} are left out" for word in roles.unscored]
         return f" ({', '.join([f'{word}: {worth:g}' for word, worth in roles.labels.items()] + no_score)})"
     reward = columns.get(roles.columns["reward"])
     return f" ({reward.low:g} to {reward.high:g})" if reward is not None and reward.kind == NUMBER else ""

@@ -56,11 +56,13 @@ def is_no_score(word: str) -> bool:
 def known_worths(words: Iterable[str]) -> dict[str, float]:
     """What the known ones among these words are worth, the worst of them 0 and the best 1.
 
-    Where every one of them spells a number, as `3 stars` and `1,5` do, it is worth that number.
+    Where every one of them spells a number, as `3 stars` and `1,5` do, it is worth that number; not where some are
+    percent (`50 %`) or fractions (`4/5`) and others are not, since they are of several scales.
     """
     words = list(words)
     numbers = {word: number for word in words if (number := spelt_number(word)) is not None}
-    if numbers and all(word in numbers or is_no_score(word) for word in words):
+    scales = {"%" if "%" in word else "/" if re.search("/|of", word.lower()) else "" for word in numbers}
+    if len(scales) == 1 and all(word in numbers or is_no_score(word) for word in words):
         return numbers
     found = {word: _KNOWN[plain(word)] for word in words if plain(word) in _KNOWN}
     low, high = min(found.values(), default=0.0), max(found.values(), default=1.0)

@@ -63,11 +63,12 @@ def test_the_time_is_told_once_and_draws_no_number_of_the_run(
     assert len(caplog.messages) == 1, "the reference is there: the rest is not the whole run"
 
 
+@pytest.mark.parametrize("kind", [UserError, ValueError, StopIteration])
 def test_a_run_that_cannot_be_timed_goes_on(
-    tokenised: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[Exception], tokenised: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*args: object, **options: object) -> None:
-        raise UserError("too large for this machine")
+        raise kind("too large for this machine")
 
     caplog.set_level(logging.INFO, "leftover.commands.dry_run.ahead")
     monkeypatch.setattr(ahead, "estimate_run", refuse)

@@ -69,6 +69,23 @@ def _seconds(entry: dict[str, Any]) -> float:
     return float((entry.get("cost") or entry).get("seconds") or 0.0)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "few"),
+    [
+        (["linear_attention"] * 3 + ["full_attention"], ["full_attention", "linear_attention"]),
+        (["sliding_attention"] * 3 + ["full_attention"], ["sliding_attention"] * 2),
+        (["linear_attention"] * 4, ["linear_attention"] * 2),
+    ],
+)
+def test_the_few_layers_of_a_hybrid_hold_a_cache(kinds: list[str], few: list[str]) -> None:
+    from transformers import PretrainedConfig
+
+    config: Any = PretrainedConfig(num_hidden_layers=4, layer_types=kinds)
+    assert here._shortened(config, 1).layer_types == few[:1]
+    assert here._shortened(config, 2).layer_types == few
+    assert config.layer_types == kinds
+
+
 def test_layers_that_are_not_built_are_counted() -> None:
     from transformers import AutoConfig
 

@@ -101,9 +101,19 @@ def test_what_is_not_certain_is_refused_with_what_to_type(change: Callable[[int,
         found(rows)
     typed = shlex.split(str(refused.value).partition("add: ")[2])
     assert typed[::2] == ["--set"] * (len(typed) // 2)
-    skip = ["data.on_bad_row=skip"] if "feedback" in rows[0] else []
-    analysis, said = found(rows, *typed[1::2], *skip)
-    assert analysis["rows"] == (27 if skip else 40) and not said
+    analysis, said = found(rows, *typed[1::2])
+    assert analysis["rows"] == (27 if "feedback" in rows[0] else 40) and not said
+
+
+def test_rows_whose_word_is_no_score_are_left_out_as_is_said(found: Any) -> None:
+    analysis, said = found([question(row, feedback=("good", "bad", "n/a")[i % 3]) for i, row in enumerate(_ROWS)])
+    assert analysis["rows"] == 27 and "(good: 1, bad: 0, rows of n/a are left out)" in said
+
+
+@pytest.mark.parametrize("other", ["0.5", "4/5"])
+def test_numbers_of_several_scales_are_not_taken(other: str, found: Any) -> None:
+    with pytest.raises(UserError, match=r"nothing is known of what .* are worth"):
+        found([question(row, score=("50%", "85 %", other)[i % 3]) for i, row in enumerate(_ROWS)])
 
 
 def test_an_id_is_not_taken_where_something_else_is_called_a_score(found: Any) -> None:
