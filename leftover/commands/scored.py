@@ -41,13 +41,13 @@ class Remedies(NamedTuple):
 
 _OF_FILE = Remedies(
     "name yours with --set data.columns.reward=COLUMN, or score the rows with --reward",
-    "Fix them, name your columns (--set data.columns.completion=COLUMN; of a table without a header line "
-    "--set 'data.table.names=[a, b]'), or put them aside with --set data.on_bad_row=skip",
+    "Put them aside with --set data.on_bad_row=skip, fix them, or name your columns (--set "
+    "data.columns.completion=COLUMN; of a table without a header line --set 'data.table.names=[a, b]')",
 )
 _OF_PYTHON = Remedies(
     "name yours by overrides=['data.columns.reward=COLUMN'], or score the rows by reward='rewards.yaml'",
-    "Fix them, name your columns by overrides=['data.columns.completion=COLUMN'], or put them aside by "
-    "overrides=['data.on_bad_row=skip']",
+    "Put them aside by overrides=['data.on_bad_row=skip'], fix them, or name your columns by "
+    "overrides=['data.columns.completion=COLUMN']",
 )
 
 

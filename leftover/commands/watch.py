@@ -154,4 +154,4 @@ def watch(folder: str | Path, port: int = 0) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("Stopped watching; the run goes on.")
+            click.echo("Stopped watching; the run is not touched.")

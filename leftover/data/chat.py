@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,6 +87,13 @@ class Chat:
         self.end_tokens = {text: single_token(tokenizer, text, self._names.end_tokens) for text in end_tokens}
         self.check_options(self.options)
         self._closings: dict[str, str] = {}
+
+    def tell_plain(self, prompts: Iterable[str]) -> None:
+        """Warn of text prompts of a model that has learnt a chat template, unless they are written by one."""
+        marks = {str(mark) for mark in self.tokenizer.all_special_tokens}
+        template = self.tokenizer.chat_template is not None
+        if template and not any(mark in prompt for prompt in prompts for mark in marks):
+            log.warning("prompts are texts, and the model has a chat template: data.prompts: chat asks it through that")
 
     @cached_property
     def ends(self) -> list[int]:

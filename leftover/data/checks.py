@@ -128,7 +128,7 @@ def _score(value: object, column: str, data: DataSection, generated: bool) -> fl
 
     `generated`: of a row that `leftover generate` wrote, whose number is a score and no class.
     """
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):  # an empty cell, as a CSV reader gives it
         return None
     labels, key = data.labels, data.names.labels
     # A float among the values of `labels` comes from a row written with its score.

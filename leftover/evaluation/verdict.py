@@ -3,7 +3,7 @@
 Terminal, page, Markdown and model card say what is said here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leftover.evaluation.caveats import caveats
@@ -98,14 +98,19 @@ def _word(gain: IntervalRecord) -> str:
 
 def _against_controls(against: Mapping[str, Difference]) -> list[str]:
     """A sentence on the controls, if there are any."""
-    said = []
+    said: dict[str, list[str]] = {}
     for name, found in against.items():
         gap = found["difference"]
         verb = "is not clearly apart from"
         if excludes_zero(gap):
             verb = "beats" if gap["low"] > 0 else "is below"
-        said.append(f"{verb} {name} ({interval(gap, '+.3f')})")
-    return [f"Against the controls it {', '.join(said)}."] if said else []
+        said.setdefault(verb, []).append(f"{name} ({interval(gap, '+.3f')})")
+    parts = [f"{verb} {_listed(names)}" for verb, names in said.items()]
+    return [f"Against the controls it {_listed(parts)}."] if parts else []
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _recorded(table: Mapping[str, ResultRow], names: list[str]) -> str:

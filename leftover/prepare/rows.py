@@ -137,6 +137,8 @@ def tokens(run: Run) -> None:
             "tokens: prompts and completions meet without a space between them; where there should be one, set "
             'data.columns.completion: " {your_column}"'
         )
+    if plain:
+        run.models.chat.tell_plain(row["prompt"] for row in plain)
     if equals(rows, "conversational", True).any():
         run.models.chat.warn(tools=rows.with_format("arrow")["tools"].null_count < len(rows))
 

@@ -216,7 +216,7 @@ def weight_curve(advantage: np.ndarray) -> Chart | None:
         axis.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)), label="all alike")
         axis.set(xlabel="share of the leftover rows, heaviest first", ylabel="share of the weight")
 
-    said = f"The heaviest tenth of rows has {carried[10]:.0%} of the weight, the heaviest half {carried[50]:.0%}."
+    said = f"The heaviest half of rows has {carried[50]:.0%} of the weight."
     return Chart("How evenly rows carry the run", draw(paint), said)
 
 

@@ -125,7 +125,7 @@ def unfinished_view(
     view["verdict"]["sentence"] = f"Unfinished{going}. {view['verdict']['sentence']}".strip()
     shown = [*missing[:_MISSING_SHOWN], *([f"{len(missing) - _MISSING_SHOWN} more"] * (len(missing) > _MISSING_SHOWN))]
     if doing is None:
-        state = f"this run is not finished; missing: {', '.join(shown)}. `leftover run {run.folder}` continues it"
+        state = f"this run is not finished; missing: {', '.join(shown)}. It is continued by: leftover run {run.folder}"
     else:
         refreshes = "this page refreshes itself" if live else "this page shows what there was when it was made"
         state = f"this run is still going ({doing}); {refreshes}. To come: {', '.join(shown)}"

@@ -38,6 +38,7 @@ class FinishedRun:
         self.folder = Path(folder)
         if not (self.folder / "recipe.yaml").is_file():
             there = "no recipe.yaml in it" if self.folder.is_dir() else f"there is none{looked_for(folder)}"
+            there += "; a run that has just been started makes it within half a minute"
             raise UserError(f"'{folder}' is not the folder of a run ({there})")
         refuse_links(self.folder)
         self.recipe = recipe or load_recipe(self.folder)

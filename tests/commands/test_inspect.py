@@ -350,7 +350,7 @@ def test_an_inspection_ends_in_what_to_do(tmp_path: Path, rows_file: Callable, c
     cli.main(["inspect", rows_file(repeating_rows()), "--output", str(page)])
     said = capsys.readouterr().out
     [todo] = re.findall(
-        r"Fix 1 contradiction \(4 rows\), drop 2 repeats, score 1 row that has no score; \d+% of the scored rows would "
+        r"Fix 1 contradiction \(4 rows\), drop 2 repeats, score 1 row without a score; \d+% of the scored rows would "
         r"not train, \d of those to fix or drop among them\.",
         " ".join(said.split()),
     )

@@ -122,11 +122,11 @@ def test_a_run_that_goes_on_says_where_it_is_and_asks_for_no_second_one(tmp_path
         where = "step 3 of 4, policy a_lol_seq, seed 0"
         assert doing == f"at work: {where}"
         assert f"this run is still going ({where}); this page refreshes itself" in re.sub("<[^>]+>", "", page)
-        assert "continues it" not in page and everything(tmp_path) == before
+        assert "It is continued by" not in page and everything(tmp_path) == before
         run.close()
         assert get("/doing")[1] == "stopped before its end"
     page = write_report_page([run.folder]).read_text()
-    assert "continues it" in page and "still going" not in page
+    assert "It is continued by" in page and "still going" not in page
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_ctrl_c_stops_with_one_line(
     monkeypatch.setattr(watch.ThreadingHTTPServer, "serve_forever", stopped)
     cli.main(["watch", str(tmp_path / "run")])
     address, end = capsys.readouterr().out.splitlines()
-    assert "http://127.0.0.1:" in address and end == "Stopped watching; the run goes on."
+    assert "http://127.0.0.1:" in address and end == "Stopped watching; the run is not touched."

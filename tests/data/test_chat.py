@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from leftover.data.chat import Chat
 from leftover.data.tokens import Limits, Tokenised, encode_prompts, tokenise
@@ -633,3 +634,17 @@ def test_a_turn_that_only_calls_tools_needs_no_content(tmp_path: Path, chat_mode
     prompt = [USER, calls, {"role": "tool", "content": "A seal."}]
     trainer = standalone(chat_model(CHATML), tmp_path, [{"prompt": prompt, "completion": ANSWER, "tools": LOOK}])
     assert "<call>look</call>" in trainer.processing_class.decode(trainer.train_dataset["prompt_ids"][0])
+
+
+def test_texts_for_a_model_with_a_chat_template_are_told_unless_the_template_wrote_them(
+    chat_model: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_model(HEADERS))
+    Chat(tokenizer).tell_plain(iter(["Why?", tokenizer.eos_token + "Why?"]))
+    assert not caplog.messages, "written by a template"
+    Chat(tokenizer).tell_plain(iter(["Why?", "How?"]))
+    assert "data.prompts: chat asks it" in caplog.text
+    caplog.clear()
+    tokenizer.chat_template = None
+    Chat(tokenizer).tell_plain(["Why?"])
+    assert not caplog.messages

@@ -263,6 +263,12 @@ def test_a_pair_with_a_score_for_one_side_gives_the_other_none(tmp_path, rows_fi
     assert [r["recorded_reward"] for r in rows] == [3.0, None]
 
 
+def test_an_empty_text_is_no_score(tmp_path, rows_file):
+    """As Python's own CSV reader gives an empty cell."""
+    rows = [{"prompt": "Why?", "completion": "So.", "reward": value} for value in ("", " ", "0.5")]
+    assert [row["recorded_reward"] for row in read(tmp_path, rows_file(rows))] == [None, None, 0.5]
+
+
 def test_a_pair_with_one_score_for_both_is_refused(tmp_path, rows_file):
     pair = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "reward": 1.0}
     with pytest.raises(UserError, match="give chosen_reward and rejected_reward"):

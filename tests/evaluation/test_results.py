@@ -91,7 +91,7 @@ def test_the_verdict_begins_with_whether_it_is_better(low: float, high: float, e
     )
     assert f"those of the reference, from which it started, 1.000 ({mean:+.3f} [{low:+.3f}, {high:+.3f}])" in said
     assert "); they win on 90% (ties count half)" in said
-    assert "it beats nll (+0.300 [+0.100, +0.500]), is not clearly apart from top (" in said and "failed" not in said
+    assert "it beats nll (+0.300 [+0.100, +0.500]) and is not clearly apart from top (" in said and "failed" not in said
     assert outcome(results, "p") in said and "Against" not in outcome(results, "p")
 
 

@@ -284,7 +284,7 @@ def test_of_an_unfinished_run_the_page_shows_what_there_is_and_nothing_else_is_w
     text = (copy / "report.html").read_text(encoding="utf-8")
     (copy / "report.html").unlink()
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-    assert '<p class="sentence">Unfinished.' in text and missing in without_terms(text) and "continues it" in text
+    assert '<p class="sentence">Unfinished.' in text and missing in without_terms(text) and "It is continued by" in text
     for heading in ("Results", "Training", "The leftover", "Completions side by side", "Reproduce"):
         shown = heading in (*sections, "Reproduce")
         assert (f"<h2>{heading}</h2>" in text) == shown, heading

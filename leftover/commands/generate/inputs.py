@@ -10,6 +10,7 @@ import numpy as np
 
 from leftover.data.chat import Chat
 from leftover.data.formats import check_files, read_rows
+from leftover.data.missing import no_column
 from leftover.data.records import Located
 from leftover.data.rows import Rejects, check_rows, text_hash
 from leftover.data.tokenizer import load_tokenizer
@@ -161,6 +162,9 @@ def _of_recipe(
     return Source(path, settings, tokenizer, found, scores, saved.compute_dtype, run.hashes, learnt)
 
 
+_NAME_PROMPT = "; name yours with --set data.columns.prompt=COLUMN"
+
+
 def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
     """The unique prompts of a file, each from its first row; its completions and scores are not read."""
     check_files(data)
@@ -170,7 +174,9 @@ def read_prompts(data: DataSection, rejects: Path) -> list[Prompt]:
     columns = data.columns
 
     def located() -> Iterator[Located]:
-        for where, row in read_rows(data):
+        for number, (where, row) in enumerate(read_rows(data)):
+            if number == 0 and columns.prompt not in row:
+                raise UserError(f"{where}: {no_column([columns.prompt], row, remedy=_NAME_PROMPT)}")
             known = {k: v for k, v in row.items() if k not in (columns.reward, "is_chosen")}
             yield where, known | {columns.completion: "-"}  # a row is checked as a whole
 

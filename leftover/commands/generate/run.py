@@ -70,6 +70,8 @@ def generate_rows(
     if prompts is not None and Path(prompts).exists() and Path(output).resolve() == Path(prompts).resolve():
         raise UserError(f"--output {output} is the file of the prompts: name another")
     source = open_source(model, prompts, Path(output + ".rejected.jsonl"), **inputs)
+    if texts := [prompt.prompt for prompt in source.prompts if not prompt.conversational]:
+        source.chat.tell_plain(texts)
     decoding = Decoding(
         n=n or (1 if greedy else 8),
         max_new_tokens=max_new_tokens or source.recipe.data.max_completion_tokens,

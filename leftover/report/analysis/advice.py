@@ -16,7 +16,7 @@ def advice(analysis: Mapping[str, Any]) -> list[str]:
         for what, number, thing, more in (
             ("fix", twins["contradictions"], "contradiction", of),
             ("drop", twins["repeats"], "repeat", ""),
-            ("score", analysis["without_advantage"], "row", " that has no score"),
+            ("score", analysis["without_advantage"], "row", " without a score"),
         )
         if number
     ]

@@ -600,7 +600,7 @@ def test_missing_inputs_are_named_with_the_remedy(
     message = refused(capsys, output, model, prompts_file, "--max-new-tokens", 120)
     assert "128 positions" in message and "lower --max-new-tokens" in message
     message = refused(capsys, output, model, rows_file([{"question": "a"}]))
-    assert "no column 'prompt' (found: completion, question)" in message
+    assert "no column 'prompt' (found: question)" in message
     spec = write_yaml(tmp_path, [{"type": "nonsense"}])
     assert "unknown reward type 'nonsense'" in refused(capsys, output, model, prompts_file, "--reward", spec)
     assert "no YAML file at 'none.yaml'" in refused(capsys, output, model, prompts_file, "--reward", "none.yaml")
