@@ -182,4 +182,4 @@ def _rows_of(
         Stored(rows, "prompt", "tools", of=lambda row: f"{row['prompt']}\0{row['tools'] or ''}"), len(rows)
     )
     value, about = value_of_words(prompts_of(rows), group, unique_ids(Stored(rows, "family"), len(rows)), rewards)
-    return scored_rows(rows, group, rewards, value, about, data.columns)
+    return scored_rows(rows, group, rewards, value, about, data.columns, chat=data.prompts == "chat")

@@ -339,6 +339,14 @@ def test_a_row_with_many_rewards_names_some_of_them(tmp_path: Path, rows_file: C
     assert found[24]["contradicts"] == "; ".join([*shown[:5], "and 14 more"])
 
 
+def test_an_export_has_the_texts_that_chat_asks_as_messages(tmp_path: Path, rows_file: Callable[..., str]) -> None:
+    rows, export = scored_rows(20), tmp_path / "a.jsonl"
+    options = ["data.prompts=chat", 'data.columns.prompt="Q: {prompt}"']
+    inspect(rows_file(rows), overrides=options, output=tmp_path / "a.html", export=export)
+    found = [json.loads(line)["prompt"] for line in export.read_text(encoding="utf-8").splitlines()]
+    assert found == [row["prompt"] for row in rows]
+
+
 def test_an_export_of_another_kind_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
     for name, said in (("a.txt", "ends in .txt"), ("a", "has no ending")):
         with pytest.raises(UserError, match=rf"--export .*{said}: name a file that ends in .csv or .jsonl or .parquet"):

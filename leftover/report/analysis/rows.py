@@ -1,6 +1,7 @@
 """Scored rows as arrays: from the table of a run, or from a data file, whose value is fitted on words."""
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,7 +73,8 @@ def rows_of_run(run: FinishedRun) -> ScoredRows | None:
         value = column(rows, "value")
     else:
         value, about_value = value_of_words(prompts_of(rows), group, column(rows, "family_id"), reward)
-    return scored_rows(rows, group, reward, value, about_value, columns, looked_at)
+    chat = run.recipe.data.prompts == "chat"
+    return scored_rows(rows, group, reward, value, about_value, columns, looked_at, chat)
 
 
 def _looked_at(rows: "Dataset", training: int) -> str:
@@ -93,17 +95,24 @@ def scored_rows(
     about_value: dict[str, Any],
     columns: ColumnsSection = _PLAIN,
     looked_at: str = "",
+    chat: bool = False,
 ) -> ScoredRows:
-    """The texts of stored rows as the user's own columns have them, with these numbers."""
+    """The texts of stored rows as the user's own columns have them, with these numbers. `chat`: of `data.prompts`."""
     completions = Stored(rows, "completion", of=lambda row: unfilled(columns.completion, row["completion"]))
     sources, where = (Stored(rows, name) for name in ("source", "where"))
-    prompts = prompts_of(rows, columns.prompt)
+    prompts = prompts_of(rows, columns.prompt, chat)
     return ScoredRows(prompts, completions, sources, where, reward, value, about_value, rows, group, columns, looked_at)
 
 
-def prompts_of(rows: "Dataset", template: str = "") -> Sequence[str]:
+def prompts_of(rows: "Dataset", template: str = "", chat: bool = False) -> Sequence[str]:
+    """The prompts as people read them. `chat`: a message of a user alone was a text, which is given back."""
+
     def text(row: dict[str, Any]) -> str:
-        return readable(row) if row["conversational"] else unfilled(template, row["prompt"])
+        if not row["conversational"]:
+            return unfilled(template, row["prompt"])
+        messages = json.loads(row["prompt"]) if chat else []
+        asked = len(messages) == 1 and messages[0]["role"] == "user"
+        return unfilled(template, messages[0]["content"]) if asked else readable(row)
 
     return Stored(rows, "prompt", "conversational", of=text)
 
