@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from leftover.data.checks import SPLITS
 from leftover.data.missing import documents_remedy
-from leftover.data.rows import text_hash
+from leftover.data.rows import as_prompt, text_hash
 from leftover.errors import UserError
 from leftover.recipe.data_section import DataSection
 
@@ -96,6 +96,16 @@ def _split_families(rows: Dataset, families: np.ndarray, data: DataSection, seed
     side[ranks < num_test + num_validation] = "validation"
     side[ranks < num_test] = "test"
     return side[families]
+
+
+def words_of(rows: Dataset) -> list[str]:
+    """The prompts as texts; of a conversation what was said, without the names of roles and fields around it."""
+    read = rows.select_columns(["prompt", "conversational"]).with_format("arrow")[:]
+    prompts = map(as_prompt, read["prompt"].to_pylist(), read["conversational"].to_pylist())
+    return [
+        prompt if isinstance(prompt, str) else " ".join(str(turn.get("content") or "") for turn in prompt)
+        for prompt in prompts
+    ]
 
 
 def count_near_duplicates(prompts: Sequence[str], splits: np.ndarray) -> int:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from leftover.data.checks import SPLITS
 from leftover.data.formats import check_files, data_files, read_rows
 from leftover.data.rows import ROWS_SCHEMA, check_rows, log_rows
-from leftover.data.splits import assign_splits, count_near_duplicates
+from leftover.data.splits import assign_splits, count_near_duplicates, words_of
 from leftover.data.tokenizer import texts_of, train_tokenizer
 from leftover.data.tokens import Limits, Tokenised, tokenise
 from leftover.errors import UserError
@@ -71,7 +71,7 @@ def split(run: Run) -> None:
         columns = assign_splits(rows, data, run.seed)
         # The first row of every prompt on either side; a user's own splits may cut through one.
         first = np.unique(2 * columns["group"] + (columns["split"] == "train"), return_index=True)[1]
-        near = count_near_duplicates(rows.select_columns(["prompt"]).select(first)["prompt"], columns["split"][first])
+        near = count_near_duplicates(words_of(rows.select(first)), columns["split"][first])
         counts = {name: int((columns["split"] == name).sum()) for name in SPLITS}
         run.note(split=counts | {"held_out_near_duplicates_of_train": near})
         shares = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from leftover.data.files import split_sentences
 from leftover.data.formats import read_rows
 from leftover.data.rows import Rejects, check_rows
-from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids
+from leftover.data.splits import assign_splits, count_near_duplicates, unique_ids, words_of
 from leftover.errors import UserError
 from leftover.prepare.rows import row_settings
 from leftover.recipe.data_section import DataSection
@@ -397,6 +398,15 @@ def test_held_out_prompts_that_nearly_repeat_a_training_prompt_are_counted():
     # One other word in the middle breaks three shingles: 15 shared of 21, 0.71.
     middle = " ".join([*words[:9], "other", *words[10:]])
     assert count_near_duplicates([prompts[0], middle], np.array(["train", "test"])) == 0
+
+
+def test_a_greeting_before_a_conversation_is_a_near_repeat_as_before_a_text():
+    asked = ["why does my orchid have drooping stems?", "Hello! why does my orchid have drooping stems?"]
+    said = [json.dumps([{"role": "user", "content": text}]) for text in asked]
+    for prompts, conversational in ((asked, False), (said, True)):
+        rows = Dataset.from_dict({"prompt": prompts, "conversational": [conversational] * 2})
+        assert words_of(rows) == asked
+        assert count_near_duplicates(words_of(rows), np.array(["train", "test"])) == 1
 
 
 def test_ids_count_texts_in_the_order_of_their_first_appearance():
